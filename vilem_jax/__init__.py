@@ -1,8 +1,8 @@
 """ViLEM: a dual encoder for image-text retrieval that learns detail by proofreading.
 
-A frozen BERT edits captions into plausible wrong ones; the first layers of the text tower,
-shown the picture, must find each wrong word and correct it. For retrieval the towers stay
-apart, so search costs what any dual encoder costs.
+A frozen BERT edits captions into plausible wrong ones; the first layers of the text
+tower, shown the picture, must find each wrong word and correct it. For retrieval the
+towers stay apart, so search costs what any dual encoder costs.
 
 Shape letters, used everywhere:
 
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str, *, weights: str = "online"):
-    """The trained model in `path` (a run's folder or an exported one); see `api.Model`."""
+    """The trained model in the folder `path` (a run or an export): an `api.Model`."""
     from vilem_jax import api
 
     return api.load(path, weights=weights)
