@@ -1,0 +1,48 @@
+"""The masked-language model that edits captions, and that `task="editor"` trains."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vilem_jax.config import ComputeConfig, TextConfig
+from vilem_jax.models import layers
+from vilem_jax.models.text import TextTower
+
+
+class MaskedLanguageModel(nnx.Module):
+    """BertForMaskedLM: a BERT and the head that names the masked word."""
+
+    def __init__(self, config: TextConfig, compute: ComputeConfig, *, rngs):
+        self.text = TextTower(config, compute, rngs=rngs)
+        self.transform = layers.Transform(
+            config.width, config.layer_norm_eps, config.activation, compute, rngs=rngs
+        )
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+        self.compute = compute
+
+    def logits_at(
+        self, tokens: jax.Array, is_token: jax.Array, places: jax.Array, *, keys=None
+    ) -> jax.Array:
+        """Scores of every word at the places, float32 [B, K, V].
+
+        Args:
+          tokens: int32 [B, L], [MASK] at the places.
+          is_token: bool [B, L], False at padding.
+          places: int32 [B, K], positions to fill.
+          keys: dropout keys [B], or None.
+        """
+        hidden = self.text.embed(tokens, keys=keys)
+        hidden = self._hidden_at(hidden, is_token, places, keys)
+        words = self.text.embedding.words[...]
+        return layers.word_logits(self.transform(hidden), words, self.bias[...])
+
+    def _hidden_at(self, hidden, is_token, places, keys):
+        """The last layer at the places alone, where `editor_at_places` says so."""
+        last = len(self.text.layers) - 1
+        if not self.compute.editor_at_places:
+            hidden = self.text.run(hidden, is_token, keys=keys)
+            return layers.at_places(hidden, places)
+        hidden = self.text.run(hidden, is_token, stop=last, keys=keys)
+        return self.text.layers[last](
+            hidden, is_token, places=places, keys=layers.fold_in(keys, last)
+        )

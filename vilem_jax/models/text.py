@@ -1,0 +1,199 @@
+"""The text tower: a BERT whose first layers can look at a picture.
+
+`encode` runs all layers on the clean caption. For proofreading, the first M_1 run on the
+edited one, with the image added to the words (global) or by cross-attention (local).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vilem_jax.config import ComputeConfig, TextConfig
+from vilem_jax.models import layers
+
+EMBEDDING_SITE = 1000  # of dropout, beside the layers' numbers
+
+
+class Attention(nnx.Module):
+    """Attention with its residual and LayerNorm, BERT's post-norm order."""
+
+    def __init__(self, config: TextConfig, context_width, compute, *, rngs):
+        width = config.width
+        self.query = layers.linear(width, width, compute, rngs)
+        self.key = layers.linear(context_width, width, compute, rngs)
+        self.value = layers.linear(context_width, width, compute, rngs)
+        self.output = layers.linear(width, width, compute, rngs)
+        self.norm = layers.layer_norm(width, config.layer_norm_eps, compute, rngs)
+        self.num_heads, self.dropout_rate = config.num_heads, config.dropout_rate
+
+    def __call__(self, hidden, context, *, context_here=None, keys=None):
+        """hidden [B, L, W] asks context [B, S, W']; False in context_here is hidden."""
+        query, key, value = (
+            layers.split_heads(part, self.num_heads)
+            for part in (self.query(hidden), self.key(context), self.value(context))
+        )
+        mixed = layers.masked_attention(
+            query,
+            key,
+            value,
+            key_here=context_here,
+            dropout_keys=layers.fold_in(keys, 0),
+            dropout_rate=self.dropout_rate,
+        )
+        mixed = self.output(layers.merge_heads(mixed))
+        mixed = layers.dropout(mixed, layers.fold_in(keys, 1), self.dropout_rate)
+        return self.norm(hidden + mixed)
+
+
+class TextLayer(nnx.Module):
+    """Self-attention, cross-attention where there is one and patches come, MLP."""
+
+    def __init__(self, config: TextConfig, image_width, compute, *, rngs):
+        self.attention = Attention(config, config.width, compute, rngs=rngs)
+        self.cross_attention = (
+            None
+            if image_width is None
+            else Attention(config, image_width, compute, rngs=rngs)
+        )
+        self.mlp = layers.MLP(
+            config.width, config.mlp_width, config.activation, compute, rngs=rngs
+        )
+        self.norm = layers.layer_norm(
+            config.width, config.layer_norm_eps, compute, rngs
+        )
+        self.dropout_rate = config.dropout_rate
+
+    def __call__(self, hidden, is_token, *, patches=None, places=None, keys=None):
+        """One layer.
+
+        Args:
+          hidden: [B, L, W].
+          is_token: bool [B, L], False at padding.
+          patches: [B, P, W'] to look at, or None: cross-attention off.
+          places: int32 [B, K]: compute these positions alone, [B, K, W].
+          keys: dropout keys [B], or None.
+        """
+        context = hidden
+        if places is not None:
+            hidden = layers.at_places(hidden, places)
+        hidden = self.attention(
+            hidden, context, context_here=is_token, keys=layers.fold_in(keys, 0)
+        )
+        if patches is not None:
+            hidden = self.cross_attention(hidden, patches, keys=layers.fold_in(keys, 1))
+        expanded = layers.dropout(
+            self.mlp(hidden), layers.fold_in(keys, 2), self.dropout_rate
+        )
+        return self.norm(hidden + expanded)
+
+
+class TextEmbedding(nnx.Module):
+    """Words, positions and token type 0, then LayerNorm and dropout."""
+
+    def __init__(self, config: TextConfig, compute: ComputeConfig, *, rngs):
+        def table(rows):
+            return nnx.Param(layers.NORMAL_INIT(rngs.params(), (rows, config.width)))
+
+        self.words = table(config.vocab_size)
+        self.positions = table(config.max_positions)
+        self.token_types = table(config.num_token_types)
+        self.norm = layers.layer_norm(
+            config.width, config.layer_norm_eps, compute, rngs
+        )
+        self.dropout_rate = config.dropout_rate
+
+    def __call__(self, tokens, *, keys=None):
+        """int32 [B, L] -> [B, L, W]; a ValueError if L exceeds the position table."""
+        length, limit = tokens.shape[1], self.positions[...].shape[0]
+        if length > limit:
+            raise ValueError(f"{length} tokens a text, but only {limit} positions")
+        summed = (
+            self.words[...][tokens]
+            + self.positions[...][None, :length]
+            + self.token_types[...][None, :1]
+        )
+        return layers.dropout(self.norm(summed), keys, self.dropout_rate)
+
+
+class TextTower(nnx.Module):
+    """BERT without a pooler; the first `num_cross_layers` can look at a picture."""
+
+    def __init__(
+        self,
+        config: TextConfig,
+        compute: ComputeConfig,
+        *,
+        num_cross_layers: int = 0,
+        image_width: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.embedding = TextEmbedding(config, compute, rngs=rngs)
+        self.layers = nnx.List(
+            TextLayer(
+                config,
+                image_width if number < num_cross_layers else None,
+                compute,
+                rngs=rngs,
+            )
+            for number in range(config.num_layers)
+        )
+        self.config, self.compute = config, compute
+
+    def embed(self, tokens, *, image_global=None, keys=None):
+        """Embedded words [B, L, W], each with the picture's feature [B, W] added."""
+        hidden = self.embedding(tokens, keys=layers.fold_in(keys, EMBEDDING_SITE))
+        if image_global is None:
+            return hidden
+        return hidden + image_global.astype(hidden.dtype)[:, None, :]
+
+    def run(
+        self,
+        hidden: jax.Array,
+        is_token: jax.Array,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        image_levels: Sequence[jax.Array] | None = None,
+        cls_only: bool = False,
+        keys: jax.Array | None = None,
+    ) -> jax.Array:
+        """Layers start..stop (0-based, stop excluded) on hidden [B, L, W].
+
+        Args:
+          is_token: bool [B, L], False at padding.
+          image_levels: per layer [B, P, W'], what its cross-attention looks at; None
+            turns cross-attention off.
+          cls_only: the last of these layers computes [CLS] alone: [B, 1, W].
+          keys: dropout keys [B]; None turns dropout off.
+        """
+        stop = len(self.layers) if stop is None else stop
+        class_place = jnp.zeros((hidden.shape[0], 1), jnp.int32)
+        for number in range(start, stop):
+            run = _layer_runner(
+                self.layers[number],
+                None if image_levels is None else image_levels[number],
+                class_place if cls_only and number == stop - 1 else None,
+                self.compute.recompute,
+            )
+            hidden = run(hidden, is_token, layers.fold_in(keys, number))
+        return hidden
+
+    def encode(self, tokens, is_token, *, keys=None) -> jax.Array:
+        """All layers without cross-attention: [CLS] of the last layer, [B, W]."""
+        hidden = self.embed(tokens, keys=keys)
+        cls_only = self.compute.cls_only_last_layer
+        return self.run(hidden, is_token, cls_only=cls_only, keys=keys)[:, 0]
+
+
+def _layer_runner(layer, patches, places, recompute: bool):
+    def run(hidden, is_token, keys):
+        return layer(hidden, is_token, patches=patches, places=places, keys=keys)
+
+    return jax.checkpoint(run) if recompute else run
+
+
+def is_real_token(tokens: jax.Array, pad_id: int) -> jax.Array:
+    """bool [B, L]: everything but padding, [CLS] and [SEP] included."""
+    return jnp.not_equal(tokens, pad_id)

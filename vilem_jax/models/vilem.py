@@ -1,0 +1,178 @@
+"""ViLEM: two towers, their projections, the proofreading heads and the temperature."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vilem_jax.config import ComputeConfig, ModelConfig
+from vilem_jax.models import layers
+from vilem_jax.models.text import TextTower
+from vilem_jax.models.vision import ImageFeatures, VisionTower
+
+
+def level_of_layer(config: ModelConfig) -> tuple[int, ...]:
+    """Eq. (11): the 1-based ViT block that each of the M_1 layers looks at.
+
+    l_m = floor(N / M_1) (m - 1) + 1 for m = 1 .. M_1; with `levels="last"` all look at
+    the last block (Table 7 D).
+    """
+    depth, m1 = config.vision.num_layers, config.num_proofread_layers
+    if config.levels == "last":
+        return (depth,) * m1
+    return tuple(depth // m1 * m + 1 for m in range(m1))
+
+
+class ProofreadLogits(NamedTuple):
+    detect: jax.Array  # [B, L, 2] float32; class 1 is "original", the paper's 1
+    correct: jax.Array  # [B, K, V] float32
+
+
+class ProofreadHead(nnx.Module):
+    """Is each word the original, and which word belongs at the edited places."""
+
+    def __init__(self, config, compute, *, rngs):
+        shape = (config.width, config.layer_norm_eps, config.activation, compute)
+        self.detect_transform = layers.Transform(*shape, rngs=rngs)
+        self.detect = layers.linear(config.width, 2, compute, rngs)
+        self.correct_transform = layers.Transform(*shape, rngs=rngs)
+        self.correct_bias = nnx.Param(jnp.zeros(config.vocab_size))
+
+    def __call__(self, hidden, places, word_embedding) -> ProofreadLogits:
+        """hidden [B, L, W]; words are scored at places [B, K] only."""
+        detect = self.detect(self.detect_transform(hidden)).astype(jnp.float32)
+        chosen = self.correct_transform(layers.at_places(hidden, places))
+        bias = self.correct_bias[...]
+        return ProofreadLogits(detect, layers.word_logits(chosen, word_embedding, bias))
+
+
+class ViLEM(nnx.Module):
+    """The trained network. Arrays in, arrays out; no loss and no state of training."""
+
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, *, rngs):
+        vision, text = config.vision, config.text
+        self.vision = VisionTower(vision, compute, rngs=rngs)
+        self.text = TextTower(
+            text,
+            compute,
+            num_cross_layers=config.num_proofread_layers,
+            image_width=vision.width,
+            rngs=rngs,
+        )
+        embedding = config.embedding_width
+        self.image_projection = layers.linear(vision.width, embedding, compute, rngs)
+        self.text_projection = layers.linear(text.width, embedding, compute, rngs)
+        self.local_head = ProofreadHead(text, compute, rngs=rngs)
+        self.global_head = (
+            None
+            if config.heads == "shared"
+            else ProofreadHead(text, compute, rngs=rngs)
+        )
+        self.global_map = (
+            None
+            if vision.width == text.width
+            else layers.linear(vision.width, text.width, compute, rngs)
+        )
+        self.temperature = nnx.Param(jnp.asarray(config.initial_temperature))
+        self.config, self.compute = config, compute
+
+    def see(self, pixels: jax.Array, *, with_levels: bool = True) -> ImageFeatures:
+        """One ViT pass that serves all losses; pixels [B, R, R, 3], normalised."""
+        wanted = level_of_layer(self.config) if with_levels else ()
+        return self.vision(pixels, levels=wanted)
+
+    def project_image(self, features: ImageFeatures) -> jax.Array:
+        """z^v: float32 [B, E], unit rows."""
+        return unit_rows(self.image_projection(features.class_feature))
+
+    def project_text(self, class_feature: jax.Array) -> jax.Array:
+        """z^t: [B, W] -> float32 [B, E], unit rows."""
+        return unit_rows(self.text_projection(class_feature))
+
+    def encode_image(self, pixels: jax.Array) -> jax.Array:
+        """Pixels [B, R, R, 3] -> float32 [B, E], unit rows."""
+        return self.project_image(self.see(pixels, with_levels=False))
+
+    def encode_text(self, tokens, is_token, *, keys=None) -> jax.Array:
+        """int32 [B, L], bool [B, L] -> float32 [B, E], unit rows."""
+        return self.project_text(self.text.encode(tokens, is_token, keys=keys))
+
+    def image_global(self, features: ImageFeatures) -> jax.Array:
+        """h^v as it is added to the words: [B, W] in the text tower's width."""
+        is_normed = self.config.global_feature == "normed"
+        feature = features.class_feature if is_normed else features.raw_class_feature
+        return feature if self.global_map is None else self.global_map(feature)
+
+    def proofread_local(self, tokens, is_token, image_levels, *, keys=None):
+        """The first M_1 layers with cross-attention on: edited words -> [B, L, W]."""
+        return self.text.run(
+            self.text.embed(tokens, keys=keys),
+            is_token,
+            stop=self.config.num_proofread_layers,
+            image_levels=image_levels,
+            keys=keys,
+        )
+
+    def proofread_global(self, tokens, is_token, image_global, *, keys=None):
+        """The first M_1 layers with h^v [B, W] added to each word -> [B, L, W]."""
+        return self.text.run(
+            self.text.embed(tokens, image_global=image_global, keys=keys),
+            is_token,
+            stop=self.config.num_proofread_layers,
+            keys=keys,
+        )
+
+    def encode_and_proofread_global(
+        self, tokens, edited_tokens, is_token, image_global, *, keys=(None, None)
+    ) -> tuple[jax.Array, jax.Array]:
+        """`encode_text(tokens)` and `proofread_global(edited)` in one pass of 2B rows.
+
+        Both run the first M_1 layers without cross-attention. Stacking along a new axis
+        keeps the two rows of a sample on its device; concatenating would move them.
+
+        Returns:
+          text_embedding [B, E], and the proofread words [B, L, W].
+        """
+        m1 = self.config.num_proofread_layers
+        clean_keys, global_keys = keys
+        embedded = (
+            self.text.embed(tokens, keys=clean_keys),
+            self.text.embed(edited_tokens, image_global=image_global, keys=global_keys),
+        )
+        both_keys = None if clean_keys is None else _interleave(clean_keys, global_keys)
+        hidden = self.text.run(
+            _interleave(*embedded),
+            _interleave(is_token, is_token),
+            stop=m1,
+            keys=both_keys,
+        )
+        clean, proofread = hidden[0::2], hidden[1::2]
+        if m1 < self.config.text.num_layers:
+            clean = self.text.run(
+                clean,
+                is_token,
+                start=m1,
+                cls_only=self.compute.cls_only_last_layer,
+                keys=clean_keys,
+            )
+        return self.project_text(clean[:, 0]), proofread
+
+    def local_logits(self, hidden: jax.Array, places: jax.Array) -> ProofreadLogits:
+        return self.local_head(hidden, places, self.text.embedding.words[...])
+
+    def global_logits(self, hidden: jax.Array, places: jax.Array) -> ProofreadLogits:
+        head = self.local_head if self.global_head is None else self.global_head
+        return head(hidden, places, self.text.embedding.words[...])
+
+
+def unit_rows(values: jax.Array) -> jax.Array:
+    """float32 [B, E] with rows of length 1; a zero row stays zero, with no NaN."""
+    values = values.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(values), axis=-1, keepdims=True)
+    return values * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+
+
+def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
+    """[B, ...] twice -> [2B, ...], the two rows of a sample side by side."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])

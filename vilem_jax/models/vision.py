@@ -1,0 +1,127 @@
+"""The image tower: a pre-norm ViT that hands out the patches of chosen layers."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vilem_jax.config import ComputeConfig, VisionConfig
+from vilem_jax.models import layers
+
+
+class ImageFeatures(NamedTuple):
+    """What the text side and the losses read of a picture."""
+
+    class_feature: jax.Array  # [B, W], [CLS] after the final LayerNorm
+    raw_class_feature: jax.Array  # [B, W], before it
+    levels: tuple[jax.Array, ...]  # per asked level [B, P, W], patches without [CLS]
+
+
+class VisionBlock(nnx.Module):
+    """x + attention(LN(x)), then x + MLP(LN(x))."""
+
+    def __init__(self, config: VisionConfig, compute: ComputeConfig, *, rngs):
+        width, eps = config.width, config.layer_norm_eps
+        self.attention_norm = layers.layer_norm(width, eps, compute, rngs)
+        self.query = layers.linear(width, width, compute, rngs)
+        self.key = layers.linear(width, width, compute, rngs)
+        self.value = layers.linear(width, width, compute, rngs)
+        self.output = layers.linear(width, width, compute, rngs)
+        self.mlp_norm = layers.layer_norm(width, eps, compute, rngs)
+        self.mlp = layers.MLP(
+            width, config.mlp_width, config.activation, compute, rngs=rngs
+        )
+        self.num_heads = config.num_heads
+        self.implementation = compute.attention
+
+    def __call__(self, hidden: jax.Array, *, cls_only: bool = False) -> jax.Array:
+        """[B, P + 1, W] -> the same, or [B, 1, W] with `cls_only`."""
+        normed = self.attention_norm(hidden)
+        if cls_only:
+            hidden, asking = hidden[:, :1], normed[:, :1]
+        else:
+            asking = normed
+        query, key, value = (
+            layers.split_heads(part, self.num_heads)
+            for part in (self.query(asking), self.key(normed), self.value(normed))
+        )
+        # cuDNN's kernel wants a full query; one [CLS] row is cheap in any.
+        implementation = "xla" if cls_only else self.implementation
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, implementation=implementation
+        )
+        hidden = hidden + self.output(layers.merge_heads(mixed))
+        return hidden + self.mlp(self.mlp_norm(hidden))
+
+
+class VisionTower(nnx.Module):
+    """ViT: pixels -> [CLS] feature and the patches of the asked levels."""
+
+    def __init__(self, config: VisionConfig, compute: ComputeConfig, *, rngs):
+        width = config.width
+        self.patch_embedding = layers.linear(
+            3 * config.patch_size**2, width, compute, rngs
+        )
+        self.class_token = nnx.Param(layers.NORMAL_INIT(rngs.params(), (width,)))
+        self.position_embedding = nnx.Param(
+            layers.NORMAL_INIT(rngs.params(), (config.num_patches + 1, width))
+        )
+        self.blocks = nnx.List(
+            VisionBlock(config, compute, rngs=rngs) for _ in range(config.num_layers)
+        )
+        self.norm = layers.layer_norm(width, config.layer_norm_eps, compute, rngs)
+        self.config, self.compute = config, compute
+
+    def __call__(
+        self, pixels: jax.Array, *, levels: tuple[int, ...] = ()
+    ) -> ImageFeatures:
+        """Runs all blocks.
+
+        Args:
+          pixels: [B, R, R, 3], normalised.
+          levels: 1-based block numbers, ascending, whose patches are returned.
+
+        Raises:
+          ValueError: pixels of another side than the config's.
+        """
+        hidden = self._embed(pixels)
+        patches = {}
+        last = self.config.num_layers
+        for number, block in enumerate(self.blocks, start=1):
+            # The losses read nothing but [CLS] of the last block, unless it is a level.
+            cls_only = (
+                self.compute.cls_only_last_layer
+                and number == last
+                and last not in levels
+            )
+            run = _block_runner(block, cls_only, self.compute.recompute)
+            hidden = run(hidden)
+            if number in levels:
+                patches[number] = hidden[:, 1:]
+        raw = hidden[:, 0]
+        return ImageFeatures(self.norm(raw), raw, tuple(patches[n] for n in levels))
+
+    def _embed(self, pixels: jax.Array) -> jax.Array:
+        """[B, R, R, 3] -> [B, P + 1, W]: patches row by row, after [CLS]."""
+        side, patch = self.config.image_size, self.config.patch_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
+            raise ValueError(
+                f"pixels must be [B, {side}, {side}, 3], not {pixels.shape}"
+            )
+        grid = side // patch
+        batch = pixels.shape[0]
+        patches = pixels.reshape(batch, grid, patch, grid, patch, 3)
+        patches = patches.swapaxes(2, 3).reshape(batch, grid * grid, -1)
+        embedded = self.patch_embedding(patches)
+        class_token = self.class_token[...].astype(embedded.dtype)
+        class_token = jnp.broadcast_to(class_token, (batch, 1, embedded.shape[-1]))
+        hidden = jnp.concatenate([class_token, embedded], axis=1)
+        return hidden + self.position_embedding[...].astype(hidden.dtype)[None]
+
+
+def _block_runner(block, cls_only: bool, recompute: bool):
+    def run(hidden):
+        return block(hidden, cls_only=cls_only)
+
+    return jax.checkpoint(run) if recompute else run

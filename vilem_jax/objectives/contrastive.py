@@ -1,0 +1,112 @@
+"""Image-text contrast against momentum keys: Eqs. (1)-(5), and the queues."""
+
+import jax
+import jax.numpy as jnp
+
+NEVER = -1e30  # finite, so that no gradient becomes NaN; exp() of it is exactly 0
+
+
+def momentum_update(momentum_params, params, momentum: float):
+    """Eqs. (1), (2): theta^ = m theta^ + (1 - m) theta, over the whole tree.
+
+    A momentum of 1 keeps the old, 0 copies the new.
+    """
+    return jax.tree.map(
+        lambda slow, fast: momentum * slow + (1.0 - momentum) * fast,
+        momentum_params,
+        params,
+    )
+
+
+def info_nce(
+    embedding: jax.Array,
+    keys: jax.Array,
+    queue: jax.Array,
+    temperature: jax.Array,
+    *,
+    row: jax.Array,
+    queue_count: jax.Array,
+    num_groups: int = 1,
+    own_keys: jax.Array | None = None,
+    soft_weight: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Eq. (3) or (4) for each sample, in nats: its own key must win against all others.
+
+    Two log-sum-exps, over the batch and over the queue, make one denominator; the
+    logits are never concatenated.
+
+    Args:
+      embedding: [b, E], unit rows of one modality; a part of the batch or all of it.
+      keys: [B, E], unit momentum keys of the other modality, the whole global batch.
+      queue: [Q, E], keys of earlier steps, newest first; Q may be 0.
+      temperature: scalar tau.
+      row: int32 [b], the row of `keys` that is each sample's positive.
+      queue_count: int32 scalar, how many queue rows are valid.
+      num_groups: with more than one, the batch falls into so many contiguous groups
+        and only keys of the sample's own group compete (negatives="device").
+      own_keys: [B, E], momentum keys of the embedding's own modality, for soft targets.
+      soft_weight: alpha; the target is (1 - alpha) one-hot + alpha softmax(own key's
+        similarities), as in ALBEF. 0 is Eq. (3) as printed.
+
+    Returns:
+      [b]. Gradients flow into `embedding` and `temperature`, never into keys or queue.
+    """
+    keys, queue = jax.lax.stop_gradient((keys, queue))
+    batch_mask = _same_group(row, keys.shape[0], num_groups)
+    queue_mask = (jnp.arange(queue.shape[0]) < queue_count)[None]
+    batch_logits, queue_logits, total = _scores(
+        embedding, keys, queue, temperature, batch_mask, queue_mask
+    )
+    positive = jnp.take_along_axis(batch_logits, row[:, None], axis=1)[:, 0]
+    hard = total - positive
+    if own_keys is None:
+        return hard
+    asking = jax.lax.stop_gradient(own_keys)[row]
+    soft_batch, soft_queue, soft_total = jax.lax.stop_gradient(
+        _scores(asking, keys, queue, temperature, batch_mask, queue_mask)
+    )
+    # Cross-entropy with the soft targets: total - sum_j p_j logit_j.
+    expected = _expectation(soft_batch, soft_total, batch_logits, batch_mask)
+    expected += _expectation(soft_queue, soft_total, queue_logits, queue_mask)
+    return (1.0 - soft_weight) * hard + soft_weight * (total - expected)
+
+
+def enqueue(queue: jax.Array, keys: jax.Array) -> jax.Array:
+    """The newest keys first, the oldest dropped; any batch size: [Q, E]."""
+    newest_first = jnp.concatenate([keys.astype(queue.dtype), queue])
+    return newest_first[: queue.shape[0]]
+
+
+def _same_group(row, batch_size, num_groups):
+    """bool [b, B]: which keys of the batch compete for the sample in `row`."""
+    group_size = batch_size // num_groups
+    mine, theirs = row // group_size, jnp.arange(batch_size) // group_size
+    return mine[:, None] == theirs[None]
+
+
+def _scores(embedding, keys, queue, temperature, batch_mask, queue_mask):
+    """Logits [b, B] and [b, Q] and their joint log-sum-exp [b], all float32."""
+    batch_logits = _similarity(embedding, keys) / temperature
+    batch_logits = jnp.where(batch_mask, batch_logits, NEVER)
+    total = jax.nn.logsumexp(batch_logits, axis=1)
+    if queue.shape[0] == 0:
+        return batch_logits, jnp.zeros((embedding.shape[0], 0)), total
+    queue_logits = _similarity(embedding, queue) / temperature
+    queue_logits = jnp.where(queue_mask, queue_logits, NEVER)
+    queue_total = jax.nn.logsumexp(queue_logits, axis=1)
+    return batch_logits, queue_logits, jnp.logaddexp(total, queue_total)
+
+
+def _similarity(embedding, keys):
+    """float32 [b, K], whatever the towers computed in; tau would magnify rounding."""
+    return jnp.einsum(
+        "be,ke->bk",
+        embedding.astype(jnp.float32),
+        keys.astype(jnp.float32),
+    )
+
+
+def _expectation(target_logits, target_total, logits, mask):
+    """sum_j exp(target_logit_j - total) logit_j over the columns in `mask`: [b]."""
+    probability = jnp.exp(target_logits - target_total[:, None])
+    return jnp.sum(jnp.where(mask, probability * logits, 0.0), axis=1)

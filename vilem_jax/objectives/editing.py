@@ -1,0 +1,140 @@
+"""Knowledge-based text edition, Sec. 3.2.1: where to edit, with what, and the labels.
+
+The masked-language model itself is in `models/editor.py`; here are the choices around
+it, as pure functions of per-sample keys.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vilem_jax.config import EditorConfig
+
+IGNORE = -1  # the label of a place without a loss; the paper's "none"
+NEVER = -1e30
+
+
+class Edits(NamedTuple):
+    """Edited captions; the same edits as a mask and in fixed shape."""
+
+    tokens: jax.Array  # int32 [B, L], t^edit
+    edit_here: jax.Array  # bool [B, L], e_i
+    places: jax.Array  # int32 [B, K], the edited positions first
+    is_edit: jax.Array  # bool [B, K], False where a caption has fewer than K edits
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class WordTables:
+    """What the edits know of the vocabulary, as arrays."""
+
+    is_word: jax.Array  # bool [V]: not special, [UNK], unused or punctuation
+    is_piece: jax.Array  # bool [V]: continues a word ("##ing")
+
+
+class Places(NamedTuple):
+    places: jax.Array  # int32 [B, K]
+    is_edit: jax.Array  # bool [B, K]
+
+
+def choose_places(keys: jax.Array, is_word: jax.Array, config: EditorConfig) -> Places:
+    """Bernoulli(edit_rate) for each word; at least min_edits and at most K of them.
+
+    One uniform number a position decides all three: positions below the rate are
+    chosen; the smallest numbers come first, so that cutting at K, or raising to
+    min_edits, keeps a random subset.
+
+    Args:
+      keys: typed keys [B].
+      is_word: bool [B, L], the positions that may be edited.
+    """
+    length = is_word.shape[1]
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
+    uniform = jnp.where(is_word, uniform, 2.0)
+    num_words = is_word.sum(axis=1)
+    num_edits = jnp.sum(uniform < config.edit_rate, axis=1)
+    num_edits = jnp.maximum(num_edits, jnp.minimum(config.min_edits, num_words))
+    max_edits = min(config.max_edits, length)
+    places = jnp.argsort(uniform, axis=1)[:, :max_edits].astype(jnp.int32)
+    is_edit = jnp.arange(max_edits)[None, :] < num_edits[:, None]
+    return Places(places, is_edit)
+
+
+def candidate_logits(
+    logits: jax.Array, original: jax.Array, tables: WordTables, config: EditorConfig
+) -> jax.Array:
+    """Logits with everything that may not be sampled at NEVER.
+
+    Args:
+      logits: float32 [B, K, V], the editor's.
+      original: int32 [B, K], the words that stood there, never to be sampled.
+
+    Returns:
+      [B, K, V]; words only, and pieces for pieces where `keep_pieces`.
+    """
+    vocabulary = jnp.arange(logits.shape[-1])
+    allowed = tables.is_word[None, None, :]
+    allowed = allowed & (vocabulary[None, None, :] != original[..., None])
+    if config.keep_pieces:
+        was_piece = tables.is_piece[original]
+        allowed = allowed & (tables.is_piece[None, None, :] == was_piece[..., None])
+    if config.sampling == "vocabulary":
+        logits = jnp.zeros_like(logits)
+    return jnp.where(allowed, logits, NEVER)
+
+
+def sample_words(
+    keys: jax.Array, logits: jax.Array, config: EditorConfig
+) -> tuple[jax.Array, jax.Array]:
+    """A wrong word for each place, among the top candidates.
+
+    Args:
+      keys: typed keys [B].
+      logits: [B, K, V] from `candidate_logits`.
+
+    Returns:
+      words int32 [B, K], and has_candidate bool [B, K]: False where nothing is allowed.
+    """
+    num = logits.shape[-1]
+    if config.sampling != "vocabulary":  # a random word has no top
+        num = min(config.num_candidates, num)
+    top, words = jax.lax.top_k(logits, num)  # [B, K, num]
+    gumbel = jax.vmap(lambda key: jax.random.gumbel(key, top.shape[1:]))(keys)
+    is_allowed = top > NEVER / 2
+    score = top if config.sampling == "likely" else jnp.zeros_like(top)
+    drawn = jnp.argmax(jnp.where(is_allowed, score + gumbel, NEVER), axis=-1)
+    chosen = jnp.take_along_axis(words, drawn[..., None], axis=-1)[..., 0]
+    return chosen.astype(jnp.int32), is_allowed.any(axis=-1)
+
+
+def apply_edits(tokens: jax.Array, chosen: Places, words: jax.Array) -> Edits:
+    """Puts `words` [B, K] at the chosen places of `tokens` [B, L]."""
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    original = jnp.take_along_axis(tokens, chosen.places, axis=1)
+    new = jnp.where(chosen.is_edit, words, original)
+    # Places are all different, so no write meets another.
+    edited = tokens.at[rows, chosen.places].set(new, unique_indices=True)
+    edit_here = jnp.zeros(tokens.shape, bool)
+    edit_here = edit_here.at[rows, chosen.places].set(
+        chosen.is_edit, unique_indices=True
+    )
+    return Edits(edited, edit_here, chosen.places, chosen.is_edit)
+
+
+def mask_places(tokens: jax.Array, chosen: Places, mask_id: int) -> jax.Array:
+    """t^mask: [MASK] at every chosen place, int32 [B, L]."""
+    masks = jnp.full(chosen.places.shape, mask_id, tokens.dtype)
+    return apply_edits(tokens, chosen, masks).tokens
+
+
+def detection_labels(edits: Edits) -> jax.Array:
+    """Eq. (6): `is_original`, bool [B, L]; False (the paper's 0) where edited."""
+    return ~edits.edit_here
+
+
+def correction_labels(tokens: jax.Array, edits: Edits) -> jax.Array:
+    """Eq. (7): the original word at each place, IGNORE where nothing was edited."""
+    original = jnp.take_along_axis(tokens, edits.places, axis=1)
+    return jnp.where(edits.is_edit, original, IGNORE)

@@ -1,0 +1,83 @@
+"""Error detection and correction: Eqs. (8)-(12).
+
+Each function returns sums over its samples, so that parts of a batch can be added and
+divided once by whole-batch counts: microbatches are then exact.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vilem_jax.objectives.editing import IGNORE
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label] in nats; logits [..., C], int labels [...]."""
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def detection_sum(
+    logits: jax.Array, is_original: jax.Array, is_word: jax.Array, reduction: str
+) -> jax.Array:
+    """Eq. (8) before its mean over texts: every word is judged right or wrong.
+
+    Args:
+      logits: [B, L, 2]; class 1 is "original".
+      is_original: bool [B, L], Eq. (6).
+      is_word: bool [B, L]: special tokens, padding and punctuation are not judged.
+      reduction: "sum" over a text's words (Eq. 8); "per_edit": that sum divided by the
+        text's number of edits; "mean": summed here too, the caller divides by words.
+
+    Returns:
+      scalar, nats; 0 where there is no word.
+    """
+    each = cross_entropy(logits, is_original.astype(jnp.int32))
+    per_text = jnp.sum(jnp.where(is_word, each, 0.0), axis=1)
+    if reduction == "per_edit":
+        num_edits = jnp.sum(~is_original & is_word, axis=1)
+        per_text = per_text / jnp.maximum(num_edits, 1)
+    return jnp.sum(per_text)
+
+
+def correction_sum(logits: jax.Array, correction: jax.Array) -> jax.Array:
+    """Eq. (9) before its mean: the original word must win at each edited place.
+
+    Args:
+      logits: [B, K, V].
+      correction: int32 [B, K], Eq. (7); IGNORE has no loss.
+
+    Returns:
+      scalar, nats; 0 where nothing was edited.
+    """
+    is_edit = correction != IGNORE
+    each = cross_entropy(logits, jnp.where(is_edit, correction, 0))
+    return jnp.sum(jnp.where(is_edit, each, 0.0))
+
+
+def detection_counts(
+    logits: jax.Array, is_original: jax.Array, is_word: jax.Array
+) -> dict[str, jax.Array]:
+    """Counts for precision and recall, "wrong" being the positive class.
+
+    A word is called wrong where P(original) < 0.5.
+    """
+    says_wrong = (logits[..., 0] > logits[..., 1]) & is_word
+    is_wrong = ~is_original & is_word
+    return {
+        "found": jnp.sum(says_wrong & is_wrong),
+        "said": jnp.sum(says_wrong),
+        "wrong": jnp.sum(is_wrong),
+    }
+
+
+def correction_hits(
+    logits: jax.Array, correction: jax.Array, *, top: int = 1
+) -> jax.Array:
+    """At how many edited places the original word is among the `top` best."""
+    is_edit = correction != IGNORE
+    label = jnp.where(is_edit, correction, 0)[..., None]
+    score = jnp.take_along_axis(logits, label, axis=-1)
+    # Ties count against the model.
+    rank = jnp.sum(logits >= score, axis=-1)
+    return jnp.sum(is_edit & (rank <= top))
