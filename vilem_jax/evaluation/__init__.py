@@ -1,0 +1,1 @@
+"""Benchmarks: arrays and data sources in, a dict of figures out."""

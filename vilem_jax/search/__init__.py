@@ -1,0 +1,1 @@
+"""Index and query a folder of one's own pictures."""
