@@ -32,6 +32,7 @@ class WordTables:
 
     is_word: jax.Array  # bool [V]: not special, [UNK], unused or punctuation
     is_piece: jax.Array  # bool [V]: continues a word ("##ing")
+    is_side: jax.Array  # bool [V]: "left" or "right", which a flip contradicts
 
 
 class Places(NamedTuple):

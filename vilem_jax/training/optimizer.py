@@ -1,0 +1,69 @@
+"""The learning-rate schedule, AdamW, and which parameters decay."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vilem_jax.config import OptimizerConfig
+
+
+def make_schedule(
+    config: OptimizerConfig, num_steps: int, steps_per_epoch: int = 0
+) -> Callable[[jax.Array], jax.Array]:
+    """step (0-based) -> learning rate: linear warm-up, then a cosine to the final rate.
+
+    Step s < warmup_steps gets learning_rate (s + 1) / warmup_steps, so that no step is
+    spent at 0. With decay_per="epoch" the cosine moves at the start of each epoch.
+    """
+    warmup = config.warmup_steps
+    span = max(num_steps - warmup, 1)
+
+    def learning_rate(step: jax.Array) -> jax.Array:
+        since = step - warmup
+        if config.decay_per == "epoch" and steps_per_epoch:
+            since = step // steps_per_epoch * steps_per_epoch - warmup
+        progress = jnp.clip(since / span, 0.0, 1.0)
+        height = config.learning_rate - config.final_learning_rate
+        cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        decayed = config.final_learning_rate + height * cosine
+        warming = config.learning_rate * (step + 1) / max(warmup, 1)
+        return jnp.where(step < warmup, warming, decayed)
+
+    return learning_rate
+
+
+def decays(path: tuple, value: jax.Array, config: OptimizerConfig) -> bool:
+    """Whether weight decay pulls this parameter: matrices, but not positions.
+
+    ALBEF's lineage decays [CLS], the positions and the temperature too: a switch.
+    """
+    name = str(getattr(path[-1], "key", path[-1]))
+    if name in ("class_token", "position_embedding", "positions", "temperature"):
+        return config.decays_class_and_positions
+    return value.ndim >= 2
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """AdamW without its learning rate: the step scales by -learning_rate(step).
+
+    The rate follows the step counter of the state, which advances on skipped steps
+    too; the optimizer's own counter corrects the bias of its moments and does not.
+    """
+
+    def mask(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, value: decays(path, value, config), params
+        )
+
+    clip = (
+        optax.clip_by_global_norm(config.clip_norm)
+        if config.clip_norm
+        else optax.identity()
+    )
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=mask),
+    )

@@ -1,0 +1,73 @@
+"""What changes while training, and how it begins."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vilem_jax.config import ComputeConfig, Config, ModelConfig
+from vilem_jax.models.vilem import ViLEM
+from vilem_jax.training.optimizer import make_optimizer
+
+Params = dict[str, Any]  # nested, float32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All of a run that changes. What is not here does not change."""
+
+    step: jax.Array  # int32, steps taken, skipped ones included
+    params: Params
+    momentum_params: Params  # the tree of `params`
+    opt_state: Any
+    image_queue: jax.Array  # [Q, E], newest first
+    text_queue: jax.Array  # [Q, E]
+    queue_count: jax.Array  # int32, valid rows of both queues
+    skipped_total: jax.Array  # int32, steps with a non-finite loss or gradient
+    skipped_in_a_row: jax.Array  # int32
+
+
+def model_graph(config: ModelConfig, compute: ComputeConfig) -> nnx.GraphDef:
+    """The network without its arrays: `nnx.merge(graph, params)` is the model.
+
+    `split` with Param alone raises if a module held any other state: proof of purity.
+    """
+    graph, _ = nnx.split(
+        nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0))), nnx.Param
+    )
+    return graph
+
+
+def initial_params(config: Config, key: jax.Array) -> Params:
+    """Random parameters: N(0, 0.02) matrices, zero biases."""
+    model = ViLEM(config.model, config.compute, rngs=nnx.Rngs(key))
+    _, params = nnx.split(model, nnx.Param)
+    return nnx.to_pure_dict(params)
+
+
+def initial_state(config: Config, params: Params) -> TrainState:
+    """Step 0: momentum copies equal the parameters, queues are empty."""
+    queue_shape = (config.loss.queue_length, config.model.embedding_width)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        momentum_params=jax.tree.map(jnp.copy, params),
+        opt_state=make_optimizer(config.optimizer).init(params),
+        image_queue=jnp.zeros(queue_shape),
+        text_queue=jnp.zeros(queue_shape),
+        queue_count=zero,
+        skipped_total=zero,
+        skipped_in_a_row=zero,
+    )
+
+
+def abstract_state(config: Config) -> TrainState:
+    """Shapes and dtypes of the state; costs no memory."""
+    return jax.eval_shape(
+        lambda key: initial_state(config, initial_params(config, key)),
+        jax.random.key(0),
+    )

@@ -1,0 +1,290 @@
+"""One training step: `update(state, prepare(editor, batch, key))`, pure.
+
+Order (the lineage's): clamp the temperature, momentum update with the parameters as
+they are, momentum keys of the whole batch, losses and gradients, AdamW, enqueue.
+"""
+
+import enum
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from vilem_jax.config import Config
+from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
+from vilem_jax.models.text import is_real_token
+from vilem_jax.objectives import contrastive
+from vilem_jax.training import augment, losses
+from vilem_jax.training.losses import Contrast, Samples
+from vilem_jax.training.optimizer import make_optimizer
+from vilem_jax.training.state import TrainState, model_graph
+
+Metrics = dict[str, jax.Array]
+
+
+class Purpose(enum.IntEnum):
+    """What a sample's randomness is for; the number is folded into its key."""
+
+    FLIP = 0
+    AUGMENT = 1
+    EDIT = 2
+    DROPOUT = 3
+
+
+def sample_keys(key: jax.Array, step: jax.Array, sample_id: jax.Array) -> jax.Array:
+    """Typed keys [B] from (seed, step, sample id): whoever computes a sample, and in
+    whatever company, draws the same numbers for it."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(jax.random.fold_in, (None, 0))(step_key, sample_id)
+
+
+def make_prepare(
+    config: Config, editor_graph: nnx.GraphDef | None, *, pad_id: int, mask_id: int
+) -> Callable[[FrozenEditor, dict[str, jax.Array], jax.Array], Samples]:
+    """`prepare(editor, batch, keys)`: augments, normalises and edits.
+
+    Args:
+      editor_graph: of the masked-language model; None where no proofreading loss is on.
+      pad_id, mask_id: of the vocabulary.
+    """
+
+    def prepare(editor, batch, keys) -> Samples:
+        def purpose(which):
+            return jax.vmap(jax.random.fold_in, (0, None))(keys, int(which))
+
+        tokens = batch["tokens"]
+        has_side = editor.tables.is_side[tokens].any(axis=1)
+        may_flip = ~has_side | (not config.augment.flip_spares_sides)
+        images = augment.augment(
+            batch["pixels"],
+            purpose(Purpose.FLIP),
+            purpose(Purpose.AUGMENT),
+            config.augment,
+            may_flip=may_flip,
+        )
+        edits = None
+        if config.loss.has_proofreading:
+            edits = edit_captions(
+                editor_graph,
+                editor,
+                tokens,
+                purpose(Purpose.EDIT),
+                config.editor,
+                mask_id=mask_id,
+                pad_id=pad_id,
+            )
+        return Samples(
+            pixels=augment.normalize(images, config.augment),
+            tokens=tokens,
+            is_token=is_real_token(tokens, pad_id),
+            is_word=editor.tables.is_word[tokens],
+            edits=edits,
+            dropout_keys=purpose(Purpose.DROPOUT),
+        )
+
+    return prepare
+
+
+def make_gradients(
+    config: Config,
+    *,
+    num_groups: int = 1,
+    gather: Callable[[jax.Array], jax.Array] = lambda values: values,
+) -> Callable:
+    """`gradients(params, momentum_params, state, samples)`: losses and their gradients.
+
+    Microbatches are exact: keys carry no gradient, so the losses separate over samples,
+    and every sum is divided by whole-batch counts.
+
+    Args:
+      num_groups: devices, where negatives="device"; else ignored.
+      gather: puts the keys of the whole batch on every device.
+    """
+    graph = model_graph(config.model, config.compute)
+    groups = num_groups if config.loss.negatives == "device" else 1
+    parts = config.train.num_microbatches
+
+    def gradients(params, momentum_params, state: TrainState, samples: Samples):
+        momentum_model = nnx.merge(graph, momentum_params)
+
+        def keys_of(part):
+            return losses.momentum_keys(
+                momentum_model, part, has_dropout=config.loss.momentum_dropout
+            )
+
+        batch_size = samples.tokens.shape[0]
+        row = jnp.arange(batch_size)
+        pieces = split(samples, parts)
+        image_keys, text_keys = jax.tree.map(
+            lambda keys: gather(unsplit(keys)), jax.lax.map(keys_of, pieces)
+        )
+        contrast = Contrast(
+            image_keys,
+            text_keys,
+            state.image_queue,
+            state.text_queue,
+            state.queue_count,
+            soft_weight(config, state.step),
+        )
+        counts = losses.denominators(samples)
+
+        def part_loss(params, part, part_row):
+            model = nnx.merge(graph, params)
+            return losses.loss_sums(
+                model,
+                momentum_model,
+                part,
+                part_row,
+                contrast,
+                counts,
+                config,
+                groups,
+            )
+
+        def add_part(total, piece):
+            (_, sums), grads = jax.value_and_grad(part_loss, has_aux=True)(
+                params, *piece
+            )
+            return jax.tree.map(jnp.add, total, (grads, sums)), None
+
+        first = jax.tree.map(lambda x: x[0], (pieces, split(row, parts)))
+        shapes = jax.eval_shape(
+            lambda piece: jax.value_and_grad(part_loss, has_aux=True)(params, *piece),
+            first,
+        )
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1])
+        )
+        (grads, sums), _ = jax.lax.scan(add_part, zeros, (pieces, split(row, parts)))
+        return grads, sums, (image_keys, text_keys)
+
+    return gradients
+
+
+def split(tree, parts: int):
+    """[B, ...] -> [parts, B / parts, ...], strided: row i goes to part i mod parts.
+
+    Contiguous parts would move rows between devices; strided ones do not.
+    """
+    return jax.tree.map(
+        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree
+    )
+
+
+def unsplit(values: jax.Array) -> jax.Array:
+    """The inverse of `split`: [parts, B / parts, ...] -> [B, ...]."""
+    return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
+
+
+def soft_weight(config: Config, step: jax.Array) -> jax.Array:
+    """alpha, rising linearly over the ramp."""
+    ramp = jnp.minimum(1.0, step / max(config.loss.soft_target_ramp_steps, 1))
+    is_ramped = config.loss.soft_target_ramp_steps > 0
+    return config.loss.soft_target_weight * (ramp if is_ramped else jnp.ones(()))
+
+
+def make_update(
+    config: Config, schedule: Callable, *, num_groups: int = 1, gather=lambda x: x
+) -> Callable[[TrainState, Samples], tuple[TrainState, Metrics]]:
+    """`update(state, samples)`: everything of a step that needs no randomness but
+    dropout's. A step with a non-finite loss or gradient changes counters alone."""
+    gradients = make_gradients(config, num_groups=num_groups, gather=gather)
+    optimizer = make_optimizer(config.optimizer)
+    loss = config.loss
+
+    def update(state: TrainState, samples: Samples):
+        params = {
+            **state.params,
+            "temperature": jnp.clip(
+                state.params["temperature"], loss.min_temperature, loss.max_temperature
+            ),
+        }
+        momentum_params = contrastive.momentum_update(
+            state.momentum_params, params, loss.momentum
+        )
+        grads, sums, keys = gradients(params, momentum_params, state, samples)
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        rate = schedule(state.step)
+        proposed = dict(
+            params=jax.tree.map(lambda p, u: p - rate * u, params, updates),
+            momentum_params=momentum_params,
+            opt_state=opt_state,
+            image_queue=contrastive.enqueue(state.image_queue, keys[0]),
+            text_queue=contrastive.enqueue(state.text_queue, keys[1]),
+            queue_count=jnp.minimum(
+                state.queue_count + keys[0].shape[0], state.image_queue.shape[0]
+            ),
+        )
+        is_finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+        kept = {
+            name: jax.tree.map(
+                lambda new, old: jnp.where(is_finite, new, old),
+                value,
+                getattr(state, name),
+            )
+            for name, value in proposed.items()
+        }
+        new_state = TrainState(
+            step=state.step + 1,
+            skipped_total=state.skipped_total + ~is_finite,
+            skipped_in_a_row=jnp.where(is_finite, 0, state.skipped_in_a_row + 1),
+            **kept,
+        )
+        metrics = step_metrics(sums, samples, config) | {
+            "temperature": params["temperature"],
+            "queue_fill": new_state.queue_count / max(loss.queue_length, 1),
+            "grad_norm": grad_norm,
+            "param_norm": optax.global_norm(params),
+            "learning_rate": rate,
+            "skipped_total": new_state.skipped_total,
+            "skipped_in_a_row": new_state.skipped_in_a_row,
+        }
+        return new_state, metrics
+
+    return update
+
+
+def step_metrics(sums: Metrics, samples: Samples, config: Config) -> Metrics:
+    """The losses, and F1, accuracy and spread from the summed counts."""
+    batch_size = samples.tokens.shape[0]
+    metrics = {name: value for name, value in sums.items() if name.startswith("loss")}
+    for branch in ("local", "global"):
+        if f"{branch}_found" not in sums:
+            continue
+        found, said = sums[f"{branch}_found"], sums[f"{branch}_said"]
+        wrong = sums[f"{branch}_wrong"]
+        metrics[f"{branch}_detect_f1"] = 2 * found / jnp.maximum(said + wrong, 1)
+        if f"{branch}_hits" in sums:
+            num_edits = jnp.maximum(samples.edits.is_edit.sum(), 1)
+            metrics[f"{branch}_correct_top1"] = sums[f"{branch}_hits"] / num_edits
+    if samples.edits is not None:
+        metrics["edits_per_caption"] = samples.edits.is_edit.sum() / batch_size
+    mean = sums["embedding_sum"] / batch_size
+    variance = sums["embedding_square_sum"] / batch_size - jnp.square(mean)
+    metrics["embedding_std"] = jnp.sqrt(jnp.maximum(variance, 0.0)).mean()
+    return metrics
+
+
+def make_train_step(
+    config: Config,
+    schedule: Callable,
+    editor_graph: nnx.GraphDef | None,
+    *,
+    pad_id: int,
+    mask_id: int,
+    num_groups: int = 1,
+    gather=lambda x: x,
+) -> Callable:
+    """`train_step(state, editor, batch, key) -> (state, metrics)`, to be jitted."""
+    prepare = make_prepare(config, editor_graph, pad_id=pad_id, mask_id=mask_id)
+    update = make_update(config, schedule, num_groups=num_groups, gather=gather)
+
+    def train_step(state, editor, batch, key):
+        keys = sample_keys(key, state.step, batch["sample_id"])
+        state, metrics = update(state, prepare(editor, batch, keys))
+        return state, metrics | {"bad_images": batch["is_bad"].sum()}
+
+    return train_step
