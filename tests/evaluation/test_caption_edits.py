@@ -34,7 +34,11 @@ def editor():
     model = MaskedLanguageModel(config, compute, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(model, nnx.Param)
     words = jnp.arange(VOCABULARY)
-    tables = editing.WordTables(words >= FIRST_WORD, words >= FIRST_PIECE)
+    tables = editing.WordTables(
+        is_word=words >= FIRST_WORD,
+        is_piece=words >= FIRST_PIECE,
+        is_side=words < 0,
+    )
     # Larger weights than at the start, so that the editor's favourites depend on text.
     params = jax.tree.map(lambda values: values * 10, nnx.to_pure_dict(state))
     return graphdef, FrozenEditor(params, tables)
@@ -62,7 +66,7 @@ def edit(editor, tokens, seed=0, **settings):
     @jax.jit
     def run(frozen, tokens, keys):
         return edit_captions(
-            editor[0], frozen, tokens, keys, config=config, pad_id=PAD, mask_id=MASK
+            editor[0], frozen, tokens, keys, config, pad_id=PAD, mask_id=MASK
         )
 
     return run(editor[1], tokens, keys), keys, config
@@ -92,7 +96,7 @@ def test_a_caption_is_edited_alike_in_any_batch(editor):
         editor[1],
         tokens[5:8],
         keys[5:8],
-        config=config,
+        config,
         pad_id=PAD,
         mask_id=MASK,
     )
@@ -131,16 +135,15 @@ def test_the_word_is_the_editor_s_favourite_of_those_allowed(editor, masking):
 
 def test_a_place_without_a_candidate_stays(editor):
     only = jnp.arange(VOCABULARY) == FIRST_WORD
-    frozen = FrozenEditor(
-        editor[1].params, editing.WordTables(only, jnp.zeros_like(only))
-    )
+    never = jnp.zeros_like(only)
+    frozen = FrozenEditor(editor[1].params, editing.WordTables(only, never, never))
     tokens = jnp.asarray([[CLS, FIRST_WORD, FIRST_WORD, SEP] + [PAD] * 5])
     edits = edit_captions(
         editor[0],
         frozen,
         tokens,
         jax.random.split(jax.random.key(0), 1),
-        config=EditorConfig(edit_rate=1.0),
+        EditorConfig(edit_rate=1.0),
         pad_id=PAD,
         mask_id=MASK,
     )

@@ -33,8 +33,8 @@ def edit_captions(
     editor: FrozenEditor,
     tokens: jax.Array,
     keys: jax.Array,
-    *,
     config: EditorConfig,
+    *,
     pad_id: int,
     mask_id: int,
 ) -> editing.Edits:
