@@ -1,0 +1,33 @@
+"""What all tests share: eight pretended CPU devices, and where the real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports JAX: it reads both when it starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+).strip()
+
+import jax
+
+ROOT = Path(__file__).resolve().parents[1]
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """The folder of real data: VILEM_SHARED, or `shared` beside the checkout.
+
+    Never part of the project; without it the tests that need it are skipped.
+    """
+    named = os.environ.get("VILEM_SHARED")
+    folder = Path(named) if named else ROOT.parent / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip(f"no real data: {folder}/data is missing; set VILEM_SHARED")
+    return folder

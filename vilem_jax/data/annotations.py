@@ -1,0 +1,192 @@
+"""Annotation files: which captions belong to which picture, in the layouts people have.
+
+Told apart by content:
+
+  rows      ALBEF and BLIP: [{"image", "caption": text or [text], "image_id", "split"}],
+            one a pair or one a picture; the last two keys may be absent
+  Karpathy  {"images": [{"filepath", "filename", "split", "sentences": [{"raw"}]}]}
+  COCO      {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vilem_jax.config import UserError
+
+Row = tuple[str, list[str], str | None]  # picture, captions, split
+
+
+def read_annotations(path: str, split: str = "") -> dict[str, list[str]]:
+    """Captions by picture, in the file's order; rows of one picture are merged.
+
+    Args:
+      path: a JSON file, or one inside a zip: "data.zip/captions.json".
+      split: splits to take, joined by "+"; "" takes all.
+
+    Raises:
+      UserError: missing, not JSON, empty, of another layout, or without that split.
+    """
+    content = parse_json(path)
+    wanted = set(split.split("+")) if split else None
+    captions_of: dict[str, list[str]] = {}
+    seen = set()
+    for name, captions, row_split in _rows(path, content):
+        seen.add(row_split)
+        if wanted is None or row_split in wanted:
+            captions_of.setdefault(name, []).extend(captions)
+    if wanted and not wanted <= seen:
+        _refuse_split(path, wanted - seen, seen)
+    return captions_of
+
+
+def parse_json(path: str) -> Any:
+    """The content of a JSON file, plain or inside a zip ("data.zip/captions.json").
+
+    Raises:
+      UserError: missing, empty or not JSON (with the line).
+    """
+    raw = _read(path)
+    # Bad bytes become U+FFFD: one damaged caption must not cost ten million.
+    text = raw.decode("utf-8-sig", "replace")
+    if not text.strip():
+        raise UserError(f"{path} is empty; expected JSON annotations")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not JSON: line {error.lineno}, column {error.colno}: "
+            f"{error.msg}"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply to be annotations") from None
+
+
+def split_zip_path(path: str) -> tuple[Path, str]:
+    """("data.zip", "captions.json") of "data.zip/captions.json"; member "" outside."""
+    whole = Path(path).expanduser()
+    for parent in whole.parents:
+        if parent.is_file():
+            return parent, whole.relative_to(parent).as_posix()
+    return whole, ""
+
+
+def _read(path: str) -> bytes:
+    file, member = split_zip_path(path)
+    try:
+        if not member:
+            return file.read_bytes()
+        with zipfile.ZipFile(file) as archive:
+            return archive.read(member)
+    except FileNotFoundError:
+        raise UserError(f"annotation file {path} does not exist") from None
+    except KeyError:
+        raise UserError(
+            f"annotation file {path}: {file} has no member {member}"
+        ) from None
+    except (OSError, zipfile.BadZipFile) as error:
+        if os.path.isdir(file):
+            raise UserError(f"annotation file {path} is a folder") from None
+        raise UserError(f"annotation file {path} cannot be read: {error}") from None
+
+
+def _rows(path: str, content: Any) -> Iterator[Row]:
+    if isinstance(content, list):
+        return _plain_rows(path, _filled(path, content))
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
+        images = _filled(path, content["images"], "'images'")
+        if isinstance(content.get("annotations"), list):
+            return _coco_rows(path, images, content["annotations"])
+        return _karpathy_rows(path, images)
+    raise UserError(
+        f"{path} has none of the known layouts: a list of records with 'image' and "
+        "'caption', or an object with 'images' that have 'sentences' (Karpathy) or go "
+        "with 'annotations' (COCO)"
+    )
+
+
+def _filled(path: str, records: list, where: str = "the list") -> list:
+    if not records:
+        raise UserError(f"{path} holds no records: {where} is empty")
+    return records
+
+
+def _plain_rows(path: str, records: list) -> Iterator[Row]:
+    for i, record in enumerate(records):
+        where = f"{path}: record {i}"
+        name = _text(record, "image", where)
+        split = record.get("split")
+        captions = record.get("caption")
+        if isinstance(captions, str):
+            yield name, [captions], split
+        elif isinstance(captions, list) and all(isinstance(c, str) for c in captions):
+            yield name, captions, split
+        else:
+            _refuse_field(record, "caption", "a text or a list of texts", where)
+
+
+def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
+    for i, record in enumerate(images):
+        where = f"{path}: images[{i}]"
+        name = _text(record, "filename", where)
+        if folder := record.get("filepath"):
+            name = f"{folder}/{name}"
+        sentences = record.get("sentences")
+        if not isinstance(sentences, list):
+            _refuse_field(record, "sentences", "a list", where)
+        captions = [
+            _text(sentence, "raw", f"{where}.sentences[{j}]")
+            for j, sentence in enumerate(sentences)
+        ]
+        yield name, captions, record.get("split")
+
+
+def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
+    captions_of: dict[Any, list[str]] = {}
+    names = {}
+    for i, record in enumerate(images):
+        where = f"{path}: images[{i}]"
+        name = _text(record, "file_name", where)
+        if not isinstance(record.get("id"), int | str):
+            _refuse_field(record, "id", "a number", where)
+        names[record["id"]] = name
+        captions_of[record["id"]] = []
+    for i, record in enumerate(_filled(path, annotations, "'annotations'")):
+        where = f"{path}: annotations[{i}]"
+        caption = _text(record, "caption", where)
+        image_id = record.get("image_id")
+        if not isinstance(image_id, int | str) or image_id not in captions_of:
+            _refuse_field(record, "image_id", "the id of one of 'images'", where)
+        captions_of[image_id].append(caption)
+    for image_id, captions in captions_of.items():
+        yield names[image_id], captions, None
+
+
+def _text(record: Any, field: str, where: str) -> str:
+    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        _refuse_field(record, field, "a text", where)
+    return record[field]
+
+
+def _refuse_field(record: Any, field: str, expected: str, where: str):
+    if not isinstance(record, dict):
+        found = f"is {_short(record)}, not an object with {field!r}"
+    elif field not in record:
+        found = f"has no {field!r} (it has: {', '.join(map(str, record)) or 'nothing'})"
+    else:
+        found = f"has {field!r} = {_short(record[field])}, which is not {expected}"
+    raise UserError(f"{where} {found}")
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _refuse_split(path: str, missing: set, seen: set):
+    known = sorted(str(split) for split in seen if split is not None)
+    has = f"its splits are {', '.join(known)}" if known else "it names no splits"
+    raise UserError(f"{path} has no split {'+'.join(sorted(missing))!r}; {has}")

@@ -1,0 +1,259 @@
+"""The Grain pipeline: a corpus -> host batches, each pure in (seed, step)."""
+
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+from absl import flags
+
+from vilem_jax.config import DataConfig, UserError
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.corpus import Corpus
+from vilem_jax.data.images import ImageError, decode, random_crop, resize_square
+from vilem_jax.data.sources import Source, open_source
+
+HostBatch = dict[str, np.ndarray]
+BROKEN = (ImageError, OSError, KeyError)  # what a picture that cannot be had raises
+NUM_NEIGHBOURS = 32  # tried in place of a broken picture before giving up
+
+_CAPTION, _CROP = 1, 2  # purposes of random numbers
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """The training sources of `config`, mixed by their weights.
+
+    Raises:
+      UserError: a source cannot be opened, or there is none.
+    """
+    return Corpus(
+        [open_source(source) for source in config.train],
+        [source.weight for source in config.train],
+        unit=config.captions,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMaker:
+    """step -> host batch; nothing else decides what a batch holds.
+
+    A host makes rows [host_index * batch_size / num_hosts, ...) of each global batch:
+    contiguous, for a queue that is no multiple of the batch would notice another order.
+    """
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    text_length: int
+    image_size: int
+    crop_scale: tuple[float, float]
+    seed: int
+    batch_size: int  # global
+    host_index: int = 0
+    num_hosts: int = 1
+
+    def __post_init__(self):
+        if self.batch_size % self.num_hosts:
+            raise UserError(
+                f"a batch of {self.batch_size} does not divide over "
+                f"{self.num_hosts} hosts"
+            )
+
+    def __call__(self, step: int) -> HostBatch:
+        """The batch of `step` (0, 1, ...); see `train_batches` for what it holds."""
+        num_rows = self.batch_size // self.num_hosts
+        first = int(step) * self.batch_size + self.host_index * num_rows
+        rows = [self._row(first + i) for i in range(num_rows)]
+        captions = [row.pop("caption") for row in rows]
+        batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        batch["tokens"] = self.tokenizer.encode(captions, self.text_length)
+        return batch
+
+    def _row(self, position: int) -> dict:
+        corpus = self.corpus
+        place = corpus.place(position, self.seed)
+        identity = (self.seed, place.source, place.item, place.visit)
+        draw = _rng(_CAPTION, *identity).random()
+        image, caption = corpus.pair_of(place, draw)
+        image, is_bad, picture = self._picture(place.source, image)
+        caption %= corpus.num_captions(place.source, image)
+        return {
+            "pixels": random_crop(
+                picture, self.image_size, self.crop_scale, _rng(_CROP, *identity)
+            ),
+            "caption": corpus.sources[place.source].captions(image)[caption],
+            "sample_id": np.int32(corpus.sample_id(place.source, image, caption)),
+            "image_id": np.int32(corpus.image_id(place.source, image)),
+            "is_bad": np.bool_(is_bad),
+        }
+
+    def _picture(self, source: int, image: int) -> tuple[int, bool, np.ndarray]:
+        """The picture, or the next one of the source that is whole."""
+        records = self.corpus.sources[source]
+        error = None
+        for distance in range(min(NUM_NEIGHBOURS, len(records))):
+            neighbour = (image + distance) % len(records)
+            try:
+                picture = decode(records.read_image(neighbour))
+                return neighbour, distance > 0, picture
+            except BROKEN as e:
+                error = error or e
+        raise UserError(
+            f"source {records.name!r}: {records.image_name(image)} and the "
+            f"{distance} pictures after it cannot be read ({error}); "
+            "`vilem data check` lists them"
+        )
+
+
+class Batches(Iterator[HostBatch]):
+    """Host batches in the order of their steps; `close` stops what reads ahead."""
+
+    def __init__(self, maker: BatchMaker, start_step: int, config: DataConfig):
+        # Grain reads absl flags, which are not parsed under pytest or in a notebook.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        steps = grain.MapDataset.range(start_step, 2**62)
+        batches = steps.map(maker).to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
+        )
+        if config.num_workers:
+            options = grain.MultiprocessingOptions(
+                num_workers=config.num_workers,
+                per_worker_buffer_size=max(1, config.prefetch // config.num_workers),
+            )
+            batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
+        self._running = [iter(batches)]
+        # Also stops workers when the interpreter ends and nobody has closed this.
+        self._stop = weakref.finalize(self, _stop, self._running)
+
+    def __next__(self) -> HostBatch:
+        if not self._running:
+            raise ValueError("these batches are closed")
+        # What workers hand over lies in shared memory of theirs; a plain copy lives as
+        # long as anybody likes.
+        return {key: np.array(value) for key, value in next(self._running[0]).items()}
+
+    def close(self) -> None:
+        self._stop()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _stop(running: list) -> None:
+    while running:
+        running.pop().close()
+
+
+def train_batches(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    image_size: int,
+    start_step: int = 0,
+    host_index: int = 0,
+    num_hosts: int = 1,
+) -> Batches:
+    """The endless batches of a run, from `start_step` on.
+
+    The batch of a step depends on `seed` and the step alone: not on where the run
+    started, nor on workers or prefetching; hosts hold contiguous parts of it.
+
+    Args:
+      batch_size: pairs a step over all hosts.
+      image_size: R, pixels a side.
+
+    Returns:
+      an iterator, to be closed, of dicts of arrays; B is batch_size / num_hosts:
+      "pixels" uint8 [B, R, R, 3]; "tokens" int32 [B, L]; "sample_id" int32 [B], the
+      pair's number in the corpus; "image_id" int32 [B], the picture's; "is_bad" bool
+      [B], where a broken picture was replaced by the next whole one.
+
+    Raises:
+      UserError: the batch does not divide over the hosts; too many broken pictures in
+        a row (from the iterator).
+    """
+    maker = BatchMaker(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        text_length=config.text_length,
+        image_size=image_size,
+        crop_scale=config.crop_scale,
+        seed=seed,
+        batch_size=batch_size,
+        host_index=host_index,
+        num_hosts=num_hosts,
+    )
+    return Batches(maker, start_step, config)
+
+
+def evaluation_images(
+    source: Source, size: int, batch_size: int, *, broken: list[int] | None = None
+) -> Iterator[np.ndarray]:
+    """All pictures of `source` in order, squashed: uint8 [b, size, size, 3], b <= B.
+
+    Args:
+      broken: where given, a picture that cannot be read is grey and its index is
+        appended; otherwise it is an error.
+
+    Raises:
+      UserError: a picture cannot be read, and `broken` is None.
+    """
+
+    def read(index: int) -> np.ndarray:
+        try:
+            return resize_square(decode(source.read_image(index)), size)
+        except BROKEN as error:
+            if broken is None:
+                raise UserError(
+                    f"source {source.name!r}: picture {source.image_name(index)} "
+                    f"cannot be read ({error}); figures over other pictures would not "
+                    "be comparable"
+                ) from None
+            broken.append(index)
+            return np.full((size, size, 3), 128, np.uint8)
+
+    # Pillow decodes outside the interpreter's lock; one batch is read ahead.
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        starts = range(0, len(source), batch_size)
+        ahead = []
+        for start in starts:
+            indices = range(start, min(start + batch_size, len(source)))
+            ahead.append([pool.submit(read, i) for i in indices])
+            if len(ahead) > 1:
+                yield np.stack([future.result() for future in ahead.pop(0)])
+        for futures in ahead:
+            yield np.stack([future.result() for future in futures])
+
+
+def _rng(*key: int) -> np.random.Generator:
+    """Random numbers that depend on `key` alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def _start_worker(worker_index: int, num_workers: int) -> None:
+    """Runs once in each worker process."""
+    # The trainer decides when to stop: it saves first. It stops its workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(
+        target=_leave_with_parent, args=(os.getppid(),), daemon=True
+    ).start()
+
+
+def _leave_with_parent(parent: int) -> None:
+    """Ends this process when its parent is gone: after kill -9 nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

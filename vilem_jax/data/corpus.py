@@ -1,0 +1,150 @@
+"""Several sources as one corpus, and which pair stands at which place of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from grain.experimental import index_shuffle
+
+from vilem_jax.config import UserError
+from vilem_jax.data.sources import Source, caption_counts
+
+# Told apart in every seed, so that no two draws share a stream of random numbers.
+_PLACES, _SOURCE = 1, 2
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stands at one place of the endless sequence that training reads.
+
+    `item` counts pairs (or pictures, with "one_at_random") within source `source`;
+    `visit` counts how often that item came before.
+    """
+
+    source: int
+    item: int
+    visit: int
+
+
+class Corpus:
+    """Sources mixed into one endless, shuffled, random-access sequence.
+
+    Place p belongs to epoch p // epoch_length. Within an epoch each source has a fixed
+    number of places, in proportion to its weight, in shuffled order; a source goes
+    through all its items, shuffled anew, before any comes again. With the default
+    weights an epoch is every item exactly once. Finding a place takes constant time,
+    so a run may start anywhere.
+
+    Args:
+      sources: at least one.
+      weights: share of each source; 0 means its number of items.
+      unit: "pairs": an epoch visits every image-caption pair; "one_at_random": every
+        picture, with one of its captions.
+
+    Raises:
+      UserError: no source, no caption, or a weight below 0.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float] | None = None,
+        *,
+        unit: Literal["pairs", "one_at_random"] = "pairs",
+    ):
+        if not sources:
+            raise UserError("no data to train on: config.data.train names no source")
+        self.sources = tuple(sources)
+        self.unit = unit
+        counts = [caption_counts(source) for source in self.sources]
+        for source, count in zip(self.sources, counts, strict=True):
+            if not len(count) or count.min() < 1:
+                raise UserError(f"source {source.name!r} has a picture without caption")
+        # Pair i of a source belongs to the picture whose range of pairs holds i.
+        self._first_pair = [np.concatenate([[0], np.cumsum(c)]) for c in counts]
+        self.num_images = sum(len(source) for source in self.sources)
+        self.num_pairs = int(sum(first[-1] for first in self._first_pair))
+        by_pair = unit == "pairs"
+        self._num_items = tuple(
+            int(first[-1]) if by_pair else len(first) - 1 for first in self._first_pair
+        )
+        self.epoch_length = sum(self._num_items)
+        if max(self.num_pairs, self.epoch_length) >= 2**31:
+            raise UserError(f"{self.num_pairs} pairs are more than int32 ids can name")
+        self._quota = _quotas(self.sources, weights, self._num_items)
+        self._quota_ends = tuple(int(end) for end in np.cumsum(self._quota))
+
+    def place(self, position: int, seed: int) -> Place:
+        """What stands at `position` (0, 1, ...) in a run of `seed`."""
+        epoch, offset = divmod(position, self.epoch_length)
+        shuffled = _shuffle(offset, self.epoch_length, (seed, _PLACES, epoch))
+        source = int(np.searchsorted(self._quota_ends, shuffled, side="right"))
+        start = self._quota_ends[source] - self._quota[source]
+        # How many items of this source come before, over all epochs.
+        drawn = epoch * self._quota[source] + shuffled - start
+        size = self._num_items[source]
+        visit, offset = divmod(drawn, size)
+        item = _shuffle(offset, size, (seed, _SOURCE, source, visit))
+        return Place(source, item, visit)
+
+    def pair_of(self, place: Place, draw: float) -> tuple[int, int]:
+        """Picture and caption number of a place; `draw` in [0, 1) chooses a caption."""
+        first = self._first_pair[place.source]
+        if self.unit == "pairs":
+            image = int(np.searchsorted(first, place.item, side="right")) - 1
+            return image, place.item - int(first[image])
+        count = int(first[place.item + 1] - first[place.item])
+        return place.item, int(draw * count)
+
+    def sample_id(self, source: int, image: int, caption: int) -> int:
+        """Number of the pair in the corpus, sources one after the other."""
+        before = sum(int(first[-1]) for first in self._first_pair[:source])
+        return before + int(self._first_pair[source][image]) + caption
+
+    def image_id(self, source: int, image: int) -> int:
+        """Number of the picture in the corpus, sources one after the other."""
+        return sum(len(s) for s in self.sources[:source]) + image
+
+    def num_captions(self, source: int, image: int) -> int:
+        first = self._first_pair[source]
+        return int(first[image + 1] - first[image])
+
+
+def _quotas(
+    sources: Sequence[Source],
+    weights: Sequence[float] | None,
+    num_items: Sequence[int],
+) -> tuple[int, ...]:
+    """Places of each source in an epoch: in proportion to the weights, summing up."""
+    weights = weights if weights is not None else [0.0] * len(sources)
+    for source, weight in zip(sources, weights, strict=True):
+        if not 0 <= weight < float("inf"):
+            raise UserError(
+                f"source {source.name!r}: weight={weight} must be 0 or more"
+            )
+    shares = np.array(
+        [w if w > 0 else n for w, n in zip(weights, num_items, strict=True)], np.float64
+    )
+    total = sum(num_items)
+    exact = shares / shares.sum() * total
+    quota = np.floor(exact).astype(np.int64)
+    # The largest remainders get what rounding left over; ties go to the first.
+    for i in np.argsort(quota - exact, kind="stable")[: total - quota.sum()]:
+        quota[i] += 1
+    return tuple(int(q) for q in quota)
+
+
+def _shuffle(index: int, length: int, key: tuple[int, ...]) -> int:
+    """Where `index` goes in the permutation of [0, length) that `key` names."""
+    if length == 1:
+        return 0
+    return index_shuffle(index, max_index=length - 1, seed=_seed32(key), rounds=4)
+
+
+@lru_cache(maxsize=256)
+def _seed32(key: tuple[int, ...]) -> int:
+    # Grain's own reshuffling uses seed + epoch: seed 0's second epoch would be seed 1's
+    # first.
+    return int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -1,0 +1,173 @@
+"""Decode, crop and resize pictures on the host: bytes -> uint8 RGB."""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 50_000_000  # by the header: larger ones are refused before decoding
+# Pillow knows many more; some run other programs (EPS) or have had holes.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+CROP_RATIO = (3 / 4, 4 / 3)  # width over height, as RandomResizedCrop
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+class ImageError(ValueError):
+    """A picture that cannot be decoded."""
+
+
+def decode(encoded: bytes | np.ndarray) -> np.ndarray:
+    """Any picture as upright 8-bit RGB.
+
+    Turned as EXIF says, alpha over white, the first frame of an animation, 16 bits
+    scaled to 8.
+
+    Args:
+      encoded: the bytes of a file, or a uint8 array [H, W], [H, W, 1], [H, W, 3] or
+        [H, W, 4] (with alpha).
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      ImageError: not a picture, damaged, truncated, or above `MAX_PIXELS`.
+    """
+    if isinstance(encoded, np.ndarray):
+        return _from_array(encoded)
+    if _webp_pixels(encoded) > MAX_PIXELS:  # Pillow's WebP allocates when it opens
+        raise ImageError(f"a WebP picture has more than {MAX_PIXELS} pixels")
+    # Pillow's decoders raise nearly every built-in exception on damaged bytes
+    # (SyntaxError, struct.error, IndexError, ...); its bomb warning may be an error.
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{width}x{height} is above {MAX_PIXELS} pixels")
+            picture.load()
+            return np.array(_to_rgb(_upright(picture)))
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def resize_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Squashes to [size, size, 3]: antialiased bicubic, sides stretched apart.
+
+    Args:
+      image: uint8 [H, W, 3].
+    """
+    return np.array(_resize(Image.fromarray(image), size))
+
+
+def random_crop(
+    image: np.ndarray,
+    size: int,
+    scale: tuple[float, float],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """RandomResizedCrop: a random box, resized to [size, size, 3] by bicubic.
+
+    Args:
+      image: uint8 [H, W, 3].
+      scale: smallest and largest fraction of the area, in (0, 1].
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = crop_box(width, height, scale, rng)
+    return np.array(_resize(Image.fromarray(image[top:bottom, left:right]), size))
+
+
+def crop_box(
+    width: int, height: int, scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) in pixels, never empty.
+
+    Area uniform in `scale`, ratio log-uniform in 3/4 to 4/3; where ten draws do not
+    fit, the largest centred box of an allowed ratio, as torchvision does.
+    """
+    log_ratio = (math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]))
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(*log_ratio))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(rng.integers(0, width - w + 1))
+            top = int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    ratio = min(max(width / height, CROP_RATIO[0]), CROP_RATIO[1])
+    w = max(1, min(width, round(height * ratio)))
+    h = max(1, min(height, round(width / ratio)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _resize(picture: Image.Image, size: int) -> Image.Image:
+    # Pillow's bicubic antialiases; a = -0.5.
+    return picture.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _from_array(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 2:
+        array = array[..., None]
+    is_picture = array.ndim == 3 and array.shape[-1] in (1, 3, 4) and array.size > 0
+    if array.dtype != np.uint8 or not is_picture:
+        raise ImageError(
+            f"a picture must be uint8 [H, W, 3], not {array.dtype} {array.shape}"
+        )
+    if array.shape[-1] == 4:
+        return np.array(_to_rgb(Image.fromarray(array)))
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        if picture.getexif().get(_ORIENTATION, 1) == 1:
+            return picture
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # damaged EXIF: the pixels are still good
+        return picture
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(np.asarray(picture))).convert("RGB")
+    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La"):
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey of 16 or 32 bits, or float, to 0-255.
+
+    32-bit and float pictures do not say what white is: the least of 1 (float only),
+    255 and 65535 that covers their values.
+    """
+    if values.dtype == np.uint16:
+        white = 65535.0
+    else:
+        whites = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+        values = np.nan_to_num(values.astype(np.float64))
+        white = next((w for w in whites if values.max() <= w), values.max())
+    return np.clip(np.round(values * (255.0 / white)), 0, 255).astype(np.uint8)
+
+
+def _webp_pixels(encoded: bytes) -> int:
+    """Width times height by the header of a WebP file; 0 for anything else."""
+    if len(encoded) < 30 or encoded[:4] != b"RIFF" or encoded[8:12] != b"WEBP":
+        return 0
+    kind = encoded[12:16]
+    if kind == b"VP8X":
+        width = int.from_bytes(encoded[24:27], "little") + 1
+        height = int.from_bytes(encoded[27:30], "little") + 1
+    elif kind == b"VP8L":
+        bits = int.from_bytes(encoded[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width = int.from_bytes(encoded[26:28], "little") & 0x3FFF
+        height = int.from_bytes(encoded[28:30], "little") & 0x3FFF
+    return width * height

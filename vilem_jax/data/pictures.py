@@ -1,0 +1,118 @@
+"""Encoded pictures by name, from a folder or straight from a zip."""
+
+import os
+import threading
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from vilem_jax.config import UserError
+
+MAX_FILE_BYTES = 256 << 20  # no picture of 50 megapixels is larger
+_opening = threading.Lock()  # several threads of one process share a handle
+
+
+def open_pictures(path: str | os.PathLike, names: Sequence[str]) -> "PictureFiles":
+    """The pictures `names` in the folder or zip `path`.
+
+    Raises:
+      UserError: `path` does not exist or is neither.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return PictureFolder(path, names)
+    if not path.exists():
+        raise UserError(f"pictures: {path} does not exist; give a folder or a zip")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"pictures: {path} is neither a folder nor an undamaged zip")
+    return PictureZip(path, names)
+
+
+class PictureFiles:
+    """Reads pictures by the names that an annotation file gives them.
+
+    Annotation files often carry paths of the machine that made them. As many leading
+    folders are dropped as make most of a sample of the names exist: one number for the
+    whole file, for names cut one by one could hit another picture of the same name.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]):
+        self.path = path
+        self._num_dropped = 0
+        step = max(1, len(names) // 20)
+        sample = [names[i] for i in range(0, len(names), step)]
+        deepest = max((len(PurePosixPath(n).parts) for n in sample), default=1)
+        found = []
+        for self._num_dropped in range(deepest):
+            found.append(sum(self._exists(self._local(name)) for name in sample))
+        self._num_dropped = found.index(max(found)) if found else 0
+
+    def read(self, name: str) -> bytes:
+        """The bytes of picture `name`.
+
+        Raises:
+          OSError: it is missing, damaged or larger than any picture can be.
+        """
+        raise NotImplementedError
+
+    def exists(self, name: str) -> bool:
+        return self._exists(self._local(name))
+
+    def _local(self, name: str) -> str:
+        parts = PurePosixPath(name).parts
+        return str(PurePosixPath(*parts[min(self._num_dropped, len(parts) - 1) :]))
+
+    def _exists(self, local: str) -> bool:
+        raise NotImplementedError
+
+
+class PictureFolder(PictureFiles):
+    def read(self, name: str) -> bytes:
+        try:
+            with open(self.path / self._local(name), "rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+        except ValueError as error:  # a NUL in the name
+            raise OSError(f"{name!r}: {error}") from None
+        if len(content) > MAX_FILE_BYTES:
+            raise OSError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
+        return content
+
+    def _exists(self, local: str) -> bool:
+        try:
+            return (self.path / local).is_file()
+        except (OSError, ValueError):
+            return False
+
+
+class PictureZip(PictureFiles):
+    def __init__(self, path: Path, names: Sequence[str]):
+        self._archive, self._process = None, None
+        super().__init__(path, names)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_archive": None, "_process": None}
+
+    def read(self, name: str) -> bytes:
+        try:
+            archive = self._open()
+            info = archive.getinfo(self._local(name))
+            if info.file_size > MAX_FILE_BYTES:
+                raise OSError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
+            return archive.read(info)
+        except KeyError:
+            raise FileNotFoundError(f"{self.path} holds no {name}") from None
+        # RuntimeError: encrypted; NotImplementedError (its subclass): an odd method.
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+            raise OSError(f"{name} in {self.path}: {error}") from error
+
+    def _exists(self, local: str) -> bool:
+        return local in self._open().NameToInfo
+
+    def _open(self) -> zipfile.ZipFile:
+        """This process's own handle: a shared one would share its file position."""
+        with _opening:
+            if self._archive is None or self._process != os.getpid():
+                self._archive = zipfile.ZipFile(self.path)
+                self._process = os.getpid()
+            return self._archive
