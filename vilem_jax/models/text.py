@@ -1,7 +1,8 @@
 """The text tower: a BERT whose first layers can look at a picture.
 
 `encode` runs all layers on the clean caption. For proofreading, the first M_1 run on
-the edited one, with the image added to the words (global) or by cross-attention (local).
+the edited one, with the image added to the words (global) or by cross-attention
+(local).
 """
 
 from collections.abc import Sequence
