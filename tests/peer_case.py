@@ -1,0 +1,279 @@
+"""Compares one case of the PyTorch peer with our training step, in float32.
+
+    python tests/peer_case.py DIR
+
+DIR holds case.json and case.safetensors, as `torch_vilem.py case DIR` writes them.
+Prints, last, the largest error of each kind as a share of its tolerance and as a
+number; exit code 1 above a tolerance. Needs neither torch nor network.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from vilem_jax.config import (
+    ComputeConfig,
+    Config,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TextConfig,
+    VisionConfig,
+)
+from vilem_jax.objectives import contrastive, editing
+from vilem_jax.training.losses import Samples
+from vilem_jax.training.state import initial_state
+from vilem_jax.training.step import make_gradients, make_update
+from vilem_jax.weights import huggingface_bert, huggingface_vit, tables
+from vilem_jax.weights.tables import Entry
+
+LOSSES = (
+    "i2t",
+    "t2i",
+    "local_detect",
+    "local_correct",
+    "global_detect",
+    "global_correct",
+    "total",
+)
+TOLERANCE = {  # of the peer's README; a gradient's is in `gradient_errors`
+    "losses": 5e-6,
+    "gradients": 1.0,
+    "parameters": 5e-6,
+    "momentum": 5e-6,
+    "queues": 5e-6,
+}
+
+
+def peer_table(shape: dict) -> list[Entry]:
+    """The peer's name of every parameter -> its place in our tree."""
+    table = []
+    for prefix, part in (
+        ("vision", huggingface_vit.vision_table(shape["vision"])),
+        ("text", huggingface_bert.text_table(shape["text"])),
+    ):
+        table += [Entry(f"{prefix}.{e.name}", (prefix, *e.path), e.form) for e in part]
+    for number in range(shape["proofread"]):
+        place = ("text", "layers", number, "cross_attention")
+        table += huggingface_bert.attention_table(f"cross.{number}", place)
+    for head in ("local_head", "global_head"):
+        for part in ("detect_transform", "correct_transform"):
+            table += huggingface_bert.transform_table(f"{head}.{part}", (head, part))
+        table += tables.linear(f"{head}.detect", (head, "detect"))
+        table.append(Entry(f"{head}.correct_bias", (head, "correct_bias"), tables.SAME))
+    for name in ("image_projection", "text_projection"):
+        table += tables.linear(name, (name,))
+    return [*table, Entry("temperature", ("temperature",), tables.SAME)]
+
+
+def to_tree(tensors: dict, kind: str, shape: dict) -> dict:
+    """The case's `kind/NAME` tensors as our nested dict; every one is used once."""
+    table = peer_table(shape)
+    names = {f"{kind}/{entry.name}" for entry in table}
+    held = {name for name in tensors if name.startswith(f"{kind}/")}
+    if names != held:
+        raise ValueError(f"the table and the case differ in {sorted(names ^ held)}")
+    tree: dict = {}
+    for entry in table:
+        value = np.asarray(entry.form.read(tensors[f"{kind}/{entry.name}"]))
+        tables.put(tree, entry.path, value)
+    return tree
+
+
+def config_of(case: dict) -> Config:
+    shape = case["shape"]
+    width, heads, mlp_width = shape["width"], shape["heads"], 4 * shape["width"]
+    sides = {"width": width, "num_heads": heads, "mlp_width": mlp_width}
+    vision = VisionConfig(
+        image_size=shape["image"],
+        patch_size=shape["patch"],
+        num_layers=shape["vision"],
+        **sides,
+    )
+    text = TextConfig(
+        vocab_size=shape["vocab"],
+        num_layers=shape["text"],
+        max_positions=max(64, shape["length"]),
+        dropout_rate=0.0,
+        **sides,
+    )
+    return Config(
+        model=ModelConfig(
+            vision=vision,
+            text=text,
+            embedding_width=shape["embed"],
+            num_proofread_layers=shape["proofread"],
+        ),
+        loss=LossConfig(
+            local_weight=case["local_weight"],
+            global_weight=case["global_weight"],
+            queue_length=shape["queue"],
+            momentum=case["momentum"],
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=case["lr"],
+            weight_decay=case["weight_decay"],
+            beta1=case["betas"][0],
+            beta2=case["betas"][1],
+            eps=case["eps"],
+        ),
+        compute=ComputeConfig(dtype="float32"),
+    )
+
+
+def samples_of(tensors: dict, index: int) -> Samples:
+    step = {
+        name.removeprefix(f"step{index}/"): value
+        for name, value in tensors.items()
+        if name.startswith(f"step{index}/")
+    }
+    edits = editing.Edits(
+        tokens=jnp.asarray(step["edited_ids"], jnp.int32),
+        edit_here=jnp.asarray(step["edit_here"]),
+        places=jnp.asarray(step["places"], jnp.int32),
+        is_edit=jnp.asarray(step["is_edit"]),
+    )
+    return Samples(
+        pixels=jnp.asarray(step["pixels"].transpose(0, 2, 3, 1)),
+        tokens=jnp.asarray(step["ids"], jnp.int32),
+        is_token=jnp.asarray(step["mask"].astype(bool)),
+        is_word=jnp.asarray(step["is_word"]),
+        edits=edits,
+        dropout_keys=None,
+    )
+
+
+@functools.cache
+def compiled(config: Config):
+    """(gradients of the first step, update), once for all cases of one shape."""
+    gradients = make_gradients(config)
+
+    def first_gradients(state, samples):
+        loss = config.loss
+        temperature = jnp.clip(
+            state.params["temperature"], loss.min_temperature, loss.max_temperature
+        )
+        params = state.params | {"temperature": temperature}
+        slow = contrastive.momentum_update(state.momentum_params, params, loss.momentum)
+        return gradients(params, slow, state, samples)[0]
+
+    rate = config.optimizer.learning_rate
+    return jax.jit(first_gradients), jax.jit(make_update(config, lambda step: rate))
+
+
+def compare(folder: Path, config: Config | None = None) -> dict[str, dict[str, float]]:
+    """{kind: {name: error}} of one case; `TOLERANCE[kind]` bounds each of them.
+
+    Args:
+      config: replaces the case's own, for switches that must change nothing.
+    """
+    case = json.loads((folder / "case.json").read_text())
+    tensors = safetensors.numpy.load_file(folder / "case.safetensors")
+    config = config_of(case) if config is None else config
+    shape = case["shape"]
+    params = jax.tree.map(jnp.asarray, to_tree(tensors, "params", shape))
+    momentum_params = jax.tree.map(jnp.asarray, to_tree(tensors, "momentum", shape))
+    state = initial_state(config, params)
+    state = dataclasses.replace(state, momentum_params=momentum_params)
+    first_gradients, update = compiled(config)
+
+    grads = first_gradients(state, samples_of(tensors, 0))
+    errors = {
+        "losses": {},
+        "gradients": gradient_errors(grads, to_tree(tensors, "grads0", shape)),
+    }
+    for index, expected in enumerate(case["expected"]):
+        state, metrics = update(state, samples_of(tensors, index))
+        for name in LOSSES:
+            ours = float(metrics["loss" if name == "total" else f"loss_{name}"])
+            difference = abs(ours - expected[name]) / abs(expected[name])
+            errors["losses"][f"step {index} {name}"] = difference
+    errors["parameters"] = norm_errors(state.params, to_tree(tensors, "after", shape))
+    errors["momentum"] = norm_errors(
+        state.momentum_params, to_tree(tensors, "after_momentum", shape)
+    )
+    errors["queues"] = {
+        name: float(np.abs(np.asarray(queue) - tensors[f"queue/{name}"]).max())
+        for name, queue in (("image", state.image_queue), ("text", state.text_queue))
+    }
+    return errors
+
+
+def norm_errors(ours: dict, theirs: dict) -> dict[str, float]:
+    """Norm of the difference over the tensor's norm."""
+    return {
+        name: np.linalg.norm(mine - other) / np.linalg.norm(other)
+        for name, mine, other in _pairs(ours, theirs)
+    }
+
+
+def gradient_errors(ours: dict, theirs: dict) -> dict[str, float]:
+    """Norm of the difference over what is allowed, so that 1 is the tolerance.
+
+    Allowed are 5e-5 of the tensor's norm and 5e-7 of the norm of all gradients: some
+    gradients are zero but for rounding, such as that of an attention's key bias.
+    """
+    pairs = list(_pairs(ours, theirs))
+    total = np.sqrt(sum(np.sum(np.square(other)) for _, _, other in pairs))
+    return {
+        name: np.linalg.norm(mine - other)
+        / (5e-5 * np.linalg.norm(other) + 5e-7 * total)
+        for name, mine, other in pairs
+    }
+
+
+def _pairs(ours: dict, theirs: dict):
+    """Name and the two float64 arrays of each place; both trees must have the same."""
+    mine, other = dict(tables.leaves(ours)), dict(tables.leaves(theirs))
+    if mine.keys() != other.keys():
+        raise ValueError(f"the trees differ in {mine.keys() ^ other.keys()}")
+    for path, value in other.items():
+        name = ".".join(map(str, path))
+        yield (
+            name,
+            np.float64(np.asarray(mine[path]).ravel()),
+            np.float64(value.ravel()),
+        )
+
+
+def report(errors: dict[str, dict[str, float]]) -> bool:
+    """Prints the largest error of each kind; True where all are within tolerance."""
+    is_good = True
+    for kind, values in errors.items():
+        name = max(values, key=lambda name: _worst_first(values[name]))
+        error, limit = values[name], TOLERANCE[kind]
+        is_within = bool(error <= limit)  # False for NaN too
+        is_good &= is_within
+        unit = " of what is allowed" if kind == "gradients" else ""
+        print(
+            f"{kind:<12} {error:.2e}{unit} (limit {limit:.0e}) at {name}"
+            + ("" if is_within else "  ABOVE THE LIMIT")
+        )
+    return is_good
+
+
+def _worst_first(error: float) -> float:
+    return float("inf") if np.isnan(error) else error
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print("usage: python tests/peer_case.py DIR", file=sys.stderr)
+        return 2
+    folder = Path(sys.argv[1])
+    for name in ("case.json", "case.safetensors"):
+        if not (folder / name).is_file():
+            print(f"{folder} has no {name}: write a case there first", file=sys.stderr)
+            return 2
+    return 0 if report(compare(folder)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

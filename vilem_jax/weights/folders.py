@@ -1,0 +1,249 @@
+"""Folders of weights as the Hugging Face hub has them: found, read, hashed, written."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  numpy knows bfloat16 from here on
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vilem_jax.config import UserError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+VOCABULARY = "vocab.txt"
+TOKENIZER_FILES = (
+    VOCABULARY,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+@dataclass(frozen=True)
+class TensorFiles:
+    """The tensors of a folder, read one at a time."""
+
+    folder: Path
+    file_of: Mapping[str, Path]  # tensor's name -> the file that holds it
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with _opened(self.file_of[name]) as tensors:
+            return tuple(tensors.get_slice(name).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in float32; float16 and bfloat16 are converted."""
+        with _opened(self.file_of[name]) as tensors:
+            array = tensors.get_tensor(name)
+        if array.dtype not in (np.float32, np.float64, np.float16, "bfloat16"):
+            raise UserError(
+                f"the tensor {name} in {self.folder} is {array.dtype}: weights must be "
+                "float32, float16 or bfloat16"
+            )
+        return array.astype(np.float32)
+
+
+def read_folder(path_or_hub_name: str | os.PathLike) -> Path:
+    """A local folder of weights: the given one, or a download from the hub.
+
+    A name with at most one slash that is no folder here is looked up on the Hugging
+    Face hub: config.json, the weights as safetensors and the tokenizer's files.
+
+    Raises:
+      UserError: neither a folder nor a model on the hub, or the hub is out of reach.
+    """
+    given = os.fspath(path_or_hub_name)
+    if not given:
+        raise UserError("no folder of weights given: name a folder or a hub model")
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{given} is a file: name the folder that holds {CONFIG}")
+    if given.startswith((".", "/", "~")) or given.count("/") > 1:
+        raise UserError(f"there is no folder {given}")
+    return _download(given)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json; a UserError where there is none or it is no JSON."""
+    path = Path(folder) / CONFIG
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} has no {CONFIG}: a folder of weights holds {CONFIG} and "
+            f"{WEIGHTS}, as Hugging Face's save_pretrained writes them"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} must hold an object, not a {type(settings).__name__}")
+    return settings
+
+
+def setting(settings: Mapping[str, Any], key: str, kind: type, folder: Path) -> Any:
+    """One value of config.json, checked; `kind` is int or float, and positive."""
+    value = settings.get(key)
+    is_right = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not is_right or isinstance(value, bool) or value <= 0:
+        raise UserError(
+            f"{Path(folder) / CONFIG}: {key} must be a positive {kind.__name__}, "
+            f"not {value!r}"
+        )
+    return kind(value)
+
+
+def activation(settings: Mapping[str, Any], folder: Path) -> str:
+    """Our name of config.json's `hidden_act`."""
+    names = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+    name = settings.get("hidden_act", "gelu")
+    if name not in names:
+        raise UserError(
+            f"{Path(folder) / CONFIG}: hidden_act {name!r} is not supported; "
+            f"{', '.join(names)} are"
+        )
+    return names[name]
+
+
+def check_model_type(settings: Mapping[str, Any], wanted: str, folder: Path) -> None:
+    kind = settings.get("model_type", wanted)
+    if kind != wanted:
+        raise UserError(
+            f"{Path(folder) / CONFIG}: model_type is {kind!r}, but a {wanted!r} is "
+            "needed here"
+        )
+
+
+def open_tensors(folder: Path) -> TensorFiles:
+    """The folder's safetensors, in one file or in several with an index."""
+    folder = Path(folder)
+    if (folder / WEIGHTS).is_file():
+        with _opened(folder / WEIGHTS) as tensors:
+            return TensorFiles(folder, dict.fromkeys(tensors.keys(), folder / WEIGHTS))
+    if (folder / INDEX).is_file():
+        return TensorFiles(folder, _read_index(folder))
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    if pickled:
+        raise UserError(
+            f"{folder} has its weights in {pickled[0]} only, a pickle, which can run "
+            f"code when read: convert it to {WEIGHTS} first (in an environment with "
+            "torch: AutoModel.from_pretrained(...).save_pretrained(...))"
+        )
+    raise UserError(f"{folder} has no {WEIGHTS}: save the weights as safetensors")
+
+
+def sha256(folder: Path) -> str:
+    """Digest of the weights; of one file it is what `sha256sum` prints."""
+    files = sorted(set(open_tensors(folder).file_of.values()))
+    digests = []
+    for path in files:
+        with path.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def write_folder(
+    folder: Path,
+    settings: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    tokenizer_folder: Path | None = None,
+) -> None:
+    """Writes config.json, model.safetensors and the tokenizer's files as one change.
+
+    All is written beside `folder` first and renamed at the end, so that a killed
+    program leaves the old folder or the new one, never a half.
+
+    Raises:
+      UserError: `folder` holds something else, which would be lost; or
+        `tokenizer_folder` has no vocab.txt.
+    """
+    folder = Path(folder)
+    _check_replaceable(folder)
+    if tokenizer_folder is not None and not (tokenizer_folder / VOCABULARY).is_file():
+        raise UserError(f"{tokenizer_folder} has no {VOCABULARY}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.parent / f".{folder.name}.{os.getpid()}"
+    new, old = beside.with_suffix(".new"), beside.with_suffix(".old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    try:
+        # Hugging Face's loader refuses a file that does not name its origin.
+        safetensors.numpy.save_file(dict(tensors), new / WEIGHTS, {"format": "pt"})
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        (new / CONFIG).write_text(text + "\n", encoding="utf-8")
+        for name in TOKENIZER_FILES if tokenizer_folder is not None else ():
+            if (tokenizer_folder / name).is_file():
+                shutil.copyfile(tokenizer_folder / name, new / name)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    ours = {CONFIG, WEIGHTS, *TOKENIZER_FILES}
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name another folder for the weights")
+    if not folder.exists():
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    if others:
+        raise UserError(
+            f"{folder} holds {others[0]}, which writing weights there would remove: "
+            "name another folder"
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as tensors:
+            yield tensors
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read, {error}: get it again") from None
+
+
+def _read_index(folder: Path) -> dict[str, Path]:
+    try:
+        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+        file_of = {name: folder / file for name, file in weight_map.items()}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{folder / INDEX} has no weight_map of names") from None
+    for path in sorted(set(file_of.values())):
+        if path.parent != folder or not path.is_file():
+            raise UserError(f"{folder / INDEX} names {path.name}, which is not there")
+    return file_of
+
+
+def _download(name: str) -> Path:
+    import huggingface_hub  # slow, and only a hub name needs it
+    from huggingface_hub import errors
+
+    wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *TOKENIZER_FILES]
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        reason = "no public model of that name on the Hugging Face hub"
+    except Exception as error:  # a dead network has many faces, one per HTTP library
+        reason = (
+            f"the Hugging Face hub cannot be reached ({type(error).__name__}): copy "
+            "the model's folder here and name that"
+        )
+    raise UserError(f"there is no folder {name}, and {reason}")

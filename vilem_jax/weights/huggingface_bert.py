@@ -1,0 +1,237 @@
+"""Hugging Face's BertModel and BertForMaskedLM, in and out."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from vilem_jax.config import ComputeConfig, TextConfig, UserError
+from vilem_jax.models.editor import MaskedLanguageModel
+from vilem_jax.weights import folders, tables
+from vilem_jax.weights.tables import SAME, Entry
+
+PREFIX = "bert."  # BertForMaskedLM has it, BertModel has not
+HEAD = "cls.predictions."
+
+# Left out on purpose: our [CLS] feature has no pooler, position and type ids are
+# counters kept by old versions, and the rest are heads for other tasks.
+DROPPED = (
+    "embeddings.position_ids",
+    "embeddings.token_type_ids",
+    "pooler.",
+    "cls.seq_relationship.",
+    "classifier.",
+    "qa_outputs.",
+)
+# Copies of the word embeddings and of the head's bias, which some files repeat.
+TIED = {
+    "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+
+
+def text_table(num_layers: int) -> list[Entry]:
+    """BertModel without its pooler -> `TextTower` without cross-attention."""
+    place = ("embedding",)
+    table = [
+        Entry("embeddings.word_embeddings.weight", (*place, "words"), SAME),
+        Entry("embeddings.position_embeddings.weight", (*place, "positions"), SAME),
+        Entry("embeddings.token_type_embeddings.weight", (*place, "token_types"), SAME),
+        *tables.layer_norm("embeddings.LayerNorm", (*place, "norm")),
+    ]
+    for number in range(num_layers):
+        name, place = f"encoder.layer.{number}", ("layers", number)
+        table += attention_table(f"{name}.attention", (*place, "attention"))
+        table += tables.linear(f"{name}.intermediate.dense", (*place, "mlp", "expand"))
+        table += tables.linear(f"{name}.output.dense", (*place, "mlp", "contract"))
+        table += tables.layer_norm(f"{name}.output.LayerNorm", (*place, "norm"))
+    return table
+
+
+def attention_table(name: str, place: tables.TreePath) -> list[Entry]:
+    """BertAttention -> `Attention`, for self- and for cross-attention."""
+    return [
+        *tables.linear(f"{name}.self.query", (*place, "query")),
+        *tables.linear(f"{name}.self.key", (*place, "key")),
+        *tables.linear(f"{name}.self.value", (*place, "value")),
+        *tables.linear(f"{name}.output.dense", (*place, "output")),
+        *tables.layer_norm(f"{name}.output.LayerNorm", (*place, "norm")),
+    ]
+
+
+def transform_table(name: str, place: tables.TreePath) -> list[Entry]:
+    """BertPredictionHeadTransform -> `Transform`."""
+    return [
+        *tables.linear(f"{name}.dense", (*place, "dense")),
+        *tables.layer_norm(f"{name}.LayerNorm", (*place, "norm")),
+    ]
+
+
+def head_table() -> list[Entry]:
+    """BertForMaskedLM's head -> what `MaskedLanguageModel` has beside its tower."""
+    return [
+        *transform_table(f"{HEAD}transform", ("transform",)),
+        Entry(f"{HEAD}bias", ("bias",), SAME),
+    ]
+
+
+def read_text_config(folder: Path, base: TextConfig) -> TextConfig:
+    """The folder's shape, epsilon and activation; dropout and the rest from `base`.
+
+    Raises:
+      UserError: no config.json, not a BERT's, or something our BERT does not do.
+    """
+    settings = folders.read_config(folder)
+    folders.check_model_type(settings, "bert", folder)
+    positions = settings.get("position_embedding_type") or "absolute"
+    if positions != "absolute":
+        raise UserError(
+            f"{Path(folder) / folders.CONFIG}: position_embedding_type {positions!r} "
+            "is not supported; 'absolute' is"
+        )
+
+    def number(key, kind=int):
+        return folders.setting(settings, key, kind, folder)
+
+    return dataclasses.replace(
+        base,
+        vocab_size=number("vocab_size"),
+        width=number("hidden_size"),
+        num_layers=number("num_hidden_layers"),
+        num_heads=number("num_attention_heads"),
+        mlp_width=number("intermediate_size"),
+        max_positions=number("max_position_embeddings"),
+        num_token_types=number("type_vocab_size"),
+        layer_norm_eps=number("layer_norm_eps", float),
+        activation=folders.activation(settings, folder),
+    )
+
+
+def load_text(folder: Path, config: TextConfig) -> dict:
+    """Parameters of `TextTower`, without cross-attention; a masked-language head stays.
+
+    Returns:
+      nested dict of float32 arrays on the host.
+
+    Raises:
+      UserError: tensors that are missing, unknown, or of another shape than `config`.
+    """
+    files, names = _open(folder)
+    return tables.read_tree(
+        text_table(config.num_layers),
+        files,
+        names,
+        dropped=(*DROPPED, HEAD),
+        expected=_expected(config)["text"],
+    )
+
+
+def load_mlm_head(folder: Path, config: TextConfig) -> dict:
+    """{"transform": ..., "bias": [V]} of a BertForMaskedLM.
+
+    Raises:
+      UserError: the folder has no such head, or one that is not tied to its words.
+    """
+    files, names = _open(folder)
+    _check_head(files, names)
+    expected = _expected(config)
+    del expected["text"]
+    others = tuple(entry.name for entry in text_table(config.num_layers))
+    return tables.read_tree(
+        head_table(),
+        files,
+        names,
+        dropped=(*DROPPED, *TIED, *others),
+        expected=expected,
+    )
+
+
+def load_masked_language_model(folder: Path, config: TextConfig) -> dict:
+    """Parameters of `MaskedLanguageModel`; errors as of `load_mlm_head`."""
+    head = load_mlm_head(folder, config)
+    return {"text": load_text(folder, config), **head}
+
+
+def save_masked_language_model(
+    folder: Path, params: Mapping, config: TextConfig, tokenizer_folder: Path
+) -> None:
+    """Writes a folder that Hugging Face's BertForMaskedLM and we load, as one change.
+
+    Args:
+      params: of `MaskedLanguageModel`, arrays that reach the host.
+      tokenizer_folder: its vocab.txt and, if there, its other files go along.
+
+    Raises:
+      UserError: `folder` holds something else, or there is no vocab.txt.
+    """
+    tokenizer_folder = Path(tokenizer_folder)
+    text = tables.write_tensors(text_table(config.num_layers), params["text"])
+    tensors = {f"{PREFIX}{name}": array for name, array in text.items()}
+    tensors |= tables.write_tensors(head_table(), params)
+    folders.write_folder(
+        Path(folder),
+        _settings(config, tokenizer_folder),
+        tensors,
+        tokenizer_folder=tokenizer_folder,
+    )
+
+
+def _settings(config: TextConfig, tokenizer_folder: Path) -> dict:
+    """config.json of a BertForMaskedLM."""
+    vocabulary = tokenizer_folder / folders.VOCABULARY
+    words = (
+        vocabulary.read_text(encoding="utf-8").split("\n")
+        if vocabulary.is_file()
+        else []
+    )
+    return {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_width,
+        "max_position_embeddings": config.max_positions,
+        "type_vocab_size": config.num_token_types,
+        "layer_norm_eps": config.layer_norm_eps,
+        "hidden_act": "gelu" if config.activation == "gelu" else "gelu_pytorch_tanh",
+        "hidden_dropout_prob": config.dropout_rate,
+        "attention_probs_dropout_prob": config.dropout_rate,
+        "position_embedding_type": "absolute",
+        "tie_word_embeddings": True,
+        "pad_token_id": words.index("[PAD]") if "[PAD]" in words else 0,
+    }
+
+
+def _open(folder: Path) -> tuple[folders.TensorFiles, dict[str, str]]:
+    files = folders.open_tensors(folder)
+    return files, tables.spell(files.file_of, prefix=PREFIX, folder=folder)
+
+
+def _expected(config: TextConfig) -> dict:
+    """The tree of `MaskedLanguageModel` with shapes for leaves."""
+    model = nnx.eval_shape(
+        lambda: MaskedLanguageModel(config, ComputeConfig(), rngs=nnx.Rngs(0))
+    )
+    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+
+
+def _check_head(files: folders.TensorFiles, names: Mapping[str, str]) -> None:
+    if not any(name.startswith(HEAD) for name in names):
+        raise UserError(
+            f"{files.folder} has no masked-language head ({HEAD}*): train one with "
+            f"`vilem train --config=editor "
+            f"--config.model.text.start_from={files.folder}`"
+        )
+    for copy, original in TIED.items():
+        if copy not in names or original not in names:
+            continue
+        same = np.array_equal(files.read(names[copy]), files.read(names[original]))
+        if not same:
+            raise UserError(
+                f"in {files.folder} {names[copy]} differs from {names[original]}: only "
+                "heads tied to the word embeddings are supported"
+            )

@@ -1,0 +1,156 @@
+"""Hugging Face's ViTModel, in and out."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from flax import nnx
+
+from vilem_jax.config import ComputeConfig, UserError, VisionConfig
+from vilem_jax.models.vision import VisionTower
+from vilem_jax.weights import folders, positions, tables
+from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
+
+PREFIX = "vit."  # ViTForImageClassification has it, ViTModel has not
+POSITIONS = "embeddings.position_embeddings"
+
+# Left out on purpose: our feature is [CLS] itself, without pooler or classifier; the
+# mask token is of masked-image training.
+DROPPED = ("pooler.", "classifier.", "embeddings.mask_token")
+
+
+def vision_table(num_layers: int) -> list[Entry]:
+    """ViTModel without its pooler -> `VisionTower`."""
+    patches = "embeddings.patch_embeddings.projection"
+    table = [
+        Entry("embeddings.cls_token", ("class_token",), FIRST_OF_ONE_TWICE),
+        Entry(POSITIONS, ("position_embedding",), FIRST_OF_ONE),
+        Entry(f"{patches}.weight", ("patch_embedding", "kernel"), PATCHES),
+        Entry(f"{patches}.bias", ("patch_embedding", "bias"), tables.SAME),
+        *tables.layer_norm("layernorm", ("norm",)),
+    ]
+    for number in range(num_layers):
+        name, place = f"encoder.layer.{number}", ("blocks", number)
+        attention = f"{name}.attention"
+        table += [
+            *tables.layer_norm(f"{name}.layernorm_before", (*place, "attention_norm")),
+            *tables.linear(f"{attention}.attention.query", (*place, "query")),
+            *tables.linear(f"{attention}.attention.key", (*place, "key")),
+            *tables.linear(f"{attention}.attention.value", (*place, "value")),
+            *tables.linear(f"{attention}.output.dense", (*place, "output")),
+            *tables.layer_norm(f"{name}.layernorm_after", (*place, "mlp_norm")),
+            *tables.linear(f"{name}.intermediate.dense", (*place, "mlp", "expand")),
+            *tables.linear(f"{name}.output.dense", (*place, "mlp", "contract")),
+        ]
+    return table
+
+
+def read_vision_config(folder: Path, base: VisionConfig) -> VisionConfig:
+    """The folder's shape, epsilon and activation; the picture's side from `base`.
+
+    The side is a choice of the run: `load_vision` resizes the grid of positions.
+
+    Raises:
+      UserError: no config.json, not a ViT's, or something our ViT does not do.
+    """
+    settings = folders.read_config(folder)
+    folders.check_model_type(settings, "vit", folder)
+
+    def number(key, kind=int):
+        return folders.setting(settings, key, kind, folder)
+
+    if settings.get("num_channels", 3) != 3:
+        raise UserError(f"{Path(folder) / folders.CONFIG}: num_channels must be 3")
+    patch_size = number("patch_size")
+    if base.image_size % patch_size:
+        raise UserError(
+            f"pictures of {base.image_size} pixels do not divide into the patches of "
+            f"{patch_size} of {folder}: set config.model.vision.image_size to a "
+            f"multiple of {patch_size}"
+        )
+    return dataclasses.replace(
+        base,
+        patch_size=patch_size,
+        width=number("hidden_size"),
+        num_layers=number("num_hidden_layers"),
+        num_heads=number("num_attention_heads"),
+        mlp_width=number("intermediate_size"),
+        layer_norm_eps=number("layer_norm_eps", float),
+        activation=folders.activation(settings, folder),
+    )
+
+
+def load_vision(folder: Path, config: VisionConfig) -> dict:
+    """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
+
+    Returns:
+      nested dict of float32 arrays on the host.
+
+    Raises:
+      UserError: tensors that are missing, unknown, or of another shape than `config`.
+    """
+    files = folders.open_tensors(folder)
+    names = tables.spell(files.file_of, prefix=PREFIX, folder=folder)
+    stored = _stored_config(files, names, config)
+    tree = tables.read_tree(
+        vision_table(config.num_layers),
+        files,
+        names,
+        dropped=DROPPED,
+        expected=_expected(stored),
+    )
+    side = config.image_size // config.patch_size
+    tree["position_embedding"] = positions.resize(tree["position_embedding"], side)
+    return tree
+
+
+def save_vision(folder: Path, params: Mapping, config: VisionConfig) -> None:
+    """Writes a folder that Hugging Face's ViTModel and we load, as one change.
+
+    Args:
+      params: of `VisionTower`, arrays that reach the host.
+
+    Raises:
+      UserError: `folder` holds something else.
+    """
+    tensors = tables.write_tensors(vision_table(config.num_layers), params)
+    settings = {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": 3,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.mlp_width,
+        "layer_norm_eps": config.layer_norm_eps,
+        "hidden_act": "gelu" if config.activation == "gelu" else "gelu_pytorch_tanh",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "qkv_bias": True,
+    }
+    folders.write_folder(Path(folder), settings, tensors)
+
+
+def _stored_config(files, names, config: VisionConfig) -> VisionConfig:
+    """`config` with the picture's side that the checkpoint was trained at."""
+    if POSITIONS not in names:
+        return config  # reading the table will name what is missing
+    shape = files.shape(names[POSITIONS])
+    side = math.isqrt(shape[1] - 1) if len(shape) == 3 and shape[1] > 1 else 0
+    if side * side + 1 != (shape[1] if len(shape) == 3 else 0):
+        raise UserError(
+            f"the tensor {names[POSITIONS]} in {files.folder} is {list(shape)}: "
+            "[CLS] and a square grid of patches are expected"
+        )
+    return dataclasses.replace(config, image_size=side * config.patch_size)
+
+
+def _expected(config: VisionConfig) -> dict:
+    """The tree of `VisionTower` with shapes for leaves."""
+    model = nnx.eval_shape(
+        lambda: VisionTower(config, ComputeConfig(), rngs=nnx.Rngs(0))
+    )
+    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])

@@ -1,0 +1,219 @@
+"""Tables of names: a foreign checkpoint's tensors to our tree of parameters, and back.
+
+A format is a list of entries. Every tensor of a file is used once or dropped on
+purpose, and every place of our tree is filled once; anything else is an error that
+names it, because a converter that skips what it does not know fails silently.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vilem_jax.config import UserError
+from vilem_jax.weights.folders import TensorFiles
+
+TreePath = tuple[str | int, ...]
+MAX_NAMED = 5  # names an error lists before it counts the rest
+
+
+class Form(NamedTuple):
+    """How an array is turned on its way into our tree, and back on its way out."""
+
+    read: Callable[[np.ndarray], np.ndarray]
+    write: Callable[[np.ndarray], np.ndarray]
+
+
+class Entry(NamedTuple):
+    name: str  # in the checkpoint
+    path: TreePath  # in our tree
+    form: Form
+
+
+def _patches_to_rows(kernel: np.ndarray) -> np.ndarray:
+    """Convolution [W, 3, P, P] -> [P * P * 3, W]: pixels row by row, channels last."""
+    return kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])
+
+
+def _rows_to_patches(rows: np.ndarray) -> np.ndarray:
+    side = math.isqrt(rows.shape[0] // 3)
+    return rows.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+
+
+SAME = Form(lambda array: array, lambda array: array)
+TRANSPOSED = Form(np.transpose, np.transpose)  # torch keeps a linear map as [out, in]
+PATCHES = Form(_patches_to_rows, _rows_to_patches)
+FIRST_OF_ONE = Form(lambda array: array[0], lambda array: array[None])
+FIRST_OF_ONE_TWICE = Form(lambda array: array[0, 0], lambda array: array[None, None])
+
+
+def linear(name: str, path: TreePath) -> list[Entry]:
+    return [
+        Entry(f"{name}.weight", (*path, "kernel"), TRANSPOSED),
+        Entry(f"{name}.bias", (*path, "bias"), SAME),
+    ]
+
+
+def layer_norm(name: str, path: TreePath) -> list[Entry]:
+    return [
+        Entry(f"{name}.weight", (*path, "scale"), SAME),
+        Entry(f"{name}.bias", (*path, "bias"), SAME),
+    ]
+
+
+def read_tree(
+    table: Sequence[Entry],
+    files: TensorFiles,
+    names: Mapping[str, str],
+    *,
+    dropped: Sequence[str],
+    expected: Mapping,
+) -> dict:
+    """Reads the tensors of `table` from `files` into a nested dict of float32 arrays.
+
+    Args:
+      table: one entry a tensor.
+      names: the table's spelling of each name in the files -> the files' own spelling.
+      dropped: names left out on purpose; one that ends with "." leaves out all below.
+      expected: our tree, with leaves that have a `shape`.
+
+    Raises:
+      UserError: names that are unknown, missing, or of another shape.
+    """
+    _check_names(table, names, dropped, files)
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves(expected)}
+    targets = [entry.path for entry in table]
+    if sorted(map(str, targets)) != sorted(map(str, shapes)):  # our own mistake
+        raise ValueError(f"the table does not fill {set(shapes) ^ set(targets)} once")
+    tree: dict = {}
+    for entry in table:
+        name = names[entry.name]
+        wanted = entry.form.write(_shape_only(shapes[entry.path])).shape
+        if files.shape(name) != wanted:
+            raise UserError(
+                f"the tensor {name} in {files.folder} is {list(files.shape(name))}, "
+                f"but the configured model needs {list(wanted)}: a checkpoint of "
+                "another shape"
+            )
+        value = np.ascontiguousarray(entry.form.read(files.read(name)))
+        put(tree, entry.path, value)
+    return tree
+
+
+def write_tensors(table: Sequence[Entry], tree: Mapping) -> dict[str, np.ndarray]:
+    """The other direction: our nested dict -> {checkpoint's name: float32 array}."""
+    return {
+        entry.name: np.ascontiguousarray(
+            entry.form.write(np.asarray(take(tree, entry.path), np.float32))
+        )
+        for entry in table
+    }
+
+
+def merge_into(
+    params: Mapping, subtree: Mapping, *, at: TreePath = (), origin: str = ""
+) -> dict:
+    """`params` with the leaves of `subtree` in place of its own below the path `at`.
+
+    What `subtree` lacks stays as it is (a BERT brings no cross-attention). Nothing is
+    changed in place.
+
+    Args:
+      params: nested dict of arrays.
+      subtree: nested dict of arrays, in the tree that stands in `params` at `at`.
+      origin: the folder the subtree came from, for the message.
+
+    Raises:
+      UserError: a leaf of another shape.
+      KeyError: a leaf that `params` does not have.
+    """
+    merged = _copy_dicts(params)
+    for path, leaf in leaves(subtree, at):
+        shape, wanted = tuple(np.shape(leaf)), tuple(take(params, path).shape)
+        if shape != wanted:
+            raise UserError(
+                f"{'.'.join(map(str, path))} is {list(shape)} in "
+                f"{origin or 'the checkpoint'}, but the configured model needs "
+                f"{list(wanted)}: a checkpoint of another shape"
+            )
+        put(merged, path, leaf)
+    return merged
+
+
+def spell(names: Sequence[str], *, prefix: str, folder) -> dict[str, str]:
+    """{the table's spelling: the file's}: without `prefix`, gamma and beta renamed."""
+    spelt: dict[str, str] = {}
+    for name in names:
+        plain = name.removeprefix(prefix)
+        plain = plain.replace("LayerNorm.gamma", "LayerNorm.weight")
+        plain = plain.replace("LayerNorm.beta", "LayerNorm.bias")
+        if plain in spelt:
+            raise UserError(
+                f"{folder} holds one tensor under two names, {spelt[plain]} and {name}:"
+                " remove one"
+            )
+        spelt[plain] = name
+    return spelt
+
+
+def leaves(tree: Mapping, path: TreePath = ()) -> Iterator[tuple[TreePath, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def take(tree: Mapping, path: TreePath) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def put(tree: dict, path: TreePath, value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _check_names(table, names, dropped, files: TensorFiles) -> None:
+    def is_dropped(name):
+        return any(
+            name == entry or (entry.endswith(".") and name.startswith(entry))
+            for entry in dropped
+        )
+
+    known = {entry.name for entry in table}
+    missing = [name for name in known if name not in names]
+    unknown = [
+        own for name, own in names.items() if name not in known and not is_dropped(name)
+    ]
+    problems = []
+    if missing:
+        problems.append(f"lacks {_some(missing)}")
+    if unknown:
+        problems.append(f"holds {_some(unknown)}, which this model has no place for")
+    if problems:
+        raise UserError(
+            f"{files.folder} is not the checkpoint that its config.json describes: it "
+            + " and ".join(problems)
+        )
+
+
+def _some(names) -> str:
+    names = sorted(names)
+    rest = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _shape_only(shape) -> np.ndarray:
+    """An array of that shape that costs no memory, to ask a form for the other one."""
+    return np.broadcast_to(np.float32(0.0), shape)
+
+
+def _copy_dicts(tree: Mapping) -> dict:
+    return {
+        key: _copy_dicts(value) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+    }
