@@ -4,6 +4,7 @@ Order (the lineage's): clamp the temperature, momentum update with the parameter
 they are, momentum keys of the whole batch, losses and gradients, AdamW, enqueue.
 """
 
+import dataclasses
 import enum
 from collections.abc import Callable
 
@@ -219,20 +220,7 @@ def make_update(
             ),
         )
         is_finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
-        kept = {
-            name: jax.tree.map(
-                lambda new, old: jnp.where(is_finite, new, old),
-                value,
-                getattr(state, name),
-            )
-            for name, value in proposed.items()
-        }
-        new_state = TrainState(
-            step=state.step + 1,
-            skipped_total=state.skipped_total + ~is_finite,
-            skipped_in_a_row=jnp.where(is_finite, 0, state.skipped_in_a_row + 1),
-            **kept,
-        )
+        new_state = keep_if_finite(state, is_finite, proposed)
         metrics = step_metrics(sums, samples, config) | {
             "temperature": params["temperature"],
             "queue_fill": new_state.queue_count / max(loss.queue_length, 1),
@@ -245,6 +233,26 @@ def make_update(
         return new_state, metrics
 
     return update
+
+
+def keep_if_finite(state, is_finite: jax.Array, proposed: dict):
+    """The next state: `proposed` fields where `is_finite`, else the old ones, bitwise.
+
+    `step` and the counters of skipped steps advance in any case.
+    """
+    kept = {
+        name: jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old), value, getattr(state, name)
+        )
+        for name, value in proposed.items()
+    }
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        skipped_total=state.skipped_total + ~is_finite,
+        skipped_in_a_row=jnp.where(is_finite, 0, state.skipped_in_a_row + 1),
+        **kept,
+    )
 
 
 def step_metrics(sums: Metrics, samples: Samples, config: Config) -> Metrics:

@@ -1,0 +1,142 @@
+"""Training the editor: BERT learns to name masked words of captions (task="editor").
+
+A BERT without a masked-language head, or none at all, becomes the editor this way; the
+text tower can start from the same weights, as the paper starts both from BERT.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from vilem_jax.config import Config
+from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.models.editor import MaskedLanguageModel
+from vilem_jax.models.layers import fold_in
+from vilem_jax.models.text import is_real_token
+from vilem_jax.objectives import editing, proofreading
+from vilem_jax.training.optimizer import make_optimizer
+from vilem_jax.training.state import Params
+from vilem_jax.training.step import Purpose, keep_if_finite, sample_keys
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EditorState:
+    """All that changes while an editor is trained."""
+
+    step: jax.Array  # int32
+    params: Params  # of a `MaskedLanguageModel`
+    opt_state: Any
+    skipped_total: jax.Array  # int32
+    skipped_in_a_row: jax.Array  # int32
+
+
+def editor_graph(config: Config) -> nnx.GraphDef:
+    """The masked-language model without its arrays."""
+
+    def build():
+        return MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(0))
+
+    return nnx.split(nnx.eval_shape(build), nnx.Param)[0]
+
+
+def initial_editor_params(config: Config, key: jax.Array) -> Params:
+    model = MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+
+
+def initial_editor_state(config: Config, params: Params) -> EditorState:
+    zero = jnp.zeros((), jnp.int32)
+    return EditorState(
+        step=zero,
+        params=params,
+        opt_state=make_optimizer(config.optimizer).init(params),
+        skipped_total=zero,
+        skipped_in_a_row=zero,
+    )
+
+
+def make_editor_step(
+    config: Config,
+    schedule: Callable,
+    tables: editing.WordTables,
+    *,
+    pad_id: int,
+    mask_id: int,
+) -> Callable:
+    """`step(state, batch, key) -> (state, metrics)`: mask words, name them, AdamW.
+
+    Every chosen word is replaced by [MASK] (BERT leaves a fifth as they are, or wrong,
+    for readers that never see [MASK]; an editor always does).
+    """
+    graph = editor_graph(config)
+    optimizer = make_optimizer(config.optimizer)
+
+    def loss_of(params, tokens, chosen, keys):
+        masked = editing.mask_places(tokens, chosen, mask_id)
+        logits = nnx.merge(graph, params).logits_at(
+            masked, is_real_token(tokens, pad_id), chosen.places, keys=keys
+        )
+        edits = editing.apply_edits(tokens, chosen, chosen.places)
+        correction = editing.correction_labels(tokens, edits)
+        num = jnp.maximum(chosen.is_edit.sum(), 1)
+        loss = proofreading.correction_sum(logits, correction) / num
+        return loss, proofreading.correction_hits(logits, correction) / num
+
+    def step(state: EditorState, batch, key):
+        tokens = batch["tokens"]
+        keys = sample_keys(key, state.step, batch["sample_id"])
+        chosen = editing.choose_places(
+            fold_in(keys, Purpose.EDIT), tables.is_word[tokens], config.editor
+        )
+        (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, tokens, chosen, fold_in(keys, Purpose.DROPOUT)
+        )
+        grad_norm = optax.global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        rate = schedule(state.step)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        state = keep_if_finite(
+            state, is_finite, {"params": params, "opt_state": opt_state}
+        )
+        return state, {
+            "loss": loss,
+            "masked_top1": top1,
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "skipped_total": state.skipped_total,
+            "skipped_in_a_row": state.skipped_in_a_row,
+        }
+
+    return step
+
+
+def make_masked_accuracy(config: Config, *, pad_id: int, mask_id: int) -> Callable:
+    """`accuracy(editor, tokens, key) -> (hits, masked)`: masked words named right.
+
+    The words that are masked depend on the row's number and the key alone.
+    """
+    graph = editor_graph(config)
+
+    def accuracy(editor: FrozenEditor, tokens, key):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(tokens.shape[0]))
+        is_word = editor.tables.is_word[tokens]
+        chosen = editing.choose_places(keys, is_word, config.editor)
+        masked = editing.mask_places(tokens, chosen, mask_id)
+        logits = nnx.merge(graph, editor.params).logits_at(
+            masked, is_real_token(tokens, pad_id), chosen.places
+        )
+        edits = editing.apply_edits(tokens, chosen, chosen.places)
+        correction = editing.correction_labels(tokens, edits)
+        return (
+            proofreading.correction_hits(logits, correction),
+            chosen.is_edit.sum(),
+        )
+
+    return accuracy
