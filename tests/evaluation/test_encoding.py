@@ -1,0 +1,102 @@
+"""Encoders: any number of rows, two programs, the model's own numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vilem_jax.config import UserError
+from vilem_jax.evaluation.encoding import normalize, read_ahead, read_pictures
+from vilem_jax.models.text import is_real_token
+
+
+def pictures(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return list(rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8))
+
+
+def test_any_number_of_pictures_and_no_recompiling(encoder, model, config):
+    pixels = pictures(9)
+    expected = model.encode_image(normalize(jnp.asarray(pixels), config.augment))
+    for count in (1, 2, 4, 5, 9):
+        found = encoder.encode_images(iter(pixels[:count]))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected[:count], atol=1e-5)
+    assert encoder.programs["images"]._cache_size() == 2
+
+
+def test_texts_do_not_depend_on_padding(encoder, model, tokenizer):
+    captions = ["a red dog", "the cat", "a", "", "small dogs on the left of a circle"]
+    tokens = tokenizer.encode(captions, 12)
+    found = encoder.encode_texts(tokens)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    short = jnp.asarray(tokenizer.encode(captions[:3], 6))
+    expected = model.encode_text(short, is_real_token(short, 0))
+    np.testing.assert_allclose(found[:3], expected, atol=1e-5)
+
+
+def test_other_parameters_use_the_same_programs(encoder):
+    doubled = jax.tree.map(lambda values: values * 2, encoder.params)
+    other = dataclasses.replace(encoder, params=doubled)
+    before = encoder.encode_images(pictures(3))
+    size = encoder.programs["images"]._cache_size()
+    assert not np.allclose(other.encode_images(pictures(3)), before)
+    assert encoder.programs["images"]._cache_size() == size
+
+
+@pytest.mark.parametrize("branch", ["local", "global"])
+def test_proofreading_is_the_model_s(encoder, model, config, tokenizer, branch):
+    pixels = pictures(5)
+    tokens = tokenizer.encode(["a red dog", "a cat", "blue dogs", "on", "a big cat"], 8)
+    places = np.array([[1, 2], [2, 1], [3, 1], [1, 0], [3, 2]], np.int32)
+    labels = np.take_along_axis(tokens, places, axis=1)
+    found = encoder.proofread(pixels, tokens, places, labels, branch=branch)
+
+    features = model.see(normalize(jnp.asarray(pixels), config.augment))
+    is_token = is_real_token(jnp.asarray(tokens), 0)
+    if branch == "local":
+        hidden = model.proofread_local(tokens, is_token, features.levels)
+        logits = model.local_logits(hidden, places)
+    else:
+        feature = model.image_global(features)
+        hidden = model.proofread_global(tokens, is_token, feature)
+        logits = model.global_logits(hidden, places)
+    detect, correct = (np.asarray(part, np.float64) for part in logits)
+    probability = np.exp(correct) / np.exp(correct).sum(-1, keepdims=True)
+    is_word = tokenizer.vocabulary.is_word
+    for row in range(5):
+        wrong = 1 / (1 + np.exp(detect[row, :, 1] - detect[row, :, 0]))
+        np.testing.assert_allclose(found.p_wrong[row], wrong, rtol=1e-4)
+        for k in range(2):
+            scores = correct[row, k]
+            assert found.rank[row, k] == np.sum(scores >= scores[labels[row, k]])
+            words = [w for w in np.argsort(-scores) if is_word[w]][:4]
+            np.testing.assert_array_equal(found.best[row, k], words)
+            np.testing.assert_allclose(
+                found.p_best[row, k], probability[row, k, words], rtol=1e-4
+            )
+
+
+def test_nothing_to_encode_is_a_sentence(encoder):
+    with pytest.raises(UserError, match="no picture"):
+        encoder.encode_images([])
+    with pytest.raises(UserError, match="no caption"):
+        encoder.encode_texts(np.zeros((0, 4), np.int32))
+
+
+def test_pictures_come_in_order_and_square(source):
+    found = list(read_pictures(source, [2, 0, 2], 16))
+    assert [picture.shape for picture in found] == [(16, 16, 3)] * 3
+    np.testing.assert_array_equal(found[0], found[2])
+    assert list(read_ahead(lambda n: n * n, range(100))) == [n * n for n in range(100)]
+
+
+def test_a_broken_picture_is_named(source):
+    class Broken(type(source)):
+        def read_image(self, index):
+            return b"no picture"
+
+    with pytest.raises(UserError, match=r"Picture 3\.png of four"):
+        list(read_pictures(Broken(), [3], 16))

@@ -1,0 +1,26 @@
+"""Results on disk: whole, or not at all."""
+
+import json
+
+import pytest
+
+from vilem_jax.config import UserError
+from vilem_jax.evaluation.files import write_json
+
+
+def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "new" / "figures.json"
+    write_json(path, {"r1": 1.5})
+    write_json(path, {"r1": 2.5})
+    assert json.loads(path.read_text()) == {"r1": 2.5}
+    assert [file.name for file in path.parent.iterdir()] == ["figures.json"]
+
+
+def test_a_folder_in_the_way_is_a_sentence(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="Cannot write .*taken"):
+        write_json(tmp_path / "taken", {})
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Cannot write"):
+        write_json(tmp_path / "file" / "figures.json", {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "taken"]

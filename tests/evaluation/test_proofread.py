@@ -1,0 +1,184 @@
+"""Proofreading figures: by hand and by loop, stored edits, shuffled pictures."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vilem_jax.config import EditorConfig, UserError
+from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.evaluation.encoding import Proofreading
+from vilem_jax.evaluation.proofread import (
+    evaluate_proofreading,
+    load_edits,
+    make_edits,
+    other_pictures,
+    proofread_metrics,
+    save_edits,
+)
+from vilem_jax.models.editor import MaskedLanguageModel
+from vilem_jax.objectives.editing import WordTables
+
+
+@pytest.fixture(scope="module")
+def edits(config, tokenizer, source):
+    model = MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(1))
+    graphdef, params = nnx.split(model, nnx.Param)
+    vocabulary = tokenizer.vocabulary
+    tables = WordTables(
+        is_word=jnp.asarray(vocabulary.is_word),
+        is_piece=jnp.asarray(vocabulary.is_piece),
+        is_side=jnp.zeros(vocabulary.size, bool),
+    )
+    return make_edits(
+        graphdef,
+        FrozenEditor(nnx.to_pure_dict(params), tables),
+        tokenizer,
+        source,
+        EditorConfig(sha256="abc", max_edits=3),
+        seed=5,
+        text_length=12,
+    )
+
+
+def test_metrics_by_loop():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        p_wrong = rng.random((3, 6))
+        is_wrong, is_word = rng.random((3, 6)) < 0.3, rng.random((3, 6)) < 0.7
+        rank, is_edit = rng.integers(1, 6, (3, 2)), rng.random((3, 2)) < 0.7
+        figures = proofread_metrics(p_wrong, is_wrong, is_word, rank, is_edit)
+        counts = {"tp": 0, "fp": 0, "fn": 0}
+        for row in range(3):
+            for place in range(6):
+                if is_word[row, place]:
+                    says, wrong = p_wrong[row, place] > 0.5, is_wrong[row, place]
+                    counts["tp"] += says and wrong
+                    counts["fp"] += says and not wrong
+                    counts["fn"] += wrong and not says
+        tp, fp, fn = counts.values()
+        detect = figures["detect"]
+        assert detect["precision"] == pytest.approx(tp / (tp + fp) if tp + fp else 0)
+        assert detect["recall"] == pytest.approx(tp / (tp + fn) if tp + fn else 0)
+        expected = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0
+        assert detect["f1"] == pytest.approx(expected)
+        for top in (1, 3):
+            hits = [r <= top for r, e in zip(rank.flat, is_edit.flat, strict=True) if e]
+            assert figures["correct"][f"top{top}"] == pytest.approx(np.mean(hits))
+
+
+def test_half_is_not_called_wrong():
+    one = np.ones((1, 1), bool)
+    figures = proofread_metrics(np.full((1, 1), 0.5), one, one, one, one)
+    assert figures["detect"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_another_picture_is_never_the_same():
+    rng = np.random.default_rng(0)
+    for seed in range(30):
+        image = rng.choice(rng.permutation(50)[: rng.integers(2, 8)], 20)
+        if len(np.unique(image)) < 2:
+            continue
+        other = other_pictures(image, seed=seed)
+        assert (other != image).all()
+        np.testing.assert_array_equal(other, other_pictures(image, seed=seed))
+        pairs = set(zip(image.tolist(), other.tolist(), strict=True))
+        assert len(pairs) == len(np.unique(image)) == len(np.unique(other))
+    with pytest.raises(UserError, match="two or more"):
+        other_pictures(np.array([3, 3]), seed=0)
+
+
+def test_edits_are_of_the_captions_and_stored_whole(edits, source, tokenizer, tmp_path):
+    assert set(edits.image.tolist()) == {0, 1, 2, 3}
+    for row, image in enumerate(edits.image):
+        options = tokenizer.encode(source.captions(image), 12)
+        assert (options == edits.tokens[row]).all(axis=1).any()
+    changed = edits.edited != edits.tokens
+    np.testing.assert_array_equal(changed.sum(1), edits.is_edit.sum(1))
+    assert changed.any(axis=1).all()
+    save_edits(edits, tmp_path / "edits.npz")
+    loaded = load_edits(tmp_path / "edits.npz")
+    for field in dataclasses.fields(edits):
+        np.testing.assert_array_equal(
+            getattr(edits, field.name), getattr(loaded, field.name)
+        )
+    assert loaded.source == "four" and loaded.editor == "abc" and loaded.seed == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["edits.npz"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 no", b"text"])
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "edits.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"edits\.npz"):
+        load_edits(path)
+
+
+def test_right_and_shuffled_pictures_are_shown(edits, source, tokenizer):
+    """A model that only knows which picture it is shown and which caption it reads."""
+    shown = []
+
+    class Knowing:
+        image_size = 16
+
+        def proofread(self, pixels, tokens, places, labels, *, branch):
+            means = np.array([picture.mean() for picture in pixels])
+            shown.append(means)
+            is_right = np.isclose(means, shown[0])[:, None]
+            is_wrong = edits.edited != edits.tokens
+            return Proofreading(
+                p_wrong=np.where(is_wrong & is_right, 0.9, 0.1),
+                rank=np.where(edits.is_edit & is_right, 2, 7),
+                best=None,
+                p_best=None,
+            )
+
+    figures = evaluate_proofreading(
+        Knowing(), edits, source, is_word=tokenizer.vocabulary.is_word
+    )
+    assert len(shown) == 4  # two branches, right and shuffled
+    for branch in ("local", "global"):
+        assert figures[branch]["detect"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+        assert figures[branch]["correct"] == {"top1": 0.0, "top3": 1.0}
+        assert figures["shuffled"][branch]["detect"]["f1"] == 0.0
+    assert figures["edits"] == edits.is_edit.sum()
+    assert figures["captions"] == figures["images"] == 4
+
+
+def test_the_real_model_is_measured(edits, source, encoder, tokenizer):
+    figures = evaluate_proofreading(
+        encoder, edits, source, is_word=tokenizer.vocabulary.is_word
+    )
+    assert 0 <= figures["shuffled"]["global"]["correct"]["top3"] <= 1
+
+
+def test_edits_of_more_pictures_are_refused(edits, source, tokenizer):
+    far = dataclasses.replace(edits, image=edits.image + 7)
+    with pytest.raises(UserError, match="four has 4"):
+        evaluate_proofreading(None, far, source, is_word=tokenizer.vocabulary.is_word)
+
+
+def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
+    """The first pictures get the same edits however many follow."""
+    model = MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(1))
+    graphdef, params = nnx.split(model, nnx.Param)
+    vocabulary = tokenizer.vocabulary
+    tables = WordTables(
+        *(jnp.asarray(t) for t in (vocabulary.is_word, vocabulary.is_piece)),
+        jnp.zeros(vocabulary.size, bool),
+    )
+    few = make_edits(
+        graphdef,
+        FrozenEditor(jax.tree.map(jnp.asarray, nnx.to_pure_dict(params)), tables),
+        tokenizer,
+        source,
+        EditorConfig(sha256="abc", max_edits=3),
+        seed=5,
+        text_length=12,
+        num_images=2,
+    )
+    np.testing.assert_array_equal(few.edited, edits.edited[:2])

@@ -1,0 +1,223 @@
+"""The trained towers as functions of any number of rows.
+
+Rows go through the device in chunks of one size, the last one padded, so that no number
+of pictures or captions compiles anything anew; a single row has a program of its own.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vilem_jax.config import AugmentConfig, Config, UserError
+from vilem_jax.data.captions import Vocabulary
+from vilem_jax.data.images import ImageError, decode, resize_square
+from vilem_jax.data.sources import Source
+from vilem_jax.models.text import is_real_token
+
+Branch = Literal["local", "global"]
+BRANCHES: tuple[Branch, ...] = ("local", "global")
+NUM_BEST = 4  # three corrections, and one in case the word itself is among them
+NUM_READERS = 4  # threads that read and decode; Pillow lets go of the GIL
+NEVER = -1e30
+
+
+class Proofreading(NamedTuple):
+    """One branch's judgement of N captions, each beside a picture."""
+
+    p_wrong: np.ndarray  # [N, L], probability that a token is not the original
+    rank: np.ndarray  # int32 [N, K], of the label among all words; ties count against
+    best: np.ndarray  # int32 [N, K, 4], the most probable words at the places
+    p_best: np.ndarray  # [N, K, 4], their probabilities
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Trained parameters with the compiled programs that use them.
+
+    `dataclasses.replace(encoder, params=...)` keeps what is compiled.
+    """
+
+    params: dict[str, Any]
+    image_size: int  # R
+    batch_size: int  # rows of a chunk
+    programs: dict[str, Callable]
+
+    def encode_images(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
+        """Pictures uint8 [R, R, 3], one after another -> float32 [N, E], unit rows."""
+        chunks = (
+            self._run("images", (np.stack(chunk),))[0]
+            for chunk in _chunks(pixels, self.batch_size)
+        )
+        return _joined(chunks, "picture")
+
+    def encode_texts(self, tokens: np.ndarray) -> np.ndarray:
+        """int32 [N, L] -> float32 [N, E], unit rows."""
+        chunks = (
+            self._run("texts", (tokens[start : start + self.batch_size],))[0]
+            for start in range(0, len(tokens), self.batch_size)
+        )
+        return _joined(chunks, "caption")
+
+    def proofread(
+        self,
+        pixels: Iterable[np.ndarray],
+        tokens: np.ndarray,
+        places: np.ndarray,
+        labels: np.ndarray,
+        *,
+        branch: Branch = "local",
+    ) -> Proofreading:
+        """Judges every token, and names words for the places.
+
+        Args:
+          pixels: N pictures uint8 [R, R, 3], one beside each caption.
+          tokens: int32 [N, L], captions that may be wrong.
+          places: int32 [N, K], where words are named.
+          labels: int32 [N, K], the words whose rank is wanted.
+        """
+        if branch not in BRANCHES:
+            raise UserError(f"branch is 'local' or 'global', not {branch!r}")
+        parts, start = [], 0
+        for chunk in _chunks(pixels, self.batch_size):
+            rows = slice(start, start + len(chunk))
+            start = rows.stop
+            texts = (tokens[rows], places[rows], labels[rows])
+            parts.append(self._run(branch, (np.stack(chunk), *texts)))
+        if not parts:
+            raise UserError("There is no caption to proofread.")
+        return Proofreading(
+            *(np.concatenate(part) for part in zip(*parts, strict=True))
+        )
+
+    def _run(self, program: str, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """One chunk of at most `batch_size` rows, padded with its last row."""
+        count = len(rows[0])
+        padding = (1 if count == 1 else self.batch_size) - count
+        padded = (np.concatenate([r, np.repeat(r[-1:], padding, 0)]) for r in rows)
+        outputs = self.programs[program](self.params, *padded)
+        return tuple(np.asarray(output)[:count] for output in outputs)
+
+
+def make_encoder(
+    graph: nnx.GraphDef,
+    params: dict[str, Any],
+    config: Config,
+    vocabulary: Vocabulary,
+    *,
+    batch_size: int | None = None,
+) -> Encoder:
+    """An `Encoder` of the model `graph` (a `ViLEM`'s) with `params`.
+
+    Args:
+      batch_size: rows of a chunk; None takes `config.evaluation.batch_size`.
+    """
+    pad_id, is_word = vocabulary.pad_id, jnp.asarray(vocabulary.is_word)
+
+    def images(params, pixels):
+        model = nnx.merge(graph, params)
+        return (model.encode_image(normalize(pixels, config.augment)),)
+
+    def texts(params, tokens):
+        model = nnx.merge(graph, params)
+        return (model.encode_text(tokens, is_real_token(tokens, pad_id)),)
+
+    def proofread(branch):
+        def run(params, pixels, tokens, places, labels):
+            model = nnx.merge(graph, params)
+            features = model.see(normalize(pixels, config.augment))
+            is_token = is_real_token(tokens, pad_id)
+            if branch == "local":
+                hidden = model.proofread_local(tokens, is_token, features.levels)
+                logits = model.local_logits(hidden, places)
+            else:
+                feature = model.image_global(features)
+                hidden = model.proofread_global(tokens, is_token, feature)
+                logits = model.global_logits(hidden, places)
+            return _judgement(logits.detect, logits.correct, labels, is_word)
+
+        return jax.jit(run)
+
+    programs = {name: proofread(name) for name in BRANCHES}
+    programs |= {"images": jax.jit(images), "texts": jax.jit(texts)}
+    return Encoder(
+        params=params,
+        image_size=config.model.vision.image_size,
+        batch_size=batch_size or config.evaluation.batch_size,
+        programs=programs,
+    )
+
+
+def normalize(pixels: jax.Array, config: AugmentConfig) -> jax.Array:
+    """Levels 0..255 [B, R, R, 3] -> float32, about zero mean and unit variance."""
+    mean = jnp.asarray(config.mean, jnp.float32)[None, None, None]
+    std = jnp.asarray(config.std, jnp.float32)[None, None, None]
+    return (pixels.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def read_pictures(
+    source: Source, indices: Iterable[int], size: int
+) -> Iterator[np.ndarray]:
+    """The pictures of `source`, squashed to uint8 [size, size, 3], read ahead.
+
+    Raises:
+      UserError: a picture that is missing or broken, by name: an evaluation that left
+        it out would not be the benchmark's.
+    """
+
+    def read(index: int) -> np.ndarray:
+        try:
+            return resize_square(decode(source.read_image(index)), size)
+        except (OSError, ImageError) as error:
+            name = source.image_name(index)
+            raise UserError(
+                f"Picture {name} of {source.name} cannot be read ({error}): mend it, "
+                "or leave it out of the data"
+            ) from error
+
+    return read_ahead(read, indices)
+
+
+def read_ahead(read: Callable, items: Iterable) -> Iterator:
+    """`map(read, items)` by threads, in order, a few items ahead."""
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        waiting = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > 4 * NUM_READERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _judgement(detect, correct, labels, is_word):
+    """`Proofreading` on the device; detect [B, L, 2], correct [B, K, V]."""
+    p_wrong = jax.nn.softmax(detect, axis=-1)[..., 0]
+    score = jnp.take_along_axis(correct, labels[..., None], axis=-1)
+    rank = jnp.sum(correct >= score, axis=-1).astype(jnp.int32)
+    total = jax.nn.logsumexp(correct, axis=-1, keepdims=True)
+    num_best = min(NUM_BEST, correct.shape[-1])
+    best_logits, best = jax.lax.top_k(
+        jnp.where(is_word[None, None, :], correct, NEVER), num_best
+    )
+    return p_wrong, rank, best, jnp.exp(best_logits - total)
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _joined(chunks: Iterable[np.ndarray], name: str) -> np.ndarray:
+    chunks = list(chunks)
+    if not chunks:
+        raise UserError(f"There is no {name} to encode.")
+    return np.concatenate(chunks)

@@ -1,0 +1,251 @@
+"""Proofreading: are wrong words found and corrected, and by looking at the picture?
+
+Measured on a stored set of edits, so that every model judges the same captions. With
+the pictures shuffled, what remains is what language alone betrays; the difference is
+what is seen.
+"""
+
+import dataclasses
+import io
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vilem_jax.config import EditorConfig, UserError
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.sources import Source
+from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
+from vilem_jax.evaluation.encoding import BRANCHES, Encoder, read_pictures
+from vilem_jax.evaluation.files import write_bytes
+
+EDIT_ROWS = 64  # captions the editor takes at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredEdits:
+    """Captions of a data set with some words replaced, once and for all."""
+
+    source: str  # name of the data set
+    editor: str  # SHA-256 of the editor's weights
+    seed: int
+    image: np.ndarray  # int32 [N], index of each caption's picture in the data set
+    tokens: np.ndarray  # int32 [N, L], the captions
+    edited: np.ndarray  # int32 [N, L], with the wrong words in
+    places: np.ndarray  # int32 [N, K], the edited positions first
+    is_edit: np.ndarray  # bool [N, K], False where a caption has fewer than K
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The original words at the places, int32 [N, K]."""
+        return np.take_along_axis(self.tokens, self.places, axis=1)
+
+
+def make_edits(
+    graphdef: nnx.GraphDef,
+    editor: FrozenEditor,
+    tokenizer: Tokenizer,
+    source: Source,
+    config: EditorConfig,
+    *,
+    seed: int,
+    text_length: int,
+    num_images: int | None = None,
+) -> StoredEdits:
+    """Edits one caption of each of the first pictures, drawn by `seed`.
+
+    Args:
+      graphdef, editor: the masked-language model.
+      text_length: L.
+      num_images: how many pictures; None takes all.
+
+    Returns:
+      Captions with at least one edit; those without a word to edit are left out.
+    """
+    count = min(num_images or len(source), len(source))
+    rng = np.random.default_rng(seed)
+    captions = [source.captions(index) for index in range(count)]
+    drawn = [int(rng.integers(len(said))) if said else 0 for said in captions]
+    texts = [said[n] if said else "" for said, n in zip(captions, drawn, strict=True)]
+    tokens = tokenizer.encode(texts, text_length)
+    vocabulary = tokenizer.vocabulary
+
+    @jax.jit
+    def run(editor, tokens, number):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), number)
+        ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
+        return edit_captions(graphdef, editor, tokens, keys, config, **ids)
+
+    # Whole chunks alone: the last one is filled up with rows that are dropped again.
+    padding = -count % EDIT_ROWS
+    padded = np.concatenate([tokens, np.repeat(tokens[-1:], padding, axis=0)])
+    parts = [
+        run(
+            editor,
+            jnp.asarray(padded[start : start + EDIT_ROWS]),
+            jnp.arange(start, start + EDIT_ROWS),
+        )
+        for start in range(0, len(padded), EDIT_ROWS)
+    ]
+    edited, edit_here, places, is_edit = (
+        np.concatenate([np.asarray(part) for part in parts_of_one])[:count]
+        for parts_of_one in zip(*parts, strict=True)
+    )
+    keep = edit_here.any(axis=1)
+    if not keep.any():
+        raise UserError(f"No caption of {source.name} has a word to edit.")
+    return StoredEdits(
+        source=source.name,
+        editor=config.sha256,
+        seed=seed,
+        image=np.arange(count, dtype=np.int32)[keep],
+        tokens=tokens[keep],
+        edited=edited[keep],
+        places=places[keep],
+        is_edit=is_edit[keep],
+    )
+
+
+def save_edits(edits: StoredEdits, path: str | Path) -> None:
+    """Writes `edits` as .npz, whole or not at all."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **dataclasses.asdict(edits))
+    write_bytes(path, content.getvalue())
+
+
+def load_edits(path: str | Path) -> StoredEdits:
+    """What `save_edits` wrote; a UserError if it is not that."""
+    names = [field.name for field in dataclasses.fields(StoredEdits)]
+    try:
+        content = io.BytesIO(Path(path).expanduser().read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
+            # Names and numbers come back as arrays without axes: [()] unwraps them.
+            values = {name: stored[name][()] for name in names}
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path} with stored edits.") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} does not hold stored edits: {error}") from error
+    for name, kind in (("source", str), ("editor", str), ("seed", int)):
+        values[name] = kind(values[name])
+    return StoredEdits(**values)
+
+
+def evaluate_proofreading(
+    encoder: Encoder,
+    edits: StoredEdits,
+    source: Source,
+    *,
+    is_word: np.ndarray,
+    with_shuffled: bool = True,
+) -> dict:
+    """Figures of both branches, with the right picture and with another.
+
+    Args:
+      source: the data set the edits were made of.
+      is_word: bool [V], of the vocabulary; other tokens are not judged.
+
+    Returns:
+      {"local": {"detect": ..., "correct": ...}, "global": ..., "shuffled": {"local":
+      ..., "global": ...}, "captions", "words", "edits", "images", "editor", "seed"}.
+    """
+    if edits.image.max(initial=0) >= len(source):
+        raise UserError(
+            f"The stored edits are of {edits.image.max() + 1} or more pictures, "
+            f"but {source.name} has {len(source)}."
+        )
+    figures = _branches(encoder, edits, source, edits.image, is_word)
+    if with_shuffled:
+        other = other_pictures(edits.image, seed=edits.seed)
+        figures["shuffled"] = _branches(encoder, edits, source, other, is_word)
+    return figures | {
+        "captions": len(edits.tokens),
+        "words": int(is_word[edits.edited].sum()),
+        "edits": int(edits.is_edit.sum()),
+        "images": len(np.unique(edits.image)),
+        "editor": edits.editor,
+        "seed": edits.seed,
+    }
+
+
+def _branches(encoder, edits, source, images, is_word) -> dict:
+    figures = {}
+    for branch in BRANCHES:
+        judged = encoder.proofread(
+            read_pictures(source, images.tolist(), encoder.image_size),
+            edits.edited,
+            edits.places,
+            edits.labels,
+            branch=branch,
+        )
+        figures[branch] = proofread_metrics(
+            judged.p_wrong,
+            edits.edited != edits.tokens,
+            is_word[edits.edited],
+            judged.rank,
+            edits.is_edit,
+        )
+    return figures
+
+
+def proofread_metrics(
+    p_wrong: np.ndarray,
+    is_wrong: np.ndarray,
+    is_word: np.ndarray,
+    rank: np.ndarray,
+    is_edit: np.ndarray,
+) -> dict:
+    """Detection with "wrong" as the positive class at 0.5, and correction.
+
+    Args:
+      p_wrong: [N, L], probability that a token is wrong.
+      is_wrong: bool [N, L].
+      is_word: bool [N, L]; other tokens do not count.
+      rank: int [N, K], rank of the original word at each edited place, from 1.
+      is_edit: bool [N, K], places that count.
+
+    Returns:
+      {"detect": {"precision", "recall", "f1"}, "correct": {"top1", "top3"}}, all in
+      0..1; 0 where there is nothing to divide by.
+    """
+    if not np.isfinite(p_wrong).all():
+        raise UserError("A probability is not a number: has the run diverged?")
+    says_wrong = (p_wrong > 0.5) & is_word
+    is_wrong = is_wrong & is_word
+    found = np.sum(says_wrong & is_wrong)
+    said, wrong, edited = np.sum(says_wrong), np.sum(is_wrong), np.sum(is_edit)
+    return {
+        "detect": {
+            "precision": _ratio(found, said),
+            "recall": _ratio(found, wrong),
+            "f1": _ratio(2 * found, said + wrong),
+        },
+        "correct": {
+            f"top{top}": _ratio(np.sum((rank <= top) & is_edit), edited)
+            for top in (1, 3)
+        },
+    }
+
+
+def other_pictures(image: np.ndarray, *, seed: int) -> np.ndarray:
+    """For each caption another picture of the set, never its own: int32 [N].
+
+    The pictures are shuffled into a ring by `seed`, and each caption gets the one
+    after its own; so every picture is used as often as another was.
+
+    Raises:
+      UserError: there is one picture only.
+    """
+    distinct = np.unique(image)
+    if len(distinct) < 2:
+        raise UserError("Shuffling pictures needs two or more of them.")
+    ring = np.random.default_rng(seed).permutation(distinct)
+    after = np.empty(distinct.max() + 1, np.int32)
+    after[ring] = np.roll(ring, -1)
+    return after[image]
+
+
+def _ratio(part, whole) -> float:
+    return float(part) / float(whole) if whole else 0.0
