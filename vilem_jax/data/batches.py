@@ -80,12 +80,14 @@ class BatchMaker:
         identity = (self.seed, place.source, place.item, place.visit)
         draw = _rng(_CAPTION, *identity).random()
         image, caption = corpus.pair_of(place, draw)
-        image, is_bad, picture = self._picture(place.source, image)
-        caption %= corpus.num_captions(place.source, image)
+        pixels, is_bad = np.zeros((0, 0, 3), np.uint8), False
+        if self.image_size:
+            image, is_bad, picture = self._picture(place.source, image)
+            caption %= corpus.num_captions(place.source, image)
+            rng = _rng(_CROP, *identity)
+            pixels = random_crop(picture, self.image_size, self.crop_scale, rng)
         return {
-            "pixels": random_crop(
-                picture, self.image_size, self.crop_scale, _rng(_CROP, *identity)
-            ),
+            "pixels": pixels,
             "caption": corpus.sources[place.source].captions(image)[caption],
             "sample_id": np.int32(corpus.sample_id(place.source, image, caption)),
             "image_id": np.int32(corpus.image_id(place.source, image)),
@@ -172,7 +174,7 @@ def train_batches(
 
     Args:
       batch_size: pairs a step over all hosts.
-      image_size: R, pixels a side.
+      image_size: R, pixels a side; 0 reads no pictures, for training on captions.
 
     Returns:
       an iterator, to be closed, of dicts of arrays; B is batch_size / num_hosts:

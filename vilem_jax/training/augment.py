@@ -1,4 +1,4 @@
-"""Augmentation on the device: flip, RandAugment, normalisation.
+"""Augmentation on the device: flip and RandAugment.
 
 RandAugment's ten operations are three kinds of work: a look-up table over the 256
 levels (AutoContrast, Equalize, Brightness), a blend with the smoothed picture
@@ -53,14 +53,6 @@ def augment(
         keys = jax.vmap(jax.random.fold_in, (0, None))(op_keys, round_number)
         images = _random_operation(images, keys, config)
     return images
-
-
-def normalize(images: jax.Array, config: AugmentConfig) -> jax.Array:
-    """[B, R, R, 3] in 0..255 -> zero mean and unit variance over the usual pictures."""
-    mean = jnp.asarray(config.mean, jnp.float32)
-    std = jnp.asarray(config.std, jnp.float32)
-    scaled = images.astype(jnp.float32) / 255.0
-    return (scaled - mean[None, None, None]) / std[None, None, None]
 
 
 def _where(choose: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from flax import nnx
 
 from vilem_jax.config import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
+from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.models.text import is_real_token
 from vilem_jax.objectives import contrastive
 from vilem_jax.training import augment, losses
@@ -77,7 +78,7 @@ def make_prepare(
                 pad_id=pad_id,
             )
         return Samples(
-            pixels=augment.normalize(images, config.augment),
+            pixels=normalize(images, config.augment),
             tokens=tokens,
             is_token=is_real_token(tokens, pad_id),
             is_word=editor.tables.is_word[tokens],
@@ -144,17 +145,17 @@ def make_gradients(
                 groups,
             )
 
+        value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
+
         def add_part(total, piece):
-            (_, sums), grads = jax.value_and_grad(part_loss, has_aux=True)(
-                params, *piece
-            )
+            (_, sums), grads = value_and_grad(params, *piece)
             return jax.tree.map(jnp.add, total, (grads, sums)), None
 
+        if parts == 1:
+            (_, sums), grads = value_and_grad(params, samples, row)
+            return grads, sums, (image_keys, text_keys)
         first = jax.tree.map(lambda x: x[0], (pieces, split(row, parts)))
-        shapes = jax.eval_shape(
-            lambda piece: jax.value_and_grad(part_loss, has_aux=True)(params, *piece),
-            first,
-        )
+        shapes = jax.eval_shape(lambda piece: value_and_grad(params, *piece), first)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1])
         )

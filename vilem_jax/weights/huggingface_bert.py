@@ -235,3 +235,9 @@ def _check_head(files: folders.TensorFiles, names: Mapping[str, str]) -> None:
                 f"in {files.folder} {names[copy]} differs from {names[original]}: only "
                 "heads tied to the word embeddings are supported"
             )
+
+
+def has_head(folder: Path) -> bool:
+    """Whether the folder holds a masked-language head."""
+    _, names = _open(folder)
+    return any(name.startswith(HEAD) for name in names)

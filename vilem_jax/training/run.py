@@ -1,0 +1,242 @@
+"""The program that trains; reads top to bottom.
+
+config -> mesh -> data -> task -> restore or begin -> loop -> finish. One process per
+host runs this same code.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vilem_jax import sharding
+from vilem_jax.config import Config, UserError
+from vilem_jax.data.batches import open_corpus, train_batches
+from vilem_jax.training import starting
+from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.training.metrics import Clock, MetricsLog, Progress, say
+from vilem_jax.training.optimizer import make_schedule
+from vilem_jax.training.tasks import Task, make_task
+from vilem_jax.training.workdir import claim_workdir
+
+
+def train(
+    config: Config,
+    workdir: str,
+    *,
+    max_hours: float | None = None,
+    dry_run: bool = False,
+    num_devices: int | None = None,
+    hooks: Sequence[Callable] = (),
+) -> dict:
+    """Trains until the config's last step, or resumes the run in `workdir`.
+
+    Args:
+      max_hours: after this wall time the run saves and leaves, to be resumed.
+      dry_run: compile, take one step on the first batch, write nothing.
+      num_devices: use so many of the devices; None uses all.
+      hooks: called with (step, record) for each record, see `MetricsLog`.
+
+    Returns:
+      the last evaluation's figures, {} where none was due.
+
+    Raises:
+      UserError: settings, data, weights or a work directory that do not fit.
+    """
+    folder = Path(workdir)
+    began = time.monotonic()
+
+    # ---- settings and mesh ----
+    config = starting.complete(config, folder)
+    mesh = sharding.make_mesh(num_devices)
+    sharding.check_batch(config.train.batch_size, config.train.num_microbatches, mesh)
+
+    # ---- data ----
+    tokenizer = starting.open_tokenizer(config, folder)
+    corpus = open_corpus(config.data)
+    steps_per_epoch = max(corpus.epoch_length // config.train.batch_size, 1)
+    num_steps = config.train.num_steps or max(
+        round(config.train.num_epochs * steps_per_epoch), 1
+    )
+
+    # ---- work directory ----
+    if not dry_run:
+        claim_workdir(folder, config)
+        tokenizer.save(folder / starting.TOKENIZER_FOLDER)
+
+    # ---- task ----
+    schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
+    task = make_task(config, mesh, tokenizer, schedule, folder)
+    key = sharding.put_replicated(jax.random.key(config.seed), mesh)
+
+    def batches(start_step: int):
+        return train_batches(
+            corpus,
+            tokenizer,
+            config.data,
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            image_size=task.image_size,
+            start_step=start_step,
+            host_index=jax.process_index(),
+            num_hosts=jax.process_count(),
+        )
+
+    if dry_run:
+        return _dry_run(task, batches, mesh, key, num_steps)
+
+    # ---- restore or begin ----
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_stop_signal())
+        checkpoints = stack.enter_context(
+            Checkpoints(folder, keep=config.checkpoint.keep)
+        )
+        state, first_step = _restore_or_begin(checkpoints, task, mesh, key)
+        log = stack.enter_context(
+            MetricsLog(
+                folder,
+                start_step=first_step,
+                tensorboard=config.log.tensorboard,
+                hooks=hooks,
+            )
+        )
+        reader = stack.enter_context(batches(first_step))
+        progress = stack.enter_context(Progress(num_steps, start_step=first_step))
+
+        # ---- loop ----
+        clock = Clock()
+        watch = _Watch(config)
+        last_logged, saved_step, figures = first_step, first_step, {}
+        step, trouble = first_step, None
+        while step < num_steps and not stop() and not trouble:
+            with clock.waiting():
+                batch = next(reader)
+            watch.see(batch)
+            state, metrics = task.step(state, sharding.put_batch(batch, mesh), key)
+            step += 1
+            trouble = watch.trouble_before(step, metrics)
+            progress.advance()
+
+            if step % config.log.every_steps == 0 or step == num_steps:
+                record = jax.device_get(metrics)
+                lap = clock.lap((step - last_logged) * config.train.batch_size)
+                last_logged = step
+                log.write(step, record, lap)
+                progress.show(record | lap)
+            if _is_due(step, num_steps, config.evaluation.every_steps):
+                with clock.apart():
+                    figures = task.evaluate(state)
+                    log.write(step, {"validation": figures})
+            if _is_due(step, num_steps, config.checkpoint.every_steps):
+                with clock.apart():
+                    checkpoints.save(step, state)
+                    saved_step = step
+            if max_hours and time.monotonic() - began > 3600 * max_hours:
+                say(f"{max_hours} hours are over")
+                break
+
+        # ---- finish ----
+        if step > saved_step:
+            checkpoints.save(step, state)
+        checkpoints.wait()
+        if trouble:
+            raise UserError(trouble)
+        if step < num_steps:
+            say(
+                f"stopped at step {step} of {num_steps}; the same command goes on there"
+            )
+        else:
+            task.finish(state)
+    return figures
+
+
+def _is_due(step: int, num_steps: int, every: int) -> bool:
+    """Every so many steps, and at the end."""
+    return step == num_steps or (every > 0 and step % every == 0)
+
+
+def _restore_or_begin(checkpoints: Checkpoints, task: Task, mesh, key):
+    """The newest state in the work directory, or that of step 0."""
+    whole = sharding.replicated(mesh)
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        task.abstract_state,
+    )
+    restored = checkpoints.restore_latest(target)
+    if restored is None:
+        return task.begin(key), 0
+    state, step = restored
+    say(f"resuming at step {step}")
+    # What Orbax hands over may share memory with its reader; the state is donated.
+    return sharding.put_replicated(state, mesh), step
+
+
+def _dry_run(task: Task, batches, mesh, key, num_steps: int) -> dict:
+    with batches(0) as reader:
+        batch = sharding.put_batch(next(reader), mesh)
+    _, metrics = task.step(task.begin(key), batch, key)
+    metrics = {name: float(value) for name, value in metrics.items()}
+    say(f"a dry run: one of {num_steps} steps taken, loss {metrics['loss']:.3f}")
+    return metrics
+
+
+@contextlib.contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGTERM or Ctrl-C came; the loop then saves."""
+    seen = []
+    wanted = (signal.SIGTERM, signal.SIGINT)
+    try:
+        before = {
+            number: signal.signal(number, lambda n, _: seen.append(n))
+            for number in wanted
+        }
+    except ValueError:  # not in the main thread: whoever started us handles signals
+        before = {}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Watch:
+    """Stops a run whose pictures are broken or whose losses are not finite."""
+
+    def __init__(self, config: Config):
+        self._max_bad_fraction = config.data.max_bad_fraction
+        self._max_skipped = config.train.max_skipped_in_a_row
+        self._seen = self._bad = 0
+        self._before: dict = {}  # the metrics of the step before, on the device
+
+    def see(self, batch: dict[str, np.ndarray]) -> None:
+        self._seen += batch["is_bad"].size
+        self._bad += int(batch["is_bad"].sum())
+        # One broken picture in the first batches is no fraction yet.
+        if self._bad > max(self._max_bad_fraction * self._seen, 1) and self._bad > 10:
+            raise UserError(
+                f"{self._bad} of {self._seen} pictures could not be read, more than "
+                f"config.data.max_bad_fraction={self._max_bad_fraction}; "
+                "`vilem data check` lists them"
+            )
+
+    def trouble_before(self, step: int, metrics: dict) -> str | None:
+        """Why the run must stop, judged by the step before: this one still computes.
+
+        So the host waits for the device one step late, and is at most one ahead.
+        """
+        before, self._before = self._before, metrics
+        in_a_row = int(before["skipped_in_a_row"]) if before else 0
+        if not in_a_row:
+            return None
+        if in_a_row < self._max_skipped:
+            say(f"step {step - 1} was skipped: its loss or gradient is not finite")
+            return None
+        return (
+            f"{in_a_row} steps in a row up to step {step - 1} had a loss or gradient "
+            "that is not finite, and were skipped; lower "
+            "config.optimizer.learning_rate, or look at the data of these steps"
+        )

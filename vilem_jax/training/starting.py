@@ -1,0 +1,194 @@
+"""From a config to what a run starts from: final settings, tokenizer and weights."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from vilem_jax.config import Config, UserError
+from vilem_jax.data.captions import Tokenizer, Vocabulary
+from vilem_jax.freeze import validate
+from vilem_jax.objectives.editing import WordTables
+from vilem_jax.training.workdir import CONFIG_FILE, read_config
+from vilem_jax.weights import folders, huggingface_bert, huggingface_vit
+from vilem_jax.weights.tables import merge_into
+
+TOKENIZER_FOLDER = "tokenizer"  # a copy in the work directory
+
+
+def complete(config: Config, workdir: Path) -> Config:
+    """`config` with what starting checkpoints decide: shapes, and the editor's hash.
+
+    A run that is resumed keeps the shapes that it stored, so that the folders its
+    towers once started from may be gone.
+
+    Raises:
+      UserError: a folder or hub name that cannot be read, an editor that is missing or
+        another than `config.editor.sha256` names.
+    """
+    stored = read_config(workdir).model if (workdir / CONFIG_FILE).exists() else None
+    text, vision, editor = config.model.text, config.model.vision, config.editor
+    if text.start_from and stored and stored.text.start_from == text.start_from:
+        text = dataclasses.replace(stored.text, dropout_rate=text.dropout_rate)
+    elif text.start_from:
+        folder = folders.read_folder(text.start_from)
+        text = huggingface_bert.read_text_config(folder, text)
+    if vision.start_from and stored and stored.vision.start_from == vision.start_from:
+        vision = stored.vision
+    elif vision.start_from:
+        folder = folders.read_folder(vision.start_from)
+        vision = huggingface_vit.read_vision_config(folder, vision)
+    if needs_editor(config):
+        editor = dataclasses.replace(editor, sha256=_editor_hash(config))
+    model = dataclasses.replace(config.model, text=text, vision=vision)
+    config = dataclasses.replace(config, model=model, editor=editor)
+    validate(config)
+    return config
+
+
+def needs_editor(config: Config) -> bool:
+    return config.task == "vilem" and config.loss.has_proofreading
+
+
+def _editor_hash(config: Config) -> str:
+    editor = config.editor
+    if not editor.path:
+        raise UserError(
+            "config.editor.path is empty: name the folder or hub name of a masked-"
+            "language model such as bert-base-uncased, or train one with "
+            "`vilem train --config=editor`; without ViLEM's losses (the four switches "
+            "of config.loss) none is needed"
+        )
+    found = folders.sha256(folders.read_folder(editor.path))
+    if editor.sha256 and editor.sha256 != found:
+        raise UserError(
+            f"the editor in {editor.path} is another than this run's: its weights have "
+            f"SHA-256 {found}, config.editor.sha256 is {editor.sha256}"
+        )
+    return found
+
+
+def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
+    """The run's tokenizer: the copy in the work directory, else the config's.
+
+    Raises:
+      UserError: none is named, or its vocabulary is not the text tower's.
+    """
+    copy = workdir / TOKENIZER_FOLDER
+    name = str(copy) if copy.is_dir() else config.data.tokenizer
+    name = name or config.model.text.start_from
+    if not name:
+        raise UserError(
+            "config.data.tokenizer is empty: name a folder or hub name with vocab.txt"
+        )
+    tokenizer = Tokenizer(name, cleaning=config.data.cleaning)
+    check_vocabulary(tokenizer.vocabulary, config, name)
+    return tokenizer
+
+
+def check_vocabulary(vocabulary: Vocabulary, config: Config, name: str) -> None:
+    size = config.model.text.vocab_size
+    if vocabulary.size != size:
+        raise UserError(
+            f"the tokenizer in {name} has {vocabulary.size} words, but "
+            f"config.model.text.vocab_size is {size}: use the vocabulary the text "
+            "tower was made with"
+        )
+
+
+def word_tables(tokenizer: Tokenizer) -> WordTables:
+    """What edits and flips need of the vocabulary, as device arrays."""
+    vocabulary = tokenizer.vocabulary
+    is_side = np.zeros(vocabulary.size, bool)
+    for token in tokenizer.encode(["left", "right"], 3)[:, 1]:
+        is_side[token] = vocabulary.is_word[token]
+    return WordTables(
+        jnp.asarray(vocabulary.is_word),
+        jnp.asarray(vocabulary.is_piece),
+        jnp.asarray(is_side),
+    )
+
+
+def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Any]:
+    """The frozen masked-language model's own config, and its parameters on the host.
+
+    Raises:
+      UserError: its vocabulary is not the tokenizer's, or it has no head.
+    """
+    folder = folders.read_folder(config.editor.path)
+    text = huggingface_bert.read_text_config(folder, config.model.text)
+    # Frozen: it never trains, so neither dropout nor recomputation.
+    text = dataclasses.replace(text, dropout_rate=0.0)
+    compute = dataclasses.replace(config.compute, recompute=False)
+    own = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, text=text),
+        compute=compute,
+    )
+    check_same_words(folder, tokenizer)
+    check_vocabulary(tokenizer.vocabulary, own, config.editor.path)
+    return own, huggingface_bert.load_masked_language_model(folder, text)
+
+
+def check_same_words(folder: Path, tokenizer: Tokenizer) -> None:
+    """A UserError where the folder's own vocab.txt lists other words."""
+    vocabulary = folder / folders.VOCABULARY
+    if not vocabulary.is_file():
+        return
+    theirs = Tokenizer(str(folder)).pieces
+    if theirs != tokenizer.pieces:
+        raise UserError(
+            f"{vocabulary} is not the run's vocabulary ({len(theirs)} words against "
+            f"{len(tokenizer.pieces)}, or in another order): editor, text tower and "
+            "config.data.tokenizer must share one"
+        )
+
+
+def pretrained(config: Config, params: dict) -> dict:
+    """Random `params` of a `ViLEM`, with the towers' starting weights put in.
+
+    The heads' transforms start from the masked-language head where the text checkpoint
+    has one.
+    """
+    text, vision = config.model.text, config.model.vision
+    if text.start_from:
+        folder = folders.read_folder(text.start_from)
+        origin = str(folder)
+        subtree = huggingface_bert.load_text(folder, text)
+        params = merge_into(params, subtree, at=("text",), origin=origin)
+        if huggingface_bert.has_head(folder):
+            head = huggingface_bert.load_mlm_head(folder, text)
+            params = _start_heads(params, head, origin)
+    if vision.start_from:
+        folder = folders.read_folder(vision.start_from)
+        subtree = huggingface_vit.load_vision(folder, vision)
+        params = merge_into(params, subtree, at=("vision",), origin=str(folder))
+    return params
+
+
+def _start_heads(params: dict, head: dict, origin: str) -> dict:
+    for name in ("local_head", "global_head"):
+        if name in params:
+            started = {
+                "detect_transform": head["transform"],
+                "correct_transform": head["transform"],
+                "correct_bias": head["bias"],
+            }
+            params = merge_into(params, started, at=(name,), origin=origin)
+    return params
+
+
+def pretrained_editor(config: Config, params: dict) -> dict:
+    """Random `params` of a `MaskedLanguageModel`, with the starting BERT put in.
+
+    A BertModel brings its layers; its head then starts at random.
+    """
+    if not config.model.text.start_from:
+        return params
+    folder = folders.read_folder(config.model.text.start_from)
+    subtree = {"text": huggingface_bert.load_text(folder, config.model.text)}
+    if huggingface_bert.has_head(folder):
+        subtree |= huggingface_bert.load_mlm_head(folder, config.model.text)
+    return merge_into(params, subtree, origin=str(folder))

@@ -1,0 +1,218 @@
+"""What a run trains: ViLEM, or the editor. Each task gives `run.py` the same few parts.
+
+The parts are pure or compiled; what a task needs beside the state (the frozen editor,
+the validation data) it holds on to, and never changes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vilem_jax import sharding
+from vilem_jax.config import Config
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.sources import Source, open_source
+from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.evaluation.encoding import make_encoder, read_pictures
+from vilem_jax.evaluation.proofread import evaluate_proofreading, make_edits
+from vilem_jax.evaluation.retrieval import retrieval_metrics
+from vilem_jax.training import masked_language, starting
+from vilem_jax.training.state import (
+    abstract_state,
+    initial_params,
+    initial_state,
+    model_graph,
+)
+from vilem_jax.training.step import make_train_step
+from vilem_jax.weights.huggingface_bert import save_masked_language_model
+
+EDITOR_FOLDER = "editor"  # in the work directory of an editor's run
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `run.py` needs to know."""
+
+    image_size: int  # of the batches; 0: captions alone
+    abstract_state: Any  # the state's shapes
+    begin: Callable[[jax.Array], Any]  # key -> the state of step 0, on the mesh
+    step: Callable  # (state, batch, key) -> (state, metrics), compiled
+    evaluate: Callable[[Any], dict]  # state -> figures on validation
+    finish: Callable[[Any], None]  # what the last state is made into
+
+
+def make_task(
+    config: Config, mesh, tokenizer: Tokenizer, schedule: Callable, workdir: Path
+) -> Task:
+    make = {"vilem": _vilem_task, "editor": _editor_task}[config.task]
+    return make(config, mesh, tokenizer, schedule, workdir)
+
+
+def _vilem_task(config, mesh, tokenizer, schedule, workdir) -> Task:
+    vocabulary = tokenizer.vocabulary
+    tables = starting.word_tables(tokenizer)
+    editor, editor_graph = FrozenEditor({}, tables), None
+    if config.loss.has_proofreading:
+        own, params = starting.load_editor(config, tokenizer)
+        editor = FrozenEditor(params, tables)
+        editor_graph = masked_language.editor_graph(own)
+    editor = sharding.put_replicated(editor, mesh)
+    train_step = make_train_step(
+        config,
+        schedule,
+        editor_graph,
+        pad_id=vocabulary.pad_id,
+        mask_id=vocabulary.mask_id,
+        num_groups=mesh.size,
+        gather=sharding.gather_over(mesh),
+    )
+    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    compiled = jax.jit(
+        train_step,
+        in_shardings=(whole, whole, rows, whole),
+        out_shardings=(whole, whole),
+        donate_argnames="state",
+    )
+
+    def begin(key):
+        params = jax.jit(lambda k: initial_params(config, k))(key)
+        params = starting.pretrained(config, params)
+        return jax.jit(lambda p: initial_state(config, p), out_shardings=whole)(params)
+
+    return Task(
+        image_size=config.model.vision.image_size,
+        abstract_state=abstract_state(config),
+        begin=begin,
+        step=lambda state, batch, key: compiled(state, editor, batch, key),
+        evaluate=_make_vilem_evaluation(config, tokenizer, editor_graph, editor),
+        finish=lambda state: None,
+    )
+
+
+def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
+    """`evaluate(state)`: recalls, and proofreading with right and shuffled pictures."""
+    sources = [open_source(source) for source in config.data.validation]
+    graph = model_graph(config.model, config.compute)
+    encoder = make_encoder(graph, {}, config, tokenizer.vocabulary)
+    settings = config.evaluation
+    edits = [
+        make_edits(
+            editor_graph,
+            editor,
+            tokenizer,
+            source,
+            config.editor,
+            seed=config.seed,
+            text_length=settings.text_length,
+            num_images=settings.num_proofread_images,
+        )
+        for source in sources
+        if config.loss.has_proofreading
+    ]
+
+    def evaluate(state) -> dict:
+        # One device scores; replicated parameters lie on it already.
+        params = jax.tree.map(lambda x: x.addressable_data(0), state.params)
+        now = type(encoder)(
+            params, encoder.image_size, encoder.batch_size, encoder.programs
+        )
+        figures = {}
+        for number, source in enumerate(sources):
+            figures[source.name] = _retrieval(now, source, tokenizer, settings)
+            if edits:
+                figures[source.name]["proofread"] = evaluate_proofreading(
+                    now, edits[number], source, is_word=tokenizer.vocabulary.is_word
+                )
+        return figures
+
+    return evaluate
+
+
+def _retrieval(encoder, source: Source, tokenizer: Tokenizer, settings) -> dict:
+    captions = [source.captions(i) for i in range(len(source))]
+    image_of_text = np.repeat(np.arange(len(source)), [len(c) for c in captions])
+    tokens = tokenizer.encode(
+        [text for texts in captions for text in texts], settings.text_length
+    )
+    pictures = read_pictures(source, range(len(source)), encoder.image_size)
+    return retrieval_metrics(
+        encoder.encode_images(pictures), encoder.encode_texts(tokens), image_of_text
+    )
+
+
+def _editor_task(config, mesh, tokenizer, schedule, workdir) -> Task:
+    vocabulary = tokenizer.vocabulary
+    ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
+    tables = starting.word_tables(tokenizer)
+    step = masked_language.make_editor_step(config, schedule, tables, **ids)
+    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    compiled = jax.jit(
+        step,
+        in_shardings=(whole, rows, whole),
+        out_shardings=(whole, whole),
+        donate_argnames="state",
+    )
+
+    def begin(key):
+        params = jax.jit(lambda k: masked_language.initial_editor_params(config, k))(
+            key
+        )
+        params = starting.pretrained_editor(config, params)
+        return jax.jit(
+            lambda p: masked_language.initial_editor_state(config, p),
+            out_shardings=whole,
+        )(params)
+
+    def finish(state):
+        params = jax.tree.map(np.asarray, state.params)
+        tokens = workdir / starting.TOKENIZER_FOLDER
+        folder = workdir / EDITOR_FOLDER
+        save_masked_language_model(folder, params, config.model.text, tokens)
+
+    return Task(
+        image_size=0,
+        abstract_state=jax.eval_shape(
+            lambda key: masked_language.initial_editor_state(
+                config, masked_language.initial_editor_params(config, key)
+            ),
+            jax.random.key(0),
+        ),
+        begin=begin,
+        step=compiled,
+        evaluate=_make_editor_evaluation(config, tokenizer, tables),
+        finish=finish,
+    )
+
+
+def _make_editor_evaluation(config, tokenizer, tables):
+    """`evaluate(state)`: how often the masked words of validation are named right."""
+    vocabulary = tokenizer.vocabulary
+    accuracy = jax.jit(
+        masked_language.make_masked_accuracy(
+            config, pad_id=vocabulary.pad_id, mask_id=vocabulary.mask_id
+        )
+    )
+    sources = [open_source(source) for source in config.data.validation]
+    size = config.evaluation.batch_size
+
+    def evaluate(state) -> dict:
+        params = jax.tree.map(lambda x: x.addressable_data(0), state.params)
+        figures = {}
+        for source in sources:
+            texts = [text for i in range(len(source)) for text in source.captions(i)]
+            tokens = tokenizer.encode(texts, config.data.text_length)
+            hits = masked = 0
+            for start in range(0, len(tokens) - size + 1, size):
+                key = jax.random.fold_in(jax.random.key(config.seed), start)
+                counts = accuracy(
+                    FrozenEditor(params, tables), tokens[start : start + size], key
+                )
+                hits, masked = hits + int(counts[0]), masked + int(counts[1])
+            figures[source.name] = {"masked_top1": hits / max(masked, 1)}
+        return figures
+
+    return evaluate
