@@ -41,14 +41,26 @@ def decode(encoded: bytes | np.ndarray) -> np.ndarray:
     # (SyntaxError, struct.error, IndexError, ...); its bomb warning may be an error.
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"{width}x{height} is above {MAX_PIXELS} pixels")
-            picture.load()
-            return np.array(_to_rgb(_upright(picture)))
+            return from_pillow(picture)
     except ImageError:
         raise
     except Exception as error:
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def from_pillow(picture: Image.Image) -> np.ndarray:
+    """An opened Pillow picture as `decode` gives it: uint8 [H, W, 3].
+
+    Raises:
+      ImageError: its file is damaged or truncated, or it is above `MAX_PIXELS`.
+    """
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} is above {MAX_PIXELS} pixels")
+    try:
+        picture.load()
+        return np.array(_to_rgb(_upright(picture)))
+    except Exception as error:  # as in `decode`
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
