@@ -25,20 +25,22 @@ def read_annotations(path: str, split: str = "") -> dict[str, list[str]]:
 
     Args:
       path: a JSON file, or one inside a zip: "data.zip/captions.json".
-      split: splits to take, joined by "+"; "" takes all.
+      split: splits to take, joined by "+"; "" takes all. "train" takes "restval" too
+        where there is one: Karpathy's COCO training set is both.
 
     Raises:
       UserError: missing, not JSON, empty, of another layout, or without that split.
     """
     content = parse_json(path)
-    wanted = set(split.split("+")) if split else None
+    wanted = set(split.split("+")) if split else set()
+    taken = wanted | ({"restval"} if split == "train" else set())
     captions_of: dict[str, list[str]] = {}
     seen = set()
     for name, captions, row_split in _rows(path, content):
         seen.add(row_split)
-        if wanted is None or row_split in wanted:
+        if not wanted or row_split in taken:
             captions_of.setdefault(name, []).extend(captions)
-    if wanted and not wanted <= seen:
+    if not wanted <= seen:
         _refuse_split(path, wanted - seen, seen)
     return captions_of
 
@@ -118,7 +120,7 @@ def _plain_rows(path: str, records: list) -> Iterator[Row]:
     for i, record in enumerate(records):
         where = f"{path}: record {i}"
         name = _text(record, "image", where)
-        split = record.get("split")
+        split = _split(record, where)
         captions = record.get("caption")
         if isinstance(captions, str):
             yield name, [captions], split
@@ -141,7 +143,7 @@ def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
             _text(sentence, "raw", f"{where}.sentences[{j}]")
             for j, sentence in enumerate(sentences)
         ]
-        yield name, captions, record.get("split")
+        yield name, captions, _split(record, where)
 
 
 def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
@@ -169,6 +171,13 @@ def _text(record: Any, field: str, where: str) -> str:
     if not isinstance(record, dict) or not isinstance(record.get(field), str):
         _refuse_field(record, field, "a text", where)
     return record[field]
+
+
+def _split(record: dict, where: str) -> str | None:
+    split = record.get("split")
+    if split is not None and not isinstance(split, str):
+        _refuse_field(record, "split", "a text", where)
+    return split
 
 
 def _refuse_field(record: Any, field: str, expected: str, where: str):

@@ -207,6 +207,10 @@ def _is_word(piece: str) -> bool:
 
 
 def _find_vocabulary(name: str) -> Path:
+    if not name:
+        raise UserError(
+            "no tokenizer is named: set config.data.tokenizer to a folder or hub name"
+        )
     folder = Path(name).expanduser()
     if (folder / "vocab.txt").is_file():
         return folder / "vocab.txt"
@@ -215,8 +219,8 @@ def _find_vocabulary(name: str) -> Path:
             f"tokenizer folder {name} has no vocab.txt; give the folder of a BERT, or "
             "one that `vilem weights import` or `vilem train --config=editor` wrote"
         )
-    if not name or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"tokenizer folder {name or '(empty)'} does not exist")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"tokenizer folder {name} does not exist")
     return _fetch_vocabulary(name)
 
 

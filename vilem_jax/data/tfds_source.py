@@ -1,0 +1,228 @@
+"""Data sets that TFDS prepared as ArrayRecord, read without TensorFlow."""
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.data.index_files import fingerprint, load_or_build
+from vilem_jax.data.packed import PackedRecords
+
+# Which feature holds the captions, the likeliest name first; and inside a structure.
+CAPTION_NAMES = ("captions", "caption", "text", "texts", "sentences", "sentence", "raw")
+NAME_NAMES = ("image/filename", "filename", "file_name", "image/id", "image_id", "id")
+INFO_FILE = "dataset_info.json"
+_INDEX_VERSION = "1"
+_opening = threading.Lock()
+
+
+class TfdsSource:
+    """Any TFDS data set with a picture and a text, such as "coco_captions/2014".
+
+    The captions are gone through once and stored beside the data. Where the data set
+    has a split "restval", "train" means both: Karpathy's COCO training set.
+
+    Args:
+      config: `path`, a data set's name (with its config, where there are several) or
+        its prepared folder; `images`, TFDS's folder (default: TFDS_DATA_DIR or
+        ~/tensorflow_datasets); `split`; `num_images`.
+
+    Raises:
+      UserError: not prepared, not as ArrayRecord, no such split, no picture or text.
+    """
+
+    def __init__(self, config: SourceConfig):
+        self.name = config.name or config.path
+        self._folder = _find_prepared(config)
+        self._opened, self._process = None, None
+        info = self._builder().info
+        self._split = _choose_split(config, info)
+        self._image = _image_feature(self._folder, info.features)
+        self._caption = _caption_feature(self._folder, info.features, self._image)
+        self._names = [name for name in NAME_NAMES if name in info.features]
+        version = f"{_INDEX_VERSION}-{fingerprint(self._folder / INFO_FILE)}"
+        part = re.sub(r"\W+", "_", self._split)
+        index = load_or_build(self._folder, part, version, self._build_index)
+        self._rows = index.pop("rows")[: config.num_images or None]
+        self._records = PackedRecords.from_arrays(index)
+        self.notes = ()
+        if dropped := self._records.num_without_caption:
+            self.notes = (f"{dropped} pictures without a caption left out",)
+        if not len(self._rows):
+            raise UserError(
+                f"{self._folder}: no picture of {self._split} has a caption"
+            )
+
+    def __getstate__(self):
+        return self.__dict__ | {"_opened": None, "_process": None}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._records.captions(self._checked(index))
+
+    def caption_counts(self) -> np.ndarray:
+        return self._records.caption_counts()[: len(self)]
+
+    def image_name(self, index: int) -> str:
+        return self._records.names[self._checked(index)]
+
+    def read_image(self, index: int) -> bytes:
+        row = int(self._rows[self._checked(index)])
+        try:
+            return bytes(self._data()[row][self._image])
+        except Exception as error:  # ArrayRecord raises by kinds of its own
+            raise OSError(f"{self.image_name(index)}: {error}") from error
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has no picture {index}, only {len(self)}")
+        return index
+
+    def _builder(self):
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(self._folder)
+
+    def _data(self):
+        """This process's reader; pictures come out as encoded bytes."""
+        import tensorflow_datasets as tfds
+
+        with _opening:
+            if self._opened is None or self._process != os.getpid():
+                try:
+                    self._opened = self._builder().as_data_source(
+                        self._split,
+                        decoders={self._image: tfds.decode.SkipDecoding()},
+                    )
+                except NotImplementedError:
+                    raise UserError(
+                        f"{self._folder} is not stored as ArrayRecord; prepare it "
+                        "again with file_format='array_record'"
+                    ) from None
+                self._process = os.getpid()
+            return self._opened
+
+    def _build_index(self) -> dict[str, np.ndarray]:
+        data, rows, records = self._data(), [], []
+        bar = tqdm(
+            range(len(data)), desc=f"{self.name}: captions", disable=None, leave=False
+        )
+        for row in bar:
+            try:
+                record = data[row]
+            except Exception as error:
+                raise UserError(
+                    f"{self._folder}: record {row} of {self._split} cannot be read "
+                    f"({error}); the file is damaged or cut short, prepare it again"
+                ) from None
+            captions = list(_texts(record[self._caption]))
+            records.append((self._record_name(record, row), captions))
+            if captions:
+                rows.append(row)
+        return PackedRecords(records).arrays() | {"rows": np.array(rows, np.int64)}
+
+    def _record_name(self, record: dict, row: int) -> str:
+        for name in self._names:
+            value = record[name]
+            return value.decode("utf-8", "replace") if _is_bytes(value) else str(value)
+        return f"{self._split}/{row}"
+
+
+def _find_prepared(config: SourceConfig) -> Path:
+    """The folder with dataset_info.json; of several versions the newest."""
+    root = config.images or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    path = Path(config.path).expanduser()
+    folder = path if path.is_dir() else Path(root).expanduser() / config.path
+    while not (folder / INFO_FILE).is_file():
+        inside = [d for d in folder.glob("*") if d.is_dir()]
+        versions = [d for d in inside if re.fullmatch(r"\d+\.\d+\.\d+", d.name)]
+        if versions:
+            folder = max(versions, key=lambda d: tuple(map(int, d.name.split("."))))
+        elif len(inside) == 1:
+            folder = inside[0]
+        elif inside:
+            names = ", ".join(sorted(d.name for d in inside))
+            raise UserError(
+                f"source {config.name!r}: {folder} holds {names}; name one of them in "
+                f"`path`, as {config.path}/NAME"
+            )
+        else:
+            raise UserError(
+                f"source {config.name!r}: no prepared data set {config.path} in "
+                f"{root}: prepare it with `vilem data prepare`, or give the folder "
+                "that holds it as `images`"
+            )
+    return folder
+
+
+def _choose_split(config: SourceConfig, info) -> str:
+    if not config.split:
+        return "+".join(info.splits)
+    names = config.split.split("+")
+    for name in names:
+        if name.partition("[")[0] not in info.splits:
+            raise UserError(
+                f"source {config.name!r}: no split {name!r} in {config.path}; its "
+                f"splits are {', '.join(info.splits)}"
+            )
+    if config.split == "train" and "restval" in info.splits:
+        return "train+restval"
+    return config.split
+
+
+def _image_feature(folder: Path, features) -> str:
+    import tensorflow_datasets as tfds
+
+    for name, feature in features.items():
+        if isinstance(feature, tfds.features.Image):
+            return name
+    raise UserError(f"{folder} has no picture; its features: {', '.join(features)}")
+
+
+def _caption_feature(folder: Path, features, image: str) -> str:
+    others = [name for name in features if name not in (image, *NAME_NAMES)]
+    for name in sorted(others, key=_likelihood):
+        if _holds_text(features[name]):
+            return name
+    raise UserError(f"{folder} has no caption; its features: {', '.join(features)}")
+
+
+def _likelihood(name: str) -> int:
+    return CAPTION_NAMES.index(name) if name in CAPTION_NAMES else len(CAPTION_NAMES)
+
+
+def _holds_text(feature) -> bool:
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Text):
+        return True
+    inner = getattr(feature, "feature", feature)  # of a Sequence
+    if isinstance(inner, tfds.features.FeaturesDict):
+        return any(_holds_text(inner[name]) for name in inner)
+    return isinstance(inner, tfds.features.Text)
+
+
+def _is_bytes(value: Any) -> bool:
+    return isinstance(value, bytes | np.bytes_)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All captions in a text, a list of texts, or a structure that has them."""
+    if isinstance(value, dict):
+        found = (list(_texts(value[key])) for key in sorted(value, key=_likelihood))
+        yield from next((texts for texts in found if texts), ())
+    elif _is_bytes(value):
+        yield value.decode("utf-8", "replace")
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | np.ndarray):
+        for item in value:
+            yield from _texts(item)

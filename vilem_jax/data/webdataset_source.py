@@ -1,0 +1,198 @@
+"""WebDataset tars as img2dataset writes them (KEY.jpg KEY.txt KEY.json), by offset."""
+
+import glob
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.data.index_files import fingerprint, load_or_build
+from vilem_jax.data.packed import PackedRecords
+from vilem_jax.data.pictures import MAX_FILE_BYTES
+
+PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+_INDEX_VERSION = "1"
+_MAX_CAPTION_BYTES = 1 << 20
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gz bz2 xz zst
+_MAX_SHOWN = 5  # tars named in a note
+
+
+class WebDatasetSource:
+    """Pairs in uncompressed tars, in the order of the tars' names.
+
+    Each tar is gone through once; its index is stored beside it. A tar that is cut
+    short or damaged gives the members before the damage. Of members with one key and
+    ending the first counts. Names are never used as paths: nothing is unpacked.
+
+    Args:
+      config: `path`, a tar or a glob of tars; `num_images`.
+
+    Raises:
+      UserError: no tar matches, one is compressed, or none holds a pair.
+    """
+
+    def __init__(self, config: SourceConfig):
+        if config.split:
+            raise UserError(
+                f"source {config.name!r}: tars have no split {config.split!r}; choose "
+                "the tars by `path`"
+            )
+        self.name = config.name or Path(config.path).stem
+        pattern = os.path.expanduser(config.path)
+        self._tars = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+        if not self._tars:
+            raise UserError(f"source {self.name!r}: no tar matches {config.path}")
+        bar = tqdm(
+            self._tars,
+            desc=f"{self.name}: index",
+            unit="tar",
+            disable=None,
+            leave=False,
+        )
+        indexes = [_index(tar) for tar in bar]
+        self.notes = _notes(self._tars, indexes)
+        self._records = PackedRecords.joined(
+            [PackedRecords.from_arrays(index) for index in indexes]
+        )
+        self._spans = np.concatenate([index["spans"] for index in indexes])  # [N, 2]
+        lengths = [len(index["spans"]) for index in indexes]
+        self._tar_of = np.repeat(np.arange(len(indexes)), lengths)
+        self._length = min(len(self._spans), config.num_images or len(self._spans))
+        if not self._length:
+            raise UserError(f"{config.path}: no picture with a caption in the tars")
+
+    def __len__(self) -> int:
+        return self._length
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._records.captions(self._checked(index))
+
+    def caption_counts(self) -> np.ndarray:
+        return self._records.caption_counts()[: self._length]
+
+    def image_name(self, index: int) -> str:
+        index = self._checked(index)
+        return f"{self._tars[self._tar_of[index]].name}/{self._records.names[index]}"
+
+    def read_image(self, index: int) -> bytes:
+        offset, size = (int(value) for value in self._spans[self._checked(index)])
+        with open(self._tars[self._tar_of[index]], "rb") as file:
+            file.seek(offset)
+            content = file.read(size)
+        if len(content) < size:
+            raise OSError(f"{self.image_name(index)}: the tar has become shorter")
+        return content
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has no picture {index}, only {len(self)}")
+        return index
+
+
+def _index(tar: Path) -> dict[str, np.ndarray]:
+    try:
+        with open(tar, "rb") as file:
+            start = file.read(6)
+        if start.startswith(_COMPRESSED):
+            raise UserError(f"{tar} is compressed; decompress it, to be read by offset")
+        version = f"{_INDEX_VERSION}-{fingerprint(tar)}"
+        return load_or_build(tar, "pairs", version, lambda: _go_through(tar))
+    except OSError as error:
+        raise UserError(f"{tar} cannot be read: {error}") from None
+
+
+def _go_through(tar: Path) -> dict[str, np.ndarray]:
+    """Pairs of one tar: packed records, spans [N, 2], and what was wrong with it."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    num_double = 0
+    members, damage = _members(tar)
+    for member in members:
+        folder, _, file = member.name.rpartition("/")
+        stem, _, ending = file.partition(".")
+        parts = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+        num_double += ending.lower() in parts
+        parts.setdefault(ending.lower(), member)
+    records, spans = [], []
+    with open(tar, "rb") as file:
+        for key, parts in samples.items():
+            picture = next((parts[e] for e in PICTURE_ENDINGS if e in parts), None)
+            caption = _caption(file, parts)
+            if picture is None or caption is None or picture.size > MAX_FILE_BYTES:
+                continue
+            records.append((key, (caption,)))
+            spans.append((picture.offset_data, picture.size))
+    return PackedRecords(records).arrays() | {
+        "spans": np.array(spans, np.int64).reshape(-1, 2),
+        "damage": np.int64(damage),
+        "num_double": np.int64(num_double),
+        "num_incomplete": np.int64(len(samples) - len(records)),
+    }
+
+
+def _members(tar: Path) -> tuple[list[tarfile.TarInfo], int]:
+    """Whole files of `tar`, and the offset of its damage in bytes or -1."""
+    size, members, end = tar.stat().st_size, [], 0
+    try:
+        with tarfile.open(tar, "r:") as archive:  # no compression: read by offset
+            for member in archive:
+                stop = member.offset_data + member.size
+                # A damaged size may point outside, or back into an endless loop.
+                if member.size < 0 or stop > size:
+                    return members, end
+                if member.isfile() and not member.issparse():
+                    members.append(member)
+                end = stop + -stop % tarfile.BLOCKSIZE
+    except (tarfile.TarError, OSError, ValueError, EOFError):
+        return members, end
+    # Two blocks of zeros end a tar; `tarfile` takes any odd block for the end.
+    with open(tar, "rb") as file:
+        file.seek(end)
+        tail = file.read(2 * tarfile.BLOCKSIZE)
+    return members, -1 if tail == bytes(2 * tarfile.BLOCKSIZE) else end
+
+
+def _caption(file, parts: dict[str, tarfile.TarInfo]) -> str | None:
+    """The text of KEY.txt, or "caption" of KEY.json."""
+    for ending in ("txt", "json"):
+        member = parts.get(ending)
+        if member is None or member.size > _MAX_CAPTION_BYTES:
+            continue
+        file.seek(member.offset_data)
+        text = file.read(member.size).decode("utf-8", "replace")
+        if ending == "txt":
+            return text
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        caption = content.get("caption") if isinstance(content, dict) else None
+        if isinstance(caption, str):
+            return caption
+    return None
+
+
+def _notes(tars: list[Path], indexes: list[dict[str, np.ndarray]]) -> tuple[str, ...]:
+    notes = []
+    damaged = [
+        f"{tar.name} at byte {int(index['damage'])}"
+        for tar, index in zip(tars, indexes, strict=True)
+        if index["damage"] >= 0
+    ]
+    if damaged:
+        more = f" and {len(damaged) - _MAX_SHOWN} more" if damaged[_MAX_SHOWN:] else ""
+        notes.append(
+            f"{len(damaged)} tars are cut short or damaged, what comes before is used: "
+            + ", ".join(damaged[:_MAX_SHOWN])
+            + more
+        )
+    for key, what in (
+        ("num_double", "members repeat a key and ending; the first counts"),
+        ("num_incomplete", "keys lack a picture or a caption; left out"),
+    ):
+        if count := sum(int(index[key]) for index in indexes):
+            notes.append(f"{count} {what}")
+    return tuple(notes)
