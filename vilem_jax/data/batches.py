@@ -120,8 +120,10 @@ class Batches(Iterator[HostBatch]):
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         steps = grain.MapDataset.range(start_step, 2**62)
+        # A thread reads ahead here, or workers do: both would double the memory.
+        ahead = 0 if config.num_workers else config.prefetch
         batches = steps.map(maker).to_iter_dataset(
-            grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch)
+            grain.ReadOptions(num_threads=min(1, ahead), prefetch_buffer_size=ahead)
         )
         if config.num_workers:
             options = grain.MultiprocessingOptions(
@@ -136,9 +138,19 @@ class Batches(Iterator[HostBatch]):
     def __next__(self) -> HostBatch:
         if not self._running:
             raise ValueError("these batches are closed")
+        try:
+            batch = next(self._running[0])
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise UserError(
+                "a process that reads data died: it ran out of memory or of /dev/shm, "
+                'or the script that trains lacks `if __name__ == "__main__":`; '
+                "config.data.num_workers=0 does without such processes"
+            ) from error
         # What workers hand over lies in shared memory of theirs; a plain copy lives as
         # long as anybody likes.
-        return {key: np.array(value) for key, value in next(self._running[0]).items()}
+        return {key: np.array(value) for key, value in batch.items()}
 
     def close(self) -> None:
         self._stop()
