@@ -1,0 +1,193 @@
+"""The Python API on a stored run: encode, proofread, and what bad input gets."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import vilem_jax
+from vilem_jax.config import (
+    AugmentConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+    UserError,
+    VisionConfig,
+)
+from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
+from vilem_jax.data.images import resize_square
+from vilem_jax.freeze import to_dict
+from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.training.state import initial_params, initial_state
+from vilem_jax.training.workdir import claim_workdir
+
+WORDS = "a red blue dog cat on sofa ##s ##y , the"
+PIECES = [*SPECIAL_TOKENS, *WORDS.split(" ")]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of a tiny model whose momentum weights differ from its own."""
+    folder = tmp_path_factory.mktemp("run")
+    vocabulary = tmp_path_factory.mktemp("vocabulary")
+    (vocabulary / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    sizes = {"width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 16}
+    config = Config(
+        data=DataConfig(tokenizer=str(vocabulary), text_length=10),
+        augment=AugmentConfig(mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3)),
+        model=ModelConfig(
+            vision=VisionConfig(image_size=16, patch_size=8, **sizes),
+            text=TextConfig(vocab_size=len(PIECES), max_positions=16, **sizes),
+            embedding_width=8,
+            num_proofread_layers=1,
+        ),
+        loss=LossConfig(queue_length=4),
+        train=TrainConfig(batch_size=4),
+        evaluation=EvaluationConfig(batch_size=4, text_length=10),
+        compute=ComputeConfig(attention="cudnn"),
+    )
+    claim_workdir(folder, config)
+    Tokenizer(vocabulary).save(folder / "tokenizer")
+    state = initial_state(config, initial_params(config, jax.random.key(0)))
+    slow = jax.tree.map(lambda x: x + 0.02, state.params)
+    state = dataclasses.replace(state, momentum_params=slow)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(3, state)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return vilem_jax.load(str(run))
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_paths_pillow_and_arrays_are_one_picture(model, photo):
+    array = np.asarray(Image.open(photo))
+    found = model.encode_image([photo, str(photo), Image.open(photo), array])
+    assert found.shape == (4, 8) and found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(found, np.repeat(found[:1], 4, 0), atol=1e-6)
+    for alone in (photo, Image.open(photo), array):
+        np.testing.assert_allclose(model.encode_image(alone), found[:1], atol=1e-5)
+
+
+def test_any_number_of_rows_needs_no_new_program(model, photo):
+    for count in (1, 2, 5, 9):
+        assert model.encode_image([photo] * count).shape == (count, 8)
+        assert model.encode_text(["a dog"] * count).shape == (count, 8)
+    assert model.encoder.programs["images"]._cache_size() == 2
+    assert model.encoder.programs["texts"]._cache_size() == 2
+
+
+def test_words_with_their_doubts_and_corrections(model, photo):
+    words = model.proofread(photo, "A red dogs, on the 7 sofa!")
+    said = " ".join(word.word for word in words)
+    assert said == "a red dogs on the [UNK] sofa"
+    for word in words:
+        if word.word == "[UNK]":
+            assert word.p_wrong == 0 and word.corrections == ()
+            continue
+        assert 0 < word.p_wrong < 1
+        assert len(word.corrections) == 3
+        probabilities = [p for _, p in word.corrections]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert word.word not in [other for other, _ in word.corrections]
+
+
+def test_a_word_of_pieces_is_as_wrong_as_its_worst(model, photo):
+    tokens = model.tokenizer.encode(["dogsys"], 10)
+    everywhere = np.arange(10)[None]
+    judged = model.encoder.proofread(
+        [model.read_picture(photo)], tokens, everywhere, tokens
+    )
+    (word,) = model.proofread(photo, "dogsys")
+    worst = 1 + int(np.argmax(judged.p_wrong[0, 1:5]))
+    assert word.p_wrong == pytest.approx(float(judged.p_wrong[0, worst]))
+    pieces = ["dog", "##s", "##y", "##s"]
+    others = [PIECES[token] for token in judged.best[0, worst]]
+    expected = []
+    for other in [other for other in others if other != pieces[worst - 1]][:3]:
+        corrected = [*pieces[: worst - 1], other, *pieces[worst:]]
+        expected.append("".join(piece.removeprefix("##") for piece in corrected))
+    assert [joined for joined, _ in word.corrections] == expected
+
+
+def test_the_branches_differ(model, photo):
+    local = model.proofread(photo, "a red dog")
+    global_ = model.proofread(photo, "a red dog", branch="global")
+    assert [w.word for w in local] == [w.word for w in global_]
+    assert [w.p_wrong for w in local] != [w.p_wrong for w in global_]
+    with pytest.raises(UserError, match="'sideways'"):
+        model.proofread(photo, "a red dog", branch="sideways")
+
+
+def test_online_and_momentum_weights(run, model, photo):
+    slow = vilem_jax.load(run, weights="momentum")
+    assert not np.allclose(slow.encode_image(photo), model.encode_image(photo))
+    assert slow.fingerprint != model.fingerprint
+    assert vilem_jax.load(run).fingerprint == model.fingerprint
+    with pytest.raises(UserError, match="'fast'"):
+        vilem_jax.load(run, weights="fast")
+
+
+def test_normalisation_is_the_run_s(model, photo):
+    """Pixels at the run's mean become zero: a black or white picture does not."""
+    grey = np.full((16, 16, 3), 127, np.uint8)
+    square = model.read_picture(photo)
+    expected = resize_square(np.asarray(Image.open(photo)), 16)
+    np.testing.assert_array_equal(square, expected)
+    with_other_mean = dataclasses.replace(
+        model, config=dataclasses.replace(model.config, augment=AugmentConfig())
+    )
+    assert with_other_mean.fingerprint != model.fingerprint
+    assert np.isfinite(model.encode_image(grey)).all()
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [
+        ("nowhere.jpg", r"Cannot read nowhere\.jpg: No such file"),
+        (np.zeros((4, 4, 7), np.uint8), "Cannot read a picture.*uint8"),
+        (np.zeros((4, 4, 3)), "float64"),
+        (Image.new("RGB", (9000, 9000)), "above"),
+    ],
+)
+def test_a_picture_that_cannot_be_read(model, picture, words):
+    with pytest.raises(UserError, match=words):
+        model.encode_image([picture])
+
+
+def test_captions_without_a_word(model, photo):
+    for caption in ("", "?!", "77"):
+        with pytest.raises(UserError, match="no word"):
+            model.proofread(photo, caption)
+    with pytest.raises(UserError, match="no caption"):
+        model.encode_text([])
+
+
+def test_folders_that_hold_no_model(run, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        vilem_jax.load(tmp_path)
+    settings = json.loads((run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        vilem_jax.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(Config(task="editor"))))
+    with pytest.raises(UserError, match="run of an editor"):
+        vilem_jax.load(tmp_path)

@@ -1,0 +1,206 @@
+"""A trained model that people call: `vilem_jax.load("RUN")`.
+
+model = vilem_jax.load("RUN")
+model.encode_image(["a.jpg", pil_image, array])    # [3, E], unit rows
+model.encode_text(["a dog on grass"])              # [1, E], unit rows
+model.proofread("photo.jpg", "a red dog on a sofa")
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from PIL import Image
+
+from vilem_jax.config import Config, UserError
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
+from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
+from vilem_jax.training.checkpoints import restore_params
+from vilem_jax.training.starting import open_tokenizer
+from vilem_jax.training.state import abstract_state, model_graph
+from vilem_jax.training.workdir import read_config
+
+Picture = str | Path | Image.Image | np.ndarray
+NUM_CORRECTIONS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """What proofreading says of one word of a caption."""
+
+    word: str
+    p_wrong: float  # 0..1, the largest over its pieces; 0 where nothing is judged
+    corrections: tuple[tuple[str, float], ...]  # other words and p, the best first
+
+    @property
+    def is_wrong(self) -> bool:
+        return self.p_wrong > 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A run's towers and heads, ready to use. Made by `load`."""
+
+    config: Config
+    tokenizer: Tokenizer
+    encoder: Encoder
+    weights: str  # "online" or "momentum"
+
+    def encode_image(self, pictures: Iterable[Picture] | Picture) -> np.ndarray:
+        """Pictures -> float32 [N, E], unit rows, in the order given.
+
+        Args:
+          pictures: paths, Pillow images or uint8 arrays [H, W, 3]; any number, read as
+            they are needed; or one alone.
+
+        Raises:
+          UserError: a picture that cannot be read, by name; none at all.
+        """
+        is_array = isinstance(pictures, np.ndarray) and pictures.ndim < 4
+        if is_array or isinstance(pictures, str | Path | Image.Image):
+            pictures = [pictures]
+        return self.encoder.encode_images(read_ahead(self.read_picture, pictures))
+
+    def encode_text(self, captions: Iterable[str] | str) -> np.ndarray:
+        """Captions -> float32 [N, E], unit rows; longer ones are cut.
+
+        The length is the evaluation's, `config.evaluation.text_length` tokens.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        return self.encoder.encode_texts(self._tokens(captions))
+
+    def proofread(
+        self, picture: Picture, caption: str, *, branch: Branch = "local"
+    ) -> list[Word]:
+        """Which words of the caption does the picture contradict, and what is right?
+
+        Args:
+          branch: "local" looks at the patches of several ViT levels, "global" at the
+            picture's one feature.
+
+        Returns:
+          one `Word` for each word that fits the text length. [UNK] and punctuation are
+          not judged. For a word of several pieces, the most doubtful one is corrected.
+
+        Raises:
+          UserError: a picture that cannot be read, a caption without a word.
+        """
+        tokens = self._tokens([caption])
+        is_word = self.tokenizer.vocabulary.is_word
+        if not is_word[tokens].any():
+            raise UserError(f"The caption {caption!r} has no word to proofread.")
+        everywhere = np.arange(tokens.shape[1], dtype=np.int32)[None]
+        judged = self.encoder.proofread(
+            [self.read_picture(picture)], tokens, everywhere, tokens, branch=branch
+        )
+        row, p_wrong = tokens[0], np.where(is_word[tokens[0]], judged.p_wrong[0], 0.0)
+        words = []
+        for word, start, stop in self.tokenizer.words(row):
+            place = start + int(np.argmax(p_wrong[start:stop]))
+            corrections = ()
+            if is_word[row[place]]:
+                corrections = self._corrections(
+                    row, place, (start, stop), judged.best[0], judged.p_best[0]
+                )
+            words.append(Word(word, float(p_wrong[place]), corrections))
+        return words
+
+    def read_picture(self, picture: Picture) -> np.ndarray:
+        """A picture squashed to the model's square: uint8 [R, R, 3]."""
+        name = str(picture) if isinstance(picture, str | Path) else "a picture"
+        try:
+            if isinstance(picture, str | Path):
+                pixels = decode(Path(picture).expanduser().read_bytes())
+            elif isinstance(picture, Image.Image):
+                pixels = from_pillow(picture)
+            else:
+                pixels = decode(np.asarray(picture))
+        except (OSError, ImageError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"Cannot read {name}: {reason}.") from error
+        return resize_square(pixels, self.encoder.image_size)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of all that decides an embedding: weights, vocabulary, sizes."""
+        digest = hashlib.sha256()
+        for path, value in jax.tree.leaves_with_path(self.encoder.params):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(value).data)
+        shape = (self.config.model, self.config.augment.mean, self.config.augment.std)
+        text = (self.config.evaluation.text_length, self.config.data.cleaning)
+        digest.update(repr((shape, text, self.tokenizer.pieces)).encode())
+        return digest.hexdigest()
+
+    def _tokens(self, captions: list[str]) -> np.ndarray:
+        return self.tokenizer.encode(captions, self.config.evaluation.text_length)
+
+    def _corrections(self, row, place, span, best, p_best):
+        """The word with another piece at `place`, the most probable ones first."""
+        found = []
+        for token, probability in zip(best[place], p_best[place], strict=True):
+            if token == row[place]:
+                continue
+            corrected = row[span[0] : span[1]].copy()
+            corrected[place - span[0]] = token
+            joined = "".join(word for word, _, _ in self.tokenizer.words(corrected))
+            found.append((joined, float(probability)))
+        return tuple(found[:NUM_CORRECTIONS])
+
+
+def load(
+    path: str | Path,
+    weights: Literal["online", "momentum"] = "online",
+    *,
+    batch_size: int | None = None,
+) -> Model:
+    """The model that the run in the folder `path` has trained.
+
+    Args:
+      weights: "online", those that were trained, or "momentum", their moving average.
+      batch_size: rows a device takes at a time; None takes the run's for evaluation.
+
+    Raises:
+      UserError: no run there, one of an editor, no finished checkpoint, other weights
+        than these two, a checkpoint of another shape.
+    """
+    run = Path(path).expanduser()
+    config = _for_this_machine(read_config(run))
+    if config.task != "vilem":
+        raise UserError(
+            f"{path} holds the run of an editor, which edits captions but "
+            "cannot search or proofread: give the run of a ViLEM"
+        )
+    params, _ = restore_params(run, weights, abstract_state(config).params)
+    return make_model(config, params, open_tokenizer(config, run), weights, batch_size)
+
+
+def make_model(
+    config: Config,
+    params: dict[str, Any],
+    tokenizer: Tokenizer,
+    weights: str = "online",
+    batch_size: int | None = None,
+) -> Model:
+    """A `Model` of parameters at hand."""
+    graph = model_graph(config.model, config.compute)
+    params = jax.device_put(params)
+    encoder = make_encoder(
+        graph, params, config, tokenizer.vocabulary, batch_size=batch_size
+    )
+    return Model(config, tokenizer, encoder, weights)
+
+
+def _for_this_machine(config: Config) -> Config:
+    """On a CPU: float32, which is faster there than bfloat16, and no cuDNN."""
+    if jax.default_backend() == "gpu":
+        return config
+    dtype = "float32" if jax.default_backend() == "cpu" else config.compute.dtype
+    compute = dataclasses.replace(config.compute, dtype=dtype, attention="xla")
+    return dataclasses.replace(config, compute=compute)
