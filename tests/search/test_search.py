@@ -1,0 +1,164 @@
+"""Index a folder and search it, with a model that sees mean colours."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vilem_jax.config import UserError
+from vilem_jax.data.images import ImageError, decode, resize_square
+from vilem_jax.evaluation import files
+from vilem_jax.search.index import index, load_index
+from vilem_jax.search.query import search
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+class ColourModel:
+    """Words name colours; the embedding of a picture is its mean colour."""
+
+    def __init__(self, fingerprint="one"):
+        self.fingerprint = fingerprint
+        self.num_encoded = 0
+
+    def read_picture(self, path):
+        try:
+            return resize_square(decode(path.read_bytes()), 4)
+        except (OSError, ImageError) as error:
+            raise UserError(f"Cannot read {path}") from error
+
+    def encode_image(self, pictures):
+        if not hasattr(pictures, "__next__"):
+            pictures = iter([self.read_picture(pictures)])
+        means = np.array([picture.mean(axis=(0, 1)) for picture in pictures])
+        self.num_encoded += len(means)
+        return self._unit(means)
+
+    def encode_text(self, words):
+        return self._unit(np.array([COLOURS[words]]))
+
+    def _unit(self, rows):
+        rows = rows.astype(np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def paint(path, colour):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 5), colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "photos"
+    paint(folder / "b" / "red.PNG", (250, 20, 10))
+    paint(folder / "a.jpg", (10, 20, 250))
+    paint(folder / "b" / "purple.webp", (200, 10, 200))
+    paint(folder / ".hidden" / "green.png", (0, 255, 0))
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_words_and_pictures_find_their_like(folder, tmp_path):
+    model, out = ColourModel(), tmp_path / "photos.npz"
+    report = index(folder, model, out)
+    assert (report.pictures, report.encoded, report.broken) == (3, 3, ())
+    hits = search(out, model, words="red", top_k=2)
+    assert [hit.path.name for hit in hits] == ["red.PNG", "purple.webp"]
+    assert hits[0].path == folder / "b" / "red.PNG"
+    assert 1 >= hits[0].score >= hits[1].score
+    hits = search(load_index(out), model, picture=folder / "a.jpg", top_k=99)
+    assert len(hits) == 3 and hits[0].path.name == "a.jpg"
+    assert hits[0].score == pytest.approx(1, abs=1e-3)
+
+
+def test_indexing_again_encodes_only_what_changed(folder, tmp_path):
+    model, out = ColourModel(), tmp_path / "photos.npz"
+    index(folder, model, out)
+    content = out.read_bytes()
+    assert index(folder, model, out).encoded == 0
+    assert model.num_encoded == 3
+    assert out.read_bytes() == content
+    paint(folder / "new.png", (0, 200, 0))
+    paint(folder / "a.jpg", (9, 200, 9))
+    os.utime(folder / "a.jpg", ns=(1, 1))
+    (folder / "b" / "purple.webp").unlink()
+    report = index(folder, model, out)
+    assert (report.pictures, report.encoded, report.removed) == (3, 2, 1)
+    assert search(out, model, words="green")[0].path.name in ("new.png", "a.jpg")
+    again = index(folder, ColourModel("two"), out)
+    assert again.encoded == 3
+    assert load_index(out).fingerprint == "two"
+
+
+def test_broken_pictures_are_reported_and_left_out(folder, tmp_path):
+    model, out = ColourModel(), tmp_path / "photos.npz"
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "empty.png").touch()
+    (folder / "nowhere.png").symlink_to(folder / "gone.png")
+    report = index(folder, model, out)
+    assert report.pictures == 3
+    names = [path for path, _ in report.broken]
+    assert names == ["broken.jpg", "empty.png", "nowhere.png"]
+    assert all("Cannot read" in reason for _, reason in report.broken)
+
+
+def test_a_stop_leaves_the_index_before(folder, tmp_path, monkeypatch):
+    model, out = ColourModel(), tmp_path / "photos.npz"
+    index(folder, model, out)
+    content = out.read_bytes()
+    paint(folder / "new.png", (0, 200, 0))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        index(folder, model, out)
+    assert out.read_bytes() == content
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "photos.npz"]
+
+
+def test_another_model_is_refused(folder, tmp_path):
+    out = tmp_path / "photos.npz"
+    index(folder, ColourModel("one"), out)
+    with pytest.raises(UserError, match="another model"):
+        search(out, ColourModel("two"), words="red")
+
+
+def test_bad_folders_and_files_get_a_sentence(folder, tmp_path):
+    model = ColourModel()
+    with pytest.raises(UserError, match="no folder"):
+        index(tmp_path / "none", model, tmp_path / "out.npz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no picture"):
+        index(tmp_path / "empty", model, tmp_path / "out.npz")
+    (tmp_path / "empty" / "a.png").touch()
+    with pytest.raises(UserError, match="None of the 1 pictures"):
+        index(tmp_path / "empty", model, tmp_path / "out.npz")
+    assert not (tmp_path / "out.npz").exists()
+    letter = tmp_path / "letter.npz"
+    letter.write_text("Dear friend")
+    for call in (
+        lambda: search(letter, model, words="red"),
+        lambda: index(folder, model, letter),
+    ):
+        with pytest.raises(UserError, match=r"letter\.npz is not an index"):
+            call()
+    assert letter.read_text() == "Dear friend"
+    with pytest.raises(UserError, match="There is no index"):
+        search(tmp_path / "none.npz", model, words="red")
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({}, "one of the two"),
+        ({"words": "red", "picture": "a.jpg"}, "one of the two"),
+        ({"words": " "}, "no words"),
+        ({"words": "red", "top_k": 0}, "top_k is 0"),
+    ],
+)
+def test_questions_that_cannot_be_answered(query, words):
+    with pytest.raises(UserError, match=words):
+        search("index.npz", ColourModel(), **query)

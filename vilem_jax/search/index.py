@@ -1,0 +1,198 @@
+"""The index of a folder of pictures: one file with their embeddings and names.
+
+Making it again encodes only what is new or changed; a picture that is gone leaves it.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vilem_jax.api import Model
+from vilem_jax.config import UserError
+from vilem_jax.evaluation.encoding import read_ahead
+from vilem_jax.evaluation.files import write_bytes
+
+FORMAT = 1
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+    + (".ppm", ".pgm", ".pnm")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One picture: its path below the folder, and what tells that it changed."""
+
+    path: str
+    size: int  # bytes
+    modified: int  # nanoseconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """Embeddings of the pictures in a folder, by one model."""
+
+    folder: str  # absolute
+    fingerprint: str  # of the model
+    entries: tuple[Entry, ...]
+    embedding: np.ndarray  # float32 [N, E], unit rows
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexReport:
+    """What `index` did."""
+
+    pictures: int  # in the index now
+    encoded: int  # of them new or changed
+    removed: int  # in the index before, gone from the folder or broken
+    broken: tuple[tuple[str, str], ...]  # path, and what is wrong with it
+
+
+def index(
+    folder: str | Path, model: Model, out: str | Path, *, show_progress: bool = False
+) -> IndexReport:
+    """Encodes the pictures in `folder` and below it, and writes the index to `out`.
+
+    The index is replaced as a whole when all is done: a stop in between loses nothing.
+    Where `out` is an index of another model or folder, everything is encoded anew.
+    Hidden files and folders are left out.
+
+    Args:
+      show_progress: a bar on stderr.
+
+    Raises:
+      UserError: no such folder, no picture in it that can be read, or `out` is a file
+        that is not an index.
+    """
+    root = Path(folder).expanduser().absolute()
+    if not root.is_dir():
+        raise UserError(f"There is no folder {folder}.")
+    before = load_index(out) if Path(out).expanduser().exists() else None
+    entries = list(_pictures_in(root))
+    if not entries:
+        raise UserError(
+            f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}), nor do the "
+            "folders in it."
+        )
+    known = _known(before, str(root), model.fingerprint)
+    new = [entry for entry in entries if entry not in known]
+    encoded, broken = _encode(root, new, model, show_progress)
+    rows = known | encoded
+    kept = tuple(entry for entry in entries if entry in rows)
+    if not kept:
+        path, reason = broken[0]
+        raise UserError(
+            f"None of the {len(entries)} pictures in {folder} can be read; "
+            f"{path}: {reason}"
+        )
+    embedding = np.stack([rows[entry] for entry in kept])
+    save_index(Index(str(root), model.fingerprint, kept, embedding), out)
+    paths = {entry.path for entry in kept}
+    gone = {entry.path for entry in before.entries} - paths if before else ()
+    return IndexReport(len(kept), len(encoded), len(gone), tuple(broken))
+
+
+def save_index(made: Index, path: str | Path) -> None:
+    """Writes an index as .npz, whole or not at all."""
+    about = {
+        "format": FORMAT,
+        "folder": made.folder,
+        "fingerprint": made.fingerprint,
+        "pictures": [dataclasses.astuple(entry) for entry in made.entries],
+    }
+    text = json.dumps(about).encode()  # escapes whatever a file name holds
+    content = io.BytesIO()
+    np.savez(
+        content, embedding=made.embedding, about=np.frombuffer(text, dtype=np.uint8)
+    )
+    write_bytes(path, content.getvalue())
+
+
+def load_index(path: str | Path) -> Index:
+    """What `save_index` wrote; a UserError if it is not that."""
+    try:
+        content = io.BytesIO(Path(path).expanduser().read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
+            embedding, about = stored["embedding"], json.loads(bytes(stored["about"]))
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}")
+        entries = tuple(Entry(*entry) for entry in about["pictures"])
+        if embedding.shape[:1] != (len(entries),) or embedding.ndim != 2:
+            raise ValueError(f"{len(entries)} pictures, embeddings {embedding.shape}")
+        return Index(about["folder"], about["fingerprint"], entries, embedding)
+    except FileNotFoundError:
+        raise UserError(f"There is no index {path}; `vilem index` makes one.") from None
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not an index of pictures: {error}.") from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is not an index of pictures: {error}.") from error
+
+
+def _known(before: Index | None, folder: str, fingerprint: str) -> dict:
+    """The embeddings that can be taken over, by entry."""
+    if before is None or (before.folder, before.fingerprint) != (folder, fingerprint):
+        return {}
+    return dict(zip(before.entries, before.embedding, strict=True))
+
+
+def _pictures_in(root: Path) -> Iterator[Entry]:
+    """Pictures below `root`, in the order of their paths."""
+    for here, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(here, name)
+            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
+                continue
+            try:
+                status = path.stat()
+            except OSError:  # a link to nowhere, or a file deleted just now
+                status = None
+            size, modified = (status.st_size, status.st_mtime_ns) if status else (0, 0)
+            yield Entry(str(path.relative_to(root)), size, modified)
+
+
+def _encode(root, entries, model, show_progress):
+    """{entry: embedding} of the pictures that can be read, and [(path, reason)]."""
+    from tqdm import tqdm
+
+    def read(entry):
+        try:
+            return model.read_picture(root / entry.path)
+        except UserError as error:
+            return error
+
+    good, broken = [], []
+    bar = tqdm(
+        zip(entries, read_ahead(read, entries), strict=True),
+        total=len(entries),
+        unit="picture",
+        file=sys.stderr,
+        disable=not show_progress,
+    )
+
+    def pixels():
+        for entry, picture in bar:
+            if isinstance(picture, UserError):
+                broken.append((entry.path, str(picture)))
+            else:
+                good.append(entry)
+                yield picture
+
+    pictures = pixels()
+    first = next(pictures, None)
+    if first is None:
+        return {}, broken
+    embedding = model.encode_image(_with_first(first, pictures))
+    return dict(zip(good, embedding, strict=True)), broken
+
+
+def _with_first(first, others) -> Iterator:
+    yield first
+    yield from others
