@@ -1,0 +1,203 @@
+"""What a checkpoint holds: tensors by name, and how damage to them is found."""
+
+import contextlib
+import json
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+
+from vilem_jax.config import UserError
+from vilem_jax.training.workdir import reason, replace_file
+
+FILES_LIST = "files.json"
+
+Flat = dict[str, Any]  # dotted name -> array, or its shape and dtype
+Entry = dict[str, Any]  # dtype, shape and crc32 of one tensor
+
+
+class DamagedError(Exception):
+    """A finished checkpoint whose bytes are not what was saved."""
+
+
+def flatten(tree: Any) -> Flat:
+    """Leaves by dotted name, in the order of `jax.tree.leaves`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    flat = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in leaves
+    }
+    if len(flat) < len(leaves):
+        raise ValueError("two tensors of the state have one name")
+    return flat
+
+
+def nest(flat: Flat) -> dict[str, Any]:
+    """{"layers.0.kernel": a} as {"layers": {0: {"kernel": a}}}."""
+    nested: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *path, last = [int(p) if p.isdecimal() else p for p in name.split(".")]
+        place = nested
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = leaf
+    return nested
+
+
+def shapes(flat: Flat) -> dict[str, Entry]:
+    return {
+        name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
+        for name, leaf in flat.items()
+    }
+
+
+def describe(flat: Flat) -> dict[str, Any]:
+    """What `read_description` reads back and trusts."""
+    tensors = shapes(flat)
+    for name, crc in _checksums(flat).items():
+        tensors[name]["crc32"] = crc
+    return {"tensors": tensors, "crc32": zlib.crc32(_canonical(tensors))}
+
+
+def _canonical(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True).encode()
+
+
+def _checksums(flat: Flat) -> dict[str, int]:
+    """CRC-32 of every array's bytes, about 3 GB/s a core."""
+
+    def checksum(leaf) -> int:
+        array = np.ascontiguousarray(leaf)
+        return zlib.crc32(array.reshape(-1).view(np.uint8))
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return dict(zip(flat, pool.map(checksum, flat.values()), strict=True))
+
+
+def read_description(where: Path) -> dict[str, Entry]:
+    """Name -> dtype, shape, crc32 of what a checkpoint holds."""
+    with damage(), quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        description = reader.restore(where / "tensors")
+        tensors = description["tensors"]
+        if zlib.crc32(_canonical(tensors)) != description["crc32"]:
+            raise DamagedError("its list of tensors is not what was saved")
+    return tensors
+
+
+def list_files(checkpoint: Path) -> None:
+    """Stores size and checksum of a written checkpoint's files beside them, so that
+    damage is found before Orbax reads it (and prints a traceback for every tensor)."""
+    files = {
+        str(file.relative_to(checkpoint)): [file.stat().st_size, _file_checksum(file)]
+        for item in ("state", "tensors")
+        for file in sorted((checkpoint / item).rglob("*"))
+        if file.is_file()
+    }
+    listing = {"files": files, "crc32": zlib.crc32(_canonical(files))}
+    replace_file(checkpoint / FILES_LIST, json.dumps(listing))
+
+
+def verify_files(checkpoint: Path) -> None:
+    """Raises DamagedError for the first file that is not what was written.
+
+    Without a list the tensors' own checksums still speak, see `verify`.
+    """
+    file = checkpoint / FILES_LIST
+    if not file.exists():
+        return
+    with damage():
+        listing = json.loads(file.read_text())
+        if zlib.crc32(_canonical(listing["files"])) != listing["crc32"]:
+            raise DamagedError(f"{FILES_LIST} is not what was saved")
+        for name, (size, checksum) in listing["files"].items():
+            if not (checkpoint / name).exists():
+                raise DamagedError(f"{name} is missing")
+            if (checkpoint / name).stat().st_size != size:
+                raise DamagedError(f"{name} has another length than was saved")
+            if _file_checksum(checkpoint / name) != checksum:
+                raise DamagedError(f"{name} is not what was saved")
+
+
+def _file_checksum(file: Path) -> int:
+    checksum = 0
+    with open(file, "rb") as stream:
+        while block := stream.read(1 << 24):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def check_same(saved: dict[str, Any], wanted: Flat, where: Path) -> None:
+    """Raises a UserError that names the first tensor that differs."""
+    expected = shapes(wanted)
+    for name, entry in expected.items():
+        if name not in saved:
+            raise UserError(
+                f"{where} has no tensor {name}, which this model needs; it was saved "
+                "with other settings"
+            )
+        for what in ("shape", "dtype"):
+            if saved[name][what] != entry[what]:
+                raise UserError(
+                    f"{where}: {name} has {what} {_show(saved[name][what])} there and "
+                    f"{_show(entry[what])} in this model; use the settings it was "
+                    "saved with"
+                )
+    extra = next((name for name in saved if name not in expected), None)
+    if extra:
+        raise UserError(
+            f"{where} has a tensor {extra} that this model does not know; it was saved "
+            "with other settings"
+        )
+
+
+def _show(value: Any) -> str:
+    return str(tuple(value)) if isinstance(value, list) else str(value)
+
+
+def verify(flat: Flat, saved: dict[str, Entry]) -> None:
+    """Raises DamagedError for the first tensor that is not what was saved."""
+    for name, crc in _checksums(flat).items():
+        if crc != saved[name]["crc32"]:
+            raise DamagedError(f"{name} is not what was saved")
+
+
+@contextlib.contextmanager
+def damage() -> Iterator[None]:
+    """Whatever goes wrong while reading bytes is damage, but for lack of memory or of
+    permission, which say nothing about the bytes."""
+    try:
+        yield
+    except (DamagedError, MemoryError):
+        raise
+    except PermissionError as error:
+        raise UserError(f"cannot read {error.filename}: {reason(error)}") from error
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        raise DamagedError(failure(error)) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Orbax's warnings, for a reader inside somebody else's program."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
+
+
+def failure(error: BaseException) -> str:
+    """What went wrong in one line, without Orbax's and TensorStore's wrapping."""
+    if "No space left" in str(error):
+        return "no space left on the disk"
+    while error.__cause__ is not None and isinstance(error.__cause__, OSError):
+        error = error.__cause__
+    return reason(error)

@@ -1,0 +1,96 @@
+"""A run's folder: its settings beside its logs and checkpoints.
+
+RUN/config.json       the frozen config, written when the run starts
+RUN/metrics.jsonl     one record a line (metrics.py)
+RUN/timing.jsonl      the wall clock's figures, apart (metrics.py)
+RUN/tensorboard/      the same as TensorBoard events
+RUN/checkpoints/STEP  what Orbax wrote (checkpoints.py)
+"""
+
+import json
+import os
+from pathlib import Path
+
+from vilem_jax.config import Config, UserError
+from vilem_jax.freeze import differences, freeze, to_dict
+
+CONFIG_FILE = "config.json"
+
+
+def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
+    """Makes the folder and stores `config` in it, or joins the run that it holds.
+
+    Returns:
+      True where the folder already held this run. What may change on resuming (more
+      steps, say) is then stored anew.
+
+    Raises:
+      UserError: it holds a run of other settings (every difference is listed), or
+        cannot be written to.
+    """
+    folder = Path(workdir)
+    holds_run = (folder / CONFIG_FILE).exists()
+    if holds_run:
+        changed = differences(read_config(folder), config)
+        if changed:
+            raise UserError(
+                f"{folder} holds a run of other settings: {'; '.join(changed)}; choose "
+                "another --workdir, or the settings that the run began with"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / CONFIG_FILE, json.dumps(to_dict(config), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the work directory {folder}: {reason(error)}"
+        ) from error
+    return holds_run
+
+
+def read_config(workdir: str | os.PathLike) -> Config:
+    """The settings of the run in `workdir`.
+
+    Raises:
+      UserError: there is no run, or its config.json is not one of ours.
+    """
+    file = Path(workdir) / CONFIG_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{workdir} holds no run: {CONFIG_FILE} cannot be read there "
+            f"({reason(error)}); give the --workdir of a `vilem train`"
+        ) from error
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error})") from error
+    try:
+        return freeze(settings)
+    except UserError as error:
+        raise UserError(f"{file} is not the settings of a run: {error}") from error
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes `text` to `path` such that a reader, or a crash, sees the old or the new.
+
+    A write that fails leaves the old file and no other trace.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name and no bytes
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """The one line of an exception that tells a person what happened."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
