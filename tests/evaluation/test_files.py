@@ -18,7 +18,7 @@ def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):
 
 def test_a_folder_in_the_way_is_a_sentence(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(UserError, match="Cannot write .*taken"):
+    with pytest.raises(UserError, match=r"Cannot write .*taken"):
         write_json(tmp_path / "taken", {})
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Cannot write"):

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from vilem_jax.config import UserError
+from vilem_jax.data.images import resize_square
 from vilem_jax.evaluation.pairs import (
     CaptionPair,
+    evaluate_pairs,
     pair_scores,
     pairs_metrics,
     read_pairs,
@@ -29,15 +31,12 @@ def test_nothing_and_nan_are_refused(true, words):
         pairs_metrics(true, [0.0] * len(true), ["swap"] * len(true))
 
 
-def test_each_picture_is_read_once_and_met_with_its_captions():
+def test_each_picture_is_encoded_once_and_met_with_its_captions():
     vectors = {"a": [1, 0], "b": [0, 1], "b.jpg": [0, 1], "a.jpg": [1, 0]}
-    read = []
-
-    def read_image(name):
-        read.append(name)
-        return name
+    encoded = []
 
     def encode(names):
+        encoded.extend(names)
         return np.array([vectors[name] for name in names], np.float32)
 
     pairs = [
@@ -45,10 +44,38 @@ def test_each_picture_is_read_once_and_met_with_its_captions():
         CaptionPair("a.jpg", "a", "b", "object"),
         CaptionPair("b.jpg", "a", "b", "swap"),
     ]
-    true, wrong = pair_scores(pairs, encode, encode, read_image)
-    assert read == ["b.jpg", "a.jpg"]
+    true, wrong = pair_scores(pairs, encode, encode)
+    assert encoded[:3] == ["b.jpg", "a.jpg", "b"]
     np.testing.assert_array_equal(true, [1, 1, 0])
     np.testing.assert_array_equal(wrong, [0, 0, 1])
+
+
+def test_a_model_judges_pairs_of_a_source(encoder, tokenizer, source):
+    pairs = [
+        CaptionPair(0, "a red dog", "a blue dog", "attribute"),
+        CaptionPair(2, "a red dog", "a red dog", "same"),
+    ]
+    figures = evaluate_pairs(
+        encoder, tokenizer, pairs, source.read_image, text_length=12
+    )
+    images = encoder.encode_images(
+        resize_square(source.read_image(index), 16) for index in (0, 2)
+    )
+    texts = encoder.encode_texts(tokenizer.encode(["a red dog", "a blue dog"], 12))
+    is_right = images[0] @ texts[0] > images[0] @ texts[1]
+    assert figures["by_type"] == {"attribute": 100.0 * is_right, "same": 0.0}
+
+
+def test_a_missing_picture_is_named(encoder, tokenizer, tmp_path):
+    pairs = [CaptionPair("gone.jpg", "a red dog", "a blue dog", "attribute")]
+    with pytest.raises(UserError, match=r"gone\.jpg cannot be read"):
+        evaluate_pairs(
+            encoder,
+            tokenizer,
+            pairs,
+            lambda name: (tmp_path / name).read_bytes(),
+            text_length=12,
+        )
 
 
 def write(path, entries):

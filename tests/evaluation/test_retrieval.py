@@ -5,7 +5,13 @@ import pytest
 
 from vilem_jax.config import UserError
 from vilem_jax.evaluation import retrieval
-from vilem_jax.evaluation.retrieval import chance_metrics, ranks, retrieval_metrics
+from vilem_jax.evaluation.retrieval import (
+    chance_metrics,
+    encode_source,
+    evaluate_retrieval,
+    ranks,
+    retrieval_metrics,
+)
 
 
 def unit(rows):
@@ -143,3 +149,33 @@ def test_bad_input_gets_a_sentence(change, words):
     }
     with pytest.raises(UserError, match=words):
         retrieval_metrics(**(arguments | change))
+
+
+@pytest.mark.parametrize("captions_per_image", ["all", 1])
+def test_a_source_is_encoded_in_order(encoder, tokenizer, source, captions_per_image):
+    settings = {"text_length": 12, "captions_per_image": captions_per_image}
+    encoded = encode_source(encoder, tokenizer, source, **settings)
+    limit = None if captions_per_image == "all" else 1
+    expected = [
+        (caption, index)
+        for index in range(4)
+        for caption in source.captions(index)[:limit]
+    ]
+    found = zip(encoded.captions, encoded.image_of_text.tolist(), strict=True)
+    assert list(found) == expected
+    alone = encoder.encode_texts(tokenizer.encode(encoded.captions[2:3], 12))
+    np.testing.assert_allclose(encoded.text_embedding[2], alone[0], atol=1e-5)
+    figures = evaluate_retrieval(encoder, tokenizer, source, **settings)
+    assert figures["captions"] == len(expected) and figures["images"] == 4
+    assert figures["protocol"]["captions_per_image"] == captions_per_image
+
+
+def test_a_picture_without_a_caption_is_named(encoder, tokenizer, source):
+    class Silent(type(source)):
+        def captions(self, index):
+            return () if index == 2 else ("a dog",)
+
+    with pytest.raises(UserError, match=r"2\.png of four has no caption"):
+        encode_source(encoder, tokenizer, Silent(), text_length=12)
+    with pytest.raises(UserError, match="captions_per_image is 0"):
+        encode_source(encoder, tokenizer, source, text_length=12, captions_per_image=0)

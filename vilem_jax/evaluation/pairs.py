@@ -4,7 +4,7 @@ Two sources of such pairs: the hard test of scenes, and any JSON in SugarCrepe's
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from vilem_jax.config import UserError
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.images import ImageError, decode, resize_square
+from vilem_jax.evaluation.encoding import Encoder, read_ahead
 
 LAYOUT = '{"0": {"filename": ..., "caption": ..., "negative_caption": ...}, ...}'
 
@@ -65,21 +68,20 @@ def pairs_metrics(
 
 def pair_scores(
     pairs: Sequence[CaptionPair],
-    encode_images: Callable[[Iterable], np.ndarray],
+    encode_images: Callable[[list], np.ndarray],
     encode_texts: Callable[[list[str]], np.ndarray],
-    read_image: Callable[[Any], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the true and of the wrong captions, float32 [N] each.
 
-    A picture that several pairs ask about is read and encoded once.
+    A picture that several pairs ask about is encoded once.
 
     Args:
-      encode_images: pictures as `read_image` gives them -> [M, E], unit rows.
+      encode_images: the pairs' `image`s, each once -> [M, E], unit rows.
       encode_texts: captions -> [M, E], unit rows.
     """
     images = list(dict.fromkeys(pair.image for pair in pairs))
     row_of = {image: row for row, image in enumerate(images)}
-    image_embedding = encode_images(read_image(image) for image in images)
+    image_embedding = encode_images(images)
     rows = image_embedding[[row_of[pair.image] for pair in pairs]]
     true = encode_texts([pair.caption for pair in pairs])
     wrong = encode_texts([pair.wrong_caption for pair in pairs])
@@ -87,6 +89,41 @@ def pair_scores(
         np.einsum("ne,ne->n", rows, text, dtype=np.float64).astype(np.float32)
         for text in (true, wrong)
     )
+
+
+def evaluate_pairs(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    pairs: Sequence[CaptionPair],
+    read_image: Callable[[Any], bytes | np.ndarray],
+    *,
+    text_length: int,
+) -> dict:
+    """`pairs_metrics` of a model.
+
+    Args:
+      pairs: `CaptionPair`s, or others with the same four fields.
+      read_image: from a pair's `image` to the bytes of a file or uint8 [H, W, 3].
+      text_length: L; longer captions are cut.
+
+    Raises:
+      UserError: a picture that is missing or broken, by name.
+    """
+
+    def read(image):
+        try:
+            return resize_square(decode(read_image(image)), encoder.image_size)
+        except (OSError, ImageError) as error:
+            raise UserError(f"Picture {image} cannot be read: {error}") from error
+
+    score_true, score_wrong = pair_scores(
+        pairs,
+        encode_images=lambda images: encoder.encode_images(read_ahead(read, images)),
+        encode_texts=lambda texts: encoder.encode_texts(
+            tokenizer.encode(texts, text_length)
+        ),
+    )
+    return pairs_metrics(score_true, score_wrong, [pair.kind for pair in pairs])
 
 
 def read_pairs(path: str | Path) -> list[CaptionPair]:

@@ -4,14 +4,103 @@ The protocol of the lineage: image to text, any caption of the image counts and 
 best-ranked one decides; text to image, the one image. Ties count against the model.
 """
 
+from dataclasses import dataclass
 from math import comb
+from typing import Literal
 
 import numpy as np
 
 from vilem_jax.config import UserError
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.sources import Source
+from vilem_jax.evaluation.encoding import Encoder, read_pictures
 
 TOPS = (1, 5, 10)
 BLOCK = 2048  # rows and columns of scores held at a time: 32 MB in float64
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """A data set as a model sees it."""
+
+    image_embedding: np.ndarray  # float32 [I, E]
+    text_embedding: np.ndarray  # float32 [T, E]
+    captions: tuple[str, ...]  # T
+    image_of_text: np.ndarray  # int64 [T], rows of image_embedding
+
+
+def encode_source(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    source: Source,
+    *,
+    text_length: int,
+    captions_per_image: int | Literal["all"] = "all",
+) -> EncodedSource:
+    """Encodes every picture of `source` and its captions.
+
+    Args:
+      text_length: L; longer captions are cut.
+      captions_per_image: the first so many of each picture; "all" takes all.
+
+    Raises:
+      UserError: a picture that cannot be read, or one without a caption.
+    """
+    if captions_per_image != "all" and captions_per_image < 1:
+        raise UserError(
+            f"captions_per_image is {captions_per_image}: use 'all', or 1 or more."
+        )
+    limit = None if captions_per_image == "all" else captions_per_image
+    said = [source.captions(index)[:limit] for index in range(len(source))]
+    for index, captions in enumerate(said):
+        if not captions:
+            raise UserError(
+                f"Picture {source.image_name(index)} of {source.name} has no caption: "
+                "leave it out of the data, or caption it."
+            )
+    captions = tuple(caption for each in said for caption in each)
+    pictures = read_pictures(source, range(len(source)), encoder.image_size)
+    return EncodedSource(
+        image_embedding=encoder.encode_images(pictures),
+        text_embedding=encoder.encode_texts(tokenizer.encode(captions, text_length)),
+        captions=captions,
+        image_of_text=np.repeat(np.arange(len(said)), [len(each) for each in said]),
+    )
+
+
+def evaluate_retrieval(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    source: Source,
+    *,
+    text_length: int,
+    captions_per_image: int | Literal["all"] = "all",
+) -> dict:
+    """`retrieval_metrics` of a data set, with the protocol they were measured by.
+
+    Arguments and errors as of `encode_source`.
+    """
+    encoded = encode_source(
+        encoder,
+        tokenizer,
+        source,
+        text_length=text_length,
+        captions_per_image=captions_per_image,
+    )
+    figures = retrieval_metrics(
+        encoded.image_embedding, encoded.text_embedding, encoded.image_of_text
+    )
+    protocol = {
+        "data": source.name,
+        "captions_per_image": captions_per_image,
+        "text_length": text_length,
+        "cleaning": tokenizer.cleaning,
+        "image_size": encoder.image_size,
+        "image_resize": "squashed to the square, bicubic, no crop",
+        "i2t": "the best-ranked of the image's captions",
+        "ties": "count against the model",
+    }
+    return figures | {"protocol": protocol}
 
 
 def retrieval_metrics(
