@@ -60,7 +60,7 @@ def fingerprint(file: Path) -> str:
 
 def _load(file: Path, version: str) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with open(file, "rb") as opened, np.load(opened) as stored:
             arrays = dict(stored)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None  # absent, or cut short by hand: build it again
