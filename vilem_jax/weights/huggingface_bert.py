@@ -138,20 +138,30 @@ def load_mlm_head(folder: Path, config: TextConfig) -> dict:
     _check_head(files, names)
     expected = _expected(config)
     del expected["text"]
-    others = tuple(entry.name for entry in text_table(config.num_layers))
     return tables.read_tree(
         head_table(),
         files,
         names,
-        dropped=(*DROPPED, *TIED, *others),
+        dropped=(*DROPPED, *TIED, "embeddings.", "encoder."),
         expected=expected,
     )
 
 
 def load_masked_language_model(folder: Path, config: TextConfig) -> dict:
-    """Parameters of `MaskedLanguageModel`; errors as of `load_mlm_head`."""
-    head = load_mlm_head(folder, config)
-    return {"text": load_text(folder, config), **head}
+    """Parameters of `MaskedLanguageModel`; errors as of the two functions above."""
+    files, names = _open(folder)
+    _check_head(files, names)
+    text = [
+        entry._replace(path=("text", *entry.path))
+        for entry in text_table(config.num_layers)
+    ]
+    return tables.read_tree(
+        [*text, *head_table()],
+        files,
+        names,
+        dropped=(*DROPPED, *TIED),
+        expected=_expected(config),
+    )
 
 
 def save_masked_language_model(
