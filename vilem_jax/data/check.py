@@ -1,0 +1,250 @@
+"""Counts what is wrong with data before a long run: `vilem data check`."""
+
+import hashlib
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.images import ImageError, decode
+from vilem_jax.data.sources import Source
+
+NUM_EXAMPLES = 5  # named of each problem
+_CHUNK = 256  # pictures looked at together
+
+# What is counted, and how the report says it; of pictures and of captions.
+IMAGE_PROBLEMS = {
+    "missing_images": "missing",
+    "broken_images": "broken",
+    "double_images": "the same as an earlier one",
+}
+CAPTION_PROBLEMS = {
+    "empty_captions": "empty after cleaning",
+    "duplicate_captions": "a repetition for the same picture",
+    "shared_captions": "said of another picture before",
+    "truncated_captions": "cut at the text length",
+    "unknown_captions": "with a word that the vocabulary lacks",
+    "uneditable_captions": "with nothing to edit",
+}
+
+
+def check(
+    sources: Mapping[str, Sequence[Source]],
+    tokenizer: Tokenizer,
+    text_length: int,
+    *,
+    max_images: int = 0,
+) -> dict[str, Any]:
+    """Looks at every picture and caption and counts what is wrong.
+
+    Args:
+      sources: by split, for example {"train": [...], "validation": [...]}.
+      text_length: L, tokens of a caption with [CLS] and [SEP].
+      max_images: decode only so many of each source, spread over it; 0 decodes all.
+        Captions are always read all.
+
+    Returns:
+      a dict, JSON-ready: "splits", by name: "images", "captions" and "images_decoded",
+      counts; "tokens", mean, 99th percentile and largest number a caption before
+      cutting; for each key of `IMAGE_PROBLEMS` and `CAPTION_PROBLEMS` "count" and some
+      "examples"; "notes", sentences of the sources. "in_two_splits": for each pair of
+      splits "by_name" and "by_content" of their pictures, with "examples".
+    """
+    tallies = {
+        split: _Tally(split, parts, tokenizer, text_length, max_images)
+        for split, parts in sources.items()
+    }
+    pairs = itertools.combinations(tallies.values(), 2)
+    return {
+        "text_length": text_length,
+        "splits": {split: tally.report() for split, tally in tallies.items()},
+        "in_two_splits": [_in_both(first, second) for first, second in pairs],
+    }
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """The report of `check` as text for people."""
+    lines = []
+    for split, counts in report["splits"].items():
+        tokens = counts["tokens"]
+        lines += [
+            f"{split}: {counts['images']:,} pictures ({counts['images_decoded']:,} "
+            f"decoded), {counts['captions']:,} captions of "
+            f"{tokens['mean']:.1f} tokens (99 % at most {tokens['p99']:.0f}, longest "
+            f"{tokens['max']:,}; cut at {report['text_length']})"
+        ]
+        for problems, total, what in (
+            (IMAGE_PROBLEMS, counts["images_decoded"], "pictures"),
+            (CAPTION_PROBLEMS, counts["captions"], "captions"),
+        ):
+            for key, sentence in problems.items():
+                lines += _problem_lines(counts[key], total, f"{what} {sentence}")
+        lines += [f"  note: {note}" for note in counts["notes"]]
+    for pair in report["in_two_splits"]:
+        first, second = pair["splits"]
+        for key, how in (("by_name", "the same name"), ("by_content", "the same file")):
+            found = {"count": pair[key], "examples": pair["examples"][key]}
+            sentence = f"pictures in {first} and {second} with {how}"
+            lines += _problem_lines(found, None, sentence)
+    return "\n".join(lines)
+
+
+class _Tally:
+    """One split: its problems, and digests of names and contents of its pictures."""
+
+    def __init__(self, split, sources, tokenizer, text_length, max_images):
+        self.split, self.tokenizer, self.text_length = split, tokenizer, text_length
+        self.notes = [n for s in sources for n in getattr(s, "notes", ())]
+        self.num_images = sum(len(source) for source in sources)
+        self.num_decoded = 0
+        self.problems = {
+            key: {"count": 0, "examples": []}
+            for key in (*IMAGE_PROBLEMS, *CAPTION_PROBLEMS)
+        }
+        self.name_of: dict[int, str] = {}  # by digest of the name
+        self.content_of: dict[int, str] = {}  # name, by digest of the content
+        self._said: set[int] = set()  # digests of cleaned captions
+        self._lengths: list[np.ndarray] = []
+        bar = tqdm(
+            total=self.num_images,
+            desc=split,
+            unit=" pictures",
+            disable=None,
+            leave=False,
+        )
+        with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+            for source in sources:
+                step = max(1, len(source) // max_images) if max_images else 1
+                for start in range(0, len(source), _CHUNK):
+                    chunk = range(start, min(start + _CHUNK, len(source)))
+                    self._look_at_images(source, chunk, step, pool)
+                    self._look_at_captions(source, chunk)
+                    bar.update(len(chunk))
+
+    def report(self) -> dict[str, Any]:
+        lengths = np.concatenate([np.zeros(0, np.int64), *self._lengths])
+        has_any = len(lengths) > 0
+        return {
+            "images": self.num_images,
+            "images_decoded": self.num_decoded,
+            "captions": len(lengths),
+            "tokens": {
+                "mean": float(lengths.mean()) if has_any else 0.0,
+                "p99": float(np.percentile(lengths, 99)) if has_any else 0.0,
+                "max": int(lengths.max()) if has_any else 0,
+            },
+            **self.problems,
+            "notes": self.notes,
+        }
+
+    def _look_at_images(self, source, chunk, step, pool) -> None:
+        chosen = [i for i in chunk if i % step == 0]
+        self.num_decoded += len(chosen)
+        states = pool.map(lambda i: _picture_state(source, i), chosen)
+        for i, (problem, reason, content) in zip(chosen, states, strict=True):
+            name = source.image_name(i)
+            if problem:
+                self._count(problem, f"{name}: {reason}")
+            elif content in self.content_of:
+                self._count("double_images", f"{name} = {self.content_of[content]}")
+            else:
+                self.content_of[content] = name
+        for i in chunk:
+            name = source.image_name(i)
+            self.name_of[_digest(name.encode("utf-8", "surrogatepass"))] = name
+
+    def _look_at_captions(self, source, chunk) -> None:
+        captions_of = [source.captions(i) for i in chunk]
+        owners = [i for i, c in zip(chunk, captions_of, strict=True) for _ in c]
+        captions = [caption for captions in captions_of for caption in captions]
+        cleaned = [self.tokenizer.clean(caption) for caption in captions]
+        lengths = self.tokenizer.lengths(captions)
+        tokens = self.tokenizer.encode(captions, self.text_length)
+        vocabulary = self.tokenizer.vocabulary
+        found = {
+            "empty_captions": np.array([not text for text in cleaned], bool),
+            "truncated_captions": lengths > self.text_length,
+            "unknown_captions": (tokens == vocabulary.unk_id).any(axis=1),
+            "uneditable_captions": ~vocabulary.is_word[tokens].any(axis=1),
+            **self._repeated(owners, cleaned),
+        }
+        for problem, is_so in found.items():
+            for k in np.flatnonzero(is_so):
+                name = source.image_name(owners[k])
+                self._count(problem, f"{name}: {_short(captions[k])}")
+        self._lengths.append(lengths)
+
+    def _repeated(self, owners, cleaned) -> dict[str, np.ndarray]:
+        """Which captions came before, for the same picture or for another."""
+        duplicate = np.zeros(len(cleaned), bool)
+        shared = np.zeros(len(cleaned), bool)
+        own: set[str] = set()
+        pending: list[int] = []  # of the picture at hand, said once it is through
+        for k, (owner, text) in enumerate(zip(owners, cleaned, strict=True)):
+            if k == 0 or owner != owners[k - 1]:
+                self._said.update(pending)
+                own, pending = set(), []
+            digest = _digest(text.encode("utf-8"))
+            duplicate[k] = text in own
+            shared[k] = digest in self._said and not duplicate[k]
+            own.add(text)
+            pending.append(digest)
+        self._said.update(pending)
+        return {"duplicate_captions": duplicate, "shared_captions": shared}
+
+    def _count(self, problem: str, example: str) -> None:
+        tally = self.problems[problem]
+        tally["count"] += 1
+        if len(tally["examples"]) < NUM_EXAMPLES:
+            tally["examples"].append(example)
+
+
+def _picture_state(source: Source, index: int) -> tuple[str, str, int]:
+    """("" or the problem, its reason, digest of the content)."""
+    try:
+        encoded = source.read_image(index)
+        decode(encoded)
+    except (FileNotFoundError, KeyError) as error:
+        return "missing_images", str(error), 0
+    except (ImageError, OSError) as error:
+        return "broken_images", str(error), 0
+    content = encoded if isinstance(encoded, bytes) else encoded.tobytes()
+    return "", "", _digest(content)
+
+
+def _in_both(first: _Tally, second: _Tally) -> dict[str, Any]:
+    names = first.name_of.keys() & second.name_of.keys()
+    contents = first.content_of.keys() & second.content_of.keys()
+    return {
+        "splits": [first.split, second.split],
+        "by_name": len(names),
+        "by_content": len(contents),
+        "examples": {
+            "by_name": sorted(first.name_of[d] for d in names)[:NUM_EXAMPLES],
+            "by_content": sorted(
+                f"{first.content_of[d]} = {second.content_of[d]}" for d in contents
+            )[:NUM_EXAMPLES],
+        },
+    }
+
+
+def _problem_lines(found: Mapping, total: int | None, sentence: str) -> list[str]:
+    if not found["count"]:
+        return []
+    share = f" ({found['count'] / total:.2%})" if total else ""
+    lines = [f"  {found['count']:,} {sentence}{share}"]
+    return lines + [f"      {example}" for example in found["examples"]]
+
+
+def _digest(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _short(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
