@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grain
@@ -225,7 +225,7 @@ def evaluation_images(
       UserError: a picture cannot be read, and `broken` is None.
     """
 
-    def read(index: int) -> np.ndarray:
+    def read(index: int) -> np.ndarray | None:
         try:
             return resize_square(decode(source.read_image(index)), size)
         except BROKEN as error:
@@ -235,20 +235,23 @@ def evaluation_images(
                     f"cannot be read ({error}); figures over other pictures would not "
                     "be comparable"
                 ) from None
-            broken.append(index)
-            return np.full((size, size, 3), 128, np.uint8)
+            return None
 
+    grey = np.full((size, size, 3), 128, np.uint8)
     # Pillow decodes outside the interpreter's lock; one batch is read ahead.
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        starts = range(0, len(source), batch_size)
-        ahead = []
-        for start in starts:
+        ahead: list[dict[int, Future]] = []
+        # The last round reads nothing: it hands out the batch before.
+        for start in range(0, len(source) + batch_size, batch_size):
             indices = range(start, min(start + batch_size, len(source)))
-            ahead.append([pool.submit(read, i) for i in indices])
-            if len(ahead) > 1:
-                yield np.stack([future.result() for future in ahead.pop(0)])
-        for futures in ahead:
-            yield np.stack([future.result() for future in futures])
+            ahead.append({i: pool.submit(read, i) for i in indices})
+            if len(ahead) < 2:
+                continue
+            pixels = {i: future.result() for i, future in ahead.pop(0).items()}
+            missing = [i for i, picture in pixels.items() if picture is None]
+            if broken is not None:
+                broken.extend(missing)
+            yield np.stack([grey if p is None else p for p in pixels.values()])
 
 
 def _rng(*key: int) -> np.random.Generator:
@@ -258,6 +261,7 @@ def _rng(*key: int) -> np.random.Generator:
 
 def _start_worker(worker_index: int, num_workers: int) -> None:
     """Runs once in each worker process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are parallel
     # The trainer decides when to stop: it saves first. It stops its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
