@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 
 from vilem_jax.config import UserError
 from vilem_jax.training.workdir import reason, replace_file
 
 FILES_LIST = "files.json"
+ORBAX_LOGGER = logging.getLogger("absl")
+SILENT = logging.CRITICAL + 1
 
 Flat = dict[str, Any]  # dotted name -> array, or its shape and dtype
 Entry = dict[str, Any]  # dtype, shape and crc32 of one tensor
@@ -186,12 +188,12 @@ def damage() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without Orbax's warnings, for a reader inside somebody else's program."""
-    before = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.FATAL)
+    before = ORBAX_LOGGER.level
+    ORBAX_LOGGER.setLevel(SILENT)
     try:
         yield
     finally:
-        absl_logging.set_verbosity(before)
+        ORBAX_LOGGER.setLevel(before)
 
 
 def failure(error: BaseException) -> str:

@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 
 from vilem_jax.config import Config, UserError
 from vilem_jax.training.checkpoint_contents import (
+    ORBAX_LOGGER,
+    SILENT,
     DamagedError,
     Flat,
     check_same,
@@ -57,7 +58,7 @@ class Checkpoints:
     ):
         """`keep`: the newest so many stay; an older one goes when a new one is safe."""
         # Orbax logs every failure with its traceback; what a person needs, we say.
-        absl_logging.set_verbosity(absl_logging.FATAL)
+        ORBAX_LOGGER.setLevel(SILENT)
         self._folder = Path(workdir).absolute() / CHECKPOINTS_FOLDER
         self._keep, self._say = keep, say
         self._saving: int | None = None  # the step that is on its way to the disk

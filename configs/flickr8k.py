@@ -1,0 +1,52 @@
+"""ViLEM on Flickr8k at 128 pixels: a small ViT from scratch, a MiniLM text tower.
+
+First an editor, with `--config=editor` (see there), then
+
+    vilem train --config=flickr8k --workdir=runs/flickr8k \\
+        --config.data.train.flickr8k.path=flickr8k.zip/captions.json \\
+        --config.data.validation.flickr8k.path=flickr8k.zip/captions.json \\
+        --config.model.text.start_from=runs/editor/editor \\
+        --config.editor.path=runs/editor/editor
+
+The captions may be in any of the layouts of ALBEF, BLIP, Karpathy or COCO, with splits
+named train and val; `...flickr8k.images` names a folder or zip of pictures where they
+do not lie beside the captions. The text tower must have 6 layers and width 384
+(all-MiniLM-L6-v2, or the editor made from it), which the start decides.
+
+Hardware: one GPU, or a CPU for hours with a smaller ViT
+(`--config.model.vision.num_layers=4 --config.train.batch_size=64`).
+Expected result: far below models that start from ImageNet weights; 6,000 pictures are
+few for a ViT from scratch. What was run is in docs/results.md.
+"""
+
+from vilem_jax.config_files import default_config, source
+
+
+def get_config():
+    config = default_config()
+    config.data.train.flickr8k = source(kind="json", split="train")
+    config.data.validation.flickr8k = source(kind="json", split="val")
+    config.data.crop_scale = (0.5, 1.0)  # of pictures that are small already
+
+    vision = config.model.vision
+    vision.image_size, vision.patch_size = 128, 16
+    vision.width, vision.num_layers, vision.num_heads, vision.mlp_width = (
+        384,
+        6,
+        6,
+        1536,
+    )
+    text = config.model.text
+    text.width, text.num_layers, text.num_heads, text.mlp_width = 384, 6, 12, 1536
+    config.model.num_proofread_layers = 3  # half of the layers, as in the paper
+
+    config.loss.queue_length = 4096
+
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.warmup_steps = 500
+    config.train.batch_size = 256
+    config.train.num_epochs = 40.0
+
+    config.evaluation.every_steps = 500
+    config.checkpoint.every_steps = 500
+    return config

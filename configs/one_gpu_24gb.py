@@ -1,0 +1,41 @@
+"""Pre-training on one GPU with 24 GB, on captions of your own.
+
+    vilem train --config=one_gpu_24gb --workdir=runs/mine \\
+        --config.data.train.mine.path=captions.json \\
+        --config.data.train.mine.images=pictures
+
+Batch: 256 pairs a step as 4 microbatches of 64. Microbatches are exact here (negatives
+are the whole batch and the queue), so use as many as your memory asks for: double
+`train.num_microbatches` where it runs out, halve it where half of the memory is idle.
+`compute.recompute=True` saves more, for about a third more work.
+
+Learning rate: the paper's 3e-4 belongs to batch 2,048. With AdamW it goes with the
+square root of the batch: 3e-4 * sqrt(256 / 2048) = 1.06e-4, which is set here. Change
+both together. The queue keeps the number of negatives, 65,536, whatever the batch.
+
+Hardware: one GPU with 24 GB.
+Expected result: depends on your data; not run here, and neither is the memory measured.
+"""
+
+from vilem_jax.config_files import default_config, source
+
+BERT = "google-bert/bert-base-uncased"
+VIT = "facebook/deit-base-patch16-224"
+
+
+def get_config():
+    config = default_config()
+    config.data.train.mine = source(kind="json", split="train")
+    config.data.validation.mine = source(kind="json", split="val")
+    config.data.tokenizer = BERT
+    config.data.num_workers = 8
+
+    config.model.vision.start_from = VIT
+    config.model.text.start_from = BERT
+    config.editor.path = BERT
+
+    config.train.batch_size = 256
+    config.train.num_microbatches = 4
+    config.optimizer.learning_rate = 1.06e-4
+    config.optimizer.final_learning_rate = 3.5e-6
+    return config

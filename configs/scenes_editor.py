@@ -1,0 +1,37 @@
+"""A small BERT that learns the captions of `scenes`: editor and text tower start here.
+
+    vilem train --config=scenes_editor --workdir=runs/scenes-editor \\
+        --config.data.tokenizer=VOCABULARY
+
+VOCABULARY is a folder with the vocab.txt of `scenes`; `vilem demo` leaves one beside
+its report. The editor is then in runs/scenes-editor/editor.
+
+Hardware: 2 CPU cores.
+Expected result: `masked_top1` on validation, see docs/results.md.
+"""
+
+from vilem_jax.config_files import default_config, source
+
+
+def get_config():
+    config = default_config()
+    config.task = "editor"
+    config.data.train.scenes = source(kind="scenes", split="train")
+    config.data.validation.scenes = source(kind="scenes", split="validation")
+    config.data.text_length = 24
+
+    text = config.model.text
+    text.vocab_size, text.max_positions = 256, 32
+    text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 4, 4, 512
+    text.dropout_rate = 0.0
+    config.model.num_proofread_layers = 2
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 50
+    config.train.batch_size = 64
+    config.train.num_steps = 600
+    config.compute.dtype = "float32"
+
+    config.evaluation.text_length = 24
+    config.checkpoint.every_steps = 300
+    return config

@@ -1,0 +1,195 @@
+"""Config files: from a name or a path, and `--config.a.b=value`, to a `Config`.
+
+A config file is Python with a `get_config()` that returns a ConfigDict, usually
+`default_config()` with some keys set. The only module that knows ml_collections.
+"""
+
+import ast
+import difflib
+import importlib.util
+import os
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vilem_jax.config import Config, SourceConfig, UserError
+from vilem_jax.freeze import freeze, to_dict, unknown_key
+
+Override = tuple[str, str]  # ("optimizer.learning_rate", "1e-4")
+
+
+def default_config():
+    """A ConfigDict with every key at its default, for config files to start from."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(_with_tuples(to_dict(Config())))
+
+
+def source(**settings: Any):
+    """A ConfigDict of one source, for `config.data.train.NAME = source(...)`.
+
+    Args:
+      settings: fields of `SourceConfig`, all but `name`.
+    """
+    from ml_collections import ConfigDict
+
+    return ConfigDict(to_dict(SourceConfig()) | settings)
+
+
+def load_config(name_or_file: str, overrides: Iterable[Override] = ()) -> Config:
+    """The frozen config of a run.
+
+    Args:
+      name_or_file: a packaged config ("scenes"), or the path of a file of one's own
+        (which ends in .py or has a folder in it).
+      overrides: (dotted key, text) pairs; the text is read as the type of the value
+        that it replaces.
+
+    Raises:
+      UserError: no such config, an error in the file, an unknown key (with the nearest
+        known one), a value of another type, or settings that contradict each other.
+    """
+    file = _find(name_or_file)
+    settings = _complete(_run_get_config(file))
+    for key, text in overrides:
+        _override(settings, key, text)
+    return freeze(settings)
+
+
+def config_names() -> list[str]:
+    """The packaged configs."""
+    return sorted(file.stem for file in _packaged_folder().glob("[!_]*.py"))
+
+
+def _packaged_folder() -> Path:
+    """Inside the package once installed; beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    inside = here / "configs"
+    return inside if inside.is_dir() else here.parent / "configs"
+
+
+def _find(name_or_file: str) -> Path:
+    is_path = name_or_file.endswith(".py") or os.sep in name_or_file
+    if is_path:
+        file = Path(name_or_file).expanduser()
+        if not file.is_file():
+            raise UserError(f"there is no config file {name_or_file}")
+        return file
+    names = config_names()
+    if name_or_file not in names:
+        near = difflib.get_close_matches(name_or_file, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+        raise UserError(
+            f"there is no config {name_or_file!r}; {hint} (a file of your own is given "
+            "by its path, ending in .py)"
+        )
+    return _packaged_folder() / f"{name_or_file}.py"
+
+
+def _run_get_config(file: Path) -> Mapping[str, Any]:
+    spec = importlib.util.spec_from_file_location(f"vilem_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        if get_config is None:
+            raise UserError(f"{file} has no get_config()")
+        settings = get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_where(file, error)) from error
+    if not hasattr(settings, "items"):
+        raise UserError(
+            f"get_config() in {file} returned {settings!r}, not a ConfigDict"
+        )
+    return settings
+
+
+def _where(file: Path, error: Exception) -> str:
+    """FILE:LINE of the innermost frame in the config file, and what went wrong."""
+    line = getattr(error, "lineno", None)
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == str(file):
+            line = frame.lineno
+    message = str(error).splitlines()[0][:200] if str(error) else ""
+    return f"{file}:{line}: {type(error).__name__}: {message}"
+
+
+def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain dict that holds every key, so that each override knows its type."""
+    complete = _merge(to_dict(Config()), settings)
+    data = complete["data"] if isinstance(complete["data"], dict) else {}
+    for part in ("train", "validation"):
+        sources = data.get(part)
+        if hasattr(sources, "items"):
+            data[part] = {
+                name: _merge(to_dict(SourceConfig()), one)
+                for name, one in sources.items()
+            }
+    return complete
+
+
+def _merge(base: dict[str, Any], settings: Any) -> Any:
+    """`base` with `settings` put in; what does not fit is kept for `freeze` to name."""
+    if not hasattr(settings, "items"):
+        return settings
+    merged = dict(base)
+    for key, value in settings.items():
+        inner = base.get(key)
+        merged[key] = _merge(inner if isinstance(inner, dict) else {}, value)
+    return merged
+
+
+def _override(settings: dict[str, Any], key: str, text: str) -> None:
+    section, where = settings, "config"
+    *path, last = key.split(".")
+    for part in (*path, last):
+        if not isinstance(section, dict):
+            raise UserError(f"{where} is one value, so --config.{key} has no meaning")
+        if not section:
+            raise UserError(f"{where} is empty; name sources in a config file")
+        if part not in section:
+            raise unknown_key(part, list(section), where)
+        holder, section, where = section, section[part], f"{where}.{part}"
+    holder[last] = _parse(text, section, where)
+
+
+def _parse(text: str, current: Any, where: str) -> Any:
+    """`text` as a value of the type of `current`."""
+    if isinstance(current, dict):
+        keys = ", ".join(current) or "none yet; name sources in a config file"
+        raise UserError(f"{where} is a section; set one of its keys: {keys}")
+    if isinstance(current, str):
+        return text
+    if isinstance(current, bool):
+        known = {"true": True, "1": True, "false": False, "0": False}
+        if text.lower() not in known:
+            raise UserError(f"{where} must be True or False, not {text!r}")
+        return known[text.lower()]
+    if isinstance(current, list | tuple):
+        return _parse_list(text, where)
+    kind = int if isinstance(current, int) else float
+    try:
+        return kind(text)
+    except ValueError:
+        words = "a whole number" if kind is int else "a number"
+        raise UserError(f"{where} must be {words}, not {text!r}") from None
+
+
+def _parse_list(text: str, where: str) -> list[Any]:
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        values = None
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{where} must be values like (0.5, 1.0), not {text!r}")
+    return list(values)
+
+
+def _with_tuples(values: Any) -> Any:
+    """Lists as tuples: a ConfigDict then takes both."""
+    if isinstance(values, dict):
+        return {key: _with_tuples(value) for key, value in values.items()}
+    return tuple(values) if isinstance(values, list) else values
