@@ -97,7 +97,7 @@ def make_editor_step(
         (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, tokens, chosen, fold_in(keys, Purpose.DROPOUT)
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         rate = schedule(state.step)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)

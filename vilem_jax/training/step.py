@@ -207,7 +207,7 @@ def make_update(
             state.momentum_params, params, loss.momentum
         )
         grads, sums, keys = gradients(params, momentum_params, state, samples)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         rate = schedule(state.step)
         proposed = dict(
@@ -226,7 +226,7 @@ def make_update(
             "temperature": params["temperature"],
             "queue_fill": new_state.queue_count / max(loss.queue_length, 1),
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(params),
+            "param_norm": optax.tree.norm(params),
             "learning_rate": rate,
             "skipped_total": new_state.skipped_total,
             "skipped_in_a_row": new_state.skipped_in_a_row,
