@@ -98,12 +98,9 @@ def _scores(embedding, keys, queue, temperature, batch_mask, queue_mask):
 
 
 def _similarity(embedding, keys):
-    """float32 [b, K], whatever the towers computed in; tau would magnify rounding."""
-    return jnp.einsum(
-        "be,ke->bk",
-        embedding.astype(jnp.float32),
-        keys.astype(jnp.float32),
-    )
+    """[b, K], at least float32 whatever the towers compute in: tau magnifies rounding."""
+    kind = jnp.promote_types(embedding.dtype, jnp.float32)
+    return jnp.einsum("be,ke->bk", embedding.astype(kind), keys.astype(kind))
 
 
 def _expectation(target_logits, target_total, logits, mask):

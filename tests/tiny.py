@@ -1,0 +1,153 @@
+"""A tiny ViLEM, its frozen editor and batches of noise, for tests without data.
+
+The vocabulary is numbers: five special tokens, punctuation, "left" and "right", words,
+and pieces that go on with a word.
+"""
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vilem_jax import sharding
+from vilem_jax.config import Config
+from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.freeze import freeze
+from vilem_jax.objectives.editing import WordTables
+from vilem_jax.training import masked_language
+from vilem_jax.training.optimizer import make_schedule
+from vilem_jax.training.state import initial_params, initial_state
+from vilem_jax.training.step import make_train_step
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+PUNCTUATION = (5, 6, 7)
+LEFT, RIGHT = 8, 9
+FIRST_WORD, FIRST_PIECE, VOCABULARY = 8, 80, 97
+LENGTH, BATCH = 12, 16
+TOWER = dict(width=32, num_layers=4, num_heads=4, mlp_width=64)
+
+SETTINGS: dict[str, Any] = {
+    "model": {
+        "vision": {"image_size": 32, "patch_size": 8, **TOWER},
+        "text": {"vocab_size": VOCABULARY, "max_positions": 40, **TOWER},
+        "num_proofread_layers": 2,
+        "embedding_width": 16,
+    },
+    "data": {"text_length": LENGTH},
+    "evaluation": {"text_length": LENGTH},
+    "loss": {"queue_length": 20},
+    "train": {"batch_size": BATCH},
+    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
+    "compute": {"dtype": "float32"},
+}
+
+
+def tiny_config(**sections: dict) -> Config:
+    """The tiny config; `loss={"queue_length": 0}` and the like change sections."""
+    return freeze(_merge(SETTINGS, sections))
+
+
+def _merge(settings: dict, changes: dict) -> dict:
+    merged = dict(settings)
+    for key, value in changes.items():
+        is_section = isinstance(value, dict) and key in settings
+        merged[key] = _merge(settings[key], value) if is_section else value
+    return merged
+
+
+def word_tables() -> WordTables:
+    token = jnp.arange(VOCABULARY)
+    return WordTables(
+        is_word=token >= FIRST_WORD,
+        is_piece=token >= FIRST_PIECE,
+        is_side=(token == LEFT) | (token == RIGHT),
+    )
+
+
+@cache
+def tiny_editor(config: Config) -> FrozenEditor:
+    """A masked-language model with random weights, large enough to have a taste."""
+    params = jax.jit(lambda key: masked_language.initial_editor_params(config, key))(
+        jax.random.key(7)
+    )
+    return FrozenEditor(jax.tree.map(lambda x: 4.0 * x, params), word_tables())
+
+
+@cache
+def _start(model, loss, optimizer) -> Any:
+    config = Config(model=model, loss=loss, optimizer=optimizer)
+    return jax.jit(lambda key: initial_state(config, initial_params(config, key)))(
+        jax.random.key(3)
+    )
+
+
+def tiny_state(config: Config):
+    """A fresh state: a donated one is gone."""
+    start = _start(config.model, config.loss, config.optimizer)
+    return jax.tree.map(jnp.copy, start)
+
+
+def tiny_batch(seed: int = 0, size: int = BATCH) -> dict[str, np.ndarray]:
+    """Noise pictures, and captions of 0 to 10 words with pieces and punctuation."""
+    rng = np.random.default_rng(seed)
+    tokens = np.full((size, LENGTH), PAD, np.int32)
+    for row in range(size):
+        count = rng.integers(1, LENGTH - 1)
+        words = rng.integers(PUNCTUATION[0], VOCABULARY, count)
+        tokens[row, : count + 2] = [CLS, *words, SEP]
+    tokens[0, :3] = CLS, SEP, PAD  # nothing to edit
+    tokens[0, 3:] = PAD
+    return {
+        "pixels": rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8),
+        "tokens": tokens,
+        "sample_id": (seed * size + np.arange(size)).astype(np.int32),
+        "image_id": np.arange(size, dtype=np.int32),
+        "is_bad": np.zeros(size, bool),
+    }
+
+
+class Runner:
+    """The step as training runs it: jitted once, with shardings, the state donated."""
+
+    def __init__(self, config: Config, num_devices: int = 1):
+        self.mesh = sharding.make_mesh(num_devices)
+        whole = sharding.replicated(self.mesh)
+        rows = sharding.over_batch(self.mesh)
+        needs_editor = config.loss.has_proofreading
+        editor_config = dataclasses.replace(
+            config, model=dataclasses.replace(config.model, text=_frozen(config))
+        )
+        graph = masked_language.editor_graph(editor_config) if needs_editor else None
+        editor = FrozenEditor({}, word_tables())
+        if needs_editor:
+            editor = tiny_editor(editor_config)
+        self.editor = sharding.put_replicated(editor, self.mesh)
+        self.key = sharding.put_replicated(jax.random.key(config.seed), self.mesh)
+        self.compiled = jax.jit(
+            make_train_step(
+                config,
+                make_schedule(config.optimizer, 100),
+                graph,
+                pad_id=PAD,
+                mask_id=MASK,
+                num_groups=self.mesh.size,
+                gather=sharding.gather_over(self.mesh),
+            ),
+            in_shardings=(whole, whole, rows, whole),
+            out_shardings=(whole, whole),
+            donate_argnames="state",
+        )
+
+    def begin(self, config: Config):
+        return sharding.put_replicated(tiny_state(config), self.mesh)
+
+    def step(self, state, batch):
+        batch = sharding.put_batch(batch, self.mesh)
+        return self.compiled(state, self.editor, batch, self.key)
+
+
+def _frozen(config: Config):
+    return dataclasses.replace(config.model.text, dropout_rate=0.0)
