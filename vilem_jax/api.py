@@ -20,9 +20,13 @@ from PIL import Image
 from vilem_jax.config import Config, UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
+from vilem_jax.data.sources import Source
+from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
+from vilem_jax.evaluation.proofread import StoredEdits, make_edits
 from vilem_jax.training.checkpoints import restore_params
-from vilem_jax.training.starting import open_tokenizer
+from vilem_jax.training.masked_language import editor_graph
+from vilem_jax.training.starting import load_editor, open_tokenizer, word_tables
 from vilem_jax.training.state import abstract_state, model_graph
 from vilem_jax.training.workdir import read_config
 
@@ -92,24 +96,32 @@ class Model:
           UserError: a picture that cannot be read, a caption without a word.
         """
         tokens = self._tokens([caption])
-        is_word = self.tokenizer.vocabulary.is_word
-        if not is_word[tokens].any():
+        if not self.tokenizer.vocabulary.is_word[tokens].any():
             raise UserError(f"The caption {caption!r} has no word to proofread.")
-        everywhere = np.arange(tokens.shape[1], dtype=np.int32)[None]
+        return self.proofread_tokens([picture], tokens, branch=branch)[0]
+
+    def proofread_tokens(
+        self,
+        pictures: Iterable[Picture],
+        tokens: np.ndarray,
+        *,
+        branch: Branch = "local",
+    ) -> list[list[Word]]:
+        """`proofread` of captions that are tokens already: int32 [N, L], N pictures."""
+        everywhere = np.arange(tokens.shape[1], dtype=np.int32)
         judged = self.encoder.proofread(
-            [self.read_picture(picture)], tokens, everywhere, tokens, branch=branch
+            read_ahead(self.read_picture, pictures),
+            tokens,
+            np.broadcast_to(everywhere, tokens.shape),
+            tokens,
+            branch=branch,
         )
-        row, p_wrong = tokens[0], np.where(is_word[tokens[0]], judged.p_wrong[0], 0.0)
-        words = []
-        for word, start, stop in self.tokenizer.words(row):
-            place = start + int(np.argmax(p_wrong[start:stop]))
-            corrections = ()
-            if is_word[row[place]]:
-                corrections = self._corrections(
-                    row, place, (start, stop), judged.best[0], judged.p_best[0]
-                )
-            words.append(Word(word, float(p_wrong[place]), corrections))
-        return words
+        return [
+            self._words(*one)
+            for one in zip(
+                tokens, judged.p_wrong, judged.best, judged.p_best, strict=True
+            )
+        ]
 
     def read_picture(self, picture: Picture) -> np.ndarray:
         """A picture squashed to the model's square: uint8 [R, R, 3]."""
@@ -141,14 +153,28 @@ class Model:
     def _tokens(self, captions: list[str]) -> np.ndarray:
         return self.tokenizer.encode(captions, self.config.evaluation.text_length)
 
-    def _corrections(self, row, place, span, best, p_best):
-        """The word with another piece at `place`, the most probable ones first."""
+    def _words(self, row, p_wrong, best, p_best) -> list[Word]:
+        """The words of one caption; row int32 [L], best int32 [L, 4]."""
+        is_judged = self.tokenizer.vocabulary.is_word[row]
+        p_wrong = np.where(is_judged, p_wrong, 0.0)
+        words = []
+        for word, start, stop in self.tokenizer.words(row):
+            place = start + int(np.argmax(p_wrong[start:stop]))
+            corrections = ()
+            if is_judged[place]:
+                pieces, at = row[start:stop], place - start
+                corrections = self._corrections(pieces, at, best[place], p_best[place])
+            words.append(Word(word, float(p_wrong[place]), corrections))
+        return words
+
+    def _corrections(self, pieces, at, best, p_best) -> tuple[tuple[str, float], ...]:
+        """The word with another piece in place of pieces[at], the best first."""
         found = []
-        for token, probability in zip(best[place], p_best[place], strict=True):
-            if token == row[place]:
+        for token, probability in zip(best, p_best, strict=True):
+            if token == pieces[at]:
                 continue
-            corrected = row[span[0] : span[1]].copy()
-            corrected[place - span[0]] = token
+            corrected = pieces.copy()
+            corrected[at] = token
             joined = "".join(word for word, _, _ in self.tokenizer.words(corrected))
             found.append((joined, float(probability)))
         return tuple(found[:NUM_CORRECTIONS])
@@ -195,6 +221,32 @@ def make_model(
         graph, params, config, tokenizer.vocabulary, batch_size=batch_size
     )
     return Model(config, tokenizer, encoder, weights)
+
+
+def make_run_edits(
+    model: Model, source: Source, *, seed: int, num_images: int | None = None
+) -> StoredEdits:
+    """Captions of `source`, edited by the editor of the model's run.
+
+    Raises:
+      UserError: the run has no editor, or it is no longer where the run found it.
+    """
+    if not model.config.editor.path:
+        raise UserError(
+            "This run has no editor to make wrong captions with (it was trained "
+            "without ViLEM's losses): give a stored set of edits."
+        )
+    own, params = load_editor(model.config, model.tokenizer)
+    return make_edits(
+        editor_graph(own),
+        FrozenEditor(params, word_tables(model.tokenizer)),
+        model.tokenizer,
+        source,
+        model.config.editor,
+        seed=seed,
+        text_length=model.config.evaluation.text_length,
+        num_images=num_images,
+    )
 
 
 def _for_this_machine(config: Config) -> Config:

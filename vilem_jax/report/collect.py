@@ -1,0 +1,291 @@
+"""From a trained model and a data set to figures, and from those to a `Report`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vilem_jax.api import Model
+from vilem_jax.data.images import decode
+from vilem_jax.data.sources import Source
+from vilem_jax.evaluation.pairs import CaptionPair, evaluate_pairs
+from vilem_jax.evaluation.proofread import StoredEdits, evaluate_proofreading
+from vilem_jax.evaluation.retrieval import (
+    EncodedSource,
+    chance_metrics,
+    encode_source,
+    retrieval_metrics,
+)
+from vilem_jax.report.content import (
+    Bar,
+    Bars,
+    Chart,
+    Curve,
+    Headline,
+    Proofread,
+    Query,
+    Report,
+)
+from vilem_jax.training.metrics import METRICS_FILE, read_records
+
+NUM_QUERIES, NUM_SHOWN, NUM_READINGS = 6, 5, 9
+RIGHT_AND_OTHER = ("its own picture", "another picture")
+
+# Title, key of each curve in the run's records, unit. "*" is the validation source.
+CHARTS = (
+    ("Contrast: loss", {"image to text": "loss_i2t", "text to image": "loss_t2i"}, ""),
+    (
+        "Finding wrong words: loss",
+        {"local": "loss_local_detect", "global": "loss_global_detect"},
+        "",
+    ),
+    (
+        "Correcting them: loss",
+        {"local": "loss_local_correct", "global": "loss_global_correct"},
+        "",
+    ),
+    (
+        "Recall at 1, validation",
+        {
+            "words to picture": "validation/*/t2i/r1",
+            "picture to words": "validation/*/i2t/r1",
+        },
+        " %",
+    ),
+    (
+        "F1 of finding wrong words, validation",
+        {
+            "its own picture": "validation/*/proofread/local/detect/f1",
+            "another picture": "validation/*/proofread/shuffled/local/detect/f1",
+        },
+        "",
+    ),
+    (
+        "Corrected at once, validation",
+        {
+            "its own picture": "validation/*/proofread/local/correct/top1",
+            "another picture": "validation/*/proofread/shuffled/local/correct/top1",
+        },
+        "",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All figures of a model on a data set, and what was encoded for them."""
+
+    figures: dict  # {"retrieval", "chance", "proofread", "pairs"}, JSON-ready
+    encoded: EncodedSource
+
+
+def measure(
+    model: Model,
+    source: Source,
+    *,
+    edits: StoredEdits | None = None,
+    pairs: Sequence[CaptionPair] = (),
+) -> Measured:
+    """Retrieval on `source`; proofreading and pairs where they are given."""
+    length = model.config.evaluation.text_length
+    encoded = encode_source(model.encoder, model.tokenizer, source, text_length=length)
+    figures = {
+        "retrieval": retrieval_metrics(
+            encoded.image_embedding, encoded.text_embedding, encoded.image_of_text
+        ),
+        "chance": chance_metrics(encoded.image_of_text),
+    }
+    if edits is not None:
+        is_word = model.tokenizer.vocabulary.is_word
+        figures["proofread"] = evaluate_proofreading(
+            model.encoder, edits, source, is_word=is_word
+        )
+    if pairs:
+        figures["pairs"] = evaluate_pairs(
+            model.encoder, model.tokenizer, pairs, source.read_image, text_length=length
+        )
+    return Measured(figures, encoded)
+
+
+def make_report(
+    model: Model,
+    source: Source,
+    measured: Measured,
+    *,
+    title: str,
+    summary: str,
+    run: str | Path,
+    edits: StoredEdits | None = None,
+    facts: dict[str, str] | None = None,
+    seed: int = 0,
+) -> Report:
+    """The report of a run.
+
+    Args:
+      run: the work directory, whose records become the curves.
+      edits: those that `measured` is about.
+      seed: draws the examples.
+    """
+    figures = measured.figures
+    readings = () if edits is None else _readings(model, source, edits, seed)
+    return Report(
+        title=title,
+        summary=summary,
+        headlines=_headlines(figures),
+        queries=_queries(source, measured.encoded, seed),
+        proofread=_best_first(readings),
+        detection=_detection(figures.get("proofread")),
+        retrieval=figures["retrieval"],
+        chance=figures["chance"],
+        pairs=_pairs(figures.get("pairs")),
+        charts=run_charts(read_records(Path(run) / METRICS_FILE)),
+        facts=facts or {},
+    )
+
+
+def run_charts(records: Sequence[dict]) -> tuple[Chart, ...]:
+    """Curves of a run's records; those without a finite value are left out."""
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    charts = []
+    for title, wanted, unit in CHARTS:
+        curves = []
+        for name, pattern in wanted.items():
+            start, _, end = pattern.partition("*")
+            # The first source, where there are several.
+            key = next(
+                (k for k in keys if k.startswith(start) and k.endswith(end)), None
+            )
+            points = tuple(
+                (record["step"], float(record[key]))
+                for record in records
+                if key in record
+            )
+            if any(math.isfinite(value) for _, value in points):
+                curves.append(Curve(name, points))
+        if curves:
+            charts.append(Chart(title, tuple(curves), unit))
+    return tuple(charts)
+
+
+def _headlines(figures: dict) -> tuple[Headline, ...]:
+    recall, chance = figures["retrieval"], figures["chance"]
+    headlines = [
+        Headline(
+            f"{recall['t2i']['r1']:.0f} %",
+            "of captions find their picture first",
+            f"among {recall['images']}; chance is {chance['t2i']['r1']:.1f} %",
+        )
+    ]
+    if "proofread" in figures:
+        own, other = (
+            part["local"]
+            for part in (figures["proofread"], figures["proofread"]["shuffled"])
+        )
+        headlines += [
+            Headline(
+                f"{100 * own['detect']['f1']:.0f} %",
+                "F1 of finding wrong words",
+                f"{100 * other['detect']['f1']:.0f} % beside another picture",
+            ),
+            Headline(
+                f"{100 * own['correct']['top1']:.0f} %",
+                "of wrong words corrected at once",
+                f"{100 * own['correct']['top3']:.0f} % within three guesses",
+            ),
+        ]
+    if "pairs" in figures:
+        accuracy = figures["pairs"]["accuracy"]
+        headlines.append(
+            Headline(f"{accuracy:.0f} %", "of hard pairs told apart", "chance is 50 %")
+        )
+    return tuple(headlines)
+
+
+def _queries(source: Source, encoded: EncodedSource, seed: int) -> tuple[Query, ...]:
+    """Captions of different pictures, drawn by `seed`, with what they retrieve."""
+    rng = np.random.default_rng(seed)
+    count = min(NUM_QUERIES, len(source))
+    queries = []
+    for image in rng.permutation(len(source))[:count]:
+        text = int(rng.choice(np.flatnonzero(encoded.image_of_text == image)))
+        scores = encoded.image_embedding @ encoded.text_embedding[text]
+        # As in the figures, ties count against the model: the right one comes last.
+        is_right = np.arange(len(scores)) == image
+        order = np.lexsort((is_right, -scores))
+        place = int(np.flatnonzero(order == image)[0])
+        shown = order[:NUM_SHOWN].tolist()
+        queries.append(
+            Query(
+                encoded.captions[text],
+                tuple(decode(source.read_image(index)) for index in shown),
+                place if place < NUM_SHOWN else None,
+                place + 1,
+            )
+        )
+    return tuple(queries)
+
+
+def _readings(model, source, edits: StoredEdits, seed: int) -> tuple[Proofread, ...]:
+    """Edited captions, drawn by `seed`, as the local branch judges them."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(edits.tokens))[:NUM_READINGS]
+    pictures = [decode(source.read_image(int(edits.image[row]))) for row in rows]
+    judged = model.proofread_tokens(pictures, edits.edited[rows])
+    readings = []
+    for row, picture, words in zip(rows, pictures, judged, strict=True):
+        clean, edited = edits.tokens[row], edits.edited[row]
+        originals = []
+        for _, start, stop in model.tokenizer.words(edited):
+            before = model.tokenizer.words(clean[start:stop])
+            is_same = (clean[start:stop] == edited[start:stop]).all()
+            originals.append(
+                None if is_same else "".join(word for word, _, _ in before)
+            )
+        readings.append(Proofread(picture, tuple(words), tuple(originals)))
+    return tuple(readings)
+
+
+def _best_first(readings: tuple[Proofread, ...]) -> tuple[Proofread, ...]:
+    """The top of the page gets the reading with the fewest faults; others stay."""
+
+    def faults(reading: Proofread) -> tuple[int, int]:
+        wrong = 0
+        for word, original in zip(reading.words, reading.originals, strict=True):
+            best = word.corrections[0][0] if word.corrections else None
+            wrong += word.is_wrong != (original is not None)
+            wrong += word.is_wrong and original is not None and best != original
+        return wrong, -sum(original is not None for original in reading.originals)
+
+    if not readings:
+        return ()
+    first = min(range(len(readings)), key=lambda number: faults(readings[number]))
+    return (readings[first], *readings[:first], *readings[first + 1 :])
+
+
+def _detection(figures: dict | None) -> Bars | None:
+    if figures is None:
+        return None
+    rows = []
+    for branch in ("local", "global"):
+        parts = figures[branch], figures["shuffled"][branch]
+        note = f"{branch} branch"
+        for label, kind, name, sort in (
+            ("Wrong words found", "detect", "f1", "F1, "),
+            ("Corrected at once", "correct", "top1", ""),
+            ("Corrected in three guesses", "correct", "top3", ""),
+        ):
+            values = tuple(part[kind][name] for part in parts)
+            rows.append(Bar(label, values, sort + note))
+    return Bars(RIGHT_AND_OTHER, tuple(rows))
+
+
+def _pairs(figures: dict | None) -> Bars | None:
+    if figures is None:
+        return None
+    rows = tuple(
+        Bar(kind, (accuracy / 100,), f"{figures['pairs_by_type'][kind]} pairs")
+        for kind, accuracy in figures["by_type"].items()
+    )
+    return Bars(("the true caption scores higher",), rows, chance=0.5)

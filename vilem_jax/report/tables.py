@@ -1,0 +1,79 @@
+"""Figures as tables for the terminal."""
+
+from collections.abc import Sequence
+
+from vilem_jax.api import Word
+
+
+def retrieval_table(figures: dict, chance: dict | None = None) -> str:
+    """Recalls both ways, and those of random order where `chance` is given."""
+    rows = []
+    ways = (("t2i", "text to image"), ("i2t", "image to text"))
+    for way, name in ways:
+        found = figures[way]
+        recalls = [f"{found[top]:.1f}" for top in ("r1", "r5", "r10")]
+        rows.append([name, *recalls, f"{found['median_rank']:g}"])
+    for way, name in ways if chance else ():
+        recalls = [f"{chance[way][top]:.1f}" for top in ("r1", "r5", "r10")]
+        rows.append([f"  by chance, {name}", *recalls, ""])
+    head = ["retrieval, %", "R@1", "R@5", "R@10", "median rank"]
+    counts = f"{figures['images']} images, {figures['captions']} captions"
+    return f"{format_table(head, rows)}\nrsum {figures['rsum']:.1f}  ({counts})"
+
+
+def pairs_table(figures: dict) -> str:
+    """Accuracy by type of pair."""
+    rows = [
+        [kind, f"{accuracy:.1f}", str(figures["pairs_by_type"][kind])]
+        for kind, accuracy in figures["by_type"].items()
+    ]
+    rows.append(["all", f"{figures['accuracy']:.1f}", str(figures["pairs"])])
+    return format_table(["caption pairs", "accuracy, %", "pairs"], rows)
+
+
+def proofread_table(figures: dict) -> str:
+    """Both branches, with the right pictures and with shuffled ones."""
+    rows = []
+    settings = [("", figures)]
+    if "shuffled" in figures:
+        settings.append((", another picture", figures["shuffled"]))
+    for branch in ("local", "global"):
+        for suffix, part in settings:
+            detect, correct = part[branch]["detect"], part[branch]["correct"]
+            values = [*detect.values(), *correct.values()]
+            rows.append([branch + suffix, *(f"{value:.3f}" for value in values)])
+    head = ["proofreading", "precision", "recall", "F1", "top-1", "top-3"]
+    counts = f"{figures['captions']} captions, {figures['edits']} wrong words"
+    return f"{format_table(head, rows)}\n({counts})"
+
+
+def words_table(words: Sequence[Word]) -> str:
+    """A proofread caption, one word a line; wrong ones are marked."""
+    rows = [
+        [
+            "wrong" if word.is_wrong else "",
+            word.word,
+            f"{word.p_wrong:.2f}",
+            ", ".join(f"{other} {p:.2f}" for other, p in word.corrections),
+        ]
+        for word in words
+    ]
+    return format_table(["", "word", "p(wrong)", "rather"], rows, left=(0, 1, 3))
+
+
+def format_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
+) -> str:
+    """Columns side by side; numbers to the right, columns in `left` to the left."""
+    lines = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(cells):
+        aligned = (
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(aligned).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(head), rule, *map(line, rows)])
