@@ -98,7 +98,7 @@ def _scores(embedding, keys, queue, temperature, batch_mask, queue_mask):
 
 
 def _similarity(embedding, keys):
-    """[b, K], at least float32 whatever the towers compute in: tau magnifies rounding."""
+    """[b, K], in float32 whatever the towers computed in: tau magnifies rounding."""
     kind = jnp.promote_types(embedding.dtype, jnp.float32)
     return jnp.einsum("be,ke->bk", embedding.astype(kind), keys.astype(kind))
 
