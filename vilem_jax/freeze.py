@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
 from typing import Any, Literal
 
 from vilem_jax.config import Config, SourceConfig, UserError
@@ -201,36 +202,30 @@ def _checks(config: Config) -> Iterator[tuple[str, bool]]:
 
 
 def _range_checks(config: Config) -> Iterator[tuple[str, bool]]:
-    rates = {
-        "augment.flip_rate": config.augment.flip_rate,
-        "augment.op_rate": config.augment.op_rate,
-        "data.max_bad_fraction": config.data.max_bad_fraction,
-        "editor.edit_rate": config.editor.edit_rate,
-        "loss.momentum": config.loss.momentum,
-        "loss.soft_target_weight": config.loss.soft_target_weight,
-        "model.text.dropout_rate": config.model.text.dropout_rate,
-    }
-    for key, value in rates.items():
+    flat = flatten(config)
+    for key, value in flat.items():
+        is_float = isinstance(value, float)
+        yield f"config.{key}={value} is not finite", is_float and not isfinite(value)
+    for key in _FRACTIONS:
+        value = flat[key]
         yield f"config.{key}={value} must lie between 0 and 1", not 0 <= value <= 1
-    positive = {
-        "train.batch_size": config.train.batch_size,
-        "train.num_microbatches": config.train.num_microbatches,
-        "model.num_proofread_layers": config.model.num_proofread_layers,
-        "model.vision.patch_size": config.model.vision.patch_size,
-        "editor.max_edits": config.editor.max_edits,
-        "editor.num_candidates": config.editor.num_candidates,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "log.every_steps": config.log.every_steps,
-        "checkpoint.every_steps": config.checkpoint.every_steps,
-        "loss.min_temperature": config.loss.min_temperature,
-        "model.initial_temperature": config.model.initial_temperature,
-    }
-    for key, value in positive.items():
-        yield f"config.{key}={value} must be more than 0", not value > 0
+    for key in ("optimizer.beta1", "optimizer.beta2", "model.text.dropout_rate"):
+        yield f"config.{key}={flat[key]} must be below 1", flat[key] == 1
+    for key in _POSITIVE:
+        yield f"config.{key}={flat[key]} must be more than 0", not flat[key] > 0
+    for key in _NOT_NEGATIVE:
+        yield f"config.{key}={flat[key]} must be 0 or more", not flat[key] >= 0
+    yield f"config.seed={config.seed} must be below 2**31", config.seed >= 2**31
+    for key in ("data.text_length", "evaluation.text_length"):
+        yield (
+            f"config.{key}={flat[key]} leaves no room for a word between [CLS] and "
+            "[SEP]; use at least 3",
+            flat[key] < 3,
+        )
     yield (
-        f"config.data.text_length={config.data.text_length} leaves no room for a word "
-        "between [CLS] and [SEP]; use at least 3",
-        config.data.text_length < 3,
+        f"config.loss.min_temperature={config.loss.min_temperature} is above "
+        f"config.loss.max_temperature={config.loss.max_temperature}",
+        config.loss.min_temperature > config.loss.max_temperature,
     )
     low, high = config.data.crop_scale
     yield (
@@ -238,3 +233,63 @@ def _range_checks(config: Config) -> Iterator[tuple[str, bool]]:
         "area, the smaller first, above 0 and at most 1",
         not 0 < low <= high <= 1,
     )
+
+
+_FRACTIONS = (
+    "augment.flip_rate",
+    "augment.op_rate",
+    "data.max_bad_fraction",
+    "editor.edit_rate",
+    "loss.momentum",
+    "loss.soft_target_weight",
+    "optimizer.beta1",
+    "optimizer.beta2",
+    "model.text.dropout_rate",
+)
+_POSITIVE = (
+    "train.batch_size",
+    "train.num_microbatches",
+    "train.max_skipped_in_a_row",
+    "model.embedding_width",
+    "model.num_proofread_layers",
+    "model.initial_temperature",
+    "model.text.vocab_size",
+    "model.text.max_positions",
+    "model.text.num_token_types",
+    "model.vision.image_size",
+    "model.vision.patch_size",
+    *(
+        f"model.{tower}.{name}"
+        for tower in ("vision", "text")
+        for name in ("width", "num_layers", "num_heads", "mlp_width", "layer_norm_eps")
+    ),
+    "editor.max_edits",
+    "editor.num_candidates",
+    "evaluation.batch_size",
+    "evaluation.num_proofread_images",
+    "log.every_steps",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "loss.min_temperature",
+    "optimizer.eps",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "augment.num_ops",
+    "augment.level",
+    "data.num_workers",
+    "data.prefetch",
+    "editor.min_edits",
+    "evaluation.every_steps",
+    "loss.local_weight",
+    "loss.global_weight",
+    "loss.queue_length",
+    "loss.soft_target_ramp_steps",
+    "optimizer.learning_rate",
+    "optimizer.final_learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "train.num_epochs",
+    "train.num_steps",
+)
