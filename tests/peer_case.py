@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import safetensors.numpy
 
 from vilem_jax.config import (
@@ -27,10 +28,10 @@ from vilem_jax.config import (
     TextConfig,
     VisionConfig,
 )
-from vilem_jax.objectives import contrastive, editing
+from vilem_jax.objectives import editing
 from vilem_jax.training.losses import Samples
-from vilem_jax.training.state import initial_state
-from vilem_jax.training.step import make_gradients, make_update
+from vilem_jax.training.state import TrainState, initial_state
+from vilem_jax.training.step import make_update
 from vilem_jax.weights import huggingface_bert, huggingface_vit, tables
 from vilem_jax.weights.tables import Entry
 
@@ -146,26 +147,15 @@ def samples_of(tensors: dict, index: int) -> Samples:
         is_token=jnp.asarray(step["mask"].astype(bool)),
         is_word=jnp.asarray(step["is_word"]),
         edits=edits,
-        dropout_keys=None,
+        dropout_seeds=None,
     )
 
 
 @functools.cache
-def compiled(config: Config):
-    """(gradients of the first step, update), once for all cases of one shape."""
-    gradients = make_gradients(config)
-
-    def first_gradients(state, samples):
-        loss = config.loss
-        temperature = jnp.clip(
-            state.params["temperature"], loss.min_temperature, loss.max_temperature
-        )
-        params = state.params | {"temperature": temperature}
-        slow = contrastive.momentum_update(state.momentum_params, params, loss.momentum)
-        return gradients(params, slow, state, samples)[0]
-
+def compiled_update(config: Config):
+    """The update of a step, compiled once for all cases of one shape."""
     rate = config.optimizer.learning_rate
-    return jax.jit(first_gradients), jax.jit(make_update(config, lambda step: rate))
+    return jax.jit(make_update(config, lambda step: rate))
 
 
 def compare(folder: Path, config: Config | None = None) -> dict[str, dict[str, float]]:
@@ -182,19 +172,19 @@ def compare(folder: Path, config: Config | None = None) -> dict[str, dict[str, f
     momentum_params = jax.tree.map(jnp.asarray, to_tree(tensors, "momentum", shape))
     state = initial_state(config, params)
     state = dataclasses.replace(state, momentum_params=momentum_params)
-    first_gradients, update = compiled(config)
-
-    grads = first_gradients(state, samples_of(tensors, 0))
-    errors = {
-        "losses": {},
-        "gradients": gradient_errors(grads, to_tree(tensors, "grads0", shape)),
-    }
+    update = compiled_update(config)
+    errors: dict[str, dict[str, float]] = {"losses": {}}
     for index, expected in enumerate(case["expected"]):
         state, metrics = update(state, samples_of(tensors, index))
         for name in LOSSES:
             ours = float(metrics["loss" if name == "total" else f"loss_{name}"])
             difference = abs(ours - expected[name]) / abs(expected[name])
             errors["losses"][f"step {index} {name}"] = difference
+        if index == 0:
+            theirs = to_tree(tensors, "grads0", shape)
+            errors["gradients"] = gradient_errors(
+                first_gradients(state, config), theirs
+            )
     errors["parameters"] = norm_errors(state.params, to_tree(tensors, "after", shape))
     errors["momentum"] = norm_errors(
         state.momentum_params, to_tree(tensors, "after_momentum", shape)
@@ -204,6 +194,13 @@ def compare(folder: Path, config: Config | None = None) -> dict[str, dict[str, f
         for name, queue in (("image", state.image_queue), ("text", state.text_queue))
     }
     return errors
+
+
+def first_gradients(state: TrainState, config: Config) -> dict:
+    """Of step 0, from the state after it: AdamW's first moment began at 0."""
+    share = 1 - config.optimizer.beta1
+    moments = optax.tree.get(state.opt_state, "mu")
+    return jax.tree.map(lambda moment: np.asarray(moment) / share, moments)
 
 
 def norm_errors(ours: dict, theirs: dict) -> dict[str, float]:

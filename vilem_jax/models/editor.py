@@ -21,7 +21,7 @@ class MaskedLanguageModel(nnx.Module):
         self.compute = compute
 
     def logits_at(
-        self, tokens: jax.Array, is_token: jax.Array, places: jax.Array, *, keys=None
+        self, tokens: jax.Array, is_token: jax.Array, places: jax.Array, *, seeds=None
     ) -> jax.Array:
         """Scores of every word at the places, float32 [B, K, V].
 
@@ -29,20 +29,20 @@ class MaskedLanguageModel(nnx.Module):
           tokens: int32 [B, L], [MASK] at the places.
           is_token: bool [B, L], False at padding.
           places: int32 [B, K], positions to fill.
-          keys: dropout keys [B], or None.
+          seeds: dropout seeds uint32 [B, 2], or None.
         """
-        hidden = self.text.embed(tokens, keys=keys)
-        hidden = self._hidden_at(hidden, is_token, places, keys)
+        hidden = self.text.embed(tokens, seeds=seeds)
+        hidden = self._hidden_at(hidden, is_token, places, seeds)
         words = self.text.embedding.words[...]
         return layers.word_logits(self.transform(hidden), words, self.bias[...])
 
-    def _hidden_at(self, hidden, is_token, places, keys):
+    def _hidden_at(self, hidden, is_token, places, seeds):
         """The last layer at the places alone, where `editor_at_places` says so."""
         last = len(self.text.layers) - 1
         if not self.compute.editor_at_places:
-            hidden = self.text.run(hidden, is_token, keys=keys)
+            hidden = self.text.run(hidden, is_token, seeds=seeds)
             return layers.at_places(hidden, places)
-        hidden = self.text.run(hidden, is_token, stop=last, keys=keys)
+        hidden = self.text.run(hidden, is_token, stop=last, seeds=seeds)
         return self.text.layers[last](
-            hidden, is_token, places=places, keys=layers.fold_in(keys, last)
+            hidden, is_token, places=places, seeds=layers.for_site(seeds, last)
         )

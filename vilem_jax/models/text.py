@@ -29,7 +29,7 @@ class Attention(nnx.Module):
         self.norm = layers.layer_norm(width, config.layer_norm_eps, compute, rngs)
         self.num_heads, self.dropout_rate = config.num_heads, config.dropout_rate
 
-    def __call__(self, hidden, context, *, context_here=None, keys=None):
+    def __call__(self, hidden, context, *, context_here=None, seeds=None):
         """hidden [B, L, W] asks context [B, S, W']; False in context_here is hidden."""
         query, key, value = (
             layers.split_heads(part, self.num_heads)
@@ -40,11 +40,11 @@ class Attention(nnx.Module):
             key,
             value,
             key_here=context_here,
-            dropout_keys=layers.fold_in(keys, 0),
+            dropout_seeds=layers.for_site(seeds, 0),
             dropout_rate=self.dropout_rate,
         )
         mixed = self.output(layers.merge_heads(mixed))
-        mixed = layers.dropout(mixed, layers.fold_in(keys, 1), self.dropout_rate)
+        mixed = layers.dropout(mixed, layers.for_site(seeds, 1), self.dropout_rate)
         return self.norm(hidden + mixed)
 
 
@@ -66,7 +66,7 @@ class TextLayer(nnx.Module):
         )
         self.dropout_rate = config.dropout_rate
 
-    def __call__(self, hidden, is_token, *, patches=None, places=None, keys=None):
+    def __call__(self, hidden, is_token, *, patches=None, places=None, seeds=None):
         """One layer.
 
         Args:
@@ -74,18 +74,20 @@ class TextLayer(nnx.Module):
           is_token: bool [B, L], False at padding.
           patches: [B, P, W'] to look at, or None: cross-attention off.
           places: int32 [B, K]: compute these positions alone, [B, K, W].
-          keys: dropout keys [B], or None.
+          seeds: dropout seeds uint32 [B, 2], or None.
         """
         context = hidden
         if places is not None:
             hidden = layers.at_places(hidden, places)
         hidden = self.attention(
-            hidden, context, context_here=is_token, keys=layers.fold_in(keys, 0)
+            hidden, context, context_here=is_token, seeds=layers.for_site(seeds, 0)
         )
         if patches is not None:
-            hidden = self.cross_attention(hidden, patches, keys=layers.fold_in(keys, 1))
+            hidden = self.cross_attention(
+                hidden, patches, seeds=layers.for_site(seeds, 1)
+            )
         expanded = layers.dropout(
-            self.mlp(hidden), layers.fold_in(keys, 2), self.dropout_rate
+            self.mlp(hidden), layers.for_site(seeds, 2), self.dropout_rate
         )
         return self.norm(hidden + expanded)
 
@@ -105,7 +107,7 @@ class TextEmbedding(nnx.Module):
         )
         self.dropout_rate = config.dropout_rate
 
-    def __call__(self, tokens, *, keys=None):
+    def __call__(self, tokens, *, seeds=None):
         """int32 [B, L] -> [B, L, W]; a ValueError if L exceeds the position table."""
         length, limit = tokens.shape[1], self.positions[...].shape[0]
         if length > limit:
@@ -115,7 +117,7 @@ class TextEmbedding(nnx.Module):
             + self.positions[...][None, :length]
             + self.token_types[...][None, :1]
         )
-        return layers.dropout(self.norm(summed), keys, self.dropout_rate)
+        return layers.dropout(self.norm(summed), seeds, self.dropout_rate)
 
 
 class TextTower(nnx.Module):
@@ -142,9 +144,9 @@ class TextTower(nnx.Module):
         )
         self.config, self.compute = config, compute
 
-    def embed(self, tokens, *, image_global=None, keys=None):
+    def embed(self, tokens, *, image_global=None, seeds=None):
         """Embedded words [B, L, W], each with the picture's feature [B, W] added."""
-        hidden = self.embedding(tokens, keys=layers.fold_in(keys, EMBEDDING_SITE))
+        hidden = self.embedding(tokens, seeds=layers.for_site(seeds, EMBEDDING_SITE))
         if image_global is None:
             return hidden
         return hidden + image_global.astype(hidden.dtype)[:, None, :]
@@ -158,7 +160,7 @@ class TextTower(nnx.Module):
         stop: int | None = None,
         image_levels: Sequence[jax.Array] | None = None,
         cls_only: bool = False,
-        keys: jax.Array | None = None,
+        seeds: jax.Array | None = None,
     ) -> jax.Array:
         """Layers start..stop (0-based, stop excluded) on hidden [B, L, W].
 
@@ -167,7 +169,7 @@ class TextTower(nnx.Module):
           image_levels: per layer [B, P, W'], what its cross-attention looks at; None
             turns cross-attention off.
           cls_only: the last of these layers computes [CLS] alone: [B, 1, W].
-          keys: dropout keys [B]; None turns dropout off.
+          seeds: dropout seeds uint32 [B, 2]; None turns dropout off.
         """
         stop = len(self.layers) if stop is None else stop
         class_place = jnp.zeros((hidden.shape[0], 1), jnp.int32)
@@ -178,19 +180,19 @@ class TextTower(nnx.Module):
                 class_place if cls_only and number == stop - 1 else None,
                 self.compute.recompute,
             )
-            hidden = run(hidden, is_token, layers.fold_in(keys, number))
+            hidden = run(hidden, is_token, layers.for_site(seeds, number))
         return hidden
 
-    def encode(self, tokens, is_token, *, keys=None) -> jax.Array:
+    def encode(self, tokens, is_token, *, seeds=None) -> jax.Array:
         """All layers without cross-attention: [CLS] of the last layer, [B, W]."""
-        hidden = self.embed(tokens, keys=keys)
+        hidden = self.embed(tokens, seeds=seeds)
         cls_only = self.compute.cls_only_last_layer
-        return self.run(hidden, is_token, cls_only=cls_only, keys=keys)[:, 0]
+        return self.run(hidden, is_token, cls_only=cls_only, seeds=seeds)[:, 0]
 
 
 def _layer_runner(layer, patches, places, recompute: bool):
-    def run(hidden, is_token, keys):
-        return layer(hidden, is_token, patches=patches, places=places, keys=keys)
+    def run(hidden, is_token, seeds):
+        return layer(hidden, is_token, patches=patches, places=places, seeds=seeds)
 
     return jax.checkpoint(run) if recompute else run
 

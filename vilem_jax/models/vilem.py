@@ -74,7 +74,9 @@ class ViLEM(nnx.Module):
             if vision.width == text.width
             else layers.linear(vision.width, text.width, compute, rngs)
         )
-        self.temperature = nnx.Param(jnp.asarray(config.initial_temperature))
+        self.temperature = nnx.Param(
+            jnp.asarray(config.initial_temperature, jnp.float32)
+        )
         self.config, self.compute = config, compute
 
     def see(self, pixels: jax.Array, *, with_levels: bool = True) -> ImageFeatures:
@@ -94,9 +96,9 @@ class ViLEM(nnx.Module):
         """Pixels [B, R, R, 3] -> float32 [B, E], unit rows."""
         return self.project_image(self.see(pixels, with_levels=False))
 
-    def encode_text(self, tokens, is_token, *, keys=None) -> jax.Array:
+    def encode_text(self, tokens, is_token, *, seeds=None) -> jax.Array:
         """int32 [B, L], bool [B, L] -> float32 [B, E], unit rows."""
-        return self.project_text(self.text.encode(tokens, is_token, keys=keys))
+        return self.project_text(self.text.encode(tokens, is_token, seeds=seeds))
 
     def image_global(self, features: ImageFeatures) -> jax.Array:
         """h^v as it is added to the words: [B, W] in the text tower's width."""
@@ -104,27 +106,27 @@ class ViLEM(nnx.Module):
         feature = features.class_feature if is_normed else features.raw_class_feature
         return feature if self.global_map is None else self.global_map(feature)
 
-    def proofread_local(self, tokens, is_token, image_levels, *, keys=None):
+    def proofread_local(self, tokens, is_token, image_levels, *, seeds=None):
         """The first M_1 layers with cross-attention on: edited words -> [B, L, W]."""
         return self.text.run(
-            self.text.embed(tokens, keys=keys),
+            self.text.embed(tokens, seeds=seeds),
             is_token,
             stop=self.config.num_proofread_layers,
             image_levels=image_levels,
-            keys=keys,
+            seeds=seeds,
         )
 
-    def proofread_global(self, tokens, is_token, image_global, *, keys=None):
+    def proofread_global(self, tokens, is_token, image_global, *, seeds=None):
         """The first M_1 layers with h^v [B, W] added to each word -> [B, L, W]."""
         return self.text.run(
-            self.text.embed(tokens, image_global=image_global, keys=keys),
+            self.text.embed(tokens, image_global=image_global, seeds=seeds),
             is_token,
             stop=self.config.num_proofread_layers,
-            keys=keys,
+            seeds=seeds,
         )
 
     def encode_and_proofread_global(
-        self, tokens, edited_tokens, is_token, image_global, *, keys=(None, None)
+        self, tokens, edited_tokens, is_token, image_global, *, seeds=(None, None)
     ) -> tuple[jax.Array, jax.Array]:
         """`encode_text(tokens)` and `proofread_global(edited)` in one pass of 2B rows.
 
@@ -135,17 +137,21 @@ class ViLEM(nnx.Module):
           text_embedding [B, E], and the proofread words [B, L, W].
         """
         m1 = self.config.num_proofread_layers
-        clean_keys, global_keys = keys
+        clean_seeds, global_seeds = seeds
         embedded = (
-            self.text.embed(tokens, keys=clean_keys),
-            self.text.embed(edited_tokens, image_global=image_global, keys=global_keys),
+            self.text.embed(tokens, seeds=clean_seeds),
+            self.text.embed(
+                edited_tokens, image_global=image_global, seeds=global_seeds
+            ),
         )
-        both_keys = None if clean_keys is None else _interleave(clean_keys, global_keys)
+        both_seeds = (
+            None if clean_seeds is None else _interleave(clean_seeds, global_seeds)
+        )
         hidden = self.text.run(
             _interleave(*embedded),
             _interleave(is_token, is_token),
             stop=m1,
-            keys=both_keys,
+            seeds=both_seeds,
         )
         clean, proofread = hidden[0::2], hidden[1::2]
         if m1 < self.config.text.num_layers:
@@ -154,7 +160,7 @@ class ViLEM(nnx.Module):
                 is_token,
                 start=m1,
                 cls_only=self.compute.cls_only_last_layer,
-                keys=clean_keys,
+                seeds=clean_seeds,
             )
         return self.project_text(clean[:, 0]), proofread
 

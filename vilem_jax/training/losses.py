@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vilem_jax.config import Config
-from vilem_jax.models.layers import fold_in
+from vilem_jax.models.layers import for_site
 from vilem_jax.models.vilem import ViLEM
 from vilem_jax.objectives import contrastive, editing, proofreading
 
@@ -21,7 +21,7 @@ class Samples(NamedTuple):
     is_token: jax.Array  # bool [B, L], False at padding
     is_word: jax.Array  # bool [B, L], what may be edited and is judged
     edits: editing.Edits | None  # None where no proofreading loss is on
-    dropout_keys: jax.Array | None  # typed keys [B]; None turns dropout off
+    dropout_seeds: jax.Array | None  # uint32 [B, 2]; None turns dropout off
 
 
 class Contrast(NamedTuple):
@@ -133,7 +133,7 @@ def _text_passes(model, momentum_model, samples, features, config: Config):
       pairing="cross" two whose losses are averaged).
     """
     loss = config.loss
-    stream_keys = [fold_in(samples.dropout_keys, stream) for stream in range(4)]
+    stream_seeds = [for_site(samples.dropout_seeds, stream) for stream in range(4)]
     is_cross = loss.pairing == "cross" and loss.has_proofreading
     proofread = {}
     if loss.has_global and not is_cross and config.compute.joint_text_pass:
@@ -142,12 +142,12 @@ def _text_passes(model, momentum_model, samples, features, config: Config):
             samples.edits.tokens,
             samples.is_token,
             model.image_global(features),
-            keys=(stream_keys[CLEAN], stream_keys[GLOBAL]),
+            seeds=(stream_seeds[CLEAN], stream_seeds[GLOBAL]),
         )
         proofread["global"] = [model.global_logits(hidden, samples.edits.places)]
     else:
         text_embedding = model.encode_text(
-            samples.tokens, samples.is_token, keys=stream_keys[CLEAN]
+            samples.tokens, samples.is_token, seeds=stream_seeds[CLEAN]
         )
     pairs = [(model, features)]
     if is_cross:
@@ -161,23 +161,23 @@ def _text_passes(model, momentum_model, samples, features, config: Config):
         if is_on and branch not in proofread:
             proofread[branch] = [
                 _branch_logits(
-                    branch, reader, seen, model, samples, stream_keys[stream]
+                    branch, reader, seen, model, samples, stream_seeds[stream]
                 )
                 for reader, seen in pairs
             ]
     return text_embedding, proofread
 
 
-def _branch_logits(branch, reader: ViLEM, seen, model: ViLEM, samples, keys):
+def _branch_logits(branch, reader: ViLEM, seen, model: ViLEM, samples, seeds):
     """`reader` proofreads what `seen` shows; the heads are always the online ones."""
     edits = samples.edits
     if branch == "local":
         hidden = reader.proofread_local(
-            edits.tokens, samples.is_token, seen.levels, keys=keys
+            edits.tokens, samples.is_token, seen.levels, seeds=seeds
         )
         return model.local_logits(hidden, edits.places)
     hidden = reader.proofread_global(
-        edits.tokens, samples.is_token, reader.image_global(seen), keys=keys
+        edits.tokens, samples.is_token, reader.image_global(seen), seeds=seeds
     )
     return model.global_logits(hidden, edits.places)
 
@@ -214,7 +214,9 @@ def momentum_keys(
 
     Dropout only where `has_dropout` (ALBEF leaves it on).
     """
-    keys = fold_in(samples.dropout_keys, MOMENTUM) if has_dropout else None
+    seeds = for_site(samples.dropout_seeds, MOMENTUM) if has_dropout else None
     image_keys = momentum_model.encode_image(samples.pixels)
-    text_keys = momentum_model.encode_text(samples.tokens, samples.is_token, keys=keys)
+    text_keys = momentum_model.encode_text(
+        samples.tokens, samples.is_token, seeds=seeds
+    )
     return jax.lax.stop_gradient((image_keys, text_keys))

@@ -16,7 +16,7 @@ from flax import nnx
 from vilem_jax.config import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.models.editor import MaskedLanguageModel
-from vilem_jax.models.layers import fold_in
+from vilem_jax.models.layers import dropout_seeds
 from vilem_jax.models.text import is_real_token
 from vilem_jax.objectives import editing, proofreading
 from vilem_jax.training.optimizer import make_optimizer
@@ -77,10 +77,10 @@ def make_editor_step(
     graph = editor_graph(config)
     optimizer = make_optimizer(config.optimizer)
 
-    def loss_of(params, tokens, chosen, keys):
+    def loss_of(params, tokens, chosen, seeds):
         masked = editing.mask_places(tokens, chosen, mask_id)
         logits = nnx.merge(graph, params).logits_at(
-            masked, is_real_token(tokens, pad_id), chosen.places, keys=keys
+            masked, is_real_token(tokens, pad_id), chosen.places, seeds=seeds
         )
         edits = editing.apply_edits(tokens, chosen, chosen.places)
         correction = editing.correction_labels(tokens, edits)
@@ -92,10 +92,11 @@ def make_editor_step(
         tokens = batch["tokens"]
         keys = sample_keys(key, state.step, batch["sample_id"])
         chosen = editing.choose_places(
-            fold_in(keys, Purpose.EDIT), tables.is_word[tokens], config.editor
+            editing.fold_in(keys, Purpose.EDIT), tables.is_word[tokens], config.editor
         )
+        seeds = dropout_seeds(editing.fold_in(keys, Purpose.DROPOUT))
         (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, tokens, chosen, fold_in(keys, Purpose.DROPOUT)
+            state.params, tokens, chosen, seeds
         )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

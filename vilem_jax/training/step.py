@@ -16,8 +16,9 @@ from flax import nnx
 from vilem_jax.config import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.evaluation.encoding import normalize
+from vilem_jax.models.layers import dropout_seeds
 from vilem_jax.models.text import is_real_token
-from vilem_jax.objectives import contrastive
+from vilem_jax.objectives import contrastive, editing
 from vilem_jax.training import augment, losses
 from vilem_jax.training.losses import Contrast, Samples
 from vilem_jax.training.optimizer import make_optimizer
@@ -54,7 +55,7 @@ def make_prepare(
 
     def prepare(editor, batch, keys) -> Samples:
         def purpose(which):
-            return jax.vmap(jax.random.fold_in, (0, None))(keys, int(which))
+            return editing.fold_in(keys, int(which))
 
         tokens = batch["tokens"]
         has_side = editor.tables.is_side[tokens].any(axis=1)
@@ -83,7 +84,7 @@ def make_prepare(
             is_token=is_real_token(tokens, pad_id),
             is_word=editor.tables.is_word[tokens],
             edits=edits,
-            dropout_keys=purpose(Purpose.DROPOUT),
+            dropout_seeds=dropout_seeds(purpose(Purpose.DROPOUT)),
         )
 
     return prepare
