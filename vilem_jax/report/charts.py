@@ -17,7 +17,7 @@ def line_chart(chart: Chart) -> str:
     points = [point for curve in curves for point in curve.points]
     if not points:
         return ""
-    x_ticks = _ticks(min(x for x, _ in points), max(x for x, _ in points), 4)
+    x_ticks = _ticks(0, max(x for x, _ in points), 4)
     lowest = min(y for _, y in points)
     y_ticks = _ticks(min(0, lowest) if chart.from_zero else lowest, _highest(points), 4)
 
@@ -110,7 +110,8 @@ def _highest(points: Sequence[tuple[float, float]]) -> float:
     """The top of the axis: a short peak at the start must not flatten the rest."""
     values = sorted(y for _, y in points)
     usual = values[int(0.98 * (len(values) - 1))]
-    return min(values[-1], 1.5 * usual) if usual > 0 else values[-1]
+    has_peak = len(values) >= 50 and 0 < 1.5 * usual < values[-1]
+    return 1.5 * usual if has_peak else values[-1]
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:

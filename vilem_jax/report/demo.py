@@ -30,7 +30,11 @@ from vilem_jax.training.run import train
 
 VOCABULARY_SIZE = 256
 # A first look in a minute: every step runs, nothing is learned well.
-QUICK = {"train.num_steps": "40", "optimizer.warmup_steps": "10"}
+QUICK = {
+    "train.num_steps": "40",
+    "optimizer.warmup_steps": "10",
+    "log.every_steps": "5",
+}
 QUICK_PICTURES = {"train": 500, "validation": 100, "test": 100}
 
 SUMMARY = (
@@ -96,7 +100,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
             model,
             test,
             measured,
-            title="A small ViLEM learns to look",
+            title="A rehearsal of ViLEM" if quick else "A small ViLEM learns to look",
             summary=SUMMARY,
             run=folder / "run",
             edits=edits,
@@ -127,6 +131,7 @@ def _make_vocabulary(folder: Path, seed: int, num_images: int | None) -> int:
 def _overrides(seed: int, quick: bool) -> dict[str, str]:
     overrides = {
         "seed": str(seed),
+        "log.every_steps": "20",  # for smooth curves in the report
         "data.train.scenes.seed": str(seed),
         "data.validation.scenes.seed": str(seed),
     }

@@ -83,8 +83,8 @@ def _queries(queries: Sequence[Query]) -> str:
         return ""
     return _section(
         "Words find pictures",
-        "Each caption asks the whole test split. Its five best pictures, from the "
-        "left; the one it was written for is framed.",
+        "Captions drawn by chance, each asking the whole test split. Its five best "
+        "pictures, from the left; the one it was written for is framed.",
         "".join(_query(query) for query in queries),
     )
 
@@ -112,10 +112,11 @@ def _readings(readings: Sequence[Proofread]) -> str:
         return ""
     return _section(
         "Captions, proofread",
-        "A language model put plausible wrong words into test captions. Coloured words "
-        "are those that the model, looking at the picture, calls wrong; the box of the "
-        "same colour holds its three best corrections. A check marks the word that "
-        "stood there, dots under a word an error it missed.",
+        "A language model put plausible wrong words into test captions, drawn by "
+        "chance; the best of the draw is at the top of the page. Coloured words are "
+        "those that ViLEM, looking at the picture, calls wrong; the box of the same "
+        "colour holds its three best corrections. A check marks the word that stood "
+        "there, dots under a word an error it missed.",
         f'<div class="readings">{"".join(_reading(one) for one in readings)}</div>',
     )
 

@@ -1,0 +1,134 @@
+"""From a tiny untrained model to a page: what is measured is what is shown."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny import tiny_config
+from vilem_jax.api import make_model
+from vilem_jax.data.captions import Tokenizer, train_vocabulary
+from vilem_jax.data.scene_pairs import hard_pairs
+from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.evaluation.proofread import StoredEdits
+from vilem_jax.report.collect import make_report, measure, run_charts
+from vilem_jax.report.html import render
+from vilem_jax.training.state import initial_params
+
+NUM_IMAGES = 10
+
+
+@pytest.fixture(scope="module")
+def source():
+    return ScenesSource("test", size=32, num_images=NUM_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vocabulary")
+    whole = ScenesSource("test")
+    captions = [c for index in range(len(whole)) for c in whole.captions(index)]
+    train_vocabulary(captions, 256, folder)
+    tokenizer = Tokenizer(folder)
+    config = tiny_config(
+        model={"text": {"vocab_size": tokenizer.vocabulary.size}},
+        data={"text_length": 24},
+        evaluation={"text_length": 24},
+    )
+    params = initial_params(config, jax.random.key(0))
+    return make_model(config, params, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def edits(model, source):
+    """The first word of each caption becomes another."""
+    tokens = model.tokenizer.encode([source.captions(n)[0] for n in range(10)], 24)
+    edited = tokens.copy()
+    edited[:, 1] = model.tokenizer.encode(["green"], 3)[0, 1]
+    places = np.tile(np.array([[1, 2]], np.int32), (NUM_IMAGES, 1))
+    return StoredEdits(
+        source="test",
+        editor="",
+        seed=0,
+        image=np.arange(NUM_IMAGES, dtype=np.int32),
+        tokens=tokens,
+        edited=edited,
+        places=places,
+        is_edit=np.tile([[True, False]], (NUM_IMAGES, 1)),
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(model, source, edits):
+    return measure(model, source, edits=edits, pairs=hard_pairs(source))
+
+
+def test_figures_are_complete_and_json(measured, source):
+    figures = json.loads(json.dumps(measured.figures, allow_nan=False))
+    assert figures["retrieval"]["images"] == NUM_IMAGES
+    assert figures["chance"]["t2i"]["r1"] == pytest.approx(100 / NUM_IMAGES)
+    assert figures["proofread"]["edits"] == NUM_IMAGES
+    assert set(figures["proofread"]["shuffled"]) == {"local", "global"}
+    assert figures["pairs"]["pairs"] == len(hard_pairs(source))
+
+
+def test_the_page_shows_them(model, source, edits, measured, tmp_path):
+    records = [
+        {"step": step, "loss_i2t": 5.0 - step, "loss_local_detect": "NaN"}
+        for step in (1, 2)
+    ]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    report = make_report(
+        model,
+        source,
+        measured,
+        title="A title",
+        summary="A summary",
+        run=tmp_path,
+        edits=edits,
+    )
+    assert len(report.queries) == 6
+    for query in report.queries:
+        assert query.words in measured.encoded.captions
+        assert len(query.pictures) == 5
+        assert (query.right is None) == (query.rank > 5)
+        (own,) = (n for n in range(10) if query.words in source.captions(n))
+        if query.right is not None:
+            shown = query.pictures[query.right]
+            np.testing.assert_array_equal(shown, source.read_image(own))
+    assert len(report.proofread) == 9
+    for reading in report.proofread:
+        assert reading.words[0].word == "green"
+        assert reading.originals[0] in ("a", "two", "three", "four", "against")
+        assert set(reading.originals[1:]) == {None}
+    assert [chart.title for chart in report.charts] == ["Contrast: loss"]
+    assert report.charts[0].curves[0].points == ((1, 4.0), (2, 3.0))
+    assert "A title" in render(report)
+
+
+def test_the_place_of_a_query_is_its_rank_in_the_figures(model, source, measured):
+    """All embeddings alike: every right picture comes last, as ties count against."""
+    zero = jax.tree.map(jnp.zeros_like, model.encoder.params)
+    blind = dataclasses.replace(
+        model, encoder=dataclasses.replace(model.encoder, params=zero)
+    )
+    measured = measure(blind, source)
+    report = make_report(blind, source, measured, title="", summary="", run="/nowhere")
+    assert {query.rank for query in report.queries} == {NUM_IMAGES}
+    assert measured.figures["retrieval"]["t2i"]["median_rank"] == NUM_IMAGES
+    assert report.proofread == () and report.pairs is None
+
+
+def test_curves_of_the_first_validation_source():
+    records = [
+        {"step": 10, "validation/coco/val/t2i/r1": 1.0, "validation/b/t2i/r1": 9.0},
+        {"step": 20, "validation/coco/val/t2i/r1": 2.0, "validation/b/t2i/r1": 9.0},
+    ]
+    (chart,) = run_charts(records)
+    assert chart.curves[0].name == "words to picture"
+    assert chart.curves[0].points == ((10, 1.0), (20, 2.0))
+    assert run_charts([]) == ()

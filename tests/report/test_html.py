@@ -1,0 +1,161 @@
+"""The page: one file, valid, nothing from outside, the wrong words in their colours."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from vilem_jax.api import Word
+from vilem_jax.report.content import (
+    Bar,
+    Bars,
+    Chart,
+    Curve,
+    Headline,
+    Proofread,
+    Query,
+    Report,
+)
+from vilem_jax.report.html import picture_uri, render, write_report
+
+VOID = {"meta", "img", "line", "polyline", "circle"}
+
+
+def picture(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def report():
+    corrections = (("dog", 0.9), ("cat", 0.08), ("cow", 0.001))
+    words = (
+        Word("a", 0.01, ()),
+        Word("<b>", 0.99, corrections),
+        Word("red", 0.8, corrections),
+        Word("on", 0.2, corrections),
+    )
+    recalls = {"r1": 12.5, "r5": 50.0, "r10": 75.0}
+    return Report(
+        title="Tom & Jerry",
+        summary="A summary.",
+        headlines=(Headline("12 %", "of captions", "chance is 0.2 %"),),
+        queries=(
+            Query("a <dog>", tuple(picture(n) for n in range(5)), 2, 3),
+            Query("a cat", tuple(picture(n) for n in range(5)), None, 17),
+        ),
+        proofread=(
+            Proofread(picture(), words, (None, "dog", None, "under")),
+            Proofread(picture(), words, (None, "cat", None, None)),
+        ),
+        detection=Bars(("own", "another"), (Bar("found", (0.5, 0.25), "F1"),)),
+        retrieval={
+            "i2t": recalls | {"median_rank": 3.5},
+            "t2i": recalls | {"median_rank": 4.0},
+            "rsum": 275.0,
+            "images": 8,
+            "captions": 16,
+        },
+        chance={"i2t": recalls, "t2i": recalls, "rsum": 275.0},
+        pairs=Bars(("right",), (Bar("swap", (0.7,)),), chance=0.5),
+        charts=(Chart("Loss", (Curve("local", ((1, 2.0), (2, 1.0))),)),),
+        facts={"Command": "vilem demo"},
+    )
+
+
+class Checker(HTMLParser):
+    """Every tag is closed in order; collects tags with their attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags = [], []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def test_the_page_is_one_file_with_everything_inside(report):
+    page = render(report)
+    checker = Checker(page)
+    assert "<script" not in page and "<link" not in page
+    assert not re.search(r"(https?:)?//|url\(|@import", page.split("</style>")[0])
+    images = checker.all("img")
+    assert len(images) == 12
+    for image in images:
+        assert image["alt"].strip()
+        assert image["src"].startswith("data:image/")
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in (
+        checker.all("meta")
+    )
+    assert "prefers-color-scheme: dark" in page and "max-width: 640px" in page
+    svgs = checker.all("svg")
+    assert len(svgs) == 1 and "local from 2 to 1" in svgs[0]["aria-label"]
+
+
+def test_text_is_escaped(report):
+    page = render(report)
+    assert "Tom &amp; Jerry" in page and "a &lt;dog&gt;" in page
+    assert "&lt;b&gt;" in page
+    assert page.count("<b>") == page.count("</b>")
+
+
+def test_each_wrong_word_has_its_colour_and_its_box(report):
+    page = render(report)
+    first = page.split('<div class="headlines">')[0]
+    marks = re.findall(r'<mark class="(h\d)"[^>]*>([^<]*)</mark>', first)
+    assert marks == [("h0", "&lt;b&gt;"), ("h1", "red")]
+    boxes = re.findall(r'<div class="box (h\d)"><strong>([^<]*)</strong>', first)
+    assert boxes == marks
+    assert first.count("<li>") == 6
+    right = re.findall(r"<span>(\w+) <i ", first)
+    assert right == ["dog"]  # the word that stood there, not that of the false alarm
+    assert first.count("a false alarm") == 1
+    assert '<u title="missed: it was under">on</u>' in first
+    assert "&lt;&thinsp;1" in first
+
+
+def test_the_right_picture_is_framed(report):
+    page = render(report)
+    assert page.count('<div class="right">') == 1
+    assert "Picture 3, the right one" in page
+    assert "right picture: place 3" in page and "right picture: place 17" in page
+
+
+def test_sections_without_content_are_left_out(report):
+    page = render(Report(title="Empty", summary="Nothing yet."))
+    Checker(page)
+    assert "<section" not in page and "<h2" not in page
+    assert "headlines" not in page.split("</style>")[1]
+    full = render(report)
+    assert full.count("<section>") == 7
+    only = dataclasses.replace(report, pairs=None, detection=None)
+    assert render(only).count("<section>") == 5
+
+
+def test_pictures_are_small_and_of_the_right_kind():
+    flat = np.zeros((900, 600, 3), np.uint8)
+    assert picture_uri(flat).startswith("data:image/png")
+    assert len(picture_uri(flat)) < 4000
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    assert picture_uri(noise).startswith("data:image/jpeg")
+
+
+def test_the_file_is_written(report, tmp_path):
+    write_report(report, tmp_path / "new" / "report.html")
+    text = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
+    assert text == render(report)
