@@ -9,9 +9,24 @@ from flax import nnx
 
 from vilem_jax.config import ComputeConfig
 
-NORMAL_INIT = nnx.initializers.normal(0.02)  # BERT's and ViT's
+INIT_STD = 0.02  # BERT's and ViT's; `with_init_std` scales what is drawn with it
+NORMAL_INIT = nnx.initializers.normal(INIT_STD)
 GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: spreads counters
 MASKED = -1e30  # a logit that softmax turns into exactly 0 in float32 and bfloat16
+
+
+def with_init_std(params: dict, std: float) -> dict:
+    """New parameters with every drawn weight scaled from N(0, 0.02) to N(0, std).
+
+    Biases and norms, which start at 0 and 1, stay.
+    """
+    drawn = ("kernel", "class_token", "position_embedding")
+    drawn += ("words", "positions", "token_types")
+
+    def scaled(path, value):
+        return value * (std / INIT_STD) if path[-1].key in drawn else value
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
 
 
 def activation(name: str):

@@ -16,7 +16,7 @@ from flax import nnx
 from vilem_jax.config import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.models.editor import MaskedLanguageModel
-from vilem_jax.models.layers import dropout_seeds
+from vilem_jax.models.layers import dropout_seeds, with_init_std
 from vilem_jax.models.text import is_real_token
 from vilem_jax.objectives import editing, proofreading
 from vilem_jax.training.optimizer import make_optimizer
@@ -47,7 +47,8 @@ def editor_graph(config: Config) -> nnx.GraphDef:
 
 def initial_editor_params(config: Config, key: jax.Array) -> Params:
     model = MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(key))
-    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+    params = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+    return with_init_std(params, config.model.init_std)
 
 
 def initial_editor_state(config: Config, params: Params) -> EditorState:
