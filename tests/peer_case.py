@@ -19,6 +19,9 @@ import numpy as np
 import optax
 import safetensors.numpy
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout, installed or not
+
 from vilem_jax.config import (
     ComputeConfig,
     Config,
@@ -269,6 +272,8 @@ def main() -> int:
         if not (folder / name).is_file():
             print(f"{folder} has no {name}: write a case there first", file=sys.stderr)
             return 2
+    jax.config.update("jax_default_matmul_precision", "highest")  # GPUs round to TF32
+    jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
     return 0 if report(compare(folder)) else 1
 
 

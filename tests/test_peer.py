@@ -1,0 +1,93 @@
+"""Whole training steps against the PyTorch peer's cases, seeds 0 to 4."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vilem_jax.config import ComputeConfig, TrainConfig
+
+
+@pytest.fixture(scope="module")
+def peer_case():
+    path = Path(__file__).with_name("peer_case.py")
+    spec = importlib.util.spec_from_file_location("peer_case", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# One process for all cases: importing torch takes longer than writing one.
+WRITE_CASES = """
+import runpy, sys
+script, folder, *seeds = sys.argv[1:]
+for seed in seeds:
+    sys.argv = [script, "case", f"{folder}/{seed}", "--seed", seed]
+    runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def cases(shared_folder, tmp_path_factory):
+    """The folder that holds the peer's cases in folders 0 to 4."""
+    pytest.importorskip("torch", reason="no torch: the peer's cases are NOT compared")
+    script = shared_folder / "peer" / "torch_vilem.py"
+    if not script.is_file():
+        pytest.skip(f"no peer: {script} is missing; its cases are NOT compared")
+    folder = tmp_path_factory.mktemp("peer")
+    result = subprocess.run(
+        [sys.executable, "-c", WRITE_CASES, script, folder, *map(str, range(5))],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("seed", range(5))
+def test_case(seed, cases, peer_case, capsys):
+    errors = peer_case.compare(cases / str(seed))
+    assert peer_case.report(errors), capsys.readouterr().out
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+def test_switches_change_nothing(cases, peer_case, capsys):
+    """The exact savings off, and three microbatches."""
+    folder = cases / "1"
+    config = peer_case.config_of(json.loads((folder / "case.json").read_text()))
+    config = dataclasses.replace(
+        config,
+        compute=ComputeConfig(
+            dtype="float32",
+            cls_only_last_layer=False,
+            joint_text_pass=False,
+        ),
+        train=TrainConfig(num_microbatches=3),
+    )
+    errors = peer_case.compare(folder, config)
+    assert peer_case.report(errors), capsys.readouterr().out
+
+
+@pytest.mark.realdata
+def test_a_mistake_is_found(cases, tmp_path, peer_case, capsys):
+    """The comparison itself: one loss changed by four tolerances."""
+    folder = tmp_path / "changed"
+    shutil.copytree(cases / "0", folder)
+    case = json.loads((folder / "case.json").read_text())
+    case["expected"][2]["t2i"] *= 1 + 2e-5
+    (folder / "case.json").write_text(json.dumps(case))
+    assert not peer_case.report(peer_case.compare(folder))
+    assert "step 2 t2i  ABOVE THE LIMIT" in capsys.readouterr().out
+
+
+def test_command_names_what_is_missing(peer_case, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["peer_case.py", str(tmp_path)])
+    assert peer_case.main() == 2
+    assert "has no case.json" in capsys.readouterr().err
