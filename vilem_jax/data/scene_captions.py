@@ -1,9 +1,9 @@
 """The language of the scenes: saying, reading and checking captions.
 
     caption  = [against BACKGROUND] [NUMBER shapes with] clause [against BACKGROUND]
-    clause   = phrase RELATION phrase [and RELATION phrase]  |  phrase and phrase
+    clause   = phrase RELATION phrase [and RELATION phrase]
     phrase   = (a | two | three | four) SIZE [TEXTURE] COLOUR SHAPE[s]
-    RELATION = left of | right of | above | below
+    RELATION = left of | right of | above | below | around | amid
 
 The background is said at most once. The second relation of a clause is one of the
 first phrase. A plain object's texture is not said. No two words mean the same, so a
@@ -33,8 +33,8 @@ MAX_WORDS = 16
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 SPOKEN_TEXTURES = TEXTURES[1:]
 _NUMBER_WORDS = {1: "a"} | {number: word for word, number in NUMBERS.items()}
-_PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
-_SINGULARS = {plural: shape for shape, plural in _PLURALS.items()}
+PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+_SINGULARS = {plural: shape for shape, plural in PLURALS.items()}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Meaning:
     """
 
     phrases: tuple[Phrase, ...]
-    relations: tuple[tuple[int, str, int], ...] = ()
+    relations: tuple[tuple[int, str, int], ...]
     background: str | None = None
     total: int | None = None
 
@@ -78,7 +78,7 @@ def holds(meaning: Meaning, scene: Scene) -> bool:
     """Whether a caption is true of a scene.
 
     The widest reading: "a red circle" needs one or more, striped or not, "two red
-    circles" exactly two; a relation holds for all members of a group, and of two
+    circles" exactly two; a side holds for all members of a group, and of two
     diagonal objects one is both left of and above the other. So a caption that is
     false here is false in any reading.
     """
@@ -110,17 +110,14 @@ def _agree(meaning: Meaning, scene: Scene, groups: tuple[tuple[int, ...], ...]) 
 def say_phrase(phrase: Phrase) -> list[str]:
     """The words of one phrase."""
     texture = [] if phrase.texture is None else [phrase.texture]
-    noun = phrase.shape if phrase.count == 1 else _PLURALS[phrase.shape]
+    noun = phrase.shape if phrase.count == 1 else PLURALS[phrase.shape]
     number = _NUMBER_WORDS[phrase.count]
     return [number, phrase.size, *texture, phrase.colour, noun]
 
 
 def say(meaning: Meaning, *, background_first: bool = False) -> str:
     """The caption of a meaning: lower case, no punctuation."""
-    first, *others = meaning.phrases
-    words = say_phrase(first)
-    if not meaning.relations:
-        words += ["and", *say_phrase(others[0])]
+    words = say_phrase(meaning.phrases[0])
     for order, (_, relation, other) in enumerate(meaning.relations):
         words += ["and"] if order else []
         words += [relation, "of"] if relation in ("left", "right") else [relation]
@@ -182,17 +179,13 @@ def read(caption: str) -> Meaning | None:
             total = NUMBERS[reader.take(NUMBERS)]
             reader.take(("shapes",))
             reader.take(("with",))
-        phrases, relations = [reader.phrase()], []
+        phrases = [reader.phrase()]
+        relations = [(0, reader.relation(), 1)]
+        phrases.append(reader.phrase())
         if reader.sees("and"):
             reader.take(("and",))
+            relations.append((0, reader.relation(), 2))
             phrases.append(reader.phrase())
-        else:
-            relations.append((0, reader.relation(), 1))
-            phrases.append(reader.phrase())
-            if reader.sees("and"):
-                reader.take(("and",))
-                relations.append((0, reader.relation(), 2))
-                phrases.append(reader.phrase())
         if background is None:
             background = reader.background()
         if reader.at != len(reader.words):
@@ -236,8 +229,7 @@ def _phrase(group: tuple[SceneObject, ...]) -> Phrase:
 def _claims(scene: Scene, draws: Draws) -> list[Meaning]:
     """Everything a clause may claim of a scene, in an order that names all soon.
 
-    Only relations without doubt are said; "and" alone joins two groups that have
-    none, so that no relation put in its place would be true.
+    Only relations without doubt are said, never one of two that hold.
     """
     units = scene.units
     pairs, triples = [], []
@@ -251,8 +243,6 @@ def _claims(scene: Scene, draws: Draws) -> list[Meaning]:
         if None not in ways and ways[0] != ways[1]:
             named = (_phrase(hub), _phrase(second), _phrase(third))
             triples.append(Meaning(named, ((0, ways[0], 1), (0, ways[1], 2))))
-    if not pairs:
-        pairs = [Meaning((_phrase(a), _phrase(b))) for a, b in permutations(units, 2)]
     ordered, missing = [], {_phrase(group) for group in units}
     for claim in draws.shuffled(pairs):
         fresh = missing & set(claim.phrases)

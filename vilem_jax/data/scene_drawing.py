@@ -7,10 +7,10 @@ integer operations on small arrays, so pictures are redrawn at every visit inste
 of being stored, and are equal on every platform.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from vilem_jax.data.scene_layout import (
     BACKGROUNDS,
@@ -80,7 +80,7 @@ def _paint(picture: np.ndarray, thing: SceneObject, size: int) -> None:
         window += (coverage[inside] * (paint - window)) >> 8
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sprite(
     shape: str, size_word: str, texture: str, turn: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -95,11 +95,20 @@ def _sprite(
     y = line[:, None] * np.cos(angle) - line[None, :] * np.sin(angle)
     body = _SHAPE_TESTS[shape](x, y)
     pattern = body & _pattern(texture, x, y, size_word)
-    width = 2 * round(_OUTLINE_UNITS / units_a_step) + 1
-    grown = Image.fromarray(body.astype(np.uint8) * 255).filter(
-        ImageFilter.MaxFilter(width)
-    )
-    return tuple(_coverage(mask) for mask in (np.asarray(grown) > 0, body, pattern))
+    outline = _grown(body, round(_OUTLINE_UNITS / units_a_step))
+    return tuple(_coverage(mask) for mask in (outline, body, pattern))
+
+
+def _grown(mask: np.ndarray, steps: int) -> np.ndarray:
+    """A mask and what lies at most `steps` from it along rows and columns."""
+    for axis in (0, 1):
+        edge = [(0, 0), (0, 0)]
+        edge[axis] = (steps + 1, steps)
+        counts = np.cumsum(np.pad(mask, edge), axis)  # of what a window would hold
+        ahead = np.delete(counts, slice(0, 2 * steps + 1), axis)
+        behind = np.delete(counts, slice(len(mask), None), axis)
+        mask = ahead > behind
+    return mask
 
 
 def _coverage(mask: np.ndarray) -> np.ndarray:
@@ -181,7 +190,7 @@ def _background(scene: Scene, size: int) -> np.ndarray:
     return np.clip(window + light[:, None, None] + light[None, :, None] // 2, 0, 255)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tile(background: str, size: int) -> np.ndarray:
     """A background, int32 [2 S, 2 S, 3], drawn at 4 times the pixels and averaged.
 
@@ -190,7 +199,9 @@ def _tile(background: str, size: int) -> np.ndarray:
     scale = 4 * size / CANVAS
     side = 8 * size
     image = Image.new("RGB", (side, side))
-    pen = _Pen(ImageDraw.Draw(image), scale, Draws(_TILE_SEED, BACKGROUNDS.index(background)))
+    pen = _Pen(
+        ImageDraw.Draw(image), scale, Draws(_TILE_SEED, BACKGROUNDS.index(background))
+    )
     _TILE_PAINTERS[background](pen)
     return np.asarray(image.reduce(4)).astype(np.int32)
 

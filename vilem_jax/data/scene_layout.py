@@ -19,24 +19,32 @@ COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SIZES = ("small", "big")
 TEXTURES = ("plain", "striped", "dotted", "checked")
 BACKGROUNDS = ("grass", "sand", "snow", "water", "brick", "wood", "stone", "space")
-RELATIONS = ("left", "right", "above", "below")
+SIDES = ("left", "right", "above", "below")
+RELATIONS = (*SIDES, "around", "amid")
 NUM_TURNS = 5  # small rotations an object is drawn with
 
 MARGIN = 16  # units between two centres from which a relation holds
 NEAR, FAR = 16, 48  # centres of the grid's cells
 JITTER = {"small": 4, "big": 1}  # units; big objects fill their cell
 
-# How a picture's objects fall into groups of alike ones, and how often of 20.
+SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}  # streams of random numbers
+
+# How the objects of a picture fall into groups of alike ones, whether the group lies
+# on a diagonal of the grid (else in a row or column), and how many of 24 do so.
+# Two on a diagonal are around one, as three are, so that the number cannot be told
+# from the relation.
 _GROUPINGS = (
-    ((1, 1), 7),
-    ((1, 1, 1), 5),
-    ((2, 1), 2),
-    ((1, 1, 1, 1), 2),
-    ((2, 1, 1), 1),
-    ((2, 2), 1),
-    ((3, 1), 2),
+    ((1, 1), False, 7),
+    ((1, 1, 1), False, 5),
+    ((2, 1), False, 2),
+    ((2, 1), True, 2),
+    ((1, 1, 1, 1), False, 2),
+    ((2, 1, 1), False, 1),
+    ((2, 1, 1), True, 2),
+    ((2, 2), False, 1),
+    ((3, 1), False, 2),
 )
-_GROUPING_DRAWS = tuple(g for g, weight in _GROUPINGS for _ in range(weight))
+_GROUPING_DRAWS = tuple(g[:2] for g in _GROUPINGS for _ in range(g[2]))
 
 
 @dataclass(frozen=True)
@@ -128,11 +136,20 @@ class Draws:
 
 
 def relation_holds(relation: str, first, second) -> bool:
-    """Whether every object of `first` is in `relation` to every one of `second`.
+    """Whether a group of objects is in a relation to another.
 
-    "left" and "right" compare x, "above" and "below" y; centres must be at least
-    `MARGIN` apart. Of two diagonal objects two relations hold.
+    The four sides hold if they do for every object of `first` and every one of
+    `second`: "left" and "right" compare x, "above" and "below" y; centres must be at
+    least `MARGIN` apart. Of two diagonal objects two sides hold. Several are "around"
+    one if they are not all on one side of it; it is "amid" them.
     """
+    if relation == "amid":
+        return relation_holds("around", second, first)
+    if relation == "around":
+        are_some_around_one = len(first) > 1 and len(second) == 1
+        return are_some_around_one and not any(
+            relation_holds(side, first, second) for side in SIDES
+        )
     axis = "x" if relation in ("left", "right") else "y"
     sign = 1 if relation in ("left", "above") else -1
     return all(
@@ -149,11 +166,11 @@ def clear_relation(first, second) -> str | None:
 
 def compose(draws: Draws) -> Scene:
     """Draw one scene at random."""
-    grouping = draws.pick(_GROUPING_DRAWS)
+    grouping, is_diagonal = draws.pick(_GROUPING_DRAWS)
     kinds = _kinds(draws, len(grouping))
     objects = []
     for (size, texture, colour, shape), places in zip(
-        kinds, _places(draws, grouping), strict=True
+        kinds, _places(draws, grouping, is_diagonal), strict=True
     ):
         for x, y in places:
             jitter = JITTER[size]
@@ -179,20 +196,27 @@ def compose(draws: Draws) -> Scene:
 
 
 def _kinds(draws: Draws, count: int) -> list[tuple[str, str, str, str]]:
-    """Kinds of which no two share both colour and shape."""
-    kinds, seen = [], set()
+    """Kinds of which any two differ in two of colour, shape and size.
+
+    So no single word replaced in a caption makes it speak of another object.
+    """
+    kinds: list[tuple[str, str, str, str]] = []
     while len(kinds) < count:
         colour, shape = draws.pick(COLOURS), draws.pick(SHAPES)
         # "plain" twice: it is never said, and captions should stay short.
-        texture = draws.pick(("plain",) + TEXTURES)
+        texture = draws.pick(("plain", *TEXTURES))
         size = draws.pick(SIZES)
-        if (colour, shape) not in seen:
-            seen.add((colour, shape))
+        if all(
+            (size != kind[0]) + (colour != kind[2]) + (shape != kind[3]) >= 2
+            for kind in kinds
+        ):
             kinds.append((size, texture, colour, shape))
     return kinds
 
 
-def _places(draws: Draws, grouping: tuple[int, ...]) -> list[list[tuple[int, int]]]:
+def _places(
+    draws: Draws, grouping: tuple[int, ...], is_diagonal: bool
+) -> list[list[tuple[int, int]]]:
     """Centres for each group, such that aligned groups stay aligned.
 
     Written for rows (a group lies in a row, another above or below it) and turned
@@ -214,6 +238,9 @@ def _places(draws: Draws, grouping: tuple[int, ...]) -> list[list[tuple[int, int
         places = [[(near, near), (far, near), (near, far)], [(far, far)]]
     else:
         places = [[(near, near)], [(far, near)], [(near, far)], [(far, far)]]
+    if is_diagonal:
+        singles = [[(near, far)], [(far, near)]]
+        places = [[(near, near), (far, far)], *singles[: len(grouping) - 1]]
     swap, mirror_x, mirror_y = draws.below(2), draws.below(2), draws.below(2)
     places = draws.shuffled(places) if len(set(grouping)) == 1 else places
 

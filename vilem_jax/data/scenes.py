@@ -14,12 +14,14 @@ import numpy as np
 from vilem_jax.config import UserError
 from vilem_jax.data.scene_captions import Meaning, describe, holds, read
 from vilem_jax.data.scene_drawing import draw
-from vilem_jax.data.scene_layout import CANVAS, Draws, Scene, compose
+from vilem_jax.data.scene_layout import CANVAS, SPLIT_CODES, Draws, Scene, compose
+from vilem_jax.data.scene_pairs import HardPair, hard_pairs
+
+__all__ = ["NUM_HELD_OUT", "NUM_TRAIN", "HardPair", "ScenesSource", "hard_pairs"]
 
 NUM_HELD_OUT = 500  # pictures of validation, and of test
 NUM_TRAIN = 6000
 SMALLEST_SIZE = 16  # pixels; below, shapes cannot be told apart
-_SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ScenesSource:
     num_images: int | None = None
 
     def __post_init__(self):
-        if self.split not in _SPLIT_CODES:
+        if self.split not in SPLIT_CODES:
             raise UserError(
                 f"scenes has no split {self.split!r}: use train, validation or test."
             )
@@ -118,7 +120,7 @@ def _make_held_out(seed: int) -> dict[str, _Records]:
     captions: set[str] = set()
     splits = {}
     for split in ("test", "validation"):
-        draws = Draws(seed, _SPLIT_CODES[split])
+        draws = Draws(seed, SPLIT_CODES[split])
         truths = _Truths()
         while len(truths.scenes) < NUM_HELD_OUT:
             scene, said = _propose(draws)
@@ -136,7 +138,7 @@ def _make_train(seed: int, num_images: int) -> _Records:
     held_out = _make_held_out(seed).values()
     descriptions = {s.description for records in held_out for s in records.scenes}
     forbidden = {c for records in held_out for said in records.captions for c in said}
-    draws = Draws(seed, _SPLIT_CODES["train"])
+    draws = Draws(seed, SPLIT_CODES["train"])
     scenes, captions = [], []
     while len(scenes) < num_images:
         scene, said = _propose(draws)

@@ -1,0 +1,73 @@
+"""Pictures of the embedded data set: any size, every word visible, exported whole."""
+
+import json
+from itertools import permutations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vilem_jax.config import UserError
+from vilem_jax.data import scene_drawing, scene_layout
+from vilem_jax.data.scene_export import export
+from vilem_jax.data.scene_layout import Scene, SceneObject
+from vilem_jax.data.scenes import ScenesSource
+
+
+def test_a_picture_is_drawn_alike_without_what_is_kept():
+    scene = ScenesSource("test", seed=1).scene(0)
+    picture = scene_drawing.draw(scene, 64)
+    scene_drawing._sprite.cache_clear()
+    scene_drawing._tile.cache_clear()
+    np.testing.assert_array_equal(scene_drawing.draw(scene, 64), picture)
+
+
+@pytest.mark.parametrize("size", [32, 100, 128])
+def test_any_size_shows_the_same_picture(size):
+    source = ScenesSource("train", size=size, num_images=4)
+    reference = ScenesSource("train", size=64, num_images=4)
+    for index in range(4):
+        picture = source.read_image(index)
+        assert picture.shape == (size, size, 3)
+        small = [
+            np.asarray(Image.fromarray(p).resize((16, 16), Image.Resampling.BOX), int)
+            for p in (picture, reference.read_image(index))
+        ]
+        assert abs(small[0] - small[1]).mean() < 16
+
+
+def test_every_word_for_an_object_changes_the_picture():
+    fields = {
+        "shape": scene_layout.SHAPES,
+        "colour": scene_layout.COLOURS,
+        "size": scene_layout.SIZES,
+        "texture": scene_layout.TEXTURES,
+    }
+    base = {"shape": "star", "colour": "pink", "size": "small", "texture": "dotted"}
+    for field, values in fields.items():
+        pictures = [
+            scene_drawing.draw(
+                Scene((SceneObject(**{**base, field: value}, x=30, y=30),), "wood")
+            )
+            for value in values
+        ]
+        for one, other in permutations(pictures, 2):
+            assert abs(one.astype(int) - other).sum() > 3000
+
+
+def test_export(tmp_path):
+    folder = export(tmp_path / "out", seed=2, num_train=3, num_held_out=12)
+    for split, number in (("train", 3), ("validation", 12), ("test", 12)):
+        source = ScenesSource(split, seed=2, num_images=number)
+        rows = json.loads((folder / f"{split}.json").read_text())
+        assert len(rows) == number
+        for index, row in enumerate(rows):
+            assert row["caption"] == list(source.captions(index))
+            picture = np.asarray(Image.open(folder / row["image"]))
+            np.testing.assert_array_equal(picture, source.read_image(index))
+    rows = json.loads((folder / "hard_test" / "swap.json").read_text())
+    assert set(rows["0"]) == {"filename", "caption", "negative_caption"}
+    assert (folder / rows["0"]["filename"]).exists()
+    assert not list(tmp_path.glob("*.partial"))
+    with pytest.raises(UserError, match="not an empty folder"):
+        export(folder, num_train=1, num_held_out=1)

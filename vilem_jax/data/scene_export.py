@@ -1,0 +1,97 @@
+"""Write `scenes` to a folder, so that the benchmark can be used elsewhere."""
+
+import json
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from vilem_jax.config import UserError
+from vilem_jax.data.scene_layout import CANVAS
+from vilem_jax.data.scene_pairs import KINDS, hard_pairs
+from vilem_jax.data.scenes import ScenesSource
+
+SPLITS = ("train", "validation", "test")
+
+
+def export(
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    size: int = CANVAS,
+    num_train: int | None = None,
+    num_held_out: int | None = None,
+) -> Path:
+    """Write pictures, captions and the hard pairs of one draw of the benchmark.
+
+        SPLIT/00000.png ...      the pictures
+        SPLIT.json               [{"image": "SPLIT/00000.png", "caption": [5 strings]}]
+        hard_SPLIT/KIND.json     {"0": {"filename", "caption", "negative_caption"}}
+
+    for train, validation and test, and hard pairs for the last two: annotations as
+    ALBEF evaluates on them, hard pairs as SugarCrepe has them. File names are relative
+    to `folder`, which appears only when it is complete.
+
+    Args:
+        folder: must not exist, or be empty.
+        size: side of the pictures in pixels.
+        num_train: training pictures; None for 6,000.
+        num_held_out: pictures of validation, and of test; None for 500.
+
+    Returns:
+        the folder.
+
+    Raises:
+        UserError: if the folder is not empty or cannot be written.
+    """
+    folder = Path(folder)
+    numbers = (num_train, num_held_out, num_held_out)
+    sources = [
+        ScenesSource(split=split, seed=seed, size=size, num_images=number)
+        for split, number in zip(SPLITS, numbers, strict=True)
+    ]
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(
+            f"{folder} is not an empty folder: give scenes a folder of its own."
+        )
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for source in sources:
+            _write_split(partial, source)
+        partial.replace(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"scenes cannot be written to {folder}: {error}.") from error
+    return folder
+
+
+def _write_split(folder: Path, source: ScenesSource) -> None:
+    (folder / source.split).mkdir()
+    annotations = []
+    for index in range(len(source)):
+        name = source.image_name(index)
+        Image.fromarray(source.read_image(index)).save(folder / name)
+        annotations.append({"image": name, "caption": list(source.captions(index))})
+    _write_json(folder / f"{source.split}.json", annotations)
+    if source.split == "train":
+        return
+    hard_folder = folder / f"hard_{source.split}"
+    hard_folder.mkdir()
+    pairs = hard_pairs(source)
+    for kind in KINDS:
+        rows = [
+            {
+                "filename": source.image_name(pair.image),
+                "caption": pair.caption,
+                "negative_caption": pair.wrong_caption,
+            }
+            for pair in pairs
+            if pair.kind == kind
+        ]
+        _write_json(hard_folder / f"{kind}.json", dict(enumerate(rows)))
+
+
+def _write_json(path: Path, content) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
