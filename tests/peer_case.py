@@ -19,8 +19,7 @@ import numpy as np
 import optax
 import safetensors.numpy
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # this checkout, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # installed or not
 
 from vilem_jax.config import (
     ComputeConfig,
@@ -38,6 +37,7 @@ from vilem_jax.training.step import make_update
 from vilem_jax.weights import huggingface_bert, huggingface_vit, tables
 from vilem_jax.weights.tables import Entry
 
+ROOT = Path(__file__).resolve().parents[1]
 LOSSES = (
     "i2t",
     "t2i",
