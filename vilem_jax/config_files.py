@@ -6,7 +6,6 @@ A config file is Python with a `get_config()` that returns a ConfigDict, usually
 
 import ast
 import difflib
-import importlib.util
 import os
 import traceback
 from collections.abc import Iterable, Mapping
@@ -88,11 +87,11 @@ def _find(name_or_file: str) -> Path:
 
 
 def _run_get_config(file: Path) -> Mapping[str, Any]:
-    spec = importlib.util.spec_from_file_location(f"vilem_config_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
+    names: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
     try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
+        # Not by import, which would leave a __pycache__ beside a file that is not ours.
+        exec(compile(file.read_bytes(), str(file), "exec"), names)
+        get_config = names.get("get_config")
         if get_config is None:
             raise UserError(f"{file} has no get_config()")
         settings = get_config()

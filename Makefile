@@ -1,0 +1,63 @@
+# The commands people need; `make` lists them. Nothing here but environment and calls.
+#
+#   make test PYTHON=python3.13     another Python (3.11 or newer)
+
+PYTHON ?= python3
+# One environment for the demo, one a Python version for the tests.
+VENV := .venv
+TEST_VENV := $(VENV)-$(notdir $(PYTHON))
+PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
+# What the parity tests compare with; never used by the package. Newer ones do as well.
+TORCH ?= torch==2.13.0
+SOURCES := vilem_jax configs tests
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help demo test lint format clean python
+
+help:
+	@echo "make demo     install into $(VENV), train and evaluate on the embedded data"
+	@echo "make test     install what the tests need into $(TEST_VENV), run them"
+	@echo "make lint     check style"
+	@echo "make format   mend style"
+	@echo "make clean    remove environments and caches; runs/ stays"
+
+demo: $(VENV)/installed
+	$(VENV)/bin/vilem demo --out=runs/demo $(DEMO)
+
+test: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/python -m pytest $(TESTS)
+
+lint: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/ruff check $(SOURCES)
+	$(TEST_VENV)/bin/ruff format --check $(SOURCES)
+
+format: $(TEST_VENV)/installed
+	$(TEST_VENV)/bin/ruff check --fix $(SOURCES)
+	$(TEST_VENV)/bin/ruff format $(SOURCES)
+
+clean:
+	rm -rf .venv .venv-* build *.egg-info .pytest_cache .ruff_cache .jax_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "vilem needs Python 3.11 or newer, which $(PYTHON) is not:" \
+	       "name one, as in make test PYTHON=python3.13" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make environments: install its venv package" \
+	       "(Debian: apt-get install python3-venv)" >&2; exit 2; }
+
+# The demo's environment has a copy of the package; it is made anew when any of it
+# changes. The tests run on the files here.
+$(VENV)/installed: pyproject.toml $(shell find vilem_jax configs -name '*.py' -o -name '*.css') | python
+	@echo "Installing into $(VENV), which may take minutes ..."
+	rm -rf build
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP_INSTALL) .
+	touch $@
+
+$(TEST_VENV)/installed: pyproject.toml | python
+	@echo "Installing into $(TEST_VENV), which may take minutes ..."
+	test -x $(TEST_VENV)/bin/python || $(PYTHON) -m venv $(TEST_VENV)
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) --editable '.[test]' $(TORCH)
+	touch $@

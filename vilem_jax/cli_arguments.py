@@ -1,0 +1,123 @@
+"""Options that several verbs of the command line share."""
+
+import argparse
+from pathlib import Path
+
+from vilem_jax.config import SourceConfig, UserError
+
+EMBEDDED = "scenes"  # as --data
+
+
+def add_config(verb: argparse.ArgumentParser) -> None:
+    """--config, which makes --config.a.b=VALUE possible."""
+    verb.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME_OR_FILE",
+        help="a packaged config or a file of your own; --config.a.b=VALUE overrides",
+    )
+    verb.set_defaults(overrides=[])
+
+
+def add_model(verb: argparse.ArgumentParser) -> None:
+    """--model and --weights, for `open_model`."""
+    verb.add_argument(
+        "--model", required=True, metavar="RUN", help="work directory of a run"
+    )
+    verb.add_argument(
+        "--weights",
+        choices=("online", "momentum"),
+        default="online",
+        help="those that were trained, or their moving average",
+    )
+    verb.add_argument(
+        "--batch-size", type=count, help="rows at a time; the run's by default"
+    )
+
+
+def open_model(options: argparse.Namespace):
+    from vilem_jax import api
+
+    return api.load(
+        options.model, weights=options.weights, batch_size=options.batch_size
+    )
+
+
+def add_data(verb: argparse.ArgumentParser) -> None:
+    """--data and what belongs to it, for `source_config`."""
+    verb.add_argument(
+        "--data",
+        help=f"annotations (JSON), tars, a TFDS name, or {EMBEDDED!r}, the embedded "
+        "data set; the run's validation data by default",
+    )
+    verb.add_argument(
+        "--images", default="", help="folder or zip of the pictures, or TFDS's folder"
+    )
+    verb.add_argument(
+        "--kind",
+        choices=("json", "webdataset", "tfds", EMBEDDED),
+        help="of --data, where its name does not tell",
+    )
+    verb.add_argument("--split", default="", help='of --data; several as "a+b"')
+    verb.add_argument("--num-images", type=count, default=0, help="the first so many")
+    verb.add_argument("--seed", type=int, default=0, help="of scenes, and of edits")
+
+
+def source_config(options: argparse.Namespace) -> SourceConfig:
+    """The data named by --data, or else the validation data of --model.
+
+    Raises:
+      UserError: its kind cannot be told, or there is no one validation set.
+    """
+    if options.data is None:
+        return _validation_of(options)
+    kind = options.kind or _kind_of(options.data)
+    is_embedded = kind == EMBEDDED
+    return SourceConfig(
+        name=EMBEDDED if is_embedded else Path(options.data).stem,
+        kind=kind,
+        path="" if is_embedded else options.data,
+        images=options.images,
+        split=options.split or ("test" if is_embedded else ""),
+        seed=options.seed,
+        num_images=options.num_images,
+    )
+
+
+def _kind_of(data: str) -> str:
+    if data == EMBEDDED:
+        return EMBEDDED
+    if data.endswith(".json"):
+        return "json"
+    if data.endswith(".tar"):
+        return "webdataset"
+    raise UserError(
+        f"cannot tell what kind of data {data} is; say --kind=json, webdataset or tfds"
+    )
+
+
+def _validation_of(options: argparse.Namespace) -> SourceConfig:
+    from vilem_jax.training.workdir import read_config
+
+    sources = read_config(options.model).data.validation
+    if len(sources) != 1:
+        names = ", ".join(source.name for source in sources) or "none"
+        raise UserError(
+            f"say what to measure on with --data: the run in {options.model} has not "
+            f"one set of validation data, but {names}"
+        )
+    return sources[0]
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def hours(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+    return value

@@ -1,0 +1,75 @@
+"""The verbs that look at data before a long run: data check, data show."""
+
+import argparse
+
+from vilem_jax.cli_arguments import add_config, count
+from vilem_jax.config import Config, UserError
+from vilem_jax.config_files import load_config
+
+
+def add_verbs(verbs) -> None:
+    looks = verbs.add_parser(
+        "data", help="look at data before a long run", allow_abbrev=False
+    ).add_subparsers(metavar="WHAT", required=True)
+
+    check = looks.add_parser(
+        "check", help="count what is missing, broken or double", allow_abbrev=False
+    )
+    add_config(check)
+    check.add_argument(
+        "--max-images", type=count, default=0, help="decode so many of each source"
+    )
+    check.add_argument("--out", metavar="FILE.json", help="the counts as JSON")
+    check.set_defaults(verb=_check)
+
+    show = looks.add_parser(
+        "show", help="a page of what the model will see", allow_abbrev=False
+    )
+    add_config(show)
+    show.add_argument("--out", default="batch.html", metavar="FILE.html")
+    show.add_argument("--num-pairs", type=count, default=24)
+    show.set_defaults(verb=_show)
+
+
+def _check(options: argparse.Namespace) -> None:
+    config = load_config(options.config, options.overrides)
+    from vilem_jax.data.check import check, format_report
+    from vilem_jax.data.sources import open_source
+    from vilem_jax.evaluation.files import write_json
+
+    sources = {
+        split: [open_source(source) for source in parts]
+        for split, parts in (
+            ("train", config.data.train),
+            ("validation", config.data.validation),
+        )
+        if parts
+    }
+    report = check(
+        sources,
+        _tokenizer(config),
+        config.data.text_length,
+        max_images=options.max_images,
+    )
+    print(format_report(report))
+    if options.out:
+        write_json(options.out, report)
+
+
+def _tokenizer(config: Config):
+    from vilem_jax.data.captions import Tokenizer
+
+    name = config.data.tokenizer or config.model.text.start_from
+    if not name:
+        raise UserError(
+            "config.data.tokenizer is empty: name a folder or hub name with vocab.txt"
+        )
+    return Tokenizer(name, cleaning=config.data.cleaning)
+
+
+def _show(options: argparse.Namespace) -> None:
+    config = load_config(options.config, options.overrides)
+    from vilem_jax.report.batch_page import write_batch_page
+
+    write_batch_page(config, options.out, num_pairs=options.num_pairs)
+    print(f"{options.out}: {options.num_pairs} pairs as the model will see them")

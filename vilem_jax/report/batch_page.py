@@ -1,0 +1,156 @@
+"""`vilem data show`: a page of what the model will see in its first step."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vilem_jax.config import AugmentConfig, Config
+from vilem_jax.data.batches import open_corpus, train_batches
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.evaluation.files import write_bytes
+from vilem_jax.report.html import picture_uri
+from vilem_jax.training import masked_language, starting
+from vilem_jax.training.losses import Samples
+from vilem_jax.training.step import make_prepare, sample_keys
+
+_NO_RUN = Path(os.devnull)  # in place of a work directory
+_SWITCHES = ("local_detect", "local_correct", "global_detect", "global_correct")
+
+
+@dataclasses.dataclass(frozen=True)
+class SeenWord:
+    """A word of an edited caption, and what stood there if the editor put it in."""
+
+    word: str
+    original: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SeenPair:
+    picture: np.ndarray  # uint8 [R, R, 3], cropped and augmented
+    words: tuple[SeenWord, ...]
+    is_bad: bool  # a neighbour's picture, in place of one that cannot be read
+
+
+def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -> None:
+    """Draws the first pairs of the first step: augmented pictures, edited captions.
+
+    They are those of `vilem train` with the same config, drawn by the same keys.
+    Without an editor (`config.editor.path` is empty) captions stay as they are.
+
+    Raises:
+      UserError: as training would, before its first step; `path` cannot be written.
+    """
+    if not config.editor.path:
+        without = dataclasses.replace(config.loss, **dict.fromkeys(_SWITCHES, False))
+        config = dataclasses.replace(config, loss=without)
+    config = starting.complete(config, _NO_RUN)
+    tokenizer = starting.open_tokenizer(config, _NO_RUN)
+    pairs = see_pairs(config, tokenizer, num_pairs)
+    write_bytes(path, render(pairs, has_edits=config.loss.has_proofreading).encode())
+
+
+def see_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[SeenPair]:
+    """The first `num_pairs` of step 0, as `prepare` makes them."""
+    reader = train_batches(
+        open_corpus(config.data),
+        tokenizer,
+        dataclasses.replace(config.data, num_workers=0),
+        seed=config.seed,
+        batch_size=num_pairs,  # the position of a pair does not depend on it
+        image_size=config.model.vision.image_size,
+        start_step=0,
+        host_index=0,
+        num_hosts=1,
+    )
+    with reader:
+        batch = next(reader)
+    samples = _prepare(config, tokenizer, batch)
+    pictures = _as_pictures(np.asarray(samples.pixels), config.augment)
+    before = after = batch["tokens"]
+    if samples.edits is not None:
+        after = np.asarray(samples.edits.tokens)
+    return [
+        SeenPair(picture, _seen_words(tokenizer, *rows), bool(is_bad))
+        for picture, *rows, is_bad in zip(
+            pictures, before, after, batch["is_bad"], strict=True
+        )
+    ]
+
+
+def _prepare(config: Config, tokenizer: Tokenizer, batch: dict) -> Samples:
+    vocabulary = tokenizer.vocabulary
+    params, graph = {}, None
+    if config.loss.has_proofreading:
+        own, params = starting.load_editor(config, tokenizer)
+        graph = masked_language.editor_graph(own)
+    prepare = make_prepare(
+        config, graph, pad_id=vocabulary.pad_id, mask_id=vocabulary.mask_id
+    )
+    keys = sample_keys(jax.random.key(config.seed), 0, batch["sample_id"])
+    editor = FrozenEditor(params, starting.word_tables(tokenizer))
+    return jax.jit(prepare)(editor, batch, keys)
+
+
+def _as_pictures(pixels: np.ndarray, config: AugmentConfig) -> np.ndarray:
+    """Normalised pixels as uint8 again."""
+    shares = pixels * np.asarray(config.std) + np.asarray(config.mean)
+    return np.clip(np.round(255 * shares), 0, 255).astype(np.uint8)
+
+
+def _seen_words(tokenizer, before: Sequence[int], after: Sequence[int]):
+    words = []
+    for word, start, stop in tokenizer.words(after):
+        is_edit = (before[start:stop] != after[start:stop]).any()
+        pieces = (tokenizer.pieces[token] for token in before[start:stop])
+        original = "".join(piece.removeprefix("##") for piece in pieces)
+        words.append(SeenWord(word, original if is_edit else None))
+    return tuple(words)
+
+
+def render(pairs: Sequence[SeenPair], *, has_edits: bool) -> str:
+    """The page as text."""
+    css = resources.files("vilem_jax.report").joinpath("page.css").read_text("utf-8")
+    lead = (
+        "Coloured words are the editor's; below them the caption as it was."
+        if has_edits
+        else "No editor is named in config.editor.path, so captions are as they were."
+    )
+    return (
+        "<!doctype html>\n"
+        '<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>What the model will see</title><style>{css}</style></head>\n"
+        "<body><main><section><h2>What the model will see</h2>"
+        f"<p>The first {len(pairs)} pairs of the first step, pictures cropped and "
+        f"augmented. {lead}</p>"
+        f'<div class="readings">{"".join(map(_pair, pairs))}</div>'
+        "</section></main></body></html>\n"
+    )
+
+
+def _pair(pair: SeenPair) -> str:
+    said = " ".join(
+        escape(one.word)
+        if one.original is None
+        else f'<mark class="h0" title="was: {escape(one.original)}">'
+        f"{escape(one.word)}</mark>"
+        for one in pair.words
+    )
+    was = " ".join(
+        escape(one.word) if one.original is None else f"<b>{escape(one.original)}</b>"
+        for one in pair.words
+    )
+    note = "<p>this picture cannot be read: a neighbour's instead</p>"
+    return (
+        f'<div class="card reading"><img alt="" src="{picture_uri(pair.picture)}">'
+        f'<div><p class="said">{said}</p><p class="clean">Was: {was}</p>'
+        f"{note if pair.is_bad else ''}</div></div>"
+    )
