@@ -114,8 +114,8 @@ def test_a_word_of_pieces_is_as_wrong_as_its_worst(model, photo):
     tokens = model.tokenizer.encode(["dogsys"], 10)
     everywhere = np.arange(10)[None]
     judged = model.encoder.proofread(
-        [model.read_picture(photo)], tokens, everywhere, tokens
-    )
+        [model.read_picture(photo)], tokens, everywhere, tokens, branches=("local",)
+    )["local"]
     (word,) = model.proofread(photo, "dogsys")
     worst = 1 + int(np.argmax(judged.p_wrong[0, 1:5]))
     assert word.p_wrong == pytest.approx(float(judged.p_wrong[0, worst]))

@@ -114,8 +114,8 @@ class Model:
             tokens,
             np.broadcast_to(everywhere, tokens.shape),
             tokens,
-            branch=branch,
-        )
+            branches=(branch,),
+        )[branch]
         return [
             self._words(*one)
             for one in zip(

@@ -52,7 +52,11 @@ def test_proofreading_is_the_model_s(encoder, model, config, tokenizer, branch):
     tokens = tokenizer.encode(["a red dog", "a cat", "blue dogs", "on", "a big cat"], 8)
     places = np.array([[1, 2], [2, 1], [3, 1], [1, 0], [3, 2]], np.int32)
     labels = np.take_along_axis(tokens, places, axis=1)
-    found = encoder.proofread(pixels, tokens, places, labels, branch=branch)
+    both = encoder.proofread(pixels, tokens, places, labels)
+    alone = encoder.proofread(pixels, tokens, places, labels, branches=(branch,))
+    found = both[branch]
+    for one, other in zip(found, alone[branch], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
 
     features = model.see(normalize(jnp.asarray(pixels), config.augment))
     is_token = is_real_token(jnp.asarray(tokens), 0)
@@ -86,10 +90,21 @@ def test_nothing_to_encode_is_a_sentence(encoder):
         encoder.encode_texts(np.zeros((0, 4), np.int32))
 
 
-def test_pictures_come_in_order_and_square(source):
+def test_captions_longer_than_the_tower_are_refused(encoder, tokenizer):
+    tokens = tokenizer.encode(["a red dog"], 17)
+    with pytest.raises(UserError, match=r"17 tokens .* 16 positions"):
+        encoder.encode_texts(tokens)
+    with pytest.raises(UserError, match="17 tokens"):
+        encoder.proofread(pictures(1), tokens, tokens, tokens)
+
+
+def test_pictures_come_in_order_and_square(source, capsys):
     found = list(read_pictures(source, [2, 0, 2], 16))
     assert [picture.shape for picture in found] == [(16, 16, 3)] * 3
     np.testing.assert_array_equal(found[0], found[2])
+    shown = read_pictures(source, [1], 16, show_progress=True)
+    assert [picture.shape for picture in shown] == [(16, 16, 3)]
+    assert "1/1" in capsys.readouterr().err
     assert list(read_ahead(lambda n: n * n, range(100))) == [n * n for n in range(100)]
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from vilem_jax.config import EditorConfig, UserError
+from vilem_jax.data.captions import Tokenizer
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Proofreading
 from vilem_jax.evaluation.proofread import (
@@ -100,7 +101,7 @@ def test_edits_are_of_the_captions_and_stored_whole(edits, source, tokenizer, tm
     np.testing.assert_array_equal(changed.sum(1), edits.is_edit.sum(1))
     assert changed.any(axis=1).all()
     save_edits(edits, tmp_path / "edits.npz")
-    loaded = load_edits(tmp_path / "edits.npz")
+    loaded = load_edits(tmp_path / "edits.npz", tokenizer)
     for field in dataclasses.fields(edits):
         np.testing.assert_array_equal(
             getattr(edits, field.name), getattr(loaded, field.name)
@@ -110,12 +111,12 @@ def test_edits_are_of_the_captions_and_stored_whole(edits, source, tokenizer, tm
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 no", b"text"])
-def test_other_files_are_refused(tmp_path, content):
+def test_other_files_are_refused(tmp_path, content, tokenizer):
     path = tmp_path / "edits.npz"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"edits\.npz"):
-        load_edits(path)
+        load_edits(path, tokenizer)
 
 
 def test_right_and_shuffled_pictures_are_shown(edits, source, tokenizer):
@@ -125,22 +126,23 @@ def test_right_and_shuffled_pictures_are_shown(edits, source, tokenizer):
     class Knowing:
         image_size = 16
 
-        def proofread(self, pixels, tokens, places, labels, *, branch):
+        def proofread(self, pixels, tokens, places, labels):
             means = np.array([picture.mean() for picture in pixels])
             shown.append(means)
             is_right = np.isclose(means, shown[0])[:, None]
             is_wrong = edits.edited != edits.tokens
-            return Proofreading(
+            judged = Proofreading(
                 p_wrong=np.where(is_wrong & is_right, 0.9, 0.1),
                 rank=np.where(edits.is_edit & is_right, 2, 7),
                 best=None,
                 p_best=None,
             )
+            return {"local": judged, "global": judged}
 
     figures = evaluate_proofreading(
         Knowing(), edits, source, is_word=tokenizer.vocabulary.is_word
     )
-    assert len(shown) == 4  # two branches, right and shuffled
+    assert len(shown) == 2
     for branch in ("local", "global"):
         assert figures[branch]["detect"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
         assert figures[branch]["correct"] == {"top1": 0.0, "top3": 1.0}
@@ -160,6 +162,23 @@ def test_edits_of_more_pictures_are_refused(edits, source, tokenizer):
     far = dataclasses.replace(edits, image=edits.image + 7)
     with pytest.raises(UserError, match="four has 4"):
         evaluate_proofreading(None, far, source, is_word=tokenizer.vocabulary.is_word)
+
+
+def test_edits_of_other_captions_are_refused(edits, source, tokenizer):
+    class Other(type(source)):
+        name = "other"
+        said = (*type(source).said[:3], ("a cat",))
+
+    is_word = tokenizer.vocabulary.is_word
+    with pytest.raises(UserError, match=r"captions than those of other \(of four\)"):
+        evaluate_proofreading(None, edits, Other(), is_word=is_word)
+
+
+def test_edits_of_another_vocabulary_are_refused(edits, tokenizer, tmp_path):
+    save_edits(edits, tmp_path / "edits.npz")
+    (tmp_path / "vocab.txt").write_text("\n".join([*tokenizer.pieces, "new"]))
+    with pytest.raises(UserError, match="another vocabulary"):
+        load_edits(tmp_path / "edits.npz", Tokenizer(tmp_path))
 
 
 def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):

@@ -13,7 +13,7 @@ from vilem_jax.api import make_model
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.scene_pairs import hard_pairs
 from vilem_jax.data.scenes import ScenesSource
-from vilem_jax.evaluation.proofread import StoredEdits
+from vilem_jax.evaluation.proofread import StoredEdits, _captions_digest
 from vilem_jax.report.collect import make_report, measure, run_charts
 from vilem_jax.report.html import render
 from vilem_jax.training.state import initial_params
@@ -51,6 +51,8 @@ def edits(model, source):
     places = np.tile(np.array([[1, 2]], np.int32), (NUM_IMAGES, 1))
     return StoredEdits(
         source="test",
+        captions=_captions_digest(source, np.arange(NUM_IMAGES)),
+        vocabulary="",
         editor="",
         seed=0,
         image=np.arange(NUM_IMAGES, dtype=np.int32),

@@ -7,6 +7,7 @@ of pictures or captions compiles anything anew; a single row has a program of it
 import collections
 import dataclasses
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
@@ -47,6 +48,7 @@ class Encoder:
 
     params: dict[str, Any]
     image_size: int  # R
+    max_text_length: int  # positions of the text tower
     batch_size: int  # rows of a chunk
     programs: dict[str, Callable]
 
@@ -60,6 +62,7 @@ class Encoder:
 
     def encode_texts(self, tokens: np.ndarray) -> np.ndarray:
         """int32 [N, L] -> float32 [N, E], unit rows."""
+        self._check_length(tokens)
         chunks = (
             self._run("texts", (tokens[start : start + self.batch_size],))[0]
             for start in range(0, len(tokens), self.batch_size)
@@ -73,8 +76,8 @@ class Encoder:
         places: np.ndarray,
         labels: np.ndarray,
         *,
-        branch: Branch = "local",
-    ) -> Proofreading:
+        branches: Sequence[Branch] = BRANCHES,
+    ) -> dict[Branch, Proofreading]:
         """Judges every token, and names words for the places.
 
         Args:
@@ -82,20 +85,37 @@ class Encoder:
           tokens: int32 [N, L], captions that may be wrong.
           places: int32 [N, K], where words are named.
           labels: int32 [N, K], the words whose rank is wanted.
+          branches: "local", "global", or both, which then share the image tower.
+
+        Raises:
+          UserError: another branch, no caption, or captions longer than the text tower
+            has positions.
         """
-        if branch not in BRANCHES:
-            raise UserError(f"branch is 'local' or 'global', not {branch!r}")
+        program = "+".join(branches)
+        if program not in self.programs:
+            raise UserError(f"branch is 'local' or 'global', not {program!r}")
+        self._check_length(tokens)
         parts, start = [], 0
         for chunk in _chunks(pixels, self.batch_size):
             rows = slice(start, start + len(chunk))
             start = rows.stop
             texts = (tokens[rows], places[rows], labels[rows])
-            parts.append(self._run(branch, (np.stack(chunk), *texts)))
+            parts.append(self._run(program, (np.stack(chunk), *texts)))
         if not parts:
             raise UserError("There is no caption to proofread.")
-        return Proofreading(
-            *(np.concatenate(part) for part in zip(*parts, strict=True))
-        )
+        joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        size = len(Proofreading._fields)
+        return {
+            branch: Proofreading(*joined[number * size : (number + 1) * size])
+            for number, branch in enumerate(branches)
+        }
+
+    def _check_length(self, tokens: np.ndarray) -> None:
+        if tokens.shape[1] > self.max_text_length:
+            raise UserError(
+                f"Captions of {tokens.shape[1]} tokens are longer than the text tower, "
+                f"which has {self.max_text_length} positions."
+            )
 
     def _run(self, program: str, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
         """One chunk of at most `batch_size` rows, padded with its last row."""
@@ -129,27 +149,32 @@ def make_encoder(
         model = nnx.merge(graph, params)
         return (model.encode_text(tokens, is_real_token(tokens, pad_id)),)
 
-    def proofread(branch):
+    def proofread(branches):
         def run(params, pixels, tokens, places, labels):
             model = nnx.merge(graph, params)
             features = model.see(normalize(pixels, config.augment))
             is_token = is_real_token(tokens, pad_id)
-            if branch == "local":
-                hidden = model.proofread_local(tokens, is_token, features.levels)
-                logits = model.local_logits(hidden, places)
-            else:
-                feature = model.image_global(features)
-                hidden = model.proofread_global(tokens, is_token, feature)
-                logits = model.global_logits(hidden, places)
-            return _judgement(logits.detect, logits.correct, labels, is_word)
+            outputs = []
+            for branch in branches:
+                if branch == "local":
+                    hidden = model.proofread_local(tokens, is_token, features.levels)
+                    logits = model.local_logits(hidden, places)
+                else:
+                    feature = model.image_global(features)
+                    hidden = model.proofread_global(tokens, is_token, feature)
+                    logits = model.global_logits(hidden, places)
+                outputs += _judgement(logits.detect, logits.correct, labels, is_word)
+            return outputs
 
         return jax.jit(run)
 
-    programs = {name: proofread(name) for name in BRANCHES}
+    asked = (("local",), ("global",), BRANCHES)
+    programs = {"+".join(branches): proofread(branches) for branches in asked}
     programs |= {"images": jax.jit(images), "texts": jax.jit(texts)}
     return Encoder(
         params=params,
         image_size=config.model.vision.image_size,
+        max_text_length=config.model.text.max_positions,
         batch_size=batch_size or config.evaluation.batch_size,
         programs=programs,
     )
@@ -163,9 +188,12 @@ def normalize(pixels: jax.Array, config: AugmentConfig) -> jax.Array:
 
 
 def read_pictures(
-    source: Source, indices: Iterable[int], size: int
+    source: Source, indices: Sequence[int], size: int, *, show_progress: bool = False
 ) -> Iterator[np.ndarray]:
     """The pictures of `source`, squashed to uint8 [size, size, 3], read ahead.
+
+    Args:
+      show_progress: a bar on stderr.
 
     Raises:
       UserError: a picture that is missing or broken, by name: an evaluation that left
@@ -182,7 +210,16 @@ def read_pictures(
                 "or leave it out of the data"
             ) from error
 
-    return read_ahead(read, indices)
+    return read_ahead(read, progress(indices, "picture", show=show_progress))
+
+
+def progress(items: Sequence, unit: str, *, show: bool) -> Iterable:
+    """`items`, with a bar on stderr that tells speed and time left, where `show`."""
+    if not show:
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, unit=unit, file=sys.stderr, dynamic_ncols=True)
 
 
 def read_ahead(read: Callable, items: Iterable) -> Iterator:

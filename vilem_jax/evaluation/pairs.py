@@ -14,7 +14,7 @@ import numpy as np
 from vilem_jax.config import UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import ImageError, decode, resize_square
-from vilem_jax.evaluation.encoding import Encoder, read_ahead
+from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
 
 LAYOUT = '{"0": {"filename": ..., "caption": ..., "negative_caption": ...}, ...}'
 
@@ -98,6 +98,7 @@ def evaluate_pairs(
     read_image: Callable[[Any], bytes | np.ndarray],
     *,
     text_length: int,
+    show_progress: bool = False,
 ) -> dict:
     """`pairs_metrics` of a model.
 
@@ -105,6 +106,7 @@ def evaluate_pairs(
       pairs: `CaptionPair`s, or others with the same four fields.
       read_image: from a pair's `image` to the bytes of a file or uint8 [H, W, 3].
       text_length: L; longer captions are cut.
+      show_progress: a bar on stderr.
 
     Raises:
       UserError: a picture that is missing or broken, by name.
@@ -118,7 +120,9 @@ def evaluate_pairs(
 
     score_true, score_wrong = pair_scores(
         pairs,
-        encode_images=lambda images: encoder.encode_images(read_ahead(read, images)),
+        encode_images=lambda images: encoder.encode_images(
+            read_ahead(read, progress(images, "picture", show=show_progress))
+        ),
         encode_texts=lambda texts: encoder.encode_texts(
             tokenizer.encode(texts, text_length)
         ),

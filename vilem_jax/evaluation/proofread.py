@@ -6,7 +6,9 @@ what is seen.
 """
 
 import dataclasses
+import hashlib
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from vilem_jax.config import EditorConfig, UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
-from vilem_jax.evaluation.encoding import BRANCHES, Encoder, read_pictures
+from vilem_jax.evaluation.encoding import Encoder, read_pictures
 from vilem_jax.evaluation.files import write_bytes
 
 EDIT_ROWS = 64  # captions the editor takes at a time
@@ -30,6 +32,8 @@ class StoredEdits:
     """Captions of a data set with some words replaced, once and for all."""
 
     source: str  # name of the data set
+    captions: str  # digest of all captions of these pictures: tells data sets apart
+    vocabulary: str  # digest of the words that the tokens stand for
     editor: str  # SHA-256 of the editor's weights
     seed: int
     image: np.ndarray  # int32 [N], index of each caption's picture in the data set
@@ -97,11 +101,14 @@ def make_edits(
     keep = edit_here.any(axis=1)
     if not keep.any():
         raise UserError(f"No caption of {source.name} has a word to edit.")
+    image = np.arange(count, dtype=np.int32)[keep]
     return StoredEdits(
         source=source.name,
+        captions=_captions_digest(source, image),
+        vocabulary=vocabulary_digest(tokenizer),
         editor=config.sha256,
         seed=seed,
-        image=np.arange(count, dtype=np.int32)[keep],
+        image=image,
         tokens=tokens[keep],
         edited=edited[keep],
         places=places[keep],
@@ -116,8 +123,12 @@ def save_edits(edits: StoredEdits, path: str | Path) -> None:
     write_bytes(path, content.getvalue())
 
 
-def load_edits(path: str | Path) -> StoredEdits:
-    """What `save_edits` wrote; a UserError if it is not that."""
+def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
+    """What `save_edits` wrote.
+
+    Raises:
+      UserError: the file is not that, or its tokens are of another vocabulary.
+    """
     names = [field.name for field in dataclasses.fields(StoredEdits)]
     try:
         content = io.BytesIO(Path(path).expanduser().read_bytes())
@@ -128,9 +139,15 @@ def load_edits(path: str | Path) -> StoredEdits:
         raise UserError(f"There is no file {path} with stored edits.") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} does not hold stored edits: {error}") from error
-    for name, kind in (("source", str), ("editor", str), ("seed", int)):
-        values[name] = kind(values[name])
-    return StoredEdits(**values)
+    for name in ("source", "captions", "vocabulary", "editor"):
+        values[name] = str(values[name])
+    edits = StoredEdits(**values | {"seed": int(values["seed"])})
+    if edits.vocabulary != vocabulary_digest(tokenizer):
+        raise UserError(
+            f"The edits in {path} are of another vocabulary than the model's: make "
+            "others with the model's own editor."
+        )
+    return edits
 
 
 def evaluate_proofreading(
@@ -140,26 +157,26 @@ def evaluate_proofreading(
     *,
     is_word: np.ndarray,
     with_shuffled: bool = True,
+    show_progress: bool = False,
 ) -> dict:
     """Figures of both branches, with the right picture and with another.
 
     Args:
       source: the data set the edits were made of.
       is_word: bool [V], of the vocabulary; other tokens are not judged.
+      show_progress: a bar on stderr.
 
     Returns:
       {"local": {"detect": ..., "correct": ...}, "global": ..., "shuffled": {"local":
       ..., "global": ...}, "captions", "words", "edits", "images", "editor", "seed"}.
     """
-    if edits.image.max(initial=0) >= len(source):
-        raise UserError(
-            f"The stored edits are of {edits.image.max() + 1} or more pictures, "
-            f"but {source.name} has {len(source)}."
-        )
-    figures = _branches(encoder, edits, source, edits.image, is_word)
+    _check_source(edits, source)
+    figures = _branches(encoder, edits, source, edits.image, is_word, show_progress)
     if with_shuffled:
         other = other_pictures(edits.image, seed=edits.seed)
-        figures["shuffled"] = _branches(encoder, edits, source, other, is_word)
+        figures["shuffled"] = _branches(
+            encoder, edits, source, other, is_word, show_progress
+        )
     return figures | {
         "captions": len(edits.tokens),
         "words": int(is_word[edits.edited].sum()),
@@ -170,24 +187,49 @@ def evaluate_proofreading(
     }
 
 
-def _branches(encoder, edits, source, images, is_word) -> dict:
-    figures = {}
-    for branch in BRANCHES:
-        judged = encoder.proofread(
-            read_pictures(source, images.tolist(), encoder.image_size),
-            edits.edited,
-            edits.places,
-            edits.labels,
-            branch=branch,
-        )
-        figures[branch] = proofread_metrics(
-            judged.p_wrong,
+def _branches(encoder, edits, source, images, is_word, show_progress) -> dict:
+    judged = encoder.proofread(
+        read_pictures(
+            source, images.tolist(), encoder.image_size, show_progress=show_progress
+        ),
+        edits.edited,
+        edits.places,
+        edits.labels,
+    )
+    return {
+        branch: proofread_metrics(
+            one.p_wrong,
             edits.edited != edits.tokens,
             is_word[edits.edited],
-            judged.rank,
+            one.rank,
             edits.is_edit,
         )
-    return figures
+        for branch, one in judged.items()
+    }
+
+
+def _check_source(edits: StoredEdits, source: Source) -> None:
+    """A UserError where the edits are of other captions than the source's."""
+    if edits.image.max() >= len(source):
+        raise UserError(
+            f"The stored edits are of {edits.image.max() + 1} or more pictures, "
+            f"but {source.name} has {len(source)}."
+        )
+    if _captions_digest(source, edits.image) != edits.captions:
+        raise UserError(
+            f"The stored edits were made of other captions than those of {source.name} "
+            f"(of {edits.source}): give that data set, or make new edits."
+        )
+
+
+def _captions_digest(source: Source, images: np.ndarray) -> str:
+    said = [source.captions(int(index)) for index in np.unique(images)]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def vocabulary_digest(tokenizer: Tokenizer) -> str:
+    """Tells vocabularies apart, so that no token is taken for another word."""
+    return hashlib.sha256("\n".join(tokenizer.pieces).encode()).hexdigest()
 
 
 def proofread_metrics(

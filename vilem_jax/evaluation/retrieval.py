@@ -36,12 +36,14 @@ def encode_source(
     *,
     text_length: int,
     captions_per_image: int | Literal["all"] = "all",
+    show_progress: bool = False,
 ) -> EncodedSource:
     """Encodes every picture of `source` and its captions.
 
     Args:
       text_length: L; longer captions are cut.
       captions_per_image: the first so many of each picture; "all" takes all.
+      show_progress: a bar on stderr.
 
     Raises:
       UserError: a picture that cannot be read, or one without a caption.
@@ -59,7 +61,9 @@ def encode_source(
                 "leave it out of the data, or caption it."
             )
     captions = tuple(caption for each in said for caption in each)
-    pictures = read_pictures(source, range(len(source)), encoder.image_size)
+    pictures = read_pictures(
+        source, range(len(source)), encoder.image_size, show_progress=show_progress
+    )
     return EncodedSource(
         image_embedding=encoder.encode_images(pictures),
         text_embedding=encoder.encode_texts(tokenizer.encode(captions, text_length)),
@@ -75,6 +79,7 @@ def evaluate_retrieval(
     *,
     text_length: int,
     captions_per_image: int | Literal["all"] = "all",
+    show_progress: bool = False,
 ) -> dict:
     """`retrieval_metrics` of a data set, with the protocol they were measured by.
 
@@ -86,6 +91,7 @@ def evaluate_retrieval(
         source,
         text_length=text_length,
         captions_per_image=captions_per_image,
+        show_progress=show_progress,
     )
     figures = retrieval_metrics(
         encoded.image_embedding, encoded.text_embedding, encoded.image_of_text

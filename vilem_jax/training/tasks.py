@@ -4,6 +4,7 @@ The parts are pure or compiled; what a task needs beside the state (the frozen e
 the validation data) it holds on to, and never changes.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,9 +118,7 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
     def evaluate(state) -> dict:
         # One device scores; replicated parameters lie on it already.
         params = jax.tree.map(lambda x: x.addressable_data(0), state.params)
-        now = type(encoder)(
-            params, encoder.image_size, encoder.batch_size, encoder.programs
-        )
+        now = dataclasses.replace(encoder, params=params)
         figures = {}
         for number, source in enumerate(sources):
             figures[source.name] = _retrieval(now, source, tokenizer, settings)
