@@ -1,0 +1,245 @@
+"""Eqs. (5), (10), (12), (13) and Table 5's rows, with a stub in place of the towers.
+
+The stub returns stored embeddings and logits, so that a double loop can follow.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vilem_jax.config import Config, LossConfig
+from vilem_jax.models.vilem import ProofreadLogits
+from vilem_jax.objectives import editing
+from vilem_jax.training import losses
+
+BATCH, LENGTH, PLACES, WORDS, WIDTH, QUEUE = 6, 5, 2, 7, 4, 3
+TEMPERATURE = 0.2
+BRANCHES = ("local", "global")
+SWITCHES = [f"{branch}_{task}" for branch in BRANCHES for task in ("detect", "correct")]
+
+
+@dataclasses.dataclass
+class Stub:
+    """What `losses` asks of a ViLEM; answers depend on who reads and what is seen."""
+
+    name: str
+    arrays: dict
+    temperature = jnp.full((), TEMPERATURE)
+
+    def see(self, pixels, *, with_levels):
+        return StubFeatures(self.name)
+
+    def project_image(self, features):
+        return self.arrays["image"]
+
+    def encode_text(self, tokens, is_token, *, seeds=None):
+        return self.arrays["text"]
+
+    def image_global(self, features):
+        return features.seen_by
+
+    def proofread_local(self, tokens, is_token, image_levels, *, seeds=None):
+        return self.name, image_levels
+
+    def proofread_global(self, tokens, is_token, image_global, *, seeds=None):
+        return self.name, image_global
+
+    def encode_and_proofread_global(
+        self, tokens, edited, is_token, image_global, *, seeds
+    ):
+        return self.arrays["text"], (self.name, image_global)
+
+    def local_logits(self, hidden, places):
+        return self.arrays["/".join(("local", *hidden))]
+
+    def global_logits(self, hidden, places):
+        return self.arrays["/".join(("global", *hidden))]
+
+
+@dataclasses.dataclass
+class StubFeatures:
+    seen_by: str
+
+    @property
+    def levels(self):
+        return self.seen_by
+
+
+jax.tree_util.register_dataclass(StubFeatures, [], ["seen_by"])
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+
+    def unit(rows):
+        values = rng.normal(size=(rows, WIDTH))
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+        return values.astype(np.float32)
+
+    arrays = {"image": unit(BATCH), "text": unit(BATCH)}
+    for branch, reader, seen in itertools.product(BRANCHES, *2 * [("fast", "slow")]):
+        arrays[f"{branch}/{reader}/{seen}"] = ProofreadLogits(
+            rng.normal(size=(BATCH, LENGTH, 2)).astype(np.float32),
+            rng.normal(size=(BATCH, PLACES, WORDS)).astype(np.float32),
+        )
+    tokens = rng.integers(0, WORDS, (BATCH, LENGTH)).astype(np.int32)
+    is_word = rng.random((BATCH, LENGTH)) < 0.8
+    is_word[:, :PLACES] = True
+    is_word[-1] = False  # a caption with nothing to edit
+    num_edits = np.array([1, 2, 2, 1, 2, 0])
+    chosen = editing.Places(
+        jnp.tile(jnp.arange(PLACES), (BATCH, 1)),
+        jnp.asarray(np.arange(PLACES) < num_edits[:, None]),
+    )
+    edits = editing.apply_edits(
+        jnp.asarray(tokens), chosen, (tokens[:, :PLACES] + 1) % WORDS
+    )
+    samples = losses.Samples(
+        jnp.zeros((BATCH, 1)), tokens, tokens >= 0, jnp.asarray(is_word), edits, None
+    )
+    contrast = losses.Contrast(
+        unit(BATCH),
+        unit(BATCH),
+        unit(QUEUE),
+        unit(QUEUE),
+        jnp.asarray(2),
+        jnp.zeros(()),
+    )
+    return arrays, samples, contrast, num_edits
+
+
+def sums_of(case, loss: LossConfig, rows=slice(None)):
+    """`loss_sums` of some rows of the batch."""
+    arrays, samples, contrast, _ = case
+    part = jax.tree.map(lambda x: np.asarray(x)[rows], samples)
+    part_arrays = jax.tree.map(lambda x: x[rows], arrays)
+    total, sums = losses.loss_sums(
+        Stub("fast", part_arrays),
+        Stub("slow", part_arrays),
+        part,
+        np.arange(BATCH)[rows],
+        contrast,
+        losses.denominators(samples),
+        Config(loss=loss),
+        1,
+    )
+    return total, sums
+
+
+def log_softmax(logits, label):
+    logits = np.asarray(logits, np.float64)
+    return logits[label] - np.log(np.exp(logits).sum())
+
+
+def align(embedding, keys, queue):
+    """Eqs. (3), (4), two rows of the queue being valid."""
+    loss = 0.0
+    for i in range(BATCH):
+        others = np.concatenate([keys, queue[:2]]).astype(np.float64)
+        loss -= log_softmax(others @ embedding[i].astype(np.float64) / TEMPERATURE, i)
+    return loss / BATCH
+
+
+def detection(case, logits):
+    """Eq. (8): mean over texts of the sum over words."""
+    _, samples, _, num_edits = case
+    loss = 0.0
+    for i, j in zip(*np.nonzero(samples.is_word), strict=True):
+        is_original = 0 if j < num_edits[i] else 1
+        loss -= log_softmax(logits.detect[i, j], is_original)
+    return loss / BATCH
+
+
+def correction(case, logits):
+    """Eq. (9): mean over the edited words of the batch."""
+    _, samples, _, num_edits = case
+    loss = 0.0
+    for i in range(BATCH):
+        for k in range(num_edits[i]):
+            loss -= log_softmax(logits.correct[i, k], samples.tokens[i, k])
+    return loss / num_edits.sum()
+
+
+# Who reads, and who saw the picture.
+PAIRS = {"online": ["fast/fast"], "cross": ["fast/slow", "slow/fast"]}
+
+
+def expected(case, branch, task, pairing="online"):
+    one = {"detect": detection, "correct": correction}[task]
+    logits = [case[0][f"{branch}/{pair}"] for pair in PAIRS[pairing]]
+    return sum(one(case, each) for each in logits) / len(logits)
+
+
+@pytest.mark.parametrize("on", list(itertools.product([False, True], repeat=4)))
+def test_total_of_every_row_of_table_5(case, on):
+    """Eq. (13) with each of the four losses on or off."""
+    switches = dict(zip(SWITCHES, on, strict=True))
+    total, sums = sums_of(case, LossConfig(**switches))
+    arrays, _, contrast, _ = case
+    i2t = align(arrays["image"], contrast.text_keys, contrast.text_queue)
+    t2i = align(arrays["text"], contrast.image_keys, contrast.image_queue)
+    np.testing.assert_allclose(sums["loss_i2t"], i2t, rtol=1e-6)
+    np.testing.assert_allclose(sums["loss_t2i"], t2i, rtol=1e-6)
+    wanted = (i2t + t2i) / 2
+    for switch, is_on in switches.items():
+        branch, task = switch.split("_")
+        assert (f"loss_{switch}" in sums) == is_on
+        if is_on:
+            loss = expected(case, branch, task)
+            np.testing.assert_allclose(sums[f"loss_{switch}"], loss, rtol=1e-6)
+            wanted += {"local": 0.8, "global": 0.2}[branch] * loss
+    np.testing.assert_allclose(total, wanted, rtol=1e-6)
+    assert sums["loss"] == total
+
+
+def test_cross_pairing_averages_the_two(case):
+    _, sums = sums_of(case, LossConfig(pairing="cross"))
+    for switch in SWITCHES:
+        loss = expected(case, *switch.split("_"), pairing="cross")
+        np.testing.assert_allclose(sums[f"loss_{switch}"], loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "per_edit", "mean"])
+@pytest.mark.parametrize("pairing", ["online", "cross"])
+def test_parts_of_a_batch_add_up(case, reduction, pairing):
+    loss = LossConfig(detect_reduction=reduction, pairing=pairing)
+    _, whole = sums_of(case, loss)
+    _, first = sums_of(case, loss, slice(0, None, 2))
+    _, second = sums_of(case, loss, slice(1, None, 2))
+    for name, value in whole.items():
+        np.testing.assert_allclose(
+            first[name] + second[name], value, rtol=1e-6, atol=1e-6
+        )
+
+
+def test_detection_a_word_and_an_edit(case):
+    _, samples, _, num_edits = case
+    logits = case[0]["local/fast/fast"]
+    _, mean = sums_of(case, LossConfig(detect_reduction="mean"))
+    wanted = detection(case, logits) * BATCH / np.sum(samples.is_word)
+    np.testing.assert_allclose(mean["loss_local_detect"], wanted, rtol=1e-6)
+    _, per_edit = sums_of(case, LossConfig(detect_reduction="per_edit"))
+    wanted = 0.0
+    for i, j in zip(*np.nonzero(samples.is_word), strict=True):
+        label = 0 if j < num_edits[i] else 1
+        wanted -= log_softmax(logits.detect[i, j], label) / max(num_edits[i], 1)
+    np.testing.assert_allclose(per_edit["loss_local_detect"], wanted / BATCH, rtol=1e-6)
+
+
+def test_nothing_to_edit_in_the_whole_batch_is_loss_0(case):
+    arrays, samples, contrast, _ = case
+    nowhere = jnp.zeros_like(samples.is_word)
+    edits = samples.edits._replace(
+        tokens=samples.tokens,
+        edit_here=nowhere,
+        is_edit=jnp.zeros_like(samples.edits.is_edit),
+    )
+    samples = samples._replace(is_word=nowhere, edits=edits)
+    _, sums = sums_of((arrays, samples, contrast, None), LossConfig())
+    assert all(sums[f"loss_{switch}"] == 0 for switch in SWITCHES)
+    assert np.isfinite(sums["loss"])
