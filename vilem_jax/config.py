@@ -105,7 +105,7 @@ class ModelConfig:
     global_feature: Literal["normed", "unnormed"] = "normed"  # [CLS] after the last LN
     heads: Literal["separate", "shared"] = "separate"  # of the local and global branch
     initial_temperature: float = 0.07
-    init_std: float = 0.02  # of new weights; small widths want about 1 / sqrt(width)
+    init_std: float = 0.02  # of new kernels; 0: 1 / sqrt(inputs), for narrow models
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,15 +16,16 @@ MASKED = -1e30  # a logit that softmax turns into exactly 0 in float32 and bfloa
 
 
 def with_init_std(params: dict, std: float) -> dict:
-    """New parameters with every drawn weight scaled from N(0, 0.02) to N(0, std).
+    """New parameters with the kernels scaled from N(0, 0.02) to N(0, std).
 
-    Biases and norms, which start at 0 and 1, stay.
+    A std of 0 means 1 / sqrt(inputs) for each kernel, which keeps activations alive in
+    narrow layers. Embeddings, biases and norms stay as they are.
     """
-    drawn = ("kernel", "class_token", "position_embedding")
-    drawn += ("words", "positions", "token_types")
 
     def scaled(path, value):
-        return value * (std / INIT_STD) if path[-1].key in drawn else value
+        if path[-1].key != "kernel":
+            return value
+        return value * ((std or value.shape[0] ** -0.5) / INIT_STD)
 
     return jax.tree_util.tree_map_with_path(scaled, params)
 
