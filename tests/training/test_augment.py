@@ -1,0 +1,214 @@
+"""RandAugment's operations against Pillow, and when a picture is flipped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from tests.tiny import (
+    CLS,
+    FIRST_WORD,
+    LEFT,
+    MASK,
+    PAD,
+    RIGHT,
+    SEP,
+    tiny_batch,
+    tiny_config,
+    word_tables,
+)
+from vilem_jax.config import AugmentConfig
+from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.training import augment
+from vilem_jax.training.step import make_prepare, sample_keys
+
+SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Smooth, dark, noisy and plain, uint8 [4, 24, 24, 3]."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    smooth = np.stack([8 * x, 5 * y, 4 * x + 4 * y], axis=-1)
+    dark = 30 + smooth // 4
+    noisy = rng.integers(0, 256, (SIZE, SIZE, 3))
+    plain = np.full((SIZE, SIZE, 3), 90)
+    return np.stack([smooth, dark, noisy, plain]).astype(np.uint8)
+
+
+apply_operation = jax.jit(augment.apply_operation, static_argnames="level")
+
+
+def ours(pictures, name, level=7, sign=1.0):
+    count = len(pictures)
+    number = augment.OPERATIONS.index(name)
+    return np.asarray(
+        apply_operation(
+            jnp.asarray(pictures, jnp.float32),
+            jnp.full(count, number),
+            jnp.full(count, sign),
+            level=level,
+        )
+    )
+
+
+def by_pillow(pictures, change):
+    changed = [np.asarray(change(Image.fromarray(p))) for p in pictures]
+    return np.stack(changed).astype(np.float32)
+
+
+def test_identity_is_exact(pictures):
+    np.testing.assert_array_equal(ours(pictures, "identity"), pictures)
+
+
+def test_equalize(pictures):
+    theirs = by_pillow(pictures, ImageOps.equalize)
+    np.testing.assert_array_equal(ours(pictures, "equalize"), theirs)
+    assert (theirs != pictures).any()
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("auto_contrast", ImageOps.autocontrast),
+        ("brightness", lambda p: ImageEnhance.Brightness(p).enhance(1.8 * 0.7 + 0.1)),
+        ("sharpness", lambda p: ImageEnhance.Sharpness(p).enhance(1.8 * 0.7 + 0.1)),
+    ],
+)
+def test_colours_and_sharpness_within_one_level(pictures, name, change):
+    theirs = by_pillow(pictures, change)
+    assert np.abs(ours(pictures, name) - theirs).max() <= 1
+    assert (theirs != pictures).any()
+
+
+@pytest.mark.parametrize("level", [0, 10])
+@pytest.mark.parametrize("name", ["brightness", "sharpness"])
+def test_the_weakest_and_strongest_enhancement(pictures, name, level):
+    enhance = {
+        "brightness": ImageEnhance.Brightness,
+        "sharpness": ImageEnhance.Sharpness,
+    }
+    theirs = by_pillow(
+        pictures, lambda p: enhance[name](p).enhance(1.8 * level / 10 + 0.1)
+    )
+    assert np.abs(ours(pictures, name, level) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("axis, name", [(2, "translate_x"), (1, "translate_y")])
+def test_translation_moves_whole_pixels(pictures, axis, name, sign):
+    moved = ours(pictures, name, level=7, sign=sign)
+    grey = np.full_like(pictures, 128)
+    wide = np.concatenate([grey, pictures, grey], axis=axis)
+    start = SIZE + 7 * sign
+    expected = np.take(wide, range(start, start + SIZE), axis=axis)
+    np.testing.assert_array_equal(moved, expected)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("name", ["shear_x", "shear_y", "rotate"])
+def test_shears_and_rotation(pictures, name, sign):
+    """Against Pillow's bilinear map, away from the edge of the old picture."""
+    middle, angle = SIZE / 2, np.deg2rad(21.0) * sign
+    shear = 0.21 * sign
+    matrices = {
+        "shear_x": [[1, shear], [0, 1]],
+        "shear_y": [[1, 0], [shear, 1]],
+        "rotate": [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]],
+    }
+    matrix = np.array(matrices[name])
+    offset = middle - matrix @ [middle, middle]
+    data = np.concatenate([matrix, offset[:, None]], axis=1).ravel()
+
+    def change(picture):
+        return picture.transform(
+            picture.size,
+            Image.Transform.AFFINE,
+            tuple(data),
+            Image.Resampling.BILINEAR,
+            fillcolor=(128, 128, 128),
+        )
+
+    found, theirs = ours(pictures, name, sign=sign), by_pillow(pictures, change)
+    inner = slice(6, -6)  # both read inside the old picture here
+    difference = np.abs(found - theirs)[:, inner, inner]
+    assert difference.max() <= 1
+    assert np.abs(theirs - pictures)[0, inner, inner].mean() > 1
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    source = np.stack([x, y], axis=-1) @ matrix.T + offset
+    is_outside = ((source < -1) | (source > SIZE + 1)).any(axis=-1)
+    assert is_outside.any() and (found[:, is_outside] == 128).all()
+
+
+def test_mixed_operations_in_one_batch(pictures):
+    """Each sample gets its own operation, as if alone."""
+    batch = np.repeat(pictures[2:3], len(augment.OPERATIONS), axis=0)
+    mixed = apply_operation(
+        jnp.asarray(batch, jnp.float32),
+        jnp.arange(len(batch)),
+        jnp.ones(len(batch)),
+        level=7,
+    )
+    for row, name in zip(mixed, augment.OPERATIONS, strict=True):
+        np.testing.assert_array_equal(row, ours(pictures[2:3], name)[0])
+
+
+CONFIG = AugmentConfig()
+
+
+@jax.jit
+def augmented(pixels, keys):
+    may_flip = jnp.ones(len(pixels), bool)
+    return augment.augment(pixels, keys, keys, CONFIG, may_flip=may_flip)
+
+
+def test_a_sample_is_augmented_alike_in_any_company(pictures):
+    batch = np.repeat(pictures, 4, axis=0)
+    keys = jax.random.split(jax.random.key(0), 16)
+    whole = np.asarray(augmented(batch, keys))
+    part = np.asarray(augmented(batch[5:9], keys[5:9]))
+    np.testing.assert_array_equal(whole[5:9], part)
+    assert whole.min() >= 0 and whole.max() <= 255
+    np.testing.assert_array_equal(whole, np.round(whole))
+
+
+def test_how_many_pictures_change():
+    """Twice, with probability 1/2, one of 10 operations of which one is identity."""
+    rng = np.random.default_rng(0)
+    # Half the range of levels, so that AutoContrast changes every one.
+    picture = rng.integers(60, 180, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    count, changed = 400, 0
+    config = AugmentConfig(flip_rate=0.0)
+    run = jax.jit(
+        lambda p, k: augment.augment(p, k, k, config, may_flip=jnp.ones(100, bool))
+    )
+    for seed in range(count // 100):
+        batch = np.repeat(picture, 100, axis=0)
+        result = run(batch, jax.random.split(jax.random.key(seed), 100))
+        changed += (np.asarray(result) != batch).any(axis=(1, 2, 3)).sum()
+    rate = 1 - (1 - 0.5 * 0.9) ** 2
+    assert abs(changed / count - rate) < 4 * np.sqrt(rate * (1 - rate) / count)
+
+
+@pytest.mark.parametrize("spares", [True, False])
+def test_flips_spare_captions_that_say_left_or_right(spares):
+    changes = {"flip_rate": 1.0, "num_ops": 0, "flip_spares_sides": spares}
+    off = {
+        f"{b}_{t}": False for b in ("local", "global") for t in ("detect", "correct")
+    }
+    config = tiny_config(augment=changes, loss=off)
+    batch = tiny_batch()
+    batch["tokens"][:] = [CLS, FIRST_WORD + 5, SEP, *[PAD] * 9]
+    batch["tokens"][2, 1], batch["tokens"][5, 1] = LEFT, RIGHT
+    prepare = make_prepare(config, None, pad_id=PAD, mask_id=MASK)
+    keys = sample_keys(jax.random.key(0), 0, batch["sample_id"])
+    samples = jax.jit(prepare)(FrozenEditor({}, word_tables()), batch, keys)
+    mean, std = np.array(config.augment.mean), np.array(config.augment.std)
+    for row, pixels in enumerate(batch["pixels"]):
+        stays = spares and row in (2, 5)
+        wanted = pixels if stays else pixels[:, ::-1]
+        np.testing.assert_allclose(
+            samples.pixels[row], (wanted / 255 - mean) / std, atol=1e-5
+        )
