@@ -1,0 +1,133 @@
+"""The pieces of the towers against what their docstrings say."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vilem_jax.models import layers
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-4, 4, 41)
+    exact = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x]
+    tanh = [
+        0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+        for v in x
+    ]
+    given = jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(layers.activation("gelu")(given), exact, atol=1e-6)
+    np.testing.assert_allclose(layers.activation("gelu_tanh")(given), tanh, atol=1e-6)
+    assert np.abs(np.subtract(exact, tanh)).max() > 1e-4  # so the test can tell
+
+
+def test_attention_equals_a_loop():
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(2, 3, 2, 4))  # [B, L, H, D]
+    key, value = rng.normal(size=(2, 2, 5, 2, 4))
+    key_here = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    wanted = np.zeros_like(query)
+    for b, q, h in np.ndindex(2, 3, 2):
+        here = np.flatnonzero(key_here[b])
+        scores = np.exp([query[b, q, h] @ key[b, k, h] / 2.0 for k in here])
+        wanted[b, q, h] = scores / scores.sum() @ value[b, here, h]
+    arrays = (jnp.asarray(x, jnp.float32) for x in (query, key, value))
+    ours = layers.masked_attention(*arrays, key_here=jnp.asarray(key_here))
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_masked_keys_weigh_exactly_nothing():
+    query, key = jnp.ones((1, 1, 1, 2)), jnp.ones((1, 3, 1, 2))
+    value = jnp.array([1.0, 1.0, 1e30])[None, :, None, None] * jnp.ones((1, 1, 1, 2))
+    here = jnp.array([[True, True, False]])
+    mixed = layers.masked_attention(query, key, value, key_here=here)
+    np.testing.assert_array_equal(mixed, jnp.ones((1, 1, 1, 2)))
+
+
+def sample_seeds(count):
+    return layers.dropout_seeds(jax.random.split(jax.random.key(0), count))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_rate_and_mean(rate):
+    dropped = layers.dropout(jnp.ones((8, 4000)), sample_seeds(8), rate)
+    assert abs(float((dropped == 0).mean()) - rate) < 0.01
+    assert abs(float(dropped.mean()) - 1) < 0.02
+    np.testing.assert_allclose(dropped.max(), 1 / (1 - rate), rtol=1e-6)
+
+
+def test_dropout_is_independent():
+    """Of neighbours, samples, sites and steps: no correlation above chance."""
+    size = 4096
+
+    def masks(seeds):
+        dropped = np.asarray(layers.dropout(jnp.ones((len(seeds), size)), seeds, 0.5))
+        return (dropped > 0) * 2.0 - 1
+
+    # Keys of neighbouring samples and steps, as a run makes them.
+    sample = jnp.arange(6)
+    steps = [jax.random.fold_in(jax.random.key(0), step) for step in range(2)]
+    seeds = jnp.concatenate(
+        [
+            layers.dropout_seeds(jax.vmap(jax.random.fold_in, (None, 0))(key, sample))
+            for key in steps
+        ]
+    )
+    rows = np.concatenate(
+        [
+            masks(layers.for_site(layers.for_site(seeds, n), m))
+            for n, m in np.ndindex(2, 3)
+        ]
+        + [masks(seeds)]
+    )
+    limit = 5.5 / np.sqrt(size)  # of a Gaussian; 1e-7 by chance a pair
+    between = rows @ rows.T / size
+    assert np.abs(between - np.diag(np.diag(between))).max() < limit
+    for shift in (1, 2, 3, 8, 64, 1024):
+        along = (rows[:, :-shift] * rows[:, shift:]).mean(axis=1)
+        assert np.abs(along).max() < limit * np.sqrt(size / (size - shift))
+    assert np.abs(rows.mean(axis=1)).max() < limit
+    assert np.abs(rows.mean(axis=0)).max() < 6 / np.sqrt(len(rows))
+
+
+def test_dropout_belongs_to_the_sample():
+    seeds = sample_seeds(6)
+    values = jax.random.normal(jax.random.key(1), (6, 3, 5))
+    whole = layers.dropout(values, seeds, 0.3)
+    order = jnp.array([4, 0, 5])
+    np.testing.assert_array_equal(
+        layers.dropout(values[order], seeds[order], 0.3), whole[order]
+    )
+    assert not np.array_equal(whole[0] == 0, whole[1] == 0)
+    np.testing.assert_array_equal(layers.dropout(values, None, 0.3), values)
+    np.testing.assert_array_equal(layers.dropout(values, seeds, 0.0), values)
+    assert layers.for_site(None, 3) is None and layers.dropout_seeds(None) is None
+
+
+def test_at_places():
+    values = jnp.arange(24.0).reshape(2, 4, 3)
+    places = jnp.array([[3, 0], [1, 1]])
+    chosen = layers.at_places(values, places)
+    np.testing.assert_array_equal(chosen[0], values[0, jnp.array([3, 0])])
+    np.testing.assert_array_equal(chosen[1], values[1, jnp.array([1, 1])])
+    np.testing.assert_array_equal(
+        layers.at_places(values[..., 0], places), chosen[..., 0]
+    )
+
+
+def test_statistics_are_float32_in_bfloat16():
+    """A large mean would leave no digits of the variance in bfloat16."""
+    from flax import nnx
+
+    from vilem_jax.config import ComputeConfig
+
+    norm = layers.layer_norm(64, 1e-12, ComputeConfig(), nnx.Rngs(0))
+    values = jax.random.normal(jax.random.key(0), (2, 64)) + 100
+    rounded = np.float64(values.astype(jnp.bfloat16))
+    wanted = rounded - rounded.mean(-1, keepdims=True)
+    wanted /= rounded.std(-1, keepdims=True)
+    ours = norm(values.astype(jnp.bfloat16))
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(ours), wanted, rtol=1e-2, atol=1e-2)

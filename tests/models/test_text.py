@@ -1,0 +1,82 @@
+"""The text tower: padding, exact savings, dropout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vilem_jax.models.text import TextTower, is_real_token
+
+
+def encode(tower):
+    return jax.jit(lambda ids, here, seeds: tower.encode(ids, here, seeds=seeds))
+
+
+def test_padding_changes_nothing(build, text_config, tokens, assert_close):
+    ids, is_token = tokens
+    run = encode(build(TextTower, text_config))
+    whole = run(ids, is_token, None)
+    for row, length in ((1, 2), (2, 5)):
+        cut = (ids[row : row + 1, :length], is_token[row : row + 1, :length])
+        assert_close(run(*cut, None), whole[row : row + 1])
+    # Nor does what stands in the padding.
+    noise = jnp.where(is_token, ids, 9)
+    np.testing.assert_array_equal(run(noise, is_token, None), whole)
+    np.testing.assert_array_equal(is_real_token(ids, 0), is_token)
+
+
+def test_class_only_last_layer(build, text_config, tokens, assert_close):
+    ids, is_token = tokens
+    on = encode(build(TextTower, text_config))(ids, is_token, None)
+    off = encode(build(TextTower, text_config, cls_only_last_layer=False))
+    assert_close(on, off(ids, is_token, None))
+
+
+def test_a_sample_keeps_its_dropout_in_any_company(
+    build, text_config, tokens, seeds, assert_close
+):
+    ids, is_token = tokens
+    run = encode(build(TextTower, text_config))
+    whole = run(ids, is_token, seeds)
+    assert_close(run(ids[1:3], is_token[1:3], seeds[1:3]), whole[1:3])
+    other = run(ids, is_token, seeds + 1)
+    assert float(jnp.abs(other - whole).max()) > 1e-2
+    assert float(jnp.abs(run(ids, is_token, None) - whole).max()) > 1e-2
+
+
+def test_recomputing_changes_no_gradient(
+    build, text_config, tokens, seeds, assert_close
+):
+    ids, is_token = tokens
+    grads = []
+    for recompute in (False, True):
+        tower = build(TextTower, text_config, recompute=recompute)
+        graph, params = nnx.split(tower, nnx.Param)
+
+        def loss(params, graph=graph):
+            tower = nnx.merge(graph, params)
+            return jnp.square(tower.encode(ids, is_token, seeds=seeds)).sum()
+
+        grads.append(nnx.to_pure_dict(jax.jit(jax.grad(loss))(params)))
+    assert_close(*grads)
+
+
+def test_layers_in_two_parts_are_the_whole(build, text_config, tokens, seeds):
+    ids, is_token = tokens
+    tower = build(TextTower, text_config)
+
+    @jax.jit
+    def run(ids, is_token, seeds):
+        hidden = tower.embed(ids, seeds=seeds)
+        whole = tower.run(hidden, is_token, seeds=seeds)
+        first = tower.run(hidden, is_token, stop=2, seeds=seeds)
+        return whole, tower.run(first, is_token, start=2, seeds=seeds)
+
+    np.testing.assert_array_equal(*run(ids, is_token, seeds))
+
+
+def test_too_long_a_text_is_refused(build, text_config):
+    tower = build(TextTower, text_config)
+    with pytest.raises(ValueError, match="11 tokens a text, but only 10 positions"):
+        tower.embed(jnp.zeros((1, 11), jnp.int32))
