@@ -97,7 +97,7 @@ class Model:
         """
         tokens = self._tokens([caption])
         if not self.tokenizer.vocabulary.is_word[tokens].any():
-            raise UserError(f"The caption {caption!r} has no word to proofread.")
+            raise UserError(f"The caption {caption!r} has no word to proofread")
         return self.proofread_tokens([picture], tokens, branch=branch)[0]
 
     def proofread_tokens(
@@ -135,7 +135,7 @@ class Model:
                 pixels = decode(np.asarray(picture))
         except (OSError, ImageError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"Cannot read {name}: {reason}.") from error
+            raise UserError(f"Cannot read {name}: {reason}") from error
         return resize_square(pixels, self.encoder.image_size)
 
     @functools.cached_property
@@ -234,7 +234,7 @@ def make_run_edits(
     if not model.config.editor.path:
         raise UserError(
             "This run has no editor to make wrong captions with (it was trained "
-            "without ViLEM's losses): give a stored set of edits."
+            "without ViLEM's losses): give a stored set of edits"
         )
     own, params = load_editor(model.config, model.tokenizer)
     return make_edits(

@@ -52,7 +52,7 @@ def export(
     ]
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(
-            f"{folder} is not an empty folder: give scenes a folder of its own."
+            f"{folder} is not an empty folder: give scenes a folder of its own"
         )
     partial = folder.with_name(folder.name + ".partial")
     try:
@@ -63,7 +63,7 @@ def export(
         partial.replace(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"scenes cannot be written to {folder}: {error}.") from error
+        raise UserError(f"scenes cannot be written to {folder}: {error}") from error
     return folder
 
 

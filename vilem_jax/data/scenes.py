@@ -58,24 +58,24 @@ class ScenesSource:
     def __post_init__(self):
         if self.split not in SPLIT_CODES:
             raise UserError(
-                f"scenes has no split {self.split!r}: use train, validation or test."
+                f"scenes has no split {self.split!r}: use train, validation or test"
             )
         if self.seed < 0:
-            raise UserError(f"The seed of scenes is {self.seed}: use 0 or more.")
+            raise UserError(f"The seed of scenes is {self.seed}: use 0 or more")
         if self.size < SMALLEST_SIZE:
             raise UserError(
                 f"Pictures of scenes cannot be {self.size} pixels wide: "
-                f"use {SMALLEST_SIZE} or more."
+                f"use {SMALLEST_SIZE} or more"
             )
         if not self.num_images:
             default = NUM_TRAIN if self.split == "train" else NUM_HELD_OUT
             object.__setattr__(self, "num_images", default)
         if self.num_images < 1:
-            raise UserError(f"scenes with {self.num_images} pictures: use 1 or more.")
+            raise UserError(f"scenes with {self.num_images} pictures: use 1 or more")
         if self.split != "train" and self.num_images > NUM_HELD_OUT:
             raise UserError(
                 f"The {self.split} split of scenes has {NUM_HELD_OUT} pictures, not "
-                f"{self.num_images}: use {NUM_HELD_OUT} or fewer, or another seed."
+                f"{self.num_images}: use {NUM_HELD_OUT} or fewer, or another seed"
             )
 
     @property

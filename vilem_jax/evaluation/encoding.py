@@ -102,7 +102,7 @@ class Encoder:
             texts = (tokens[rows], places[rows], labels[rows])
             parts.append(self._run(program, (np.stack(chunk), *texts)))
         if not parts:
-            raise UserError("There is no caption to proofread.")
+            raise UserError("There is no caption to proofread")
         joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
         size = len(Proofreading._fields)
         return {
@@ -114,7 +114,7 @@ class Encoder:
         if tokens.shape[1] > self.max_text_length:
             raise UserError(
                 f"Captions of {tokens.shape[1]} tokens are longer than the text tower, "
-                f"which has {self.max_text_length} positions."
+                f"which has {self.max_text_length} positions"
             )
 
     def _run(self, program: str, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -256,5 +256,5 @@ def _chunks(items: Iterable, size: int) -> Iterator[list]:
 def _joined(chunks: Iterable[np.ndarray], name: str) -> np.ndarray:
     chunks = list(chunks)
     if not chunks:
-        raise UserError(f"There is no {name} to encode.")
+        raise UserError(f"There is no {name} to encode")
     return np.concatenate(chunks)

@@ -25,7 +25,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+        raise UserError(f"Cannot write {path}: {error.strerror}") from error
 
 
 def write_json(path: str | Path, values: Any) -> None:

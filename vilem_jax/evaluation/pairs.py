@@ -48,7 +48,7 @@ def pairs_metrics(
             f"scores {score_true.shape} and {score_wrong.shape}, {len(kinds)} kinds"
         )
     if len(kinds) == 0:
-        raise UserError("There is no pair of captions to evaluate.")
+        raise UserError("There is no pair of captions to evaluate")
     if not (np.isfinite(score_true).all() and np.isfinite(score_wrong).all()):
         raise UserError("A score is not finite: has the run diverged?")
     is_right = score_true > score_wrong
@@ -141,7 +141,7 @@ def read_pairs(path: str | Path) -> list[CaptionPair]:
     path = Path(path)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{path} holds no .json file with caption pairs.")
+        raise UserError(f"{path} holds no .json file with caption pairs")
     return [pair for file in files for pair in _read_file(file)]
 
 
@@ -149,13 +149,13 @@ def _read_file(file: Path) -> list[CaptionPair]:
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"Cannot read {file}: {error.strerror}.") from error
+        raise UserError(f"Cannot read {file}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}.") from error
+        raise UserError(f"{file} is not JSON: {error}") from error
     if isinstance(entries, list):  # some releases number the entries by their place
         entries = {str(number): entry for number, entry in enumerate(entries)}
     if not isinstance(entries, dict) or not entries:
-        raise UserError(f"{file} holds no caption pairs; the layout is {LAYOUT}.")
+        raise UserError(f"{file} holds no caption pairs; the layout is {LAYOUT}")
     return [_read_entry(file, name, entry) for name, entry in entries.items()]
 
 
@@ -165,6 +165,6 @@ def _read_entry(file: Path, name: str, entry: Any) -> CaptionPair:
         value = entry.get(field) if isinstance(entry, dict) else None
         if not isinstance(value, str) or not value.strip():
             raise UserError(
-                f"{file}, entry {name!r}: no text in {field!r}; the layout is {LAYOUT}."
+                f"{file}, entry {name!r}: no text in {field!r}; the layout is {LAYOUT}"
             )
     return CaptionPair(*(entry[field] for field in fields), kind=file.stem)

@@ -100,7 +100,7 @@ def make_edits(
     )
     keep = edit_here.any(axis=1)
     if not keep.any():
-        raise UserError(f"No caption of {source.name} has a word to edit.")
+        raise UserError(f"No caption of {source.name} has a word to edit")
     image = np.arange(count, dtype=np.int32)[keep]
     return StoredEdits(
         source=source.name,
@@ -136,7 +136,7 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
             # Names and numbers come back as arrays without axes: [()] unwraps them.
             values = {name: stored[name][()] for name in names}
     except FileNotFoundError:
-        raise UserError(f"There is no file {path} with stored edits.") from None
+        raise UserError(f"There is no file {path} with stored edits") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} does not hold stored edits: {error}") from error
     for name in ("source", "captions", "vocabulary", "editor"):
@@ -145,7 +145,7 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
     if edits.vocabulary != vocabulary_digest(tokenizer):
         raise UserError(
             f"The edits in {path} are of another vocabulary than the model's: make "
-            "others with the model's own editor."
+            "others with the model's own editor"
         )
     return edits
 
@@ -213,12 +213,12 @@ def _check_source(edits: StoredEdits, source: Source) -> None:
     if edits.image.max() >= len(source):
         raise UserError(
             f"The stored edits are of {edits.image.max() + 1} or more pictures, "
-            f"but {source.name} has {len(source)}."
+            f"but {source.name} has {len(source)}"
         )
     if _captions_digest(source, edits.image) != edits.captions:
         raise UserError(
             f"The stored edits were made of other captions than those of {source.name} "
-            f"(of {edits.source}): give that data set, or make new edits."
+            f"(of {edits.source}): give that data set, or make new edits"
         )
 
 
@@ -282,7 +282,7 @@ def other_pictures(image: np.ndarray, *, seed: int) -> np.ndarray:
     """
     distinct = np.unique(image)
     if len(distinct) < 2:
-        raise UserError("Shuffling pictures needs two or more of them.")
+        raise UserError("Shuffling pictures needs two or more of them")
     ring = np.random.default_rng(seed).permutation(distinct)
     after = np.empty(distinct.max() + 1, np.int32)
     after[ring] = np.roll(ring, -1)

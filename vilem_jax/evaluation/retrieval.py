@@ -50,7 +50,7 @@ def encode_source(
     """
     if captions_per_image != "all" and captions_per_image < 1:
         raise UserError(
-            f"captions_per_image is {captions_per_image}: use 'all', or 1 or more."
+            f"captions_per_image is {captions_per_image}: use 'all', or 1 or more"
         )
     limit = None if captions_per_image == "all" else captions_per_image
     said = [source.captions(index)[:limit] for index in range(len(source))]
@@ -58,7 +58,7 @@ def encode_source(
         if not captions:
             raise UserError(
                 f"Picture {source.image_name(index)} of {source.name} has no caption: "
-                "leave it out of the data, or caption it."
+                "leave it out of the data, or caption it"
             )
     captions = tuple(caption for each in said for caption in each)
     pictures = read_pictures(
@@ -225,7 +225,7 @@ def _image_index(num_images, image_of_text, image_ids) -> np.ndarray:
     image_of_text = np.asarray(image_of_text)
     ids = np.arange(num_images) if image_ids is None else np.asarray(image_ids)
     if len(ids) != num_images:
-        raise UserError(f"{len(ids)} image ids for {num_images} image embeddings.")
+        raise UserError(f"{len(ids)} image ids for {num_images} image embeddings")
     order = np.argsort(ids, kind="stable")
     ordered = ids[order]
     is_double = ordered[1:] == ordered[:-1]
@@ -239,14 +239,14 @@ def _image_index(num_images, image_of_text, image_ids) -> np.ndarray:
         text = int(np.argmin(is_known))
         raise UserError(
             f"Caption {text} belongs to image {image_of_text[text]}, "
-            "which is not among the images."
+            "which is not among the images"
         )
     rows = order[place]
     has_caption = np.zeros(num_images, bool)
     has_caption[rows] = True
     if not has_caption.all():
         lonely = ids[int(np.argmin(has_caption))]
-        raise UserError(f"Image {lonely} has no caption: leave it out, or caption it.")
+        raise UserError(f"Image {lonely} has no caption: leave it out, or caption it")
     return rows
 
 
@@ -254,16 +254,16 @@ def _check_embeddings(image_embedding: np.ndarray, text_embedding: np.ndarray):
     if image_embedding.ndim != 2 or text_embedding.ndim != 2:
         raise UserError(
             f"Embeddings must be [N, E], not {image_embedding.shape} (images) and "
-            f"{text_embedding.shape} (captions)."
+            f"{text_embedding.shape} (captions)"
         )
     if image_embedding.shape[1] != text_embedding.shape[1]:
         raise UserError(
             f"Image embeddings of width {image_embedding.shape[1]} cannot be compared "
-            f"with text embeddings of width {text_embedding.shape[1]}."
+            f"with text embeddings of width {text_embedding.shape[1]}"
         )
     for name, rows in (("image", image_embedding), ("caption", text_embedding)):
         if len(rows) == 0:
-            raise UserError(f"There is no {name} to evaluate.")
+            raise UserError(f"There is no {name} to evaluate")
         is_finite = np.isfinite(rows).all(axis=1)
         if not is_finite.all():
             raise UserError(

@@ -84,13 +84,13 @@ def index(
     """
     root = Path(folder).expanduser().absolute()
     if not root.is_dir():
-        raise UserError(f"There is no folder {folder}.")
+        raise UserError(f"There is no folder {folder}")
     before = load_index(out) if Path(out).expanduser().exists() else None
     entries = list(_pictures_in(root))
     if not entries:
         raise UserError(
             f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}), nor do the "
-            "folders in it."
+            "folders in it"
         )
     known = _known(before, str(root), model.fingerprint)
     new = [entry for entry in entries if entry not in known]
@@ -139,11 +139,11 @@ def load_index(path: str | Path) -> Index:
             raise ValueError(f"{len(entries)} pictures, embeddings {embedding.shape}")
         return Index(about["folder"], about["fingerprint"], entries, embedding)
     except FileNotFoundError:
-        raise UserError(f"There is no index {path}; `vilem index` makes one.") from None
+        raise UserError(f"There is no index {path}; `vilem index` makes one") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not an index of pictures: {error}.") from error
+        raise UserError(f"{path} is not an index of pictures: {error}") from error
     except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is not an index of pictures: {error}.") from error
+        raise UserError(f"{path} is not an index of pictures: {error}") from error
 
 
 def _known(before: Index | None, folder: str, fingerprint: str) -> dict:
