@@ -35,7 +35,7 @@ def _check(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
     from vilem_jax.data.check import check, format_report
     from vilem_jax.data.sources import open_source
-    from vilem_jax.evaluation.files import write_json
+    from vilem_jax.files import write_json
 
     sources = {
         split: [open_source(source) for source in parts]

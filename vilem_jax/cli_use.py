@@ -54,7 +54,7 @@ def _text_length(options: argparse.Namespace, model) -> int:
 
 
 def _write(options: argparse.Namespace, figures: dict) -> None:
-    from vilem_jax.evaluation.files import write_json
+    from vilem_jax.files import write_json
 
     if options.out:
         write_json(options.out, figures)

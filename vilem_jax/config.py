@@ -121,6 +121,9 @@ class EditorConfig:
     masking: Literal["together", "one_by_one"] = "together"
     sampling: Literal["likely", "uniform", "vocabulary"] = "likely"  # Table 7 F: last
     keep_pieces: bool = True  # a ## piece is replaced by a ## piece only
+    # While an editor is trained: of the chosen words so many are masked, half of the
+    # rest stay as they are and half become any word (BERT).
+    mask_rate: float = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from urllib.request import getproxies
 import numpy as np
 
 from vilem_jax.config import UserError
+from vilem_jax.files import replace_file
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -291,8 +292,10 @@ def _read_vocabulary(file: Path) -> tuple[str, ...]:
 
 def _write_vocabulary(pieces: Sequence[str], folder: Path, *, lower_case: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "vocab.txt"
-    file.write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower_case}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    text = json.dumps(settings, indent=2) + "\n"
+    replace_file(folder / "tokenizer_config.json", text)
+    # vocab.txt last: where it is, the folder is complete.
+    file = folder / "vocab.txt"
+    replace_file(file, "".join(f"{piece}\n" for piece in pieces))
     return file

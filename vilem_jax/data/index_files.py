@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from vilem_jax.files import replacing
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -70,12 +71,5 @@ def _load(file: Path, version: str) -> dict[str, np.ndarray] | None:
 def _store(file: Path, version: str, arrays: Arrays) -> None:
     """All or nothing: another run may read while this one writes."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as target:
-            np.savez(target, version=np.array(version), **arrays)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, file)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+    with replacing(file) as target:
+        np.savez(target, version=np.array(version), **arrays)

@@ -22,7 +22,7 @@ from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.evaluation.encoding import Encoder, read_pictures
-from vilem_jax.evaluation.files import write_bytes
+from vilem_jax.files import write_bytes
 
 EDIT_ROWS = 64  # captions the editor takes at a time
 

@@ -14,7 +14,7 @@ from vilem_jax.config import AugmentConfig, Config
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.evaluation.caption_edits import FrozenEditor
-from vilem_jax.evaluation.files import write_bytes
+from vilem_jax.files import write_bytes
 from vilem_jax.report.html import picture_uri
 from vilem_jax.training import masked_language, starting
 from vilem_jax.training.losses import Samples

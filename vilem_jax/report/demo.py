@@ -20,8 +20,8 @@ from vilem_jax.config_files import load_config
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.scene_pairs import hard_pairs
 from vilem_jax.data.scenes import ScenesSource
-from vilem_jax.evaluation.files import write_json
 from vilem_jax.evaluation.proofread import save_edits
+from vilem_jax.files import write_json
 from vilem_jax.report import tables
 from vilem_jax.report.collect import make_report, measure
 from vilem_jax.report.html import write_report

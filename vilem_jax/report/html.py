@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vilem_jax.api import Word
-from vilem_jax.evaluation.files import write_bytes
+from vilem_jax.files import write_bytes
 from vilem_jax.report.charts import bar_chart, line_chart
 from vilem_jax.report.content import Proofread, Query, Report
 

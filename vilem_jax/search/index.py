@@ -17,7 +17,7 @@ import numpy as np
 from vilem_jax.api import Model
 from vilem_jax.config import UserError
 from vilem_jax.evaluation.encoding import read_ahead
-from vilem_jax.evaluation.files import write_bytes
+from vilem_jax.files import write_bytes
 
 FORMAT = 1
 SUFFIXES = frozenset(

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vilem_jax.config import UserError
-from vilem_jax.training.workdir import reason, replace_file
+from vilem_jax.files import reason, replace_file
 
 FILES_LIST = "files.json"
 ORBAX_LOGGER = logging.getLogger("absl")

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vilem_jax.config import Config, UserError
+from vilem_jax.files import reason
 from vilem_jax.training.checkpoint_contents import (
     ORBAX_LOGGER,
     SILENT,
@@ -37,7 +38,7 @@ from vilem_jax.training.checkpoint_contents import (
     verify_files,
 )
 from vilem_jax.training.metrics import say
-from vilem_jax.training.workdir import read_config, reason
+from vilem_jax.training.workdir import read_config
 
 CHECKPOINTS_FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged-checkpoints"

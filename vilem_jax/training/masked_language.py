@@ -70,18 +70,13 @@ def make_editor_step(
     pad_id: int,
     mask_id: int,
 ) -> Callable:
-    """`step(state, batch, key) -> (state, metrics)`: mask words, name them, AdamW.
-
-    Every chosen word is replaced by [MASK] (BERT leaves a fifth as they are, or wrong,
-    for readers that never see [MASK]; an editor always does).
-    """
+    """`step(state, batch, key) -> (state, metrics)`: hide words, name them, AdamW."""
     graph = editor_graph(config)
     optimizer = make_optimizer(config.optimizer)
 
-    def loss_of(params, tokens, chosen, seeds):
-        masked = editing.mask_places(tokens, chosen, mask_id)
+    def loss_of(params, tokens, hidden, chosen, seeds):
         logits = nnx.merge(graph, params).logits_at(
-            masked, is_real_token(tokens, pad_id), chosen.places, seeds=seeds
+            hidden, is_real_token(tokens, pad_id), chosen.places, seeds=seeds
         )
         edits = editing.apply_edits(tokens, chosen, chosen.places)
         correction = editing.correction_labels(tokens, edits)
@@ -96,8 +91,16 @@ def make_editor_step(
             editing.fold_in(keys, Purpose.EDIT), tables.is_word[tokens], config.editor
         )
         seeds = dropout_seeds(editing.fold_in(keys, Purpose.DROPOUT))
+        hidden = hide_words(
+            editing.fold_in(keys, Purpose.AUGMENT),
+            tokens,
+            chosen,
+            tables,
+            config.editor.mask_rate,
+            mask_id,
+        )
         (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, tokens, chosen, seeds
+            state.params, tokens, hidden, chosen, seeds
         )
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -117,6 +120,39 @@ def make_editor_step(
         }
 
     return step
+
+
+def hide_words(
+    keys: jax.Array,
+    tokens: jax.Array,
+    chosen: editing.Places,
+    tables: editing.WordTables,
+    mask_rate: float,
+    mask_id: int,
+) -> jax.Array:
+    """BERT's rule: of the chosen words most become [MASK], some stay, some change.
+
+    Those that stay matter: where nothing else tells two words apart (the colour of a
+    thing that may have any), a BERT that only fills masks forgets which it read, and
+    tied embeddings of such words become one.
+
+    Args:
+      keys: typed keys [B].
+      tokens: int32 [B, L].
+      mask_rate: share of [MASK]; half of the rest stay, half become any word.
+
+    Returns:
+      int32 [B, L].
+    """
+    shape = chosen.places.shape[1:]
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (2, *shape)))(keys)
+    fate, which = draw[:, 0], draw[:, 1]
+    words = jnp.flatnonzero(tables.is_word, size=tables.is_word.shape[0])
+    number = jnp.floor(which * tables.is_word.sum()).astype(jnp.int32)
+    original = jnp.take_along_axis(tokens, chosen.places, axis=1)
+    shown = jnp.where(fate < (1.0 + mask_rate) / 2, original, words[number])
+    shown = jnp.where(fate < mask_rate, mask_id, shown)
+    return editing.apply_edits(tokens, chosen, shown.astype(tokens.dtype)).tokens
 
 
 def make_masked_accuracy(config: Config, *, pad_id: int, mask_id: int) -> Callable:

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vilem_jax.files import reason, replace_file
 from vilem_jax.training.tensorboard import EventFile
-from vilem_jax.training.workdir import reason, replace_file
 
 METRICS_FILE = "metrics.jsonl"
 TIMING_FILE = "timing.jsonl"

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from vilem_jax.config import Config, UserError
+from vilem_jax.files import reason, replace_file
 from vilem_jax.freeze import differences, freeze, to_dict
 
 CONFIG_FILE = "config.json"
@@ -69,28 +70,3 @@ def read_config(workdir: str | os.PathLike) -> Config:
         return freeze(settings)
     except UserError as error:
         raise UserError(f"{file} is not the settings of a run: {error}") from error
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes `text` to `path` such that a reader, or a crash, sees the old or the new.
-
-    A write that fails leaves the old file and no other trace.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the name and no bytes
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def reason(error: BaseException) -> str:
-    """The one line of an exception that tells a person what happened."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

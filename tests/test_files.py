@@ -1,11 +1,11 @@
-"""Results on disk: whole, or not at all."""
+"""Files on disk: whole, or not at all."""
 
 import json
 
 import pytest
 
 from vilem_jax.config import UserError
-from vilem_jax.evaluation.files import write_json
+from vilem_jax.files import write_json
 
 
 def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):
@@ -18,9 +18,9 @@ def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):
 
 def test_a_folder_in_the_way_is_a_sentence(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(UserError, match=r"Cannot write .*taken"):
+    with pytest.raises(UserError, match=r"cannot write .*taken"):
         write_json(tmp_path / "taken", {})
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Cannot write"):
+    with pytest.raises(UserError, match="cannot write"):
         write_json(tmp_path / "file" / "figures.json", {})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "taken"]

@@ -1,0 +1,66 @@
+"""Files on disk: whole, or not at all. Every room may write with this."""
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vilem_jax.config import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that becomes `path` at the end of the block.
+
+    A reader, or a crash, sees the old file or the new. A block or a write that fails
+    leaves the old one and no other trace.
+    """
+    # Several hosts may write to one folder, so the number of a process is not enough.
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with open(draft, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name and no bytes
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def replace_file(path: Path, text: str) -> None:
+    """`text` as UTF-8, by `replacing`; an OSError where that cannot be."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a result where a person asked for it, and makes the folder.
+
+    Raises:
+      UserError: the folder cannot be made, or is not writable.
+    """
+    path = Path(path).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Writes `values` as JSON for people and programs."""
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def reason(error: BaseException) -> str:
+    """The one line of an exception that tells a person what happened."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
