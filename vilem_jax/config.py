@@ -230,3 +230,8 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Where vocab.txt is, unless a work directory has it: folder or hub name."""
+        return self.data.tokenizer or self.model.text.start_from
