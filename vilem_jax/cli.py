@@ -18,6 +18,8 @@ from vilem_jax.config_files import Override, config_names, load_config
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # transformers, of which we use the tokenizer alone, would ask for PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         return _run(given)
     except UserError as error:
@@ -34,7 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: list[str]) -> int:
     rest, overrides = split_overrides(given)
     parser = make_parser()
-    options = parser.parse_args(rest)
+    options, left = parser.parse_known_args(rest)
+    # argparse takes the optional words for absent where an option stands before them.
+    if getattr(options, "words", "") is None and left and left[0][:1] != "-":
+        options.words = left.pop(0)
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
     if overrides and "overrides" not in options:
         parser.error(f"--config.{overrides[0][0]} belongs to a verb with --config")
     if overrides:
