@@ -16,17 +16,18 @@ from vilem_jax import sharding
 from vilem_jax.config import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.freeze import freeze
-from vilem_jax.objectives.editing import WordTables
+from vilem_jax.objectives.editing import Places, WordTables, apply_edits
 from vilem_jax.training import masked_language
+from vilem_jax.training.losses import Samples
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import initial_params, initial_state
-from vilem_jax.training.step import make_train_step
+from vilem_jax.training.step import make_train_step, make_update
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 PUNCTUATION = (5, 6, 7)
 LEFT, RIGHT = 8, 9
 FIRST_WORD, FIRST_PIECE, VOCABULARY = 8, 80, 97
-LENGTH, BATCH = 12, 16
+LENGTH, BATCH, NUM_STEPS = 12, 16, 1000
 TOWER = dict(width=32, num_layers=3, num_heads=4, mlp_width=64)  # compiles fast
 
 SETTINGS: dict[str, Any] = {
@@ -35,6 +36,7 @@ SETTINGS: dict[str, Any] = {
         "text": {"vocab_size": VOCABULARY, "max_positions": 40, **TOWER},
         "num_proofread_layers": 2,
         "embedding_width": 16,
+        "init_std": 0.0,
     },
     "data": {"text_length": LENGTH},
     "evaluation": {"text_length": LENGTH},
@@ -109,6 +111,48 @@ def tiny_batch(seed: int = 0, size: int = BATCH) -> dict[str, np.ndarray]:
     }
 
 
+def tiny_samples(seed: int = 0, *, dropout: bool = False) -> Samples:
+    """What `prepare` would make of a batch, with words edited at random.
+
+    Every caption has words here, and every word is edited with another.
+    """
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(FIRST_WORD, VOCABULARY, (BATCH, LENGTH)).astype(np.int32)
+    lengths = rng.integers(4, LENGTH + 1, BATCH)
+    position = np.arange(LENGTH)
+    tokens[:, 0] = CLS
+    tokens[position == lengths[:, None] - 1] = SEP
+    tokens[position >= lengths[:, None]] = PAD
+    num_places = 3
+    places = 1 + np.array([rng.permutation(num_places) for _ in range(BATCH)])
+    num_edits = np.minimum(rng.integers(1, num_places + 1, BATCH), 2)
+    chosen = Places(
+        jnp.asarray(places, jnp.int32),
+        jnp.asarray(np.arange(num_places) < num_edits[:, None])
+        & word_tables().is_word[np.take_along_axis(tokens, places, axis=1)],
+    )
+    words = np.take_along_axis(tokens, places, axis=1) - FIRST_WORD + 1
+    words = words % (VOCABULARY - FIRST_WORD) + FIRST_WORD
+    return Samples(
+        pixels=jnp.asarray(rng.normal(size=(BATCH, 32, 32, 3)), jnp.float32),
+        tokens=jnp.asarray(tokens),
+        is_token=jnp.asarray(tokens != PAD),
+        is_word=word_tables().is_word[tokens],
+        edits=apply_edits(jnp.asarray(tokens), chosen, jnp.asarray(words, jnp.int32)),
+        dropout_seeds=(
+            jnp.asarray(rng.integers(0, 2**32, (BATCH, 2), dtype=np.uint32))
+            if dropout
+            else None
+        ),
+    )
+
+
+@cache
+def compiled_update(config: Config):
+    """`update(state, samples)`, compiled once for all tests that share a config."""
+    return jax.jit(make_update(config, make_schedule(config.optimizer, NUM_STEPS)))
+
+
 class Runner:
     """The step as training runs it: jitted once, with shardings, the state donated."""
 
@@ -129,7 +173,7 @@ class Runner:
         self.compiled = jax.jit(
             make_train_step(
                 config,
-                make_schedule(config.optimizer, 100),
+                make_schedule(config.optimizer, NUM_STEPS),
                 graph,
                 pad_id=PAD,
                 mask_id=MASK,

@@ -106,7 +106,8 @@ def make_editor_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         rate = schedule(state.step)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        update_norm = optax.tree.norm(updates)
+        is_finite = jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])).all()
         state = keep_if_finite(
             state, is_finite, {"params": params, "opt_state": opt_state}
         )
