@@ -77,7 +77,7 @@ def test_matrices_decay_and_nothing_else():
 
 
 def test_albef_also_decays_class_token_positions_and_temperature():
-    albef = names_that_decay(OptimizerConfig(decays_class_and_positions=True))
+    albef = names_that_decay(OptimizerConfig(decays_all_but_biases_and_norms=True))
     paper = names_that_decay(PAPER)
     assert {name for name in albef if albef[name] != paper[name]} == {
         "temperature",

@@ -1,0 +1,183 @@
+"""The editor's training: its loss by hand, that it learns, and its accuracy."""
+
+import dataclasses
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.tiny import (
+    MASK,
+    PAD,
+    tiny_batch,
+    tiny_config,
+    word_tables,
+)
+from vilem_jax import sharding
+from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.objectives import editing
+from vilem_jax.training import masked_language
+from vilem_jax.training.step import Purpose, sample_keys
+
+CONFIG = tiny_config(
+    task="editor",
+    model={"text": {"dropout_rate": 0.0}},
+    editor={"edit_rate": 0.3, "mask_rate": 1.0},
+    optimizer={"learning_rate": 3e-3},
+)
+IDS = {"pad_id": PAD, "mask_id": MASK}
+KEY = jax.random.key(5)
+
+
+@cache
+def compiled_step(config):
+    step = masked_language.make_editor_step(
+        config, lambda step: config.optimizer.learning_rate, word_tables(), **IDS
+    )
+    return jax.jit(step)
+
+
+@cache
+def params():
+    return jax.jit(lambda k: masked_language.initial_editor_params(CONFIG, k))(
+        jax.random.key(0)
+    )
+
+
+def new_state():
+    return masked_language.initial_editor_state(CONFIG, params())
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return {k: v for k, v in tiny_batch().items() if k in ("tokens", "sample_id")}
+
+
+def masked_words(batch, step):
+    """(masked captions, places, is_edit, original words) of a step, by hand."""
+    keys = sample_keys(KEY, jnp.asarray(step), batch["sample_id"])
+    keys = editing.fold_in(keys, Purpose.EDIT)
+    tokens = np.array(batch["tokens"])
+    is_word = word_tables().is_word[tokens]
+    chosen = editing.choose_places(keys, is_word, CONFIG.editor)
+    places, is_edit = np.asarray(chosen.places), np.asarray(chosen.is_edit)
+    masked = tokens.copy()
+    for row in range(len(tokens)):
+        masked[row, places[row][is_edit[row]]] = MASK
+    return masked, places, is_edit, np.take_along_axis(tokens, places, axis=1)
+
+
+def test_loss_is_the_masked_words_cross_entropy(batch):
+    state, metrics = compiled_step(CONFIG)(new_state(), batch, KEY)
+    masked, places, is_edit, original = masked_words(batch, 0)
+    model = nnx.merge(masked_language.editor_graph(CONFIG), params())
+    run = jax.jit(lambda t, p: model.logits_at(t, jnp.not_equal(t, PAD), p))
+    logits = np.asarray(run(masked, places), float)
+    loss, hits = [], []
+    for i, k in zip(*np.nonzero(is_edit), strict=True):
+        scores = logits[i, k] - logits[i, k].max()
+        label = original[i, k]
+        loss.append(np.log(np.exp(scores).sum()) - scores[label])
+        hits.append((scores >= scores[label]).sum() == 1)
+    assert len(loss) > 10
+    np.testing.assert_allclose(metrics["loss"], np.mean(loss), rtol=1e-5)
+    np.testing.assert_allclose(metrics["masked_top1"], np.mean(hits), rtol=1e-6)
+    assert state.step == 1 and metrics["learning_rate"] == np.float32(3e-3)
+
+
+@pytest.mark.parametrize("mask_rate", [0.8, 1.0, 0.0])
+def test_chosen_words_are_masked_kept_or_changed(mask_rate):
+    """BERT's 80, 10 and 10 %, and the other words as they were."""
+    count, length = 400, 10
+    tables = word_tables()
+    words = np.flatnonzero(tables.is_word)
+    tokens = np.random.default_rng(0).choice(words, (count, length)).astype(np.int32)
+    places = editing.Places(
+        jnp.tile(jnp.arange(length), (count, 1)),
+        jnp.tile(jnp.arange(length) % 2 == 0, (count, 1)),
+    )
+    keys = jax.random.split(KEY, count)
+    hidden = jax.jit(
+        lambda k, t, p: masked_language.hide_words(k, t, p, tables, mask_rate, MASK)
+    )(keys, tokens, places)
+    hidden = np.asarray(hidden)
+    np.testing.assert_array_equal(hidden[:, 1::2], tokens[:, 1::2])
+    old, new = tokens[:, ::2].ravel(), hidden[:, ::2].ravel()
+    changed = new[(new != MASK) & (new != old)]
+    assert set(changed) <= set(words)
+    if mask_rate < 1.0:
+        assert len(set(changed)) > 0.8 * len(words)
+    # "Any word" is now and then the same word.
+    changed_rate = (1 - mask_rate) / 2 * (1 - 1 / len(words))
+    for found, rate in (
+        ((new == MASK).mean(), mask_rate),
+        (len(changed) / len(new), changed_rate),
+    ):
+        assert abs(found - rate) <= 4 * np.sqrt(rate * (1 - rate) / len(new))
+
+
+def test_words_are_learned_and_found_again(batch):
+    step, state = compiled_step(CONFIG), new_state()
+    accuracy = jax.jit(masked_language.make_masked_accuracy(CONFIG, **IDS))
+    before = accuracy(FrozenEditor(state.params, word_tables()), batch["tokens"], KEY)
+    first = None
+    for _ in range(150):
+        state, metrics = step(state, batch, KEY)
+        first = first or float(metrics["loss"])
+    after = accuracy(FrozenEditor(state.params, word_tables()), batch["tokens"], KEY)
+    assert metrics["loss"] < 0.5 * first
+    assert before[1] == after[1] > 10  # the same words were masked
+    assert after[0] > 0.6 * after[1] and before[0] < 0.2 * before[1]
+
+
+def test_a_batch_without_a_word_is_loss_0(batch):
+    tokens = np.full_like(batch["tokens"], PAD)
+    empty = {**batch, "tokens": tokens}
+    _, metrics = compiled_step(CONFIG)(new_state(), empty, KEY)
+    assert metrics["loss"] == 0 and metrics["skipped_total"] == 0
+
+
+@pytest.mark.parametrize("where", ["params", "moments"])
+def test_a_step_that_is_not_finite_is_skipped(batch, where):
+    state = new_state()
+    if where == "params":
+        bad = {**state.params, "bias": state.params["bias"].at[40].set(jnp.nan)}
+        state = dataclasses.replace(state, params=bad)
+    else:
+        opt_state = jax.tree.map(
+            lambda x: x + jnp.nan if x.dtype == jnp.float32 else x, state.opt_state
+        )
+        state = dataclasses.replace(state, opt_state=opt_state)
+    after, metrics = compiled_step(CONFIG)(state, batch, KEY)
+    assert metrics["skipped_total"] == metrics["skipped_in_a_row"] == 1
+    for name in ("params", "opt_state"):
+        old, new = getattr(state, name), getattr(after, name)
+        for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_devices_change_nothing_with_dropout():
+    config = tiny_config(task="editor", editor={"edit_rate": 0.3})
+    found = []
+    for num_devices in (1, 8):
+        mesh = sharding.make_mesh(num_devices)
+        whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+        step = jax.jit(
+            masked_language.make_editor_step(
+                config, lambda step: 1e-3, word_tables(), **IDS
+            ),
+            in_shardings=(whole, rows, whole),
+            out_shardings=(whole, whole),
+        )
+        state = sharding.put_replicated(new_state(), mesh)
+        key, losses = sharding.put_replicated(KEY, mesh), []
+        for number in range(3):
+            batch = sharding.put_batch(tiny_batch(number), mesh)
+            state, metrics = step(state, batch, key)
+            losses.append(float(metrics["loss"]))
+        assert step._cache_size() == 1
+        found.append(losses)
+    np.testing.assert_allclose(*found, rtol=1e-6)
