@@ -1,6 +1,8 @@
 """Options that several verbs of the command line share."""
 
 import argparse
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from vilem_jax.config import SourceConfig, UserError
@@ -58,19 +60,28 @@ def add_data(verb: argparse.ArgumentParser) -> None:
         choices=("json", "webdataset", "tfds", EMBEDDED),
         help="of --data, where its name does not tell",
     )
-    verb.add_argument("--split", default="", help='of --data; several as "a+b"')
+    verb.add_argument("--split", default="", help='of the data; several as "a+b"')
     verb.add_argument("--num-images", type=count, default=0, help="the first so many")
-    verb.add_argument("--seed", type=int, default=0, help="of scenes, and of edits")
+    verb.add_argument("--seed", type=int, default=0, help="of --data=scenes, of edits")
 
 
 def source_config(options: argparse.Namespace) -> SourceConfig:
     """The data named by --data, or else the validation data of --model.
 
+    Without --data, --split takes another split of the run's data set.
+
     Raises:
-      UserError: its kind cannot be told, or there is no one validation set.
+      UserError: its kind cannot be told, there is no one validation set, or an option
+        is given that belongs to --data.
     """
     if options.data is None:
-        return _validation_of(options)
+        refuse_options(options, ("images", "kind"), "belongs to --data: give both")
+        source = _validation_of(options)
+        if options.split:  # so many of that one, not as many as of the run's
+            source = dataclasses.replace(source, split=options.split, num_images=0)
+        return dataclasses.replace(
+            source, num_images=options.num_images or source.num_images
+        )
     kind = options.kind or _kind_of(options.data)
     is_embedded = kind == EMBEDDED
     return SourceConfig(
@@ -82,6 +93,13 @@ def source_config(options: argparse.Namespace) -> SourceConfig:
         seed=options.seed,
         num_images=options.num_images,
     )
+
+
+def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """A UserError where one of these options was given."""
+    for name in names:
+        if value := getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')}={value} {why}")
 
 
 def _kind_of(data: str) -> str:

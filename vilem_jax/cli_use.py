@@ -9,6 +9,7 @@ from vilem_jax.cli_arguments import (
     add_model,
     count,
     open_model,
+    refuse_options,
     source_config,
 )
 from vilem_jax.config import UserError
@@ -85,7 +86,8 @@ def _retrieval(options: argparse.Namespace) -> None:
     from vilem_jax.evaluation.retrieval import evaluate_retrieval
     from vilem_jax.report.tables import retrieval_table
 
-    source = open_source(source_config(options))
+    config = source_config(options)
+    source = open_source(config)
     model = open_model(options)
     figures = evaluate_retrieval(
         model.encoder,
@@ -95,7 +97,8 @@ def _retrieval(options: argparse.Namespace) -> None:
         captions_per_image=options.captions_per_image,
         show_progress=sys.stderr.isatty(),
     )
-    figures["protocol"] = _protocol(options) | figures["protocol"]
+    protocol = _protocol(options, split=config.split) | figures["protocol"]
+    figures["protocol"] = protocol
     print(retrieval_table(figures))
     _write(options, figures)
 
@@ -148,6 +151,8 @@ def _open_pairs(options: argparse.Namespace):
     from vilem_jax.data.pictures import open_pictures
     from vilem_jax.evaluation.pairs import read_pairs
 
+    unused = ("split", "num_images", "kind")
+    refuse_options(options, unused, "has no meaning for pairs: all of --data are used")
     pairs = read_pairs(options.data)
     if not options.images:
         raise UserError("say where the pictures of the pairs are with --images")

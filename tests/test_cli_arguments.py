@@ -1,0 +1,80 @@
+"""Which data a command line means, and arguments in any order."""
+
+import argparse
+import dataclasses
+
+import pytest
+
+from vilem_jax import cli
+from vilem_jax.cli_arguments import add_data, source_config
+from vilem_jax.config import Config, DataConfig, SourceConfig, UserError
+from vilem_jax.training.workdir import claim_workdir
+
+
+def run_with(folder, *validation: SourceConfig) -> str:
+    claim_workdir(folder, Config(data=DataConfig(validation=validation)))
+    return str(folder)
+
+
+def choose(model: str, *arguments: str) -> SourceConfig:
+    parser = argparse.ArgumentParser()
+    add_data(parser)
+    options = parser.parse_args(arguments)
+    options.model = model
+    return source_config(options)
+
+
+def test_another_split_of_the_run_s_own_data(tmp_path):
+    scenes = SourceConfig(
+        name="scenes", kind="scenes", split="validation", seed=4, num_images=9
+    )
+    model = run_with(tmp_path, scenes)
+    assert choose(model) == scenes
+    whole_test = dataclasses.replace(scenes, split="test", num_images=0)
+    assert choose(model, "--split=test") == whole_test
+    assert choose(model, "--num-images=3") == dataclasses.replace(scenes, num_images=3)
+    json = SourceConfig(name="coco", path="a.json", images="b", split="val")
+    model = run_with(tmp_path / "json", json)
+    assert choose(model, "--split=test") == dataclasses.replace(json, split="test")
+
+
+@pytest.mark.parametrize("option", ["--images=folder", "--kind=json"])
+def test_options_that_would_be_ignored(tmp_path, option):
+    model = run_with(tmp_path, SourceConfig(name="scenes", kind="scenes"))
+    with pytest.raises(UserError, match=f"{option} belongs to --data"):
+        choose(model, option)
+
+
+def test_pairs_in_a_file_have_no_split(capsys, tmp_path):
+    arguments = ["evaluate", "pairs", f"--model={tmp_path}", "--data=swap.json"]
+    for option in ("--split=test", "--num-images=5"):
+        assert cli.main([*arguments, option]) == 2
+        assert f"{option} has no meaning for pairs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["INDEX", "--model=RUN", "red dog"],
+        ["INDEX", "red dog", "--model=RUN"],
+        ["--model=RUN", "INDEX", "red dog"],
+    ],
+)
+def test_the_words_of_a_search_stand_anywhere(monkeypatch, arguments):
+    seen = []
+
+    def search(index, model, **options):
+        seen.append((index, options["words"]))
+        return []
+
+    monkeypatch.setattr("vilem_jax.search.query.search", search)
+    monkeypatch.setattr("vilem_jax.cli_use.open_model", lambda options: None)
+    assert cli.main(["search", *arguments]) == 0
+    assert seen == [("INDEX", "red dog")]
+
+
+def test_too_many_words_are_wrong_usage(capsys):
+    for words in (["a", "b"], ["--tpo=3"]):
+        with pytest.raises(SystemExit):
+            cli.main(["search", "INDEX", "--model=RUN", *words])
+    assert "unrecognized arguments: --tpo=3" in capsys.readouterr().err
