@@ -3,7 +3,6 @@
 import argparse
 
 from vilem_jax.cli_arguments import add_config, count
-from vilem_jax.config import Config, UserError
 from vilem_jax.config_files import load_config
 
 
@@ -33,6 +32,7 @@ def add_verbs(verbs) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
+    from vilem_jax.data.captions import Tokenizer
     from vilem_jax.data.check import check, format_report
     from vilem_jax.data.sources import open_source
     from vilem_jax.files import write_json
@@ -47,24 +47,13 @@ def _check(options: argparse.Namespace) -> None:
     }
     report = check(
         sources,
-        _tokenizer(config),
+        Tokenizer(config.tokenizer_name, cleaning=config.data.cleaning),
         config.data.text_length,
         max_images=options.max_images,
     )
     print(format_report(report))
     if options.out:
         write_json(options.out, report)
-
-
-def _tokenizer(config: Config):
-    from vilem_jax.data.captions import Tokenizer
-
-    name = config.data.tokenizer or config.model.text.start_from
-    if not name:
-        raise UserError(
-            "config.data.tokenizer is empty: name a folder or hub name with vocab.txt"
-        )
-    return Tokenizer(name, cleaning=config.data.cleaning)
 
 
 def _show(options: argparse.Namespace) -> None:

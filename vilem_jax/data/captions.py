@@ -210,7 +210,8 @@ def _is_word(piece: str) -> bool:
 def _find_vocabulary(name: str) -> Path:
     if not name:
         raise UserError(
-            "no tokenizer is named: set config.data.tokenizer to a folder or hub name"
+            "no tokenizer is named: set config.data.tokenizer to a folder or hub name "
+            "with vocab.txt"
         )
     folder = Path(name).expanduser()
     if (folder / "vocab.txt").is_file():
@@ -218,7 +219,7 @@ def _find_vocabulary(name: str) -> Path:
     if folder.exists():
         raise UserError(
             f"tokenizer folder {name} has no vocab.txt; give the folder of a BERT, or "
-            "one that `vilem weights import` or `vilem train --config=editor` wrote"
+            "the `editor` folder in the run of a `vilem train --config=editor`"
         )
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"tokenizer folder {name} does not exist")

@@ -157,8 +157,8 @@ def _find_prepared(config: SourceConfig) -> Path:
         else:
             raise UserError(
                 f"source {config.name!r}: no prepared data set {config.path} in "
-                f"{root}: prepare it with `vilem data prepare`, or give the folder "
-                "that holds it as `images`"
+                f"{root}: prepare it with TFDS as docs/data.md shows, or give the "
+                "folder that holds it as `images`"
             )
     return folder
 

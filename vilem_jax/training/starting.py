@@ -41,7 +41,7 @@ def complete(config: Config, workdir: Path) -> Config:
         folder = folders.read_folder(vision.start_from)
         vision = huggingface_vit.read_vision_config(folder, vision)
     if needs_editor(config):
-        editor = dataclasses.replace(editor, sha256=_editor_hash(config))
+        editor = dataclasses.replace(editor, sha256=check_editor(config))
     model = dataclasses.replace(config.model, text=text, vision=vision)
     config = dataclasses.replace(config, model=model, editor=editor)
     validate(config)
@@ -52,7 +52,12 @@ def needs_editor(config: Config) -> bool:
     return config.task == "vilem" and config.loss.has_proofreading
 
 
-def _editor_hash(config: Config) -> str:
+def check_editor(config: Config) -> str:
+    """The SHA-256 of the editor's weights, which must be the run's own.
+
+    Raises:
+      UserError: no editor is named, or `config.editor.sha256` is of another.
+    """
     editor = config.editor
     if not editor.path:
         raise UserError(
@@ -77,15 +82,15 @@ def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
       UserError: none is named, or its vocabulary is not the text tower's.
     """
     copy = workdir / TOKENIZER_FOLDER
-    name = str(copy) if copy.is_dir() else config.data.tokenizer
-    name = name or config.model.text.start_from
-    if not name:
-        raise UserError(
-            "config.data.tokenizer is empty: name a folder or hub name with vocab.txt"
-        )
+    name = str(copy) if has_tokenizer(workdir) else config.tokenizer_name
     tokenizer = Tokenizer(name, cleaning=config.data.cleaning)
     check_vocabulary(tokenizer.vocabulary, config, name)
     return tokenizer
+
+
+def has_tokenizer(workdir: Path) -> bool:
+    """Whether the work directory holds the whole of its copy: vocab.txt comes last."""
+    return (workdir / TOKENIZER_FOLDER / folders.VOCABULARY).is_file()
 
 
 def check_vocabulary(vocabulary: Vocabulary, config: Config, name: str) -> None:

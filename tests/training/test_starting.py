@@ -1,0 +1,69 @@
+"""What a run starts from: its tokenizer's copy, and the editor it began with."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from vilem_jax.api import make_run_edits
+from vilem_jax.config import (
+    Config,
+    DataConfig,
+    EditorConfig,
+    ModelConfig,
+    TextConfig,
+    UserError,
+)
+from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
+from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.training import starting
+
+PIECES = [*SPECIAL_TOKENS, "a", "dog"]
+
+
+@pytest.fixture
+def config(tmp_path):
+    folder = tmp_path / "vocabulary"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    return Config(
+        data=DataConfig(tokenizer=str(folder)),
+        model=ModelConfig(text=TextConfig(vocab_size=len(PIECES))),
+    )
+
+
+def test_a_copy_that_a_kill_left_half_is_not_the_tokenizer(config, tmp_path):
+    workdir = tmp_path / "run"
+    copy = workdir / starting.TOKENIZER_FOLDER
+    copy.mkdir(parents=True)
+    tokenizer = starting.open_tokenizer(config, workdir)
+    assert not starting.has_tokenizer(workdir)
+    tokenizer.save(copy)
+    assert starting.has_tokenizer(workdir)
+    elsewhere = dataclasses.replace(config, data=DataConfig(tokenizer="/gone"))
+    assert starting.open_tokenizer(elsewhere, workdir).pieces == tuple(PIECES)
+
+
+def test_a_save_that_is_stopped_leaves_no_vocabulary(config, tmp_path, monkeypatch):
+    tokenizer = Tokenizer(config.data.tokenizer)
+
+    def stop(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("vilem_jax.files.os.fsync", stop)
+    with pytest.raises(OSError, match="no space"):
+        tokenizer.save(tmp_path / "copy")
+    assert list((tmp_path / "copy").iterdir()) == []
+
+
+def test_another_editor_in_the_run_s_place(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"weights": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    found = starting.check_editor(Config(editor=EditorConfig(path=str(tmp_path))))
+    assert len(found) == 64
+    editor = EditorConfig(path=str(tmp_path), sha256="0" * 64)
+    model = types.SimpleNamespace(config=Config(editor=editor))
+    with pytest.raises(UserError, match=f"another than this run's.*{found}"):
+        make_run_edits(model, ScenesSource("test"), seed=0)
