@@ -15,13 +15,11 @@ from tests.data.make_files import pair_folder
 from vilem_jax.config import DataConfig, SourceConfig, UserError
 from vilem_jax.data.batches import (
     BatchMaker,
-    evaluation_images,
     open_corpus,
     train_batches,
 )
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.corpus import Corpus
-from vilem_jax.data.sources import open_source
 
 
 class Numbers:
@@ -366,22 +364,6 @@ def is_running(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def test_evaluation_goes_in_order(tmp_path):
-    source = open_source(SourceConfig(name="p", path=str(pair_folder(tmp_path, 7))))
-    batches = list(evaluation_images(source, 8, 3))
-    assert [batch.shape for batch in batches] == [(3, 8, 8, 3)] * 2 + [(1, 8, 8, 3)]
-    assert np.concatenate(batches)[:, 4, 4, 0].tolist() == list(range(7))
-
-
-def test_evaluation_refuses_or_counts_broken_pictures():
-    source = Broken(5, {3})
-    with pytest.raises(UserError, match=r"picture 3.png cannot be read"):
-        list(evaluation_images(source, 8, 2))
-    broken = []
-    pixels = np.concatenate(list(evaluation_images(source, 8, 2, broken=broken)))
-    assert broken == [3] and pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 128, 4]
 
 
 @pytest.mark.realdata

@@ -6,7 +6,6 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grain
@@ -16,8 +15,8 @@ from absl import flags
 from vilem_jax.config import DataConfig, UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.corpus import Corpus
-from vilem_jax.data.images import ImageError, decode, random_crop, resize_square
-from vilem_jax.data.sources import Source, open_source
+from vilem_jax.data.images import ImageError, decode, random_crop
+from vilem_jax.data.sources import open_source
 
 HostBatch = dict[str, np.ndarray]
 BROKEN = (ImageError, OSError, KeyError)  # what a picture that cannot be had raises
@@ -210,48 +209,6 @@ def train_batches(
         num_hosts=num_hosts,
     )
     return Batches(maker, start_step, config)
-
-
-def evaluation_images(
-    source: Source, size: int, batch_size: int, *, broken: list[int] | None = None
-) -> Iterator[np.ndarray]:
-    """All pictures of `source` in order, squashed: uint8 [b, size, size, 3], b <= B.
-
-    Args:
-      broken: where given, a picture that cannot be read is grey and its index is
-        appended; otherwise it is an error.
-
-    Raises:
-      UserError: a picture cannot be read, and `broken` is None.
-    """
-
-    def read(index: int) -> np.ndarray | None:
-        try:
-            return resize_square(decode(source.read_image(index)), size)
-        except BROKEN as error:
-            if broken is None:
-                raise UserError(
-                    f"source {source.name!r}: picture {source.image_name(index)} "
-                    f"cannot be read ({error}); figures over other pictures would not "
-                    "be comparable"
-                ) from None
-            return None
-
-    grey = np.full((size, size, 3), 128, np.uint8)
-    # Pillow decodes outside the interpreter's lock; one batch is read ahead.
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        ahead: list[dict[int, Future]] = []
-        # The last round reads nothing: it hands out the batch before.
-        for start in range(0, len(source) + batch_size, batch_size):
-            indices = range(start, min(start + batch_size, len(source)))
-            ahead.append({i: pool.submit(read, i) for i in indices})
-            if len(ahead) < 2:
-                continue
-            pixels = {i: future.result() for i, future in ahead.pop(0).items()}
-            missing = [i for i, picture in pixels.items() if picture is None]
-            if broken is not None:
-                broken.extend(missing)
-            yield np.stack([grey if p is None else p for p in pixels.values()])
 
 
 def _rng(*key: int) -> np.random.Generator:
