@@ -54,6 +54,7 @@ class ScenesSource:
     seed: int = 0
     size: int = CANVAS
     num_images: int | None = None
+    name: str = ""  # for messages and records; "" stands for scenes/SPLIT
 
     def __post_init__(self):
         if self.split not in SPLIT_CODES:
@@ -67,6 +68,8 @@ class ScenesSource:
                 f"Pictures of scenes cannot be {self.size} pixels wide: "
                 f"use {SMALLEST_SIZE} or more"
             )
+        if not self.name:
+            object.__setattr__(self, "name", f"scenes/{self.split}")
         if not self.num_images:
             default = NUM_TRAIN if self.split == "train" else NUM_HELD_OUT
             object.__setattr__(self, "num_images", default)
@@ -77,11 +80,6 @@ class ScenesSource:
                 f"The {self.split} split of scenes has {NUM_HELD_OUT} pictures, not "
                 f"{self.num_images}: use {NUM_HELD_OUT} or fewer, or another seed"
             )
-
-    @property
-    def name(self) -> str:
-        """Name for messages and reports."""
-        return f"scenes/{self.split}"
 
     def __len__(self) -> int:
         return self.num_images

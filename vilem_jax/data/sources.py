@@ -52,6 +52,7 @@ def open_source(config: SourceConfig) -> Source:
             split=config.split or "train",
             seed=config.seed,
             num_images=config.num_images or None,
+            name=config.name,
         )
     if not config.path:
         raise UserError(
