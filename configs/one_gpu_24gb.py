@@ -2,7 +2,13 @@
 
     vilem train --config=one_gpu_24gb --workdir=runs/mine \\
         --config.data.train.mine.path=captions.json \\
-        --config.data.train.mine.images=pictures
+        --config.data.train.mine.images=pictures \\
+        --config.data.validation.mine.path=captions.json \\
+        --config.data.validation.mine.images=pictures
+
+captions.json says the `split` of each picture, "train" or "val", as Karpathy's files
+do. Where yours are two files without splits, give each its own, and say
+--config.data.train.mine.split= and --config.data.validation.mine.split= (nothing) too.
 
 Batch: 256 pairs a step as 4 microbatches of 64. Microbatches are exact here (negatives
 are the whole batch and the queue), so use as many as your memory asks for: double
