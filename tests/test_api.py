@@ -137,6 +137,21 @@ def test_the_branches_differ(model, photo):
         model.proofread(photo, "a red dog", branch="sideways")
 
 
+def test_what_a_branch_has_not_learnt_is_not_said(model, photo):
+    def trained(**branches):
+        encoder = dataclasses.replace(model.encoder, trained=branches)
+        return dataclasses.replace(model, encoder=encoder)
+
+    words = trained(local=("detect",)).proofread(photo, "a red dog")
+    whole = model.proofread(photo, "a red dog")
+    assert [w.p_wrong for w in words] == [w.p_wrong for w in whole]
+    assert {w.corrections for w in words} == {()}
+    with pytest.raises(UserError, match="not to find wrong ones"):
+        trained(local=("correct",)).proofread(photo, "a red dog")
+    with pytest.raises(UserError, match=r"local branch .*use branch=global"):
+        trained(**{"global": ("detect",)}).proofread(photo, "a red dog")
+
+
 def test_online_and_momentum_weights(run, model, photo):
     slow = vilem_jax.load(run, weights="momentum")
     assert not np.allclose(slow.encode_image(photo), model.encode_image(photo))

@@ -26,7 +26,12 @@ from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ah
 from vilem_jax.evaluation.proofread import StoredEdits, make_edits
 from vilem_jax.training.checkpoints import restore_params
 from vilem_jax.training.masked_language import editor_graph
-from vilem_jax.training.starting import load_editor, open_tokenizer, word_tables
+from vilem_jax.training.starting import (
+    check_editor,
+    load_editor,
+    open_tokenizer,
+    word_tables,
+)
 from vilem_jax.training.state import abstract_state, model_graph
 from vilem_jax.training.workdir import read_config
 
@@ -90,10 +95,12 @@ class Model:
 
         Returns:
           one `Word` for each word that fits the text length. [UNK] and punctuation are
-          not judged. For a word of several pieces, the most doubtful one is corrected.
+          not judged. For a word of several pieces, the most doubtful one is corrected;
+          a branch that has not learnt to correct says no corrections.
 
         Raises:
-          UserError: a picture that cannot be read, a caption without a word.
+          UserError: a picture that cannot be read, a caption without a word, a branch
+            that was not trained to find wrong words.
         """
         tokens = self._tokens([caption])
         if not self.tokenizer.vocabulary.is_word[tokens].any():
@@ -108,6 +115,11 @@ class Model:
         branch: Branch = "local",
     ) -> list[list[Word]]:
         """`proofread` of captions that are tokens already: int32 [N, L], N pictures."""
+        if self.encoder.trained.get(branch) == ("correct",):
+            raise UserError(
+                f"the {branch} branch of this model was trained to correct words, not "
+                f"to find wrong ones: config.loss.{branch}_detect was False"
+            )
         everywhere = np.arange(tokens.shape[1], dtype=np.int32)
         judged = self.encoder.proofread(
             read_ahead(self.read_picture, pictures),
@@ -116,8 +128,9 @@ class Model:
             tokens,
             branches=(branch,),
         )[branch]
+        has_corrections = "correct" in self.encoder.trained[branch]
         return [
-            self._words(*one)
+            self._words(*one, has_corrections=has_corrections)
             for one in zip(
                 tokens, judged.p_wrong, judged.best, judged.p_best, strict=True
             )
@@ -153,7 +166,7 @@ class Model:
     def _tokens(self, captions: list[str]) -> np.ndarray:
         return self.tokenizer.encode(captions, self.config.evaluation.text_length)
 
-    def _words(self, row, p_wrong, best, p_best) -> list[Word]:
+    def _words(self, row, p_wrong, best, p_best, *, has_corrections) -> list[Word]:
         """The words of one caption; row int32 [L], best int32 [L, 4]."""
         is_judged = self.tokenizer.vocabulary.is_word[row]
         p_wrong = np.where(is_judged, p_wrong, 0.0)
@@ -161,7 +174,7 @@ class Model:
         for word, start, stop in self.tokenizer.words(row):
             place = start + int(np.argmax(p_wrong[start:stop]))
             corrections = ()
-            if is_judged[place]:
+            if is_judged[place] and has_corrections:
                 pieces, at = row[start:stop], place - start
                 corrections = self._corrections(pieces, at, best[place], p_best[place])
             words.append(Word(word, float(p_wrong[place]), corrections))
@@ -229,13 +242,15 @@ def make_run_edits(
     """Captions of `source`, edited by the editor of the model's run.
 
     Raises:
-      UserError: the run has no editor, or it is no longer where the run found it.
+      UserError: the run has no editor, or it is no longer where the run found it, or
+        another has taken its place.
     """
     if not model.config.editor.path:
         raise UserError(
             "This run has no editor to make wrong captions with (it was trained "
             "without ViLEM's losses): give a stored set of edits"
         )
+    check_editor(model.config)
     own, params = load_editor(model.config, model.tokenizer)
     return make_edits(
         editor_graph(own),

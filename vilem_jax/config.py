@@ -146,16 +146,32 @@ class LossConfig:
     max_temperature: float = 0.5
 
     @property
+    def trained(self) -> dict[str, tuple[str, ...]]:
+        """What the branches learn: {"local": ("detect", "correct"), ...}.
+
+        A branch that learns nothing is left out.
+        """
+        tasks = {
+            branch: tuple(
+                task
+                for task in ("detect", "correct")
+                if getattr(self, f"{branch}_{task}")
+            )
+            for branch in ("local", "global")
+        }
+        return {branch: learnt for branch, learnt in tasks.items() if learnt}
+
+    @property
     def has_local(self) -> bool:
-        return self.local_detect or self.local_correct
+        return "local" in self.trained
 
     @property
     def has_global(self) -> bool:
-        return self.global_detect or self.global_correct
+        return "global" in self.trained
 
     @property
     def has_proofreading(self) -> bool:
-        return self.has_local or self.has_global
+        return bool(self.trained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +181,8 @@ class OptimizerConfig:
     warmup_steps: int = 2000
     decay_per: Literal["step", "epoch"] = "step"
     weight_decay: float = 0.02
-    decays_class_and_positions: bool = False  # ALBEF decays them and the temperature
+    # ALBEF does: [CLS], positions and the temperature too.
+    decays_all_but_biases_and_norms: bool = False
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax.config import EditorConfig, UserError
+from vilem_jax.config import EditorConfig, LossConfig, UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Proofreading
@@ -125,6 +125,7 @@ def test_right_and_shuffled_pictures_are_shown(edits, source, tokenizer):
 
     class Knowing:
         image_size = 16
+        trained = LossConfig().trained
 
         def proofread(self, pixels, tokens, places, labels):
             means = np.array([picture.mean() for picture in pixels])
@@ -201,3 +202,22 @@ def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
         num_images=2,
     )
     np.testing.assert_array_equal(few.edited, edits.edited[:2])
+
+
+def test_what_was_not_trained_has_no_figures(encoder, edits, source, tokenizer):
+    is_word = tokenizer.vocabulary.is_word
+    whole = evaluate_proofreading(encoder, edits, source, is_word=is_word)
+    trained = {"global": ("correct",)}
+    part = dataclasses.replace(encoder, trained=trained)
+    figures = evaluate_proofreading(part, edits, source, is_word=is_word)
+    assert "local" not in figures and "local" not in figures["shuffled"]
+    assert set(figures["global"]) == {"correct"}
+    expected = whole["global"]["correct"]["top1"]
+    assert figures["global"]["correct"]["top1"] == pytest.approx(expected)
+    with pytest.raises(UserError, match=r"the local branch .* was not trained"):
+        part.proofread(
+            [], edits.edited, edits.places, edits.labels, branches=("local",)
+        )
+    none = dataclasses.replace(encoder, trained={})
+    with pytest.raises(UserError, match="without ViLEM's losses"):
+        evaluate_proofreading(none, edits, source, is_word=is_word)

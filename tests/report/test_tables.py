@@ -52,6 +52,13 @@ def test_proofreading():
     assert "(3 captions, 5 wrong words)" in table
     alone = proofread_table(both | {"captions": 3, "edits": 5})
     assert "another" not in alone
+    part = {"global": {"correct": branch["correct"]}, "captions": 3, "edits": 5}
+    assert proofread_table(part).splitlines()[2].split() == [
+        "global",
+        *"---",
+        "0.100",
+        "0.200",
+    ]
 
 
 def test_words():

@@ -51,6 +51,7 @@ class Encoder:
     max_text_length: int  # positions of the text tower
     batch_size: int  # rows of a chunk
     programs: dict[str, Callable]
+    trained: dict[Branch, tuple[str, ...]]  # of the run, see `LossConfig.trained`
 
     def encode_images(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
         """Pictures uint8 [R, R, 3], one after another -> float32 [N, E], unit rows."""
@@ -76,7 +77,7 @@ class Encoder:
         places: np.ndarray,
         labels: np.ndarray,
         *,
-        branches: Sequence[Branch] = BRANCHES,
+        branches: Sequence[Branch] | None = None,
     ) -> dict[Branch, Proofreading]:
         """Judges every token, and names words for the places.
 
@@ -85,15 +86,18 @@ class Encoder:
           tokens: int32 [N, L], captions that may be wrong.
           places: int32 [N, K], where words are named.
           labels: int32 [N, K], the words whose rank is wanted.
-          branches: "local", "global", or both, which then share the image tower.
+          branches: "local", "global", or both, which then share the image tower; None
+            takes those that were trained.
 
         Raises:
-          UserError: another branch, no caption, or captions longer than the text tower
-            has positions.
+          UserError: another branch, or one that was not trained; no caption, or
+            captions longer than the text tower has positions.
         """
+        branches = tuple(self.trained) if branches is None else branches
         program = "+".join(branches)
-        if program not in self.programs:
+        if branches and program not in self.programs:
             raise UserError(f"branch is 'local' or 'global', not {program!r}")
+        self._check_trained(branches)
         self._check_length(tokens)
         parts, start = [], 0
         for chunk in _chunks(pixels, self.batch_size):
@@ -109,6 +113,20 @@ class Encoder:
             branch: Proofreading(*joined[number * size : (number + 1) * size])
             for number, branch in enumerate(branches)
         }
+
+    def _check_trained(self, branches: Sequence[Branch]) -> None:
+        if not self.trained:
+            raise UserError(
+                "this model was trained without ViLEM's losses (the four switches of "
+                "config.loss) and cannot proofread"
+            )
+        for branch in branches:
+            if branch not in self.trained:
+                raise UserError(
+                    f"the {branch} branch of this model was not trained: "
+                    f"config.loss.{branch}_detect and {branch}_correct were False; use "
+                    f"branch={next(iter(self.trained))}"
+                )
 
     def _check_length(self, tokens: np.ndarray) -> None:
         if tokens.shape[1] > self.max_text_length:
@@ -177,6 +195,7 @@ def make_encoder(
         max_text_length=config.model.text.max_positions,
         batch_size=batch_size or config.evaluation.batch_size,
         programs=programs,
+        trained=config.loss.trained,
     )
 
 

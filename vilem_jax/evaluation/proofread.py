@@ -39,8 +39,8 @@ class StoredEdits:
     image: np.ndarray  # int32 [N], index of each caption's picture in the data set
     tokens: np.ndarray  # int32 [N, L], the captions
     edited: np.ndarray  # int32 [N, L], with the wrong words in
-    places: np.ndarray  # int32 [N, K], the edited positions first
-    is_edit: np.ndarray  # bool [N, K], False where a caption has fewer than K
+    places: np.ndarray  # int32 [N, K], K different positions
+    is_edit: np.ndarray  # bool [N, K], which of them are edited
 
     @property
     def labels(self) -> np.ndarray:
@@ -159,7 +159,7 @@ def evaluate_proofreading(
     with_shuffled: bool = True,
     show_progress: bool = False,
 ) -> dict:
-    """Figures of both branches, with the right picture and with another.
+    """Figures of the trained branches, with the right picture and with another.
 
     Args:
       source: the data set the edits were made of.
@@ -169,6 +169,11 @@ def evaluate_proofreading(
     Returns:
       {"local": {"detect": ..., "correct": ...}, "global": ..., "shuffled": {"local":
       ..., "global": ...}, "captions", "words", "edits", "images", "editor", "seed"}.
+      A branch that was not trained is left out, and so is what it has not learnt.
+
+    Raises:
+      UserError: the model was trained without ViLEM's losses, the edits are of another
+        data set, a picture cannot be read.
     """
     _check_source(edits, source)
     figures = _branches(encoder, edits, source, edits.image, is_word, show_progress)
@@ -196,16 +201,17 @@ def _branches(encoder, edits, source, images, is_word, show_progress) -> dict:
         edits.places,
         edits.labels,
     )
-    return {
-        branch: proofread_metrics(
+    figures = {}
+    for branch, one in judged.items():
+        both = proofread_metrics(
             one.p_wrong,
             edits.edited != edits.tokens,
             is_word[edits.edited],
             one.rank,
             edits.is_edit,
         )
-        for branch, one in judged.items()
-    }
+        figures[branch] = {task: both[task] for task in encoder.trained[branch]}
+    return figures
 
 
 def _check_source(edits: StoredEdits, source: Source) -> None:

@@ -28,6 +28,12 @@ class EncodedSource:
     captions: tuple[str, ...]  # T
     image_of_text: np.ndarray  # int64 [T], rows of image_embedding
 
+    def figures(self) -> dict:
+        """`retrieval_metrics` of it."""
+        return retrieval_metrics(
+            self.image_embedding, self.text_embedding, self.image_of_text
+        )
+
 
 def encode_source(
     encoder: Encoder,
@@ -93,9 +99,6 @@ def evaluate_retrieval(
         captions_per_image=captions_per_image,
         show_progress=show_progress,
     )
-    figures = retrieval_metrics(
-        encoded.image_embedding, encoded.text_embedding, encoded.image_of_text
-    )
     protocol = {
         "data": source.name,
         "captions_per_image": captions_per_image,
@@ -106,7 +109,7 @@ def evaluate_retrieval(
         "i2t": "the best-ranked of the image's captions",
         "ties": "count against the model",
     }
-    return figures | {"protocol": protocol}
+    return encoded.figures() | {"protocol": protocol}
 
 
 def retrieval_metrics(

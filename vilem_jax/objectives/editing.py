@@ -21,8 +21,8 @@ class Edits(NamedTuple):
 
     tokens: jax.Array  # int32 [B, L], t^edit
     edit_here: jax.Array  # bool [B, L], e_i
-    places: jax.Array  # int32 [B, K], the edited positions first
-    is_edit: jax.Array  # bool [B, K], False where a caption has fewer than K edits
+    places: jax.Array  # int32 [B, K], different positions of which some are edited
+    is_edit: jax.Array  # bool [B, K], which of them
 
 
 @jax.tree_util.register_dataclass

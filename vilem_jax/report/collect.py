@@ -1,7 +1,7 @@
 """From a trained model and a data set to figures, and from those to a `Report`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,13 @@ import numpy as np
 from vilem_jax.api import Model
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources import Source
+from vilem_jax.evaluation.encoding import BRANCHES
 from vilem_jax.evaluation.pairs import CaptionPair, evaluate_pairs
 from vilem_jax.evaluation.proofread import StoredEdits, evaluate_proofreading
 from vilem_jax.evaluation.retrieval import (
     EncodedSource,
     chance_metrics,
     encode_source,
-    retrieval_metrics,
 )
 from vilem_jax.report.content import (
     Bar,
@@ -92,9 +92,7 @@ def measure(
     length = model.config.evaluation.text_length
     encoded = encode_source(model.encoder, model.tokenizer, source, text_length=length)
     figures = {
-        "retrieval": retrieval_metrics(
-            encoded.image_embedding, encoded.text_embedding, encoded.image_of_text
-        ),
+        "retrieval": encoded.figures(),
         "chance": chance_metrics(encoded.image_of_text),
     }
     if edits is not None:
@@ -179,28 +177,31 @@ def _headlines(figures: dict) -> tuple[Headline, ...]:
         )
     ]
     if "proofread" in figures:
-        own, other = (
-            part["local"]
-            for part in (figures["proofread"], figures["proofread"]["shuffled"])
-        )
-        headlines += [
-            Headline(
-                f"{100 * own['detect']['f1']:.0f} %",
-                "F1 of finding wrong words",
-                f"{100 * other['detect']['f1']:.0f} % beside another picture",
-            ),
-            Headline(
-                f"{100 * own['correct']['top1']:.0f} %",
-                "of wrong words corrected at once",
-                f"{100 * own['correct']['top3']:.0f} % within three guesses",
-            ),
-        ]
+        headlines += _proofread_headlines(figures["proofread"])
     if "pairs" in figures:
         accuracy = figures["pairs"]["accuracy"]
         headlines.append(
             Headline(f"{accuracy:.0f} %", "of hard pairs told apart", "chance is 50 %")
         )
     return tuple(headlines)
+
+
+def _proofread_headlines(figures: dict) -> Iterator[Headline]:
+    """Of the local branch, or of the one that was trained."""
+    branch = next(branch for branch in BRANCHES if branch in figures)
+    own, other = figures[branch], figures["shuffled"][branch]
+    if "detect" in own:
+        yield Headline(
+            f"{100 * own['detect']['f1']:.0f} %",
+            "F1 of finding wrong words",
+            f"{100 * other['detect']['f1']:.0f} % beside another picture",
+        )
+    if "correct" in own:
+        yield Headline(
+            f"{100 * own['correct']['top1']:.0f} %",
+            "of wrong words corrected at once",
+            f"{100 * own['correct']['top3']:.0f} % within three guesses",
+        )
 
 
 def _queries(source: Source, encoded: EncodedSource, seed: int) -> tuple[Query, ...]:
@@ -228,11 +229,18 @@ def _queries(source: Source, encoded: EncodedSource, seed: int) -> tuple[Query, 
 
 
 def _readings(model, source, edits: StoredEdits, seed: int) -> tuple[Proofread, ...]:
-    """Edited captions, drawn by `seed`, as the local branch judges them."""
+    """Edited captions, drawn by `seed`, as the local branch judges them.
+
+    Or the global one, where that alone learnt to find wrong words; or none.
+    """
+    trained = model.encoder.trained
+    finders = [name for name in BRANCHES if "detect" in trained.get(name, ())]
+    if not finders:
+        return ()
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(edits.tokens))[:NUM_READINGS]
     pictures = [decode(source.read_image(int(edits.image[row]))) for row in rows]
-    judged = model.proofread_tokens(pictures, edits.edited[rows])
+    judged = model.proofread_tokens(pictures, edits.edited[rows], branch=finders[0])
     readings = []
     for row, picture, words in zip(rows, pictures, judged, strict=True):
         clean, edited = edits.tokens[row], edits.edited[row]
@@ -268,7 +276,7 @@ def _detection(figures: dict | None) -> Bars | None:
     if figures is None:
         return None
     rows = []
-    for branch in ("local", "global"):
+    for branch in (name for name in BRANCHES if name in figures):
         parts = figures[branch], figures["shuffled"][branch]
         note = f"{branch} branch"
         for label, kind, name, sort in (
@@ -276,6 +284,8 @@ def _detection(figures: dict | None) -> Bars | None:
             ("Corrected at once", "correct", "top1", ""),
             ("Corrected in three guesses", "correct", "top3", ""),
         ):
+            if kind not in figures[branch]:
+                continue
             values = tuple(part[kind][name] for part in parts)
             rows.append(Bar(label, values, sort + note))
     return Bars(RIGHT_AND_OTHER, tuple(rows))

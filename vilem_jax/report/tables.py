@@ -32,16 +32,20 @@ def pairs_table(figures: dict) -> str:
 
 
 def proofread_table(figures: dict) -> str:
-    """Both branches, with the right pictures and with shuffled ones."""
+    """The trained branches, with the right pictures and with shuffled ones."""
     rows = []
     settings = [("", figures)]
     if "shuffled" in figures:
         settings.append((", another picture", figures["shuffled"]))
-    for branch in ("local", "global"):
+    names = {"detect": ("precision", "recall", "f1"), "correct": ("top1", "top3")}
+    for branch in (name for name in ("local", "global") if name in figures):
         for suffix, part in settings:
-            detect, correct = part[branch]["detect"], part[branch]["correct"]
-            values = [*detect.values(), *correct.values()]
-            rows.append([branch + suffix, *(f"{value:.3f}" for value in values)])
+            cells = [
+                f"{part[branch][task][name]:.3f}" if task in part[branch] else "-"
+                for task in names
+                for name in names[task]
+            ]
+            rows.append([branch + suffix, *cells])
     head = ["proofreading", "precision", "recall", "F1", "top-1", "top-3"]
     counts = f"{figures['captions']} captions, {figures['edits']} wrong words"
     return f"{format_table(head, rows)}\n({counts})"

@@ -194,15 +194,17 @@ def _proofread_sums(branch, all_logits, samples, counts, config: Config):
             logits.detect, is_original, samples.is_word, reduction
         )
         correct += proofreading.correction_sum(logits.correct, correction)
-    logits = all_logits[0]
-    found = proofreading.detection_counts(logits.detect, is_original, samples.is_word)
-    sums = {f"{branch}_{name}": count for name, count in found.items()}
+    logits, sums = all_logits[0], {}
     if getattr(config.loss, f"{branch}_correct"):
         sums[f"{branch}_hits"] = proofreading.correction_hits(
             logits.correct, correction
         )
         sums[f"loss_{branch}_correct"] = correct / (len(all_logits) * counts.edits)
     if getattr(config.loss, f"{branch}_detect"):
+        found = proofreading.detection_counts(
+            logits.detect, is_original, samples.is_word
+        )
+        sums |= {f"{branch}_{name}": count for name, count in found.items()}
         sums[f"loss_{branch}_detect"] = detect / (len(all_logits) * texts)
     return sums
 

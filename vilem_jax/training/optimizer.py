@@ -42,7 +42,7 @@ def decays(path: tuple, value: jax.Array, config: OptimizerConfig) -> bool:
     """
     name = str(getattr(path[-1], "key", path[-1]))
     if name in ("class_token", "position_embedding", "positions", "temperature"):
-        return config.decays_class_and_positions
+        return config.decays_all_but_biases_and_norms
     return value.ndim >= 2
 
 

@@ -16,11 +16,11 @@ import numpy as np
 from vilem_jax import sharding
 from vilem_jax.config import Config
 from vilem_jax.data.captions import Tokenizer
-from vilem_jax.data.sources import Source, open_source
+from vilem_jax.data.sources import open_source
 from vilem_jax.evaluation.caption_edits import FrozenEditor
-from vilem_jax.evaluation.encoding import make_encoder, read_pictures
+from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading, make_edits
-from vilem_jax.evaluation.retrieval import retrieval_metrics
+from vilem_jax.evaluation.retrieval import encode_source
 from vilem_jax.training import masked_language, starting
 from vilem_jax.training.state import (
     abstract_state,
@@ -121,7 +121,10 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
         now = dataclasses.replace(encoder, params=params)
         figures = {}
         for number, source in enumerate(sources):
-            figures[source.name] = _retrieval(now, source, tokenizer, settings)
+            encoded = encode_source(
+                now, tokenizer, source, text_length=settings.text_length
+            )
+            figures[source.name] = encoded.figures()
             if edits:
                 figures[source.name]["proofread"] = evaluate_proofreading(
                     now, edits[number], source, is_word=tokenizer.vocabulary.is_word
@@ -129,18 +132,6 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
         return figures
 
     return evaluate
-
-
-def _retrieval(encoder, source: Source, tokenizer: Tokenizer, settings) -> dict:
-    captions = [source.captions(i) for i in range(len(source))]
-    image_of_text = np.repeat(np.arange(len(source)), [len(c) for c in captions])
-    tokens = tokenizer.encode(
-        [text for texts in captions for text in texts], settings.text_length
-    )
-    pictures = read_pictures(source, range(len(source)), encoder.image_size)
-    return retrieval_metrics(
-        encoder.encode_images(pictures), encoder.encode_texts(tokens), image_of_text
-    )
 
 
 def _editor_task(config, mesh, tokenizer, schedule, workdir) -> Task:
@@ -204,8 +195,11 @@ def _make_editor_evaluation(config, tokenizer, tables):
         for source in sources:
             texts = [text for i in range(len(source)) for text in source.captions(i)]
             tokens = tokenizer.encode(texts, config.data.text_length)
+            # Whole chunks alone, for one program; rows of padding have no word to mask.
+            padding = np.full_like(tokens[:1], vocabulary.pad_id)
+            tokens = np.concatenate([tokens, padding.repeat(-len(tokens) % size, 0)])
             hits = masked = 0
-            for start in range(0, len(tokens) - size + 1, size):
+            for start in range(0, len(tokens), size):
                 key = jax.random.fold_in(jax.random.key(config.seed), start)
                 counts = accuracy(
                     FrozenEditor(params, tables), tokens[start : start + size], key

@@ -1,0 +1,47 @@
+"""What a run measures on validation."""
+
+import types
+
+import numpy as np
+
+from vilem_jax.config import Config, DataConfig, EvaluationConfig, SourceConfig
+from vilem_jax.data.captions import Tokenizer, train_vocabulary
+from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.training import masked_language, starting, tasks
+
+
+def test_every_caption_counts_where_the_last_chunk_is_not_full(tmp_path, monkeypatch):
+    source = ScenesSource("validation", num_images=3)
+    captions = [text for index in range(3) for text in source.captions(index)]
+    train_vocabulary(captions, 120, tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    pad = tokenizer.vocabulary.pad_id
+    chunks = []
+
+    def make_counter(*_, **__):
+        def count(editor, tokens, key):
+            tokens = np.asarray(tokens)
+            is_real = (tokens != pad).any(axis=1)
+            chunks.append(tokens[is_real])
+            return is_real[:1].sum(), is_real.sum()
+
+        return count
+
+    monkeypatch.setattr(masked_language, "make_masked_accuracy", make_counter)
+    monkeypatch.setattr(tasks.jax, "jit", lambda function: function)
+    config = Config(
+        data=DataConfig(
+            validation=(
+                SourceConfig(
+                    name="mine", kind="scenes", split="validation", num_images=3
+                ),
+            )
+        ),
+        evaluation=EvaluationConfig(batch_size=4),
+    )
+    tables = starting.word_tables(tokenizer)
+    evaluate = tasks._make_editor_evaluation(config, tokenizer, tables)
+    figures = evaluate(types.SimpleNamespace(params={}))
+    assert figures == {"mine": {"masked_top1": 4 / 15}}
+    expected = tokenizer.encode(captions, config.data.text_length)
+    np.testing.assert_array_equal(np.concatenate(chunks), expected)
