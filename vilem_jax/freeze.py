@@ -285,6 +285,7 @@ _NOT_NEGATIVE = (
     "loss.global_weight",
     "loss.queue_length",
     "loss.soft_target_ramp_steps",
+    "model.init_std",
     "optimizer.learning_rate",
     "optimizer.final_learning_rate",
     "optimizer.warmup_steps",

@@ -63,10 +63,18 @@ def train(
         round(config.train.num_epochs * steps_per_epoch), 1
     )
 
+    if config.optimizer.warmup_steps >= num_steps:
+        say(
+            f"config.optimizer.warmup_steps={config.optimizer.warmup_steps} is not "
+            f"below the run's {num_steps} steps: the learning rate rises to the end "
+            "and never falls"
+        )
+
     # ---- work directory ----
     if not dry_run:
         claim_workdir(folder, config)
-        tokenizer.save(folder / starting.TOKENIZER_FOLDER)
+        if not starting.has_tokenizer(folder):  # another process may be reading it
+            tokenizer.save(folder / starting.TOKENIZER_FOLDER)
 
     # ---- task ----
     schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
@@ -125,6 +133,8 @@ def train(
                 record = jax.device_get(metrics)
                 lap = clock.lap((step - last_logged) * config.train.batch_size)
                 last_logged = step
+                if watch.bad_images:
+                    lap["bad_images_since_start"] = watch.bad_images
                 log.write(step, record, lap)
                 progress.show(record | lap)
             if _is_due(step, num_steps, config.evaluation.every_steps):
@@ -209,17 +219,18 @@ class _Watch:
     def __init__(self, config: Config):
         self._max_bad_fraction = config.data.max_bad_fraction
         self._max_skipped = config.train.max_skipped_in_a_row
-        self._seen = self._bad = 0
+        self._seen = self.bad_images = 0  # since this start
         self._before: dict = {}  # the metrics of the step before, on the device
 
     def see(self, batch: dict[str, np.ndarray]) -> None:
+        """Counts; a UserError where too many pictures were replaced."""
         self._seen += batch["is_bad"].size
-        self._bad += int(batch["is_bad"].sum())
-        # One broken picture in the first batches is no fraction yet.
-        if self._bad > max(self._max_bad_fraction * self._seen, 1) and self._bad > 10:
+        self.bad_images += int(batch["is_bad"].sum())
+        # A few broken pictures in the first batches are no fraction yet.
+        if self.bad_images > max(self._max_bad_fraction * self._seen, 10):
             raise UserError(
-                f"{self._bad} of {self._seen} pictures could not be read, more than "
-                f"config.data.max_bad_fraction={self._max_bad_fraction}; "
+                f"{self.bad_images} of {self._seen} pictures could not be read, more "
+                f"than config.data.max_bad_fraction={self._max_bad_fraction}; "
                 "`vilem data check` lists them"
             )
 
