@@ -1,7 +1,7 @@
 """One training step: `update(state, prepare(editor, batch, key))`, pure.
 
-Order (the lineage's): clamp the temperature, momentum update with the parameters as
-they are, momentum keys of the whole batch, losses and gradients, AdamW, enqueue.
+Order, as in MoCo and ALBEF: clamp the temperature, momentum update with the parameters
+as they are, momentum keys of the whole batch, losses and gradients, AdamW, enqueue.
 """
 
 import dataclasses
@@ -262,11 +262,10 @@ def step_metrics(sums: Metrics, samples: Samples, config: Config) -> Metrics:
     batch_size = samples.tokens.shape[0]
     metrics = {name: value for name, value in sums.items() if name.startswith("loss")}
     for branch in ("local", "global"):
-        if f"{branch}_found" not in sums:
-            continue
-        found, said = sums[f"{branch}_found"], sums[f"{branch}_said"]
-        wrong = sums[f"{branch}_wrong"]
-        metrics[f"{branch}_detect_f1"] = 2 * found / jnp.maximum(said + wrong, 1)
+        if f"{branch}_found" in sums:
+            found, said = sums[f"{branch}_found"], sums[f"{branch}_said"]
+            wrong = sums[f"{branch}_wrong"]
+            metrics[f"{branch}_detect_f1"] = 2 * found / jnp.maximum(said + wrong, 1)
         if f"{branch}_hits" in sums:
             num_edits = jnp.maximum(samples.edits.is_edit.sum(), 1)
             metrics[f"{branch}_correct_top1"] = sums[f"{branch}_hits"] / num_edits
