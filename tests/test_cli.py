@@ -47,6 +47,7 @@ def get_config():
     config.augment.num_ops = 0
     config.loss.queue_length = 8
     config.train.batch_size, config.train.num_steps = 8, 2
+    config.optimizer.warmup_steps = 1
     config.compute.dtype = "float32"
     config.evaluation.batch_size = 8
     config.evaluation.text_length = 16
