@@ -116,6 +116,19 @@ def activation(settings: Mapping[str, Any], folder: Path) -> str:
     return names[name]
 
 
+def layer_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What BERT and ViT name alike: our names of it -> values."""
+    keys = {
+        "width": "hidden_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "mlp_width": "intermediate_size",
+    }
+    found = {ours: setting(settings, key, int, folder) for ours, key in keys.items()}
+    eps = setting(settings, "layer_norm_eps", float, folder)
+    return found | {"layer_norm_eps": eps, "activation": activation(settings, folder)}
+
+
 def check_model_type(settings: Mapping[str, Any], wanted: str, folder: Path) -> None:
     kind = settings.get("model_type", wanted)
     if kind != wanted:

@@ -92,20 +92,15 @@ def read_text_config(folder: Path, base: TextConfig) -> TextConfig:
             "is not supported; 'absolute' is"
         )
 
-    def number(key, kind=int):
-        return folders.setting(settings, key, kind, folder)
+    def number(key):
+        return folders.setting(settings, key, int, folder)
 
     return dataclasses.replace(
         base,
         vocab_size=number("vocab_size"),
-        width=number("hidden_size"),
-        num_layers=number("num_hidden_layers"),
-        num_heads=number("num_attention_heads"),
-        mlp_width=number("intermediate_size"),
         max_positions=number("max_position_embeddings"),
         num_token_types=number("type_vocab_size"),
-        layer_norm_eps=number("layer_norm_eps", float),
-        activation=folders.activation(settings, folder),
+        **folders.layer_settings(settings, folder),
     )
 
 

@@ -57,12 +57,9 @@ def read_vision_config(folder: Path, base: VisionConfig) -> VisionConfig:
     settings = folders.read_config(folder)
     folders.check_model_type(settings, "vit", folder)
 
-    def number(key, kind=int):
-        return folders.setting(settings, key, kind, folder)
-
     if settings.get("num_channels", 3) != 3:
         raise UserError(f"{Path(folder) / folders.CONFIG}: num_channels must be 3")
-    patch_size = number("patch_size")
+    patch_size = folders.setting(settings, "patch_size", int, folder)
     if base.image_size % patch_size:
         raise UserError(
             f"pictures of {base.image_size} pixels do not divide into the patches of "
@@ -72,12 +69,7 @@ def read_vision_config(folder: Path, base: VisionConfig) -> VisionConfig:
     return dataclasses.replace(
         base,
         patch_size=patch_size,
-        width=number("hidden_size"),
-        num_layers=number("num_hidden_layers"),
-        num_heads=number("num_attention_heads"),
-        mlp_width=number("intermediate_size"),
-        layer_norm_eps=number("layer_norm_eps", float),
-        activation=folders.activation(settings, folder),
+        **folders.layer_settings(settings, folder),
     )
 
 
