@@ -1,0 +1,1 @@
+"""Flax NNX modules: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""Losses, labels and edits as pure functions of arrays."""
