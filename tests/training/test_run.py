@@ -1,0 +1,292 @@
+"""Whole runs: what they leave behind, that they repeat, stop, go on, and complain."""
+
+import dataclasses
+import json
+import signal
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.tiny_runs import (
+    HELD_OUT,
+    NUM_STEPS,
+    assert_same_run,
+    run_settings,
+    stored_state,
+    write_vocabulary,
+)
+from vilem_jax.config import UserError
+from vilem_jax.freeze import freeze
+from vilem_jax.training import run as program
+from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.training.metrics import read_records
+from vilem_jax.training.run import train
+from vilem_jax.training.workdir import read_config
+
+
+@pytest.fixture(scope="session")
+def settings(editor_folder):
+    """Of a run with validation, frozen when used."""
+    return run_settings(
+        "vilem", editor_folder, data={"validation": {"held_out": HELD_OUT}}
+    ) | {"data": _data(editor_folder)}
+
+
+def _data(editor_folder):
+    data = run_settings("vilem", editor_folder)["data"]
+    return {**data, "validation": {"held_out": HELD_OUT}}
+
+
+@pytest.fixture(scope="session")
+def whole(settings, tmp_path_factory):
+    """(work directory, figures) of the unbroken run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    return folder, train(freeze(settings), folder, num_devices=1)
+
+
+def changed(settings, **sections):
+    merged = {name: {**settings.get(name, {}), **s} for name, s in sections.items()}
+    return freeze({**settings, **merged})
+
+
+def test_an_editor_s_run_leaves_a_hugging_face_folder(editor_run):
+    workdir, figures = editor_run
+    names = {path.name for path in (workdir / "editor").iterdir()}
+    assert {"config.json", "model.safetensors", "vocab.txt"} <= names
+    assert figures == {}  # it had no validation
+    records = read_records(workdir / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(1, NUM_STEPS + 1))
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert {"masked_top1", "grad_norm", "learning_rate"} <= set(records[0])
+
+
+def test_a_run_leaves_metrics_settings_and_checkpoints(whole, settings):
+    workdir, figures = whole
+    records = read_records(workdir / "metrics.jsonl")
+    steps = [record for record in records if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, NUM_STEPS + 1))
+    losses = {
+        f"loss_{branch}_{task}"
+        for branch in ("local", "global")
+        for task in ("detect", "correct")
+    }
+    assert set(steps[0]) >= losses | {
+        "loss",
+        "loss_i2t",
+        "loss_t2i",
+        "local_detect_f1",
+        "global_correct_top1",
+        "edits_per_caption",
+        "temperature",
+        "queue_fill",
+        "grad_norm",
+        "param_norm",
+        "embedding_std",
+        "learning_rate",
+        "skipped_total",
+        "bad_images",
+    }
+    timing = read_records(workdir / "timing.jsonl")
+    assert timing[0]["pairs_per_second"] > 0 and 0 <= timing[0]["input_wait"] <= 1
+    config = read_config(workdir)
+    assert config.model.text.width == 32  # from the folder that the tower started from
+    assert len(config.editor.sha256) == 64
+    assert (workdir / "tokenizer" / "vocab.txt").is_file()
+    state, step = stored_state(workdir)
+    assert step == NUM_STEPS and state[".queue_count"] == 20
+
+    held_out = figures["held_out"]
+    assert 0 <= held_out["t2i"]["r1"] <= held_out["t2i"]["r10"] <= 100
+    assert held_out["images"] == HELD_OUT["num_images"]
+    assert "proofread" in held_out
+    last = records[-1]
+    assert last["step"] == NUM_STEPS
+    assert last["validation/held_out/i2t/r1"] == held_out["i2t"]["r1"]
+
+
+def test_the_towers_start_from_the_editor(editor_folder, settings, tmp_path):
+    """One step at rate 0 leaves what the text tower started from."""
+    from safetensors.numpy import load_file
+
+    config = changed(settings, optimizer={"learning_rate": 0.0})
+    config = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, weight_decay=0.0)
+    )
+    params = (
+        program.make_task(
+            config=starting_config(config, tmp_path),
+            mesh=program.sharding.make_mesh(1),
+            tokenizer=program.starting.open_tokenizer(
+                starting_config(config, tmp_path), tmp_path
+            ),
+            schedule=lambda step: 0.0,
+            workdir=tmp_path,
+        )
+        .begin(program.jax.random.key(0))
+        .params
+    )
+    stored = load_file(editor_folder / "model.safetensors")
+    words = next(v for n, v in stored.items() if n.endswith("word_embeddings.weight"))
+    np.testing.assert_array_equal(params["text"]["embedding"]["words"], words)
+    bias = next(v for n, v in stored.items() if n.endswith("predictions.bias"))
+    for head in ("local_head", "global_head"):
+        np.testing.assert_array_equal(params[head]["correct_bias"], bias)
+
+
+def starting_config(config, folder):
+    return program.starting.complete(config, folder)
+
+
+def test_the_same_seed_twice_is_the_same_run(whole, settings, tmp_path):
+    train(freeze(settings), tmp_path, num_devices=1)
+    assert_same_run(tmp_path, whole[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(whole, settings, tmp_path, number):
+    def stop_at_7(step, record):
+        if step == 7:
+            signal.raise_signal(number)
+
+    config = freeze(settings)
+    assert train(config, tmp_path, num_devices=1, hooks=[stop_at_7]) == {}
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps()[-1] == 7
+    assert read_records(tmp_path / "metrics.jsonl")[-1]["step"] == 7
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    more_readers = changed(settings, data={**settings["data"], "prefetch": 5})
+    figures = train(more_readers, tmp_path, num_devices=1)
+    assert figures == whole[1]
+    assert_same_run(tmp_path, whole[0])
+
+
+def test_hours_that_are_over(settings, tmp_path):
+    assert train(freeze(settings), tmp_path, num_devices=1, max_hours=1e-9) == {}
+    assert stored_state(tmp_path)[1] == 1
+
+
+def test_a_finished_run_stays_as_it_is(whole, settings):
+    workdir, _ = whole
+    before = (workdir / "metrics.jsonl").read_bytes(), stored_state(workdir)[0]
+    train(freeze(settings), workdir, num_devices=1)
+    assert (workdir / "metrics.jsonl").read_bytes() == before[0]
+    after = stored_state(workdir)[0]
+    assert all(after[n].tobytes() == v.tobytes() for n, v in before[1].items())
+
+
+def test_a_dry_run_writes_nothing(settings, tmp_path):
+    workdir = tmp_path / "run"
+    metrics = train(freeze(settings), workdir, num_devices=1, dry_run=True)
+    assert np.isfinite(metrics["loss"]) and not workdir.exists()
+
+
+class Steps:
+    """A task whose step is not finite where the numbers say so."""
+
+    def __init__(self, bad):
+        self.bad, self.state = bad, {"number": jnp.zeros((), jnp.int32)}
+
+    def task(self):
+        in_a_row = 0
+
+        def step(state, batch, key):
+            nonlocal in_a_row
+            number = int(state["number"]) + 1
+            in_a_row = in_a_row + 1 if number in self.bad else 0
+            metrics = {"loss": 1.0, "skipped_in_a_row": jnp.asarray(in_a_row)}
+            return {"number": jnp.asarray(number, jnp.int32)}, metrics
+
+        return types.SimpleNamespace(
+            image_size=0,
+            abstract_state=self.state,
+            begin=lambda key: self.state,
+            step=step,
+            evaluate=lambda state: {},
+            finish=lambda state: None,
+        )
+
+
+@pytest.mark.parametrize("bad, stops_at", [({3, 4, 6, 7}, NUM_STEPS), ({5, 6, 7}, 8)])
+def test_three_skipped_steps_in_a_row_stop_the_run(
+    settings, tmp_path, monkeypatch, capsys, bad, stops_at
+):
+    monkeypatch.setattr(program, "make_task", lambda *_: Steps(bad).task())
+    if stops_at == NUM_STEPS:
+        train(freeze(settings), tmp_path, num_devices=1)
+        assert capsys.readouterr().err.count("was skipped") == len(bad)
+    else:
+        with pytest.raises(UserError, match="3 steps in a row up to step 7"):
+            train(freeze(settings), tmp_path, num_devices=1)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps()[-1] == stops_at
+
+
+def refused(config, workdir, *words, **settings):
+    with pytest.raises(UserError) as error:
+        train(config, workdir, **{"num_devices": 1, **settings})
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+def test_a_work_directory_of_another_config(whole, settings):
+    before = sorted(whole[0].rglob("*"))
+    other = changed(settings, loss={"queue_length": 32})
+    refused(other, whole[0], "config.loss.queue_length was 20 and is now 32")
+    assert sorted(whole[0].rglob("*")) == before
+
+
+def test_another_editor_than_the_run_s(whole, settings, editor_folder, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    for path in editor_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1}, tmp_path / "model.safetensors")
+    sha256 = read_config(whole[0]).editor.sha256
+    swapped = changed(settings, editor={"path": str(tmp_path), "sha256": sha256})
+    refused(swapped, tmp_path / "new", str(tmp_path), sha256)
+    elsewhere = changed(settings, editor={"path": str(tmp_path)})
+    refused(elsewhere, whole[0], "config.editor")
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_editor(settings, tmp_path):
+    config = changed(settings, editor={"path": ""})
+    refused(config, tmp_path / "run", "config.editor.path", "--config=editor")
+    gone = changed(settings, editor={"path": str(tmp_path / "gone")})
+    refused(gone, tmp_path / "run", str(tmp_path / "gone"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_divide_over_the_devices(settings, tmp_path):
+    config = changed(settings, train={"batch_size": 18}, loss={"queue_length": 40})
+    refused(config, tmp_path / "run", "batch_size=18", "8 devices", num_devices=8)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_of_another_vocabulary(settings, tmp_path):
+    folder = write_vocabulary(tmp_path / "small")
+    lines = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text("\n".join(lines[:-1]) + "\n")
+    fewer = changed(settings, data={**settings["data"], "tokenizer": str(folder)})
+    refused(fewer, tmp_path / "run", str(folder), f"has {len(lines) - 1} words")
+    (folder / "vocab.txt").write_text("\n".join([*lines[:-2], *lines[:-3:-1]]) + "\n")
+    refused(fewer, tmp_path / "run", "vocab.txt", "another order")
+
+
+def test_nothing_to_train_on(settings, tmp_path):
+    config = changed(settings, data={**settings["data"], "train": {}})
+    refused(config, tmp_path / "run", "config.data.train")
+
+
+def test_records_hold_every_bit(whole):
+    """JSON's floats read back to the same float32."""
+    text = (whole[0] / "metrics.jsonl").read_text().splitlines()
+    record = json.loads(text[0])
+    assert np.float32(record["loss"]) == record["loss"]
