@@ -192,7 +192,8 @@ def make_update(
     config: Config, schedule: Callable, *, num_groups: int = 1, gather=lambda x: x
 ) -> Callable[[TrainState, Samples], tuple[TrainState, Metrics]]:
     """`update(state, samples)`: everything of a step that needs no randomness but
-    dropout's. A step with a non-finite loss or gradient changes counters alone."""
+    dropout's. A step whose loss, gradient or update is not finite changes counters
+    alone."""
     gradients = make_gradients(config, num_groups=num_groups, gather=gather)
     optimizer = make_optimizer(config.optimizer)
     loss = config.loss
@@ -221,7 +222,13 @@ def make_update(
                 state.queue_count + keys[0].shape[0], state.image_queue.shape[0]
             ),
         )
-        is_finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+        # A broken moment shows in the update alone, an infinite temperature not at all:
+        # it was clamped.
+        update_norm = optax.tree.norm(updates)
+        temperature = state.params["temperature"]
+        is_finite = jnp.isfinite(
+            jnp.stack([sums["loss"], grad_norm, update_norm, temperature])
+        ).all()
         new_state = keep_if_finite(state, is_finite, proposed)
         metrics = step_metrics(sums, samples, config) | {
             "temperature": params["temperature"],
