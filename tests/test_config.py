@@ -122,6 +122,7 @@ def test_a_whole_number_is_a_number():
         ({"log": {"every_steps": 0}}, ["log.every_steps=0"]),
         ({"data": {"crop_scale": [0.9, 0.2]}}, ["crop_scale=(0.9, 0.2)"]),
         ({"model": {"initial_temperature": 0}}, ["initial_temperature=0"]),
+        ({"model": {"init_std": -0.1}}, ["init_std=-0.1", "0 or more"]),
         ({"model": {"vision": {"patch_size": 0}}}, ["patch_size=0"]),
         (
             {"optimizer": {"learning_rate": float("nan")}},
