@@ -19,11 +19,13 @@ def with_init_std(params: dict, std: float) -> dict:
     """New parameters with the kernels scaled from N(0, 0.02) to N(0, std).
 
     A std of 0 means 1 / sqrt(inputs) for each kernel, which keeps activations alive in
-    narrow layers. Embeddings, biases and norms stay as they are.
+    narrow layers. Embeddings, biases and norms stay as they are, and so does
+    cross-attention: it begins as a whisper into layers that BERT has trained.
     """
 
     def scaled(path, value):
-        if path[-1].key != "kernel":
+        names = [entry.key for entry in path]
+        if names[-1] != "kernel" or "cross_attention" in names:
             return value
         return value * ((std or value.shape[0] ** -0.5) / INIT_STD)
 
