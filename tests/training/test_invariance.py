@@ -7,7 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.tiny import BATCH, Runner, tiny_batch, tiny_config
+from tests.tiny import (
+    BATCH,
+    Runner,
+    compiled_update,
+    tiny_batch,
+    tiny_config,
+    tiny_samples,
+    tiny_state,
+)
 from vilem_jax import sharding
 from vilem_jax.config import UserError
 
@@ -35,20 +43,28 @@ def losses(record):
 
 
 def norm_difference(ours, theirs):
+    """Norm of the difference over the norm, without the attention keys' biases.
+
+    A key's bias adds the same to all logits of a row: softmax drops it, its gradient
+    is pure rounding, which Adam makes into steps of full size.
+    """
     difference = scale = 0.0
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    names = jax.tree_util.tree_leaves_with_path(theirs)
+    for a, (path, b) in zip(jax.tree.leaves(ours), names, strict=True):
+        if jax.tree_util.keystr(path).endswith("['key']['bias']"):
+            continue
         a, b = np.asarray(a, float), np.asarray(b, float)
         difference, scale = difference + np.sum((a - b) ** 2), scale + np.sum(b**2)
     return np.sqrt(difference / scale)
 
 
-def assert_same_run(found, expected, *, places=True):
+def assert_same_run(found, expected):
     for now, then in zip(found[0], expected[0], strict=True):
         assert set(now) == set(then)
         for name, value in losses(then).items():
             np.testing.assert_allclose(now[name], value, rtol=1e-6, err_msg=name)
         np.testing.assert_allclose(now["grad_norm"], then["grad_norm"], rtol=1e-5)
-        for name in ("edits_per_caption", "local_detect_f1", "bad_images"):
+        for name in {"edits_per_caption", "local_detect_f1", "bad_images"} & set(now):
             assert now[name] == then[name]
     for name in ("params", "momentum_params", "opt_state", "image_queue", "text_queue"):
         error = norm_difference(getattr(found[1], name), getattr(expected[1], name))
@@ -73,25 +89,24 @@ def test_devices_and_microbatches(alone, num_devices, num_microbatches):
 
 
 @pytest.mark.slow
-def test_savings_of_time_and_memory_change_nothing(alone):
-    """Dropout draws another mask for [CLS] alone, so those two go without it."""
-    on = tiny_config(model={"text": {"dropout_rate": 0.0}})
-    off = tiny_config(
-        model={"text": {"dropout_rate": 0.0}},
-        compute={
-            "cls_only_last_layer": False,
-            "joint_text_pass": False,
-            "editor_at_places": False,
-            "recompute": True,
-        },
-    )
-    assert_same_run(run(off), run(on))
+def test_two_passes_or_one(alone):
+    """With dropout, which each pass draws alike."""
+    slow = {"joint_text_pass": False, "editor_at_places": False, "recompute": True}
+    assert_same_run(run(tiny_config(compute=slow)), alone)
 
 
 @pytest.mark.slow
-def test_two_passes_or_one_with_dropout(alone):
-    config = tiny_config(compute={"joint_text_pass": False, "recompute": True})
-    assert_same_run(run(config), alone)
+def test_savings_change_nothing():
+    """Without dropout: for [CLS] alone it would draw another mask."""
+    slow = {"joint_text_pass": False, "cls_only_last_layer": False, "recompute": True}
+    found = []
+    for config in (tiny_config(), tiny_config(compute=slow)):
+        update, state, metrics = compiled_update(config), tiny_state(config), []
+        for number in range(NUM_STEPS):
+            state, record = update(state, tiny_samples(number))
+            metrics.append(jax.device_get(record))
+        found.append((metrics, jax.device_get(state), 1))
+    assert_same_run(*found)
 
 
 @pytest.mark.parametrize("num_devices, num_microbatches", [(3, 1), (8, 4), (1, 32)])
