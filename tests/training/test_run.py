@@ -1,6 +1,5 @@
 """Whole runs: what they leave behind, that they repeat, stop, go on, and complain."""
 
-import dataclasses
 import json
 import signal
 import types
@@ -28,15 +27,10 @@ from vilem_jax.training.workdir import read_config
 
 @pytest.fixture(scope="session")
 def settings(editor_folder):
-    """Of a run with validation, frozen when used."""
-    return run_settings(
-        "vilem", editor_folder, data={"validation": {"held_out": HELD_OUT}}
-    ) | {"data": _data(editor_folder)}
-
-
-def _data(editor_folder):
-    data = run_settings("vilem", editor_folder)["data"]
-    return {**data, "validation": {"held_out": HELD_OUT}}
+    """Of a run with validation, not frozen yet."""
+    settings = run_settings("vilem", editor_folder)
+    data = {**settings["data"], "validation": {"held_out": HELD_OUT}}
+    return {**settings, "data": data}
 
 
 @pytest.fixture(scope="session")
@@ -106,37 +100,20 @@ def test_a_run_leaves_metrics_settings_and_checkpoints(whole, settings):
     assert last["validation/held_out/i2t/r1"] == held_out["i2t"]["r1"]
 
 
-def test_the_towers_start_from_the_editor(editor_folder, settings, tmp_path):
-    """One step at rate 0 leaves what the text tower started from."""
+def test_tower_and_heads_start_from_the_editor(editor_folder, settings, tmp_path):
     from safetensors.numpy import load_file
 
-    config = changed(settings, optimizer={"learning_rate": 0.0})
-    config = dataclasses.replace(
-        config, optimizer=dataclasses.replace(config.optimizer, weight_decay=0.0)
-    )
-    params = (
-        program.make_task(
-            config=starting_config(config, tmp_path),
-            mesh=program.sharding.make_mesh(1),
-            tokenizer=program.starting.open_tokenizer(
-                starting_config(config, tmp_path), tmp_path
-            ),
-            schedule=lambda step: 0.0,
-            workdir=tmp_path,
-        )
-        .begin(program.jax.random.key(0))
-        .params
-    )
+    config = program.starting.complete(freeze(settings), tmp_path)
+    tokenizer = program.starting.open_tokenizer(config, tmp_path)
+    mesh = program.sharding.make_mesh(1)
+    task = program.make_task(config, mesh, tokenizer, lambda step: 0.0, tmp_path)
+    params = task.begin(program.jax.random.key(0)).params
     stored = load_file(editor_folder / "model.safetensors")
     words = next(v for n, v in stored.items() if n.endswith("word_embeddings.weight"))
     np.testing.assert_array_equal(params["text"]["embedding"]["words"], words)
     bias = next(v for n, v in stored.items() if n.endswith("predictions.bias"))
     for head in ("local_head", "global_head"):
         np.testing.assert_array_equal(params[head]["correct_bias"], bias)
-
-
-def starting_config(config, folder):
-    return program.starting.complete(config, folder)
 
 
 def test_the_same_seed_twice_is_the_same_run(whole, settings, tmp_path):
@@ -161,6 +138,22 @@ def test_a_signal_saves_and_the_same_command_goes_on(whole, settings, tmp_path, 
     figures = train(more_readers, tmp_path, num_devices=1)
     assert figures == whole[1]
     assert_same_run(tmp_path, whole[0])
+
+
+@pytest.mark.slow
+def test_another_number_of_devices_goes_on(whole, settings, tmp_path):
+    """R6: the state as it was, and the next losses within 1e-5."""
+    stop = [lambda step, record: step == 7 and signal.raise_signal(signal.SIGTERM)]
+    train(freeze(settings), tmp_path, num_devices=1, hooks=stop)
+    before, _ = stored_state(tmp_path)
+    figures = train(freeze(settings), tmp_path, num_devices=8)
+    assert before[".step"] == 7
+    expected = read_records(whole[0] / "metrics.jsonl")
+    found = read_records(tmp_path / "metrics.jsonl")
+    assert found[:7] == expected[:7]
+    for ours, theirs in zip(found[7:NUM_STEPS], expected[7:NUM_STEPS], strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
+    assert set(figures["held_out"]) == set(whole[1]["held_out"])
 
 
 def test_hours_that_are_over(settings, tmp_path):
@@ -209,19 +202,37 @@ class Steps:
         )
 
 
-@pytest.mark.parametrize("bad, stops_at", [({3, 4, 6, 7}, NUM_STEPS), ({5, 6, 7}, 8)])
+@pytest.mark.parametrize(
+    "bad, last_bad, stops_at",
+    [
+        ({3, 4, 6, 7}, None, NUM_STEPS),
+        ({5, 6, 7}, 7, 8),
+        ({NUM_STEPS - 2, NUM_STEPS - 1, NUM_STEPS}, NUM_STEPS, NUM_STEPS),
+    ],
+)
 def test_three_skipped_steps_in_a_row_stop_the_run(
-    settings, tmp_path, monkeypatch, capsys, bad, stops_at
+    settings, tmp_path, monkeypatch, capsys, bad, last_bad, stops_at
 ):
     monkeypatch.setattr(program, "make_task", lambda *_: Steps(bad).task())
-    if stops_at == NUM_STEPS:
+    if last_bad is None:
         train(freeze(settings), tmp_path, num_devices=1)
         assert capsys.readouterr().err.count("was skipped") == len(bad)
     else:
-        with pytest.raises(UserError, match="3 steps in a row up to step 7"):
+        with pytest.raises(UserError, match=f"3 steps in a row up to step {last_bad}"):
             train(freeze(settings), tmp_path, num_devices=1)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps()[-1] == stops_at
+
+
+def test_too_many_broken_pictures_stop_the_run():
+    watch = program._Watch(freeze({"data": {"max_bad_fraction": 0.01}}))
+    bad = {"is_bad": np.arange(100) < 1}
+    for _ in range(20):
+        watch.see(bad)  # 1 %
+    with pytest.raises(UserError, match=r"21 of 2001 .*max_bad_fraction=0.01"):
+        watch.see({"is_bad": np.ones(1, bool)})
+    few = program._Watch(freeze({}))
+    few.see({"is_bad": np.arange(20) < 10})  # in the first batch: no fraction yet
 
 
 def refused(config, workdir, *words, **settings):

@@ -150,6 +150,7 @@ def train(
                 break
 
         # ---- finish ----
+        trouble = trouble or watch.trouble_before(step + 1, {})
         if step > saved_step:
             checkpoints.save(step, state)
         checkpoints.wait()
