@@ -212,7 +212,7 @@ def test_sixteen_pairs_are_learned():
     """Contrast and both branches fit what they see again and again."""
     update, state, samples = compiled_update(CONFIG), tiny_state(CONFIG), tiny_samples()
     first = None
-    for _ in range(80):
+    for _ in range(120):  # cross-attention begins as a whisper and is heard late
         state, metrics = update(state, samples)
         first = first or float(metrics["loss_i2t"])
     # A full queue holds older keys of the same 16 pairs: 20 more that look alike.
