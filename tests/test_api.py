@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -159,6 +160,27 @@ def test_online_and_momentum_weights(run, model, photo):
     assert vilem_jax.load(run).fingerprint == model.fingerprint
     with pytest.raises(UserError, match="'fast'"):
         vilem_jax.load(run, weights="fast")
+
+
+def test_a_run_without_sep_has_none_anywhere(run, model, photo, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    settings = json.loads(file.read_text())
+    settings["data"]["keeps_sep"] = False
+    file.write_text(json.dumps(settings))
+    without = vilem_jax.load(tmp_path / "run")
+    assert not without.tokenizer.keeps_sep
+    assert without.fingerprint != model.fingerprint
+    found = without.encode_text(["a red dog"])
+    assert np.isfinite(found).all()
+    assert not np.allclose(found, model.encode_text(["a red dog"]), atol=1e-3)
+    tokens = model.tokenizer.encode(["a red dog"], 10)
+    tokens[tokens == model.tokenizer.vocabulary.sep_id] = 0
+    np.testing.assert_allclose(found, model.encoder.encode_texts(tokens), atol=1e-5)
+    words = [word.word for word in without.proofread(photo, "a red dog")]
+    assert words == ["a", "red", "dog"]
+    long = without.proofread(photo, "dog " * 20)
+    assert len(long) == len(model.proofread(photo, "dog " * 20)) + 1 == 9
 
 
 def test_normalisation_is_the_run_s(model, photo):

@@ -159,7 +159,8 @@ class Model:
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(value).data)
         shape = (self.config.model, self.config.augment.mean, self.config.augment.std)
-        text = (self.config.evaluation.text_length, self.config.data.cleaning)
+        data = self.config.data
+        text = (self.config.evaluation.text_length, data.cleaning, data.keeps_sep)
         digest.update(repr((shape, text, self.tokenizer.pieces)).encode())
         return digest.hexdigest()
 

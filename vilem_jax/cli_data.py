@@ -47,7 +47,11 @@ def _check(options: argparse.Namespace) -> None:
     }
     report = check(
         sources,
-        Tokenizer(config.tokenizer_name, cleaning=config.data.cleaning),
+        Tokenizer(
+            config.tokenizer_name,
+            cleaning=config.data.cleaning,
+            keeps_sep=config.data.keeps_sep,
+        ),
         config.data.text_length,
         max_images=options.max_images,
     )

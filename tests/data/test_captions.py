@@ -58,6 +58,24 @@ def test_rows_begin_end_and_are_padded(tokenizer):
     assert tokenizer.lengths(["A doggy", ""]).tolist() == [5, 2]
 
 
+def test_without_sep_one_more_word_fits(tokenizer, tmp_path):
+    without = Tokenizer(tmp_path, keeps_sep=False)
+    cls, pad = tokenizer.vocabulary.cls_id, tokenizer.vocabulary.pad_id
+    tokens = without.encode(["A doggy", "", "red " * 50], 6)
+    dog = tokenizer.encode(["A doggy"], 6)[0, 1:4].tolist()
+    red = tokenizer.pieces.index("red")
+    assert tokens.dtype == np.int32
+    assert tokens.tolist() == [
+        [cls, *dog, pad, pad],
+        [cls, pad, pad, pad, pad, pad],
+        [cls, red, red, red, red, red],
+    ]
+    assert without.lengths(["A doggy", ""]).tolist() == [4, 1]
+    assert without.words(tokens[0]) == [("a", 1, 2), ("doggy", 2, 4)]
+    copy = pickle.loads(pickle.dumps(without))
+    np.testing.assert_array_equal(copy.encode(["A doggy"], 6)[0], tokens[0])
+
+
 def test_no_caption_gives_no_rows(tokenizer):
     assert tokenizer.encode([], 6).shape == (0, 6)
 

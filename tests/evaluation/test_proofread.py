@@ -182,6 +182,14 @@ def test_edits_of_another_vocabulary_are_refused(edits, tokenizer, tmp_path):
         load_edits(tmp_path / "edits.npz", Tokenizer(tmp_path))
 
 
+def test_edits_with_sep_are_refused_by_a_model_without(edits, tokenizer, tmp_path):
+    save_edits(edits, tmp_path / "edits.npz")
+    tokenizer.save(tmp_path)
+    without = Tokenizer(tmp_path, keeps_sep=False)
+    with pytest.raises(UserError, match=r"with \[SEP\].*keeps_sep is False"):
+        load_edits(tmp_path / "edits.npz", without)
+
+
 def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
     """The first pictures get the same edits however many follow."""
     model = MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(1))

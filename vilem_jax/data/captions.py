@@ -57,6 +57,7 @@ class Tokenizer:
     Args:
       folder: a folder that holds vocab.txt, or a hub name.
       cleaning: which captions' marks are dropped, see `clean_caption`.
+      keeps_sep: whether [SEP] ends a caption.
 
     Raises:
       UserError: no such folder or hub repository, no vocab.txt, or one that is not
@@ -68,9 +69,11 @@ class Tokenizer:
         folder: str | os.PathLike,
         *,
         cleaning: Literal["albef", "blip"] = "albef",
+        keeps_sep: bool = True,
     ):
         file = _find_vocabulary(str(folder))
         self.cleaning = cleaning
+        self.keeps_sep = keeps_sep
         self.pieces = _read_vocabulary(file)
         self.vocabulary = make_vocabulary(self.pieces)
         self._wordpiece = _load_wordpiece(file, self.pieces)
@@ -83,7 +86,8 @@ class Tokenizer:
 
         Args:
           captions: N raw texts; may be empty, or hold nothing that is a word.
-          length: L, with [CLS] and [SEP]; longer captions are cut, [SEP] stays.
+          length: L, with [CLS] and [SEP]; longer captions are cut, [SEP] stays. Without
+            `keeps_sep` the words have its place.
 
         Returns:
           int32 [N, L].
@@ -92,16 +96,18 @@ class Tokenizer:
         vocabulary = self.vocabulary
         tokens = np.full((len(ids), length), vocabulary.pad_id, np.int32)
         for row, content in zip(tokens, ids, strict=True):
-            content = content[: length - 2]
+            content = content[: length - 1 - self.keeps_sep]
             row[0] = vocabulary.cls_id
             row[1 : 1 + len(content)] = content
-            row[1 + len(content)] = vocabulary.sep_id
+            if self.keeps_sep:
+                row[1 + len(content)] = vocabulary.sep_id
         return tokens
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
         """Tokens of each caption before cutting, with [CLS] and [SEP], int64 [N]."""
         ids = self._token_ids(captions)
-        return np.fromiter((len(content) + 2 for content in ids), np.int64, len(ids))
+        counts = np.fromiter((len(content) for content in ids), np.int64, len(ids))
+        return counts + 1 + self.keeps_sep
 
     def words(self, tokens_row: Sequence[int]) -> list[tuple[str, int, int]]:
         """Words of one row of tokens [L], ## pieces joined: (word, start, stop).

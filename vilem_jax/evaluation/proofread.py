@@ -127,7 +127,8 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
     """What `save_edits` wrote.
 
     Raises:
-      UserError: the file is not that, or its tokens are of another vocabulary.
+      UserError: the file is not that, or its tokens are of another vocabulary, or with
+        [SEP] where the model has none.
     """
     names = [field.name for field in dataclasses.fields(StoredEdits)]
     try:
@@ -146,6 +147,12 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
         raise UserError(
             f"The edits in {path} are of another vocabulary than the model's: make "
             "others with the model's own editor"
+        )
+    has_sep = bool((edits.tokens == tokenizer.vocabulary.sep_id).any())
+    if has_sep != tokenizer.keeps_sep:
+        raise UserError(
+            f"The captions in {path} are {'with' if has_sep else 'without'} [SEP], the "
+            f"model's config.data.keeps_sep is {tokenizer.keeps_sep}: make other edits"
         )
     return edits
 

@@ -104,6 +104,7 @@ def evaluate_retrieval(
         "captions_per_image": captions_per_image,
         "text_length": text_length,
         "cleaning": tokenizer.cleaning,
+        "keeps_sep": tokenizer.keeps_sep,
         "image_size": encoder.image_size,
         "image_resize": "squashed to the square, bicubic, no crop",
         "i2t": "the best-ranked of the image's captions",

@@ -83,7 +83,9 @@ def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
     """
     copy = workdir / TOKENIZER_FOLDER
     name = str(copy) if has_tokenizer(workdir) else config.tokenizer_name
-    tokenizer = Tokenizer(name, cleaning=config.data.cleaning)
+    tokenizer = Tokenizer(
+        name, cleaning=config.data.cleaning, keeps_sep=config.data.keeps_sep
+    )
     check_vocabulary(tokenizer.vocabulary, config, name)
     return tokenizer
 
