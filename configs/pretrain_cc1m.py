@@ -11,26 +11,13 @@ Hardware: 32 A100 in the paper's main run.
 Expected result: Table 5, zero-shot on COCO. Not run here.
 """
 
-from vilem_jax.config_files import default_config, source
-
-BERT = "google-bert/bert-base-uncased"
-VIT = "facebook/deit-base-patch16-224"
+from vilem_jax.config_files import packaged_config, source
 
 
 def get_config():
-    config = default_config()
-    config.data.train.cc3m = source(
-        kind="webdataset", path="data/cc3m/*.tar", num_images=1_000_000
-    )
-    config.data.validation.coco = source(
-        kind="json", path="data/dataset_coco.json", images="data/coco", split="val"
-    )
-    config.data.tokenizer = BERT
-    config.data.num_workers = 16
-
-    config.model.vision.start_from = VIT
-    config.model.text.start_from = BERT
-    config.editor.path = BERT
-
+    config = packaged_config("pretrain_cc4m")
+    config.data.train = {
+        "cc3m": source(kind="webdataset", path="data/cc3m/*.tar", num_images=1_000_000)
+    }
     config.evaluation.every_steps = 2000
     return config

@@ -25,6 +25,11 @@ def default_config():
     return ConfigDict(_with_tuples(to_dict(Config())))
 
 
+def packaged_config(name: str):
+    """The ConfigDict of a packaged config, for config files that build on another."""
+    return _run_get_config(_find(name))
+
+
 def source(**settings: Any):
     """A ConfigDict of one source, for `config.data.train.NAME = source(...)`.
 
