@@ -24,9 +24,9 @@ from vilem_jax.data.scene_layout import (
 _OVERSAMPLE = 8
 _FULL = 256  # coverage of a pixel that lies wholly inside a mask
 _HALF_BOX = 18  # units: half the side of a sprite, outline and rotation included
-_RADIUS = {"small": 8.0, "big": 13.5}  # units
+_RADIUS = {"small": 9.5, "big": 13.5}  # units
 _DEGREES_A_TURN = 6.0
-_OUTLINE_UNITS = 0.9
+_OUTLINE_UNITS = 1.5
 _OUTLINE = np.array((28, 26, 38), np.int32)
 _LIGHT = np.array((255, 252, 244), np.int32)
 
