@@ -92,8 +92,7 @@ def test_loss_is_the_masked_words_cross_entropy(batch):
 def test_chosen_words_are_masked_kept_or_changed(mask_rate):
     """BERT's 80, 10 and 10 %, and the other words as they were."""
     count, length = 400, 10
-    tables = word_tables()
-    words = np.flatnonzero(tables.is_word)
+    words = np.flatnonzero(word_tables().is_word)
     tokens = np.random.default_rng(0).choice(words, (count, length)).astype(np.int32)
     places = editing.Places(
         jnp.tile(jnp.arange(length), (count, 1)),
@@ -101,7 +100,7 @@ def test_chosen_words_are_masked_kept_or_changed(mask_rate):
     )
     keys = jax.random.split(KEY, count)
     hidden = jax.jit(
-        lambda k, t, p: masked_language.hide_words(k, t, p, tables, mask_rate, MASK)
+        lambda k, t, p: masked_language.hide_words(k, t, p, words, mask_rate, MASK)
     )(keys, tokens, places)
     hidden = np.asarray(hidden)
     np.testing.assert_array_equal(hidden[:, 1::2], tokens[:, 1::2])

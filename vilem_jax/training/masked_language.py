@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -73,6 +74,7 @@ def make_editor_step(
     """`step(state, batch, key) -> (state, metrics)`: hide words, name them, AdamW."""
     graph = editor_graph(config)
     optimizer = make_optimizer(config.optimizer)
+    words = np.flatnonzero(tables.is_word).astype(np.int32)
 
     def loss_of(params, tokens, hidden, chosen, seeds):
         logits = nnx.merge(graph, params).logits_at(
@@ -95,7 +97,7 @@ def make_editor_step(
             editing.fold_in(keys, Purpose.AUGMENT),
             tokens,
             chosen,
-            tables,
+            words,
             config.editor.mask_rate,
             mask_id,
         )
@@ -127,7 +129,7 @@ def hide_words(
     keys: jax.Array,
     tokens: jax.Array,
     chosen: editing.Places,
-    tables: editing.WordTables,
+    words: np.ndarray,
     mask_rate: float,
     mask_id: int,
 ) -> jax.Array:
@@ -140,6 +142,7 @@ def hide_words(
     Args:
       keys: typed keys [B].
       tokens: int32 [B, L].
+      words: int32 [W], all that may stand in a changed place.
       mask_rate: share of [MASK]; half of the rest stay, half become any word.
 
     Returns:
@@ -148,10 +151,10 @@ def hide_words(
     shape = chosen.places.shape[1:]
     draw = jax.vmap(lambda key: jax.random.uniform(key, (2, *shape)))(keys)
     fate, which = draw[:, 0], draw[:, 1]
-    words = jnp.flatnonzero(tables.is_word, size=tables.is_word.shape[0])
-    number = jnp.floor(which * tables.is_word.sum()).astype(jnp.int32)
+    number = jnp.floor(which * len(words)).astype(jnp.int32)
     original = jnp.take_along_axis(tokens, chosen.places, axis=1)
-    shown = jnp.where(fate < (1.0 + mask_rate) / 2, original, words[number])
+    changed = jnp.asarray(words)[number]
+    shown = jnp.where(fate < (1.0 + mask_rate) / 2, original, changed)
     shown = jnp.where(fate < mask_rate, mask_id, shown)
     return editing.apply_edits(tokens, chosen, shown.astype(tokens.dtype)).tokens
 
