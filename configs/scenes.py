@@ -26,7 +26,7 @@ def get_config():
     config = default_config()
     config.data.train.scenes = source(kind="scenes", split="train")
     config.data.validation.scenes = source(kind="scenes", split="validation")
-    config.data.text_length = 20  # no caption is longer
+    config.data.text_length = 18  # no caption is longer
     config.data.crop_scale = (1.0, 1.0)  # a crop loses objects and relations
 
     # Colours, sizes and places are what the captions tell: leave them as they are.
@@ -39,11 +39,15 @@ def get_config():
     vision.width, vision.num_layers, vision.num_heads, vision.mlp_width = 128, 4, 4, 512
     text = config.model.text
     text.vocab_size, text.max_positions = VOCABULARY_SIZE, 32
-    text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 4, 4, 512
-    text.dropout_rate = 0.0  # an epoch and a half: nothing is seen often
+    text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 3, 4, 512
+    text.dropout_rate = 0.0  # three epochs: nothing is seen often
     config.model.embedding_width = 64
     config.model.num_proofread_layers = 2
     config.model.init_std = 0.0
+
+    # More words to judge a caption, so more to learn from; evaluation keeps to the
+    # paper's 15 %.
+    config.editor.edit_rate = 0.3
 
     # A queue that is old against the momentum is told from the batch by its age alone,
     # and the loss falls without learning: 2 steps of queue, 50 of momentum.
@@ -56,11 +60,11 @@ def get_config():
     config.optimizer.beta2 = 0.98
     config.optimizer.clip_norm = 1.0
     config.train.batch_size = 64
-    config.train.num_steps = 1200
+    config.train.num_steps = 1500
     config.compute.dtype = "float32"
 
-    config.evaluation.every_steps = 600
-    config.evaluation.text_length = 20
+    config.evaluation.every_steps = 500
+    config.evaluation.text_length = 18
     config.evaluation.num_proofread_images = 500
-    config.checkpoint.every_steps = 600
+    config.checkpoint.every_steps = 500
     return config

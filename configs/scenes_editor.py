@@ -18,11 +18,11 @@ def get_config():
     config.task = "editor"
     config.data.train.scenes = source(kind="scenes", split="train")
     config.data.validation.scenes = source(kind="scenes", split="validation")
-    config.data.text_length = 20
+    config.data.text_length = 18
 
     text = config.model.text
     text.vocab_size, text.max_positions = 256, 32
-    text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 4, 4, 512
+    text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 3, 4, 512
     text.dropout_rate = 0.0
     config.model.num_proofread_layers = 2
     config.model.init_std = 0.0
@@ -39,6 +39,6 @@ def get_config():
     config.train.num_steps = 400
     config.compute.dtype = "float32"
 
-    config.evaluation.text_length = 20
+    config.evaluation.text_length = 18
     config.checkpoint.every_steps = 400
     return config

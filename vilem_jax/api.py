@@ -258,7 +258,7 @@ def make_run_edits(
         FrozenEditor(params, word_tables(model.tokenizer)),
         model.tokenizer,
         source,
-        model.config.editor,
+        model.config.evaluation_editor,
         seed=seed,
         text_length=model.config.evaluation.text_length,
         num_images=num_images,

@@ -4,7 +4,7 @@ Defaults are the paper's values, or what `docs/paper-notes.md` chose where the p
 silent. `vilem_jax/freeze.py` makes them from a ConfigDict; nothing else reads one.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -217,6 +217,7 @@ class EvaluationConfig:
     batch_size: int = 64
     text_length: int = 35
     num_proofread_images: int = 256
+    edit_rate: float = 0.15  # of the words proofread there, whatever training has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +249,11 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     log: LogConfig = field(default_factory=LogConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def evaluation_editor(self) -> EditorConfig:
+        """How the captions are edited that evaluation proofreads."""
+        return replace(self.editor, edit_rate=self.evaluation.edit_rate)
 
     @property
     def tokenizer_name(self) -> str:

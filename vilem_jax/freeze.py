@@ -240,6 +240,7 @@ _FRACTIONS = (
     "augment.op_rate",
     "data.max_bad_fraction",
     "editor.edit_rate",
+    "evaluation.edit_rate",
     "loss.momentum",
     "loss.soft_target_weight",
     "optimizer.beta1",

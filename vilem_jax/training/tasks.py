@@ -106,7 +106,7 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
             editor,
             tokenizer,
             source,
-            config.editor,
+            config.evaluation_editor,
             seed=config.seed,
             text_length=settings.text_length,
             num_images=settings.num_proofread_images,
