@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vilem_jax.config import UserError
-from vilem_jax.files import write_json
+from vilem_jax.files import check_writable, write_bytes, write_json
 
 
 def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):
@@ -14,6 +14,19 @@ def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):
     write_json(path, {"r1": 2.5})
     assert json.loads(path.read_text()) == {"r1": 2.5}
     assert [file.name for file in path.parent.iterdir()] == ["figures.json"]
+
+
+def test_asking_leaves_the_folder_alone(tmp_path):
+    write_bytes(tmp_path / "old", b"old")
+    check_writable(tmp_path / "old")
+    check_writable(tmp_path / "new" / "file")
+    assert (tmp_path / "old").read_bytes() == b"old"
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "taken").mkdir()
+    for path in (tmp_path / "taken", tmp_path / "old" / "file"):
+        with pytest.raises(UserError, match="cannot write"):
+            check_writable(path)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_folder_in_the_way_is_a_sentence(tmp_path):

@@ -249,7 +249,7 @@ def make_run_edits(
     if not model.config.editor.path:
         raise UserError(
             "This run has no editor to make wrong captions with (it was trained "
-            "without ViLEM's losses): give a stored set of edits"
+            "without ViLEM's losses, or on prepared edits): give a stored set of edits"
         )
     check_editor(model.config)
     own, params = load_editor(model.config, model.tokenizer)

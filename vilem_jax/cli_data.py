@@ -1,4 +1,4 @@
-"""The verbs that look at data before a long run: data check, data show."""
+"""The verbs for data before a long run: data check, data show, data edit."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from vilem_jax.config_files import load_config
 
 def add_verbs(verbs) -> None:
     looks = verbs.add_parser(
-        "data", help="look at data before a long run", allow_abbrev=False
+        "data", help="look at data, edit captions before a run", allow_abbrev=False
     ).add_subparsers(metavar="WHAT", required=True)
 
     check = looks.add_parser(
@@ -28,6 +28,16 @@ def add_verbs(verbs) -> None:
     show.add_argument("--out", default="batch.html", metavar="FILE.html")
     show.add_argument("--num-pairs", type=count, default=24)
     show.set_defaults(verb=_show)
+
+    edit = looks.add_parser(
+        "edit", help="edit all captions, for config.editor.prepared", allow_abbrev=False
+    )
+    add_config(edit)
+    edit.add_argument("--out", required=True, metavar="FILE.safetensors")
+    edit.add_argument(
+        "--variants", type=count, default=4, help="edits of each caption; 4 by default"
+    )
+    edit.set_defaults(verb=_edit)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -66,3 +76,14 @@ def _show(options: argparse.Namespace) -> None:
 
     write_batch_page(config, options.out, num_pairs=options.num_pairs)
     print(f"{options.out}: {options.num_pairs} pairs as the model will see them")
+
+
+def _edit(options: argparse.Namespace) -> None:
+    config = load_config(options.config, options.overrides)
+    from vilem_jax.training.prepare_edits import prepare_edits
+
+    edits = prepare_edits(config, options.out, num_variants=options.variants)
+    print(
+        f"{options.out}: {edits.about['pairs']:,} pairs, {edits.num_variants} edits of "
+        f"each; train with --config.editor.prepared={options.out}"
+    )

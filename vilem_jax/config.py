@@ -115,6 +115,10 @@ class EditorConfig:
 
     path: str = ""  # folder or hub name of a BertForMaskedLM
     sha256: str = ""  # of its weights; filled in when a run starts
+    # File of a `vilem data edit`: edits come from there, and training needs no `path`;
+    # with one the editor still makes the edits of validation.
+    prepared: str = ""
+    prepared_sha256: str = ""  # of that file; filled in when a run starts
     edit_rate: float = 0.15
     min_edits: int = 1  # where there is a word
     max_edits: int = 8  # K

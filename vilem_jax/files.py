@@ -1,9 +1,11 @@
 """Files on disk: whole, or not at all. Every room may write with this."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,6 +37,23 @@ def replace_file(path: Path, text: str) -> None:
     """`text` as UTF-8, by `replacing`; an OSError where that cannot be."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def check_writable(path: str | Path) -> None:
+    """That `write_bytes` will succeed: to be asked before hours of work; makes the
+    folder.
+
+    Raises:
+      UserError: the folder cannot be made, or is not writable.
+    """
+    path = Path(path).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

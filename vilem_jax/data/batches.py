@@ -16,13 +16,14 @@ from vilem_jax.config import DataConfig, UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.images import ImageError, decode, random_crop
+from vilem_jax.data.prepared_edits import PreparedEdits
 from vilem_jax.data.sources import open_source
 
 HostBatch = dict[str, np.ndarray]
 BROKEN = (ImageError, OSError, KeyError)  # what a picture that cannot be had raises
 NUM_NEIGHBOURS = 32  # tried in place of a broken picture before giving up
 
-_CAPTION, _CROP = 1, 2  # purposes of random numbers
+_CAPTION, _CROP, _VARIANT = 1, 2, 3  # purposes of random numbers
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -53,6 +54,7 @@ class BatchMaker:
     crop_scale: tuple[float, float]
     seed: int
     batch_size: int  # global
+    edits: PreparedEdits | None = None
     host_index: int = 0
     num_hosts: int = 1
 
@@ -69,9 +71,20 @@ class BatchMaker:
         first = int(step) * self.batch_size + self.host_index * num_rows
         rows = [self._row(first + i) for i in range(num_rows)]
         captions = [row.pop("caption") for row in rows]
+        visits = [row.pop("visit") for row in rows]
         batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         batch["tokens"] = self.tokenizer.encode(captions, self.text_length)
+        if self.edits is not None:
+            ids = batch["sample_id"].tolist()
+            batch |= self.edits.rows(ids, map(self._variant, ids, visits))
         return batch
+
+    def _variant(self, sample_id: int, visit: int) -> int:
+        """Which of its edits a pair gets: the next at each visit, all before any comes
+        again, from one on that the seed draws."""
+        count = self.edits.num_variants
+        first = _rng(_VARIANT, self.seed, sample_id).integers(count)
+        return (int(first) + visit) % count
 
     def _row(self, position: int) -> dict:
         corpus = self.corpus
@@ -87,6 +100,7 @@ class BatchMaker:
             pixels = random_crop(picture, self.image_size, self.crop_scale, rng)
         return {
             "pixels": pixels,
+            "visit": place.visit,
             "caption": corpus.sources[place.source].captions(image)[caption],
             "sample_id": np.int32(corpus.sample_id(place.source, image, caption)),
             "image_id": np.int32(corpus.image_id(place.source, image)),
@@ -174,6 +188,7 @@ def train_batches(
     seed: int,
     batch_size: int,
     image_size: int,
+    edits: PreparedEdits | None = None,
     start_step: int = 0,
     host_index: int = 0,
     num_hosts: int = 1,
@@ -186,12 +201,14 @@ def train_batches(
     Args:
       batch_size: pairs a step over all hosts.
       image_size: R, pixels a side; 0 reads no pictures, for training on captions.
+      edits: of the pairs of `corpus`; None leaves captions to an editor.
 
     Returns:
       an iterator, to be closed, of dicts of arrays; B is batch_size / num_hosts:
       "pixels" uint8 [B, R, R, 3]; "tokens" int32 [B, L]; "sample_id" int32 [B], the
       pair's number in the corpus; "image_id" int32 [B], the picture's; "is_bad" bool
-      [B], where a broken picture was replaced by the next whole one.
+      [B], where a broken picture was replaced by the next whole one. With `edits` also
+      what `PreparedEdits.rows` gives.
 
     Raises:
       UserError: the batch does not divide over the hosts; too many broken pictures in
@@ -205,6 +222,7 @@ def train_batches(
         crop_scale=config.crop_scale,
         seed=seed,
         batch_size=batch_size,
+        edits=edits,
         host_index=host_index,
         num_hosts=num_hosts,
     )

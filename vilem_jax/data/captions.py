@@ -5,6 +5,7 @@ and do without it.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -140,6 +141,11 @@ class Tokenizer:
         cleaned = [self.clean(caption) for caption in captions]
         encoded = self._wordpiece.encode_batch(cleaned, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
+
+
+def vocabulary_digest(tokenizer: Tokenizer) -> str:
+    """Tells vocabularies apart, so that no token is taken for another word."""
+    return hashlib.sha256("\n".join(tokenizer.pieces).encode()).hexdigest()
 
 
 def clean_caption(text: str, rule: Literal["albef", "blip"] = "albef") -> str:

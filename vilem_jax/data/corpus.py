@@ -1,6 +1,6 @@
 """Several sources as one corpus, and which pair stands at which place of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -107,6 +107,12 @@ class Corpus:
     def image_id(self, source: int, image: int) -> int:
         """Number of the picture in the corpus, sources one after the other."""
         return sum(len(s) for s in self.sources[:source]) + image
+
+    def captions(self) -> Iterator[str]:
+        """The caption of every pair, in the order of sample ids."""
+        for source in self.sources:
+            for image in range(len(source)):
+                yield from source.captions(image)
 
     def num_captions(self, source: int, image: int) -> int:
         first = self._first_pair[source]

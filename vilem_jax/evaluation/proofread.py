@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from vilem_jax.config import EditorConfig, UserError
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.captions import Tokenizer, vocabulary_digest
 from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.evaluation.encoding import Encoder, read_pictures
@@ -238,11 +238,6 @@ def _check_source(edits: StoredEdits, source: Source) -> None:
 def _captions_digest(source: Source, images: np.ndarray) -> str:
     said = [source.captions(int(index)) for index in np.unique(images)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
-
-
-def vocabulary_digest(tokenizer: Tokenizer) -> str:
-    """Tells vocabularies apart, so that no token is taken for another word."""
-    return hashlib.sha256("\n".join(tokenizer.pieces).encode()).hexdigest()
 
 
 def proofread_metrics(

@@ -43,12 +43,12 @@ def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -
     """Draws the first pairs of the first step: augmented pictures, edited captions.
 
     They are those of `vilem train` with the same config, drawn by the same keys.
-    Without an editor (`config.editor.path` is empty) captions stay as they are.
+    Without `config.editor.path` and `prepared` captions stay as they are.
 
     Raises:
       UserError: as training would, before its first step; `path` cannot be written.
     """
-    if not config.editor.path:
+    if not (config.editor.path or config.editor.prepared):
         without = dataclasses.replace(config.loss, **dict.fromkeys(_SWITCHES, False))
         config = dataclasses.replace(config, loss=without)
     config = starting.complete(config, _NO_RUN)
@@ -59,13 +59,15 @@ def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -
 
 def see_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[SeenPair]:
     """The first `num_pairs` of step 0, as `prepare` makes them."""
+    corpus = open_corpus(config.data)
     reader = train_batches(
-        open_corpus(config.data),
+        corpus,
         tokenizer,
         dataclasses.replace(config.data, num_workers=0),
         seed=config.seed,
         batch_size=num_pairs,  # the position of a pair does not depend on it
         image_size=config.model.vision.image_size,
+        edits=starting.open_edits(config, corpus, tokenizer),
         start_step=0,
         host_index=0,
         num_hosts=1,
@@ -88,7 +90,7 @@ def see_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[Seen
 def _prepare(config: Config, tokenizer: Tokenizer, batch: dict) -> Samples:
     vocabulary = tokenizer.vocabulary
     params, graph = {}, None
-    if config.loss.has_proofreading:
+    if config.loss.has_proofreading and not config.editor.prepared:
         own, params = starting.load_editor(config, tokenizer)
         graph = masked_language.editor_graph(own)
     prepare = make_prepare(

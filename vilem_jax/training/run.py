@@ -58,6 +58,7 @@ def train(
     # ---- data ----
     tokenizer = starting.open_tokenizer(config, folder)
     corpus = open_corpus(config.data)
+    edits = starting.open_edits(config, corpus, tokenizer)
     steps_per_epoch = max(corpus.epoch_length // config.train.batch_size, 1)
     num_steps = config.train.num_steps or max(
         round(config.train.num_epochs * steps_per_epoch), 1
@@ -89,6 +90,7 @@ def train(
             seed=config.seed,
             batch_size=config.train.batch_size,
             image_size=task.image_size,
+            edits=edits,
             start_step=start_step,
             host_index=jax.process_index(),
             num_hosts=jax.process_count(),

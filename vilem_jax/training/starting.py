@@ -7,8 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vilem_jax.config import Config, UserError
+from vilem_jax.config import Config, EditorConfig, UserError
 from vilem_jax.data.captions import Tokenizer, Vocabulary
+from vilem_jax.data.corpus import Corpus
+from vilem_jax.data.prepared_edits import PreparedEdits, describe
 from vilem_jax.freeze import validate
 from vilem_jax.objectives.editing import WordTables
 from vilem_jax.training.workdir import CONFIG_FILE, read_config
@@ -19,14 +21,14 @@ TOKENIZER_FOLDER = "tokenizer"  # a copy in the work directory
 
 
 def complete(config: Config, workdir: Path) -> Config:
-    """`config` with what starting checkpoints decide: shapes, and the editor's hash.
+    """`config` with what other files decide: shapes, and the digests of what edits.
 
     A run that is resumed keeps the shapes that it stored, so that the folders its
     towers once started from may be gone.
 
     Raises:
-      UserError: a folder or hub name that cannot be read, an editor that is missing or
-        another than `config.editor.sha256` names.
+      UserError: a folder or hub name that cannot be read, an editor or prepared edits
+        that are missing or others than `config.editor` names by their digests.
     """
     stored = read_config(workdir).model if (workdir / CONFIG_FILE).exists() else None
     text, vision, editor = config.model.text, config.model.vision, config.editor
@@ -40,16 +42,61 @@ def complete(config: Config, workdir: Path) -> Config:
     elif vision.start_from:
         folder = folders.read_folder(vision.start_from)
         vision = huggingface_vit.read_vision_config(folder, vision)
-    if needs_editor(config):
-        editor = dataclasses.replace(editor, sha256=check_editor(config))
+    if needs_edits(config):
+        editor = check_edits(config)
     model = dataclasses.replace(config.model, text=text, vision=vision)
     config = dataclasses.replace(config, model=model, editor=editor)
     validate(config)
     return config
 
 
-def needs_editor(config: Config) -> bool:
+def needs_edits(config: Config) -> bool:
     return config.task == "vilem" and config.loss.has_proofreading
+
+
+def check_edits(config: Config) -> EditorConfig:
+    """`config.editor` with the digests of what edits captions: editor, prepared edits.
+
+    Raises:
+      UserError: they are missing, others than the digests it has name, or the editor
+        is not that of the prepared edits.
+    """
+    editor = config.editor
+    if not editor.prepared:
+        return dataclasses.replace(editor, sha256=check_editor(config))
+    edits = PreparedEdits(editor.prepared)
+    found = check_editor(config) if editor.path else editor.sha256 or edits.made_by
+    if found != edits.made_by:
+        raise UserError(
+            f"the edits in {edits.path} (config.editor.prepared) were made by the "
+            f"editor with SHA-256 {edits.made_by}, config.editor names another, {found}"
+            ": leave config.editor.path and sha256 empty, or make others with `vilem "
+            "data edit`"
+        )
+    digest = edits.sha256()
+    if editor.prepared_sha256 not in ("", digest):
+        raise UserError(
+            f"{edits.path} (config.editor.prepared) holds other edits than this run's: "
+            f"its SHA-256 is {digest}, config.editor.prepared_sha256 is "
+            f"{editor.prepared_sha256}"
+        )
+    return dataclasses.replace(editor, sha256=found, prepared_sha256=digest)
+
+
+def open_edits(
+    config: Config, corpus: Corpus, tokenizer: Tokenizer
+) -> PreparedEdits | None:
+    """The run's prepared edits; None where it has none, or needs none.
+
+    Raises:
+      UserError: they were made for other data, another vocabulary or other settings.
+    """
+    if not (needs_edits(config) and config.editor.prepared):
+        return None
+    edits = PreparedEdits(config.editor.prepared)
+    length = config.data.text_length
+    edits.check(describe(corpus, tokenizer, length, config.editor))
+    return edits
 
 
 def check_editor(config: Config) -> str:
@@ -63,8 +110,9 @@ def check_editor(config: Config) -> str:
         raise UserError(
             "config.editor.path is empty: name the folder or hub name of a masked-"
             "language model such as bert-base-uncased, or train one with "
-            "`vilem train --config=editor`; without ViLEM's losses (the four switches "
-            "of config.loss) none is needed"
+            "`vilem train --config=editor`; with edits prepared by `vilem data edit` "
+            "(config.editor.prepared), or without ViLEM's losses (the four switches of "
+            "config.loss), none is needed"
         )
     found = folders.sha256(folders.read_folder(editor.path))
     if editor.sha256 and editor.sha256 != found:

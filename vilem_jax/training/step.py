@@ -49,9 +49,10 @@ def make_prepare(
     """`prepare(editor, batch, keys)`: augments, normalises and edits.
 
     Args:
-      editor_graph: of the masked-language model; None where no proofreading loss is on.
+      editor_graph: of the masked-language model; None where it has nothing to edit.
       pad_id, mask_id: of the vocabulary.
     """
+    edit = make_edit(config, editor_graph, pad_id=pad_id, mask_id=mask_id)
 
     def prepare(editor, batch, keys) -> Samples:
         def purpose(which):
@@ -67,27 +68,44 @@ def make_prepare(
             config.augment,
             may_flip=may_flip,
         )
-        edits = None
-        if config.loss.has_proofreading:
-            edits = edit_captions(
-                editor_graph,
-                editor,
-                tokens,
-                purpose(Purpose.EDIT),
-                config.editor,
-                mask_id=mask_id,
-                pad_id=pad_id,
-            )
         return Samples(
             pixels=normalize(images, config.augment),
             tokens=tokens,
             is_token=is_real_token(tokens, pad_id),
             is_word=editor.tables.is_word[tokens],
-            edits=edits,
+            edits=edit(editor, batch, purpose(Purpose.EDIT)),
             dropout_seeds=dropout_seeds(purpose(Purpose.DROPOUT)),
         )
 
     return prepare
+
+
+def make_edit(
+    config: Config, editor_graph: nnx.GraphDef | None, *, pad_id: int, mask_id: int
+) -> Callable[[FrozenEditor, dict[str, jax.Array], jax.Array], editing.Edits | None]:
+    """`edit(editor, batch, keys)`: by the editor, or as they came with the batch.
+
+    None where no proofreading loss is on.
+    """
+
+    def by_editor(editor, batch, keys):
+        return edit_captions(
+            editor_graph,
+            editor,
+            batch["tokens"],
+            keys,
+            config.editor,
+            mask_id=mask_id,
+            pad_id=pad_id,
+        )
+
+    def prepared(editor, batch, keys):
+        chosen = editing.Places(batch["edit_places"], batch["is_edit"])
+        return editing.apply_edits(batch["tokens"], chosen, batch["edit_words"])
+
+    if not config.loss.has_proofreading:
+        return lambda editor, batch, keys: None
+    return prepared if config.editor.prepared else by_editor
 
 
 def make_gradients(

@@ -57,7 +57,7 @@ def _vilem_task(config, mesh, tokenizer, schedule, workdir) -> Task:
     vocabulary = tokenizer.vocabulary
     tables = starting.word_tables(tokenizer)
     editor, editor_graph = FrozenEditor({}, tables), None
-    if config.loss.has_proofreading:
+    if config.loss.has_proofreading and config.editor.path:
         own, params = starting.load_editor(config, tokenizer)
         editor = FrozenEditor(params, tables)
         editor_graph = masked_language.editor_graph(own)
@@ -95,7 +95,10 @@ def _vilem_task(config, mesh, tokenizer, schedule, workdir) -> Task:
 
 
 def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
-    """`evaluate(state)`: recalls, and proofreading with right and shuffled pictures."""
+    """`evaluate(state)`: recalls, and proofreading with right and shuffled pictures.
+
+    Without an editor, as a run with prepared edits may be, recalls alone.
+    """
     sources = [open_source(source) for source in config.data.validation]
     graph = model_graph(config.model, config.compute)
     encoder = make_encoder(graph, {}, config, tokenizer.vocabulary)
@@ -112,7 +115,7 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
             num_images=settings.num_proofread_images,
         )
         for source in sources
-        if config.loss.has_proofreading
+        if editor_graph is not None
     ]
 
     def evaluate(state) -> dict:

@@ -1,0 +1,246 @@
+"""Edits prepared before a run: the editor's own, and a run's that stops and goes on."""
+
+import dataclasses
+import json
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.tiny_runs import HELD_OUT, SCENES, assert_same_run, run_settings
+from vilem_jax import cli, sharding
+from vilem_jax.config import UserError
+from vilem_jax.data.batches import open_corpus
+from vilem_jax.data.prepared_edits import PreparedEdits
+from vilem_jax.freeze import freeze
+from vilem_jax.training import masked_language, prepare_edits, starting, tasks
+from vilem_jax.training.run import train
+from vilem_jax.training.step import Purpose, editing, make_edit, sample_keys
+from vilem_jax.training.workdir import claim_workdir, read_config
+
+VARIANTS = 2
+
+
+@pytest.fixture(scope="module")
+def settings(editor_folder):
+    """Of a run with its editor, not frozen yet."""
+    settings = run_settings("vilem", editor_folder, editor={"max_edits": 4})
+    return {**settings, "train": {"batch_size": 16, "num_steps": 9}}
+
+
+@pytest.fixture(scope="module")
+def prepared(settings, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("edits") / "new" / "edits.safetensors")
+    prepare_edits.prepare_edits(freeze(settings), path, num_variants=VARIANTS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def offline(settings, prepared):
+    """Of a run with these edits and no editor."""
+    return changed(settings, editor={"prepared": prepared, "path": ""})
+
+
+@pytest.fixture(scope="module")
+def whole(offline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(freeze(offline), folder, num_devices=1)
+    return folder
+
+
+def changed(settings, **sections):
+    merged = {name: {**settings.get(name, {}), **s} for name, s in sections.items()}
+    return {**settings, **merged}
+
+
+def dry(settings, folder):
+    return train(freeze(settings), folder / "run", num_devices=1, dry_run=True)
+
+
+def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp_path):
+    """Every pair: the same tokens to the same losses, as `update` sees nothing else."""
+    config = starting.complete(freeze(settings), tmp_path)
+    tokenizer = starting.open_tokenizer(config, tmp_path)
+    own, params = starting.load_editor(config, tokenizer)
+    ids = {
+        "pad_id": tokenizer.vocabulary.pad_id,
+        "mask_id": tokenizer.vocabulary.mask_id,
+    }
+    graph = masked_language.editor_graph(own)
+    editor = prepare_edits.FrozenEditor(params, starting.word_tables(tokenizer))
+    offline = dataclasses.replace(
+        config, editor=dataclasses.replace(config.editor, prepared=prepared)
+    )
+    corpus = open_corpus(config.data)
+    captions = list(corpus.captions())
+    numbers = np.arange(len(captions), dtype=np.int32)
+    batch = {
+        "tokens": jnp.asarray(tokenizer.encode(captions, config.data.text_length)),
+        "sample_id": numbers,
+    }
+    seeded = dataclasses.replace(offline, seed=1)  # the file serves any seed
+    edits = starting.open_edits(seeded, corpus, tokenizer)
+    assert edits.about["pairs"] == len(captions) and edits.num_variants == VARIANTS
+    made = []
+    for variant in range(VARIANTS):
+        keys = sample_keys(jax.random.key(config.seed), variant, numbers)
+        keys = editing.fold_in(keys, int(Purpose.EDIT))
+        expected = jax.jit(make_edit(config, graph, **ids))(editor, batch, keys)
+        rows = edits.rows(numbers, [variant] * len(numbers))
+        found = make_edit(offline, None, **ids)(None, batch | rows, keys)
+        for name, ours, theirs in zip(found._fields, found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+        assert found.is_edit.any(axis=1).all()
+        made.append(np.asarray(found.tokens))
+    assert (made[0] != made[1]).any(axis=1).mean() > 0.5
+
+
+def test_the_step_s_losses_are_the_editor_s(settings, tmp_path):
+    """With one variant: the first step of a run with the editor, to the bit."""
+    path = str(tmp_path / "one.safetensors")
+    prepare_edits.prepare_edits(freeze(settings), path, num_variants=1)
+    expected = dry(settings, tmp_path)
+    offline = changed(settings, editor={"prepared": path, "path": ""})
+    assert dry(offline, tmp_path) == expected
+    for name in ("loss_local_detect", "loss_global_correct", "edits_per_caption"):
+        assert expected[name] > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_stops_goes_on_as_if_it_had_not(offline, whole, tmp_path):
+    def stop_at_6(step, record):
+        if step == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    train(freeze(offline), tmp_path, num_devices=1, hooks=[stop_at_6])
+    train(freeze(changed(offline, data={"prefetch": 5})), tmp_path, num_devices=1)
+    assert_same_run(tmp_path, whole)
+    stored = read_config(whole).editor
+    edits = PreparedEdits(stored.prepared)
+    assert stored.sha256 == edits.made_by and stored.prepared_sha256 == edits.sha256()
+
+
+def test_validation_has_proofreading_where_there_is_an_editor(
+    offline, editor_folder, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(tasks, "make_edits", lambda *given, **_: asked.append(given))
+    mesh = sharding.make_mesh(1)
+    for path, number in (("", 0), (str(editor_folder), 1)):
+        named = changed(
+            offline,
+            data={"validation": {"held_out": HELD_OUT}},
+            editor={"path": path},
+        )
+        config = starting.complete(freeze(named), tmp_path)
+        tokenizer = starting.open_tokenizer(config, tmp_path)
+        tasks.make_task(config, mesh, tokenizer, lambda step: 0.0, tmp_path)
+        assert len(asked) == number
+
+
+def refused(settings, workdir, capsys) -> str:
+    """The line that `vilem train` says before it ends with code 2."""
+    file = workdir.parent / "config.py"
+    text = json.dumps(json.dumps(settings))
+    file.write_text(
+        f"import json\n\n\ndef get_config():\n    return json.loads({text})\n"
+    )
+    capsys.readouterr()
+    assert cli.main(["train", f"--config={file}", f"--workdir={workdir}"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("vilem: ") and said.count("\n") == 1, said
+    return said
+
+
+def test_edits_of_another_run_are_refused(offline, prepared, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    for section, values, sentence in (
+        ("data", {"text_length": 12}, "config.data.text_length was 16 and is now 12"),
+        ("data", {"train": {"scenes": SCENES | {"seed": 1}}}, "other captions"),
+        ("data", {"train": {"scenes": SCENES | {"num_images": 70}}}, "has 350"),
+        ("data", {"keeps_sep": False}, "config.data.keeps_sep was True"),
+        ("editor", {"sampling": "uniform"}, "config.editor.sampling was 'likely'"),
+        ("editor", {"prepared": str(tmp_path / "gone")}, "there is no file"),
+        ("editor", {"sha256": "abc"}, "config.editor names another, abc"),
+        ("editor", {"prepared_sha256": "abc"}, "config.editor.prepared_sha256 is abc"),
+    ):
+        said = refused(changed(offline, **{section: values}), workdir, capsys)
+        assert sentence in said
+        assert not workdir.exists()
+    (tmp_path / "half").write_bytes(Path(prepared).read_bytes()[:-1])
+    half = changed(offline, editor={"prepared": str(tmp_path / "half")})
+    assert "does not hold the edits" in refused(half, workdir, capsys)
+
+
+def test_a_run_keeps_to_its_edits(offline, settings, prepared, tmp_path, capsys):
+    """The same name, other edits: not the run that began."""
+    path = tmp_path / "edits.safetensors"
+    path.write_bytes(Path(prepared).read_bytes())
+    mine = changed(offline, editor={"prepared": str(path)})
+    workdir = tmp_path / "run"
+    claim_workdir(workdir, starting.complete(freeze(mine), workdir))
+    seeded = freeze({**settings, "seed": 3})
+    prepare_edits.prepare_edits(seeded, str(path), num_variants=VARIANTS)
+    said = refused(mine, workdir, capsys)
+    assert "config.editor.prepared_sha256 was" in said
+
+
+def test_an_interruption_leaves_what_was_there(settings, tmp_path, monkeypatch):
+    make = prepare_edits._make_edit
+
+    def stopped(*arguments):
+        edit = make(*arguments)
+
+        def once(tokens, start, variant):
+            if variant:
+                raise KeyboardInterrupt
+            return edit(tokens, start, variant)
+
+        return once
+
+    monkeypatch.setattr(prepare_edits, "_make_edit", stopped)
+    path = tmp_path / "edits"
+    for before in (None, b"older edits"):
+        if before:
+            path.write_bytes(before)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_edits.prepare_edits(freeze(settings), str(path), num_variants=2)
+        left = [file.read_bytes() for file in tmp_path.iterdir()]
+        assert left == ([before] if before else [])
+
+
+def test_a_file_that_cannot_be_written_costs_no_editing(
+    settings, tmp_path, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError("edited in vain")
+
+    monkeypatch.setattr(prepare_edits.EditTable, "empty", never)
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "edits"):
+        with pytest.raises(UserError, match="cannot write"):
+            prepare_edits.prepare_edits(freeze(settings), str(path), num_variants=1)
+
+
+def test_the_command(settings, tmp_path, capsys):
+    file, out = tmp_path / "config.py", tmp_path / "edits.safetensors"
+    text = json.dumps(json.dumps(settings))
+    file.write_text(
+        f"import json\n\n\ndef get_config():\n    return json.loads({text})\n"
+    )
+    arguments = ["data", "edit", f"--config={file}", f"--out={out}"]
+    assert cli.main([*arguments, "--variants=1", "--config.seed=7"]) == 0
+    assert "300 pairs, 1 edits of each" in capsys.readouterr().out
+    assert PreparedEdits(str(out)).about["seed"] == 7
+    page = tmp_path / "batch.html"
+    shows = [f"--config={file}", "--config.editor.path=", f"--out={page}"]
+    shows += [f"--config.editor.prepared={out}", "--num-pairs=4"]
+    assert cli.main(["data", "show", *shows]) == 0
+    assert page.read_text().count("<mark") >= 4
+    assert cli.main([*arguments, "--config.editor.path="]) == 2
+    assert "config.editor.path is empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*arguments, "--variants=0"])

@@ -1,0 +1,174 @@
+"""Edits made before a run: what `vilem data edit` writes and batches are given.
+
+One safetensors file: "places" and "words" [pairs, variants, K], and a description. It
+is read in place, so opening it costs a worker process nothing and its gigabytes are no
+memory of ours; a compressed archive would have to be unpacked into each. A place is one
+byte and a word two: 5 million pairs in 4 variants of 8 places are 480 MB.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from vilem_jax.config import EditorConfig, UserError
+from vilem_jax.data.captions import Tokenizer, vocabulary_digest
+from vilem_jax.data.corpus import Corpus
+from vilem_jax.files import reason, write_bytes
+
+_ABOUT = "vilem_edits"  # key of the description in the file's metadata
+# What of `config.editor` decides the edits, beside its weights.
+_HOW = (
+    "edit_rate",
+    "min_edits",
+    "max_edits",
+    "num_candidates",
+    "masking",
+    "sampling",
+    "keep_pieces",
+)
+
+
+def describe(
+    corpus: Corpus, tokenizer: Tokenizer, text_length: int, editor: EditorConfig
+) -> dict[str, Any]:
+    """What must be the same in the run that reads edits as when they were made.
+
+    Reads every caption of the corpus: seconds for millions.
+    """
+    return {
+        "pairs": corpus.num_pairs,
+        "captions": _digest(corpus.captions()),
+        "vocabulary": vocabulary_digest(tokenizer),
+        "data.text_length": text_length,
+        "data.cleaning": tokenizer.cleaning,
+        "data.keeps_sep": tokenizer.keeps_sep,
+    } | {f"editor.{name}": getattr(editor, name) for name in _HOW}
+
+
+@dataclasses.dataclass(frozen=True)
+class EditTable:
+    """Every pair's edits in memory, to be filled and written.
+
+    As small integers as hold them: text of up to 256 tokens, 65,536 words. A place
+    where nothing is edited has the word `no_word`, [PAD].
+    """
+
+    places: np.ndarray  # [pairs, variants, K], different positions
+    words: np.ndarray  # [pairs, variants, K], what the editor puts there
+    no_word: int
+
+    @classmethod
+    def empty(cls, *shape: int, text_length: int, tokenizer: Tokenizer) -> "EditTable":
+        vocabulary = tokenizer.vocabulary
+        return cls(
+            np.zeros(shape, np.min_scalar_type(text_length - 1)),
+            np.zeros(shape, np.min_scalar_type(vocabulary.size - 1)),
+            vocabulary.pad_id,
+        )
+
+    def write(self, path: str, about: dict[str, Any]) -> None:
+        """Writes all of it, with what `describe` says and who made it.
+
+        Whole or not at all; a UserError where `path` cannot be written.
+        """
+        about = about | {"no_word": self.no_word}
+        arrays = {"places": self.places, "words": self.words}
+        write_bytes(path, save(arrays, metadata={_ABOUT: json.dumps(about)}))
+
+
+class PreparedEdits:
+    """The edits in a file, read row by row.
+
+    It travels to worker processes as its path.
+
+    Raises:
+      UserError: there is no such file, or it holds something else, or half of it.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            file = safe_open(Path(path).expanduser(), "np")
+            self.about = json.loads((file.metadata() or {})[_ABOUT])
+            self._arrays = {name: file.get_slice(name) for name in ("places", "words")}
+            shape = self._arrays["words"].get_shape()
+            _, self.num_variants, _ = shape
+            self._no_word, self.made_by = self.about["no_word"], self.about["editor"]
+        except FileNotFoundError:
+            raise UserError(
+                f"there is no file {path} (config.editor.prepared): make it with "
+                "`vilem data edit`"
+            ) from None
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{path} (config.editor.prepared) does not hold the edits of a `vilem "
+                f"data edit`: {reason(error)}"
+            ) from error
+
+    def __reduce__(self):
+        return PreparedEdits, (self.path,)
+
+    def sha256(self) -> str:
+        """Digest of the whole file; reads all of it."""
+        with Path(self.path).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def check(self, expected: dict[str, Any]) -> None:
+        """A UserError where the edits were made for another run, with every difference.
+
+        Args:
+          expected: what `describe` says of the run.
+        """
+        different = [
+            _difference(key, self.about.get(key), value)
+            for key, value in expected.items()
+            if self.about.get(key) != value
+        ]
+        if different:
+            raise UserError(
+                f"the edits in {self.path} (config.editor.prepared) do not fit this "
+                f"run: {'; '.join(different)}; make others with `vilem data edit` and "
+                "this run's --config, or go back to the settings they were made with"
+            )
+
+    def rows(
+        self, sample_id: Iterable[int], variant: Iterable[int]
+    ) -> dict[str, np.ndarray]:
+        """One variant of each pair's edits.
+
+        Returns:
+          "edit_places" int32 [B, K], different positions; "edit_words" int32 [B, K],
+          what comes there; "is_edit" bool [B, K], the places where it does.
+        """
+        which = [(int(i), int(v)) for i, v in zip(sample_id, variant, strict=True)]
+        places, words = (
+            np.stack([self._arrays[name][i, v] for i, v in which]).astype(np.int32)
+            for name in ("places", "words")
+        )
+        is_edit = words != self._no_word
+        return {"edit_places": places, "edit_words": words, "is_edit": is_edit}
+
+
+def _difference(key: str, was: Any, now: Any) -> str:
+    if key == "pairs":
+        return f"they are of {was} pairs, config.data.train has {now}"
+    if key == "captions":
+        return "config.data.train has other captions, or in another order"
+    if key == "vocabulary":
+        return "config.data.tokenizer is another vocabulary"
+    return f"config.{key} was {was!r} and is now {now!r}"
+
+
+def _digest(captions: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for caption in captions:
+        # JSON: of one line, and ready for half a surrogate pair.
+        digest.update(f"{json.dumps(caption)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""`vilem data edit`: the captions of the training data, edited before a run.
+
+Variant v of a pair is what the editor would make of it in step v of a run with the same
+seed: the same function, by the same keys.
+"""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from vilem_jax import sharding
+from vilem_jax.config import Config
+from vilem_jax.data.batches import open_corpus
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.prepared_edits import EditTable, PreparedEdits, describe
+from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
+from vilem_jax.files import check_writable
+from vilem_jax.objectives import editing
+from vilem_jax.training import masked_language, starting
+from vilem_jax.training.step import Purpose, sample_keys
+
+ROWS = 256  # captions a device edits at a time
+_NO_RUN = Path(os.devnull)  # in place of a work directory
+
+
+def prepare_edits(config: Config, path: str, *, num_variants: int) -> PreparedEdits:
+    """Edits every pair of `config.data.train` `num_variants` times, for
+    `config.editor.prepared`.
+
+    The edits depend on the seed, the pair's number and the variant, and on nothing
+    else; all are in memory until they are written.
+
+    Args:
+      path: the file, written whole or not at all.
+
+    Raises:
+      UserError: no editor, settings or data that training would refuse, or `path`
+        cannot be written.
+    """
+    live = dataclasses.replace(config.editor, prepared="", prepared_sha256="")
+    config = dataclasses.replace(config, editor=live)
+    made_by = starting.check_editor(config)
+    config = starting.complete(config, _NO_RUN)
+    tokenizer = starting.open_tokenizer(config, _NO_RUN)
+    corpus = open_corpus(config.data)
+    length = config.data.text_length
+    about = describe(corpus, tokenizer, length, config.editor)
+    about |= {"editor": made_by, "seed": config.seed}
+    check_writable(path)  # hours are not to be spent in vain
+    mesh = sharding.make_mesh()
+    edit = _make_edit(config, tokenizer, mesh)
+    num_places = min(config.editor.max_edits, length)
+    shape = (corpus.num_pairs, num_variants, num_places)
+    table = EditTable.empty(*shape, text_length=length, tokenizer=tokenizer)
+    captions, size = corpus.captions(), ROWS * mesh.size
+    bar = tqdm(total=corpus.num_pairs, unit=" pairs", disable=None, leave=False)
+    with bar:
+        for start in range(0, corpus.num_pairs, size):
+            texts = list(itertools.islice(captions, size))
+            tokens = tokenizer.encode(texts, length)
+            rows = slice(start, start + len(texts))
+            for variant in range(num_variants):
+                edits = edit(tokens, start, variant)
+                table.places[rows, variant], table.words[rows, variant] = edits
+            bar.update(len(texts))
+    table.write(path, about)
+    return PreparedEdits(path)
+
+
+def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
+    """`edit(tokens, start, variant)` -> places and words of the pairs from `start` on.
+
+    Both are [n, K]; [PAD] stands for no word.
+    """
+    own, params = starting.load_editor(config, tokenizer)
+    graph = masked_language.editor_graph(own)
+    pad_id, mask_id = tokenizer.vocabulary.pad_id, tokenizer.vocabulary.mask_id
+    editor = FrozenEditor(params, starting.word_tables(tokenizer))
+    editor = sharding.put_replicated(editor, mesh)
+    key = jax.random.key(config.seed)
+    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+
+    def run(editor, variant, batch):
+        tokens = batch["tokens"]
+        keys = sample_keys(key, variant, batch["sample_id"])
+        edits = edit_captions(
+            graph,
+            editor,
+            tokens,
+            editing.fold_in(keys, int(Purpose.EDIT)),
+            config.editor,
+            pad_id=pad_id,
+            mask_id=mask_id,
+        )
+        words = jnp.take_along_axis(edits.tokens, edits.places, axis=1)
+        return edits.places, jnp.where(edits.is_edit, words, pad_id)
+
+    compiled = jax.jit(run, in_shardings=(whole, None, rows), out_shardings=rows)
+
+    def edit(tokens: np.ndarray, start: int, variant: int) -> list[np.ndarray]:
+        count = len(tokens)
+        # Whole chunks alone: the last one is filled up with captions without a word.
+        filling = ((0, -count % (ROWS * mesh.size)), (0, 0))
+        tokens = np.pad(tokens, filling, constant_values=pad_id)
+        sample_id = np.arange(start, start + len(tokens), dtype=np.int32)
+        batch = sharding.put_batch({"tokens": tokens, "sample_id": sample_id}, mesh)
+        edits = compiled(editor, jnp.int32(variant), batch)
+        return [np.asarray(part)[:count] for part in edits]
+
+    return edit
