@@ -199,8 +199,8 @@ def test_normalisation_is_the_run_s(model, photo):
 @pytest.mark.parametrize(
     ("picture", "words"),
     [
-        ("nowhere.jpg", r"Cannot read nowhere\.jpg: No such file"),
-        (np.zeros((4, 4, 7), np.uint8), "Cannot read a picture.*uint8"),
+        ("nowhere.jpg", r"cannot read nowhere\.jpg: No such file"),
+        (np.zeros((4, 4, 7), np.uint8), "cannot read a picture.*uint8"),
         (np.zeros((4, 4, 3)), "float64"),
         (Image.new("RGB", (9000, 9000)), "above"),
     ],

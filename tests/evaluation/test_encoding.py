@@ -113,5 +113,5 @@ def test_a_broken_picture_is_named(source):
         def read_image(self, index):
             return b"no picture"
 
-    with pytest.raises(UserError, match=r"Picture 3\.png of four"):
+    with pytest.raises(UserError, match=r"picture 3\.png of four"):
         list(read_pictures(Broken(), [3], 16))

@@ -118,5 +118,5 @@ def test_a_bad_file_is_named(tmp_path, content, words):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no \.json file"):
         read_pairs(tmp_path)
-    with pytest.raises(UserError, match=r"Cannot read .*none\.json"):
+    with pytest.raises(UserError, match=r"cannot read .*none\.json"):
         read_pairs(tmp_path / "none.json")

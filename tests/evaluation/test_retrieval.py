@@ -132,9 +132,9 @@ def test_chance_is_the_mean_of_random_orders():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"image_ids": np.array([4, 5, 4])}, "Image id 4 stands for several"),
-        ({"image_of_text": np.array([0, 1, 3])}, "Caption 2 belongs to image 3"),
-        ({"image_of_text": np.array([0, 1, 1])}, "Image 2 has no caption"),
+        ({"image_ids": np.array([4, 5, 4])}, "image id 4 stands for several"),
+        ({"image_of_text": np.array([0, 1, 3])}, "caption 2 belongs to image 3"),
+        ({"image_of_text": np.array([0, 1, 1])}, "image 2 has no caption"),
         ({"image_ids": np.array([0, 1])}, "2 image ids for 3"),
         ({"text_embedding": np.full((3, 2), np.nan)}, "caption 0 is not finite"),
         ({"text_embedding": np.ones((3, 5))}, "width 2 .* width 5"),

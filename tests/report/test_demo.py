@@ -65,5 +65,5 @@ def test_a_stop_is_told(tiny, tmp_path, monkeypatch, capsys):
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tiny, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Cannot write"):
+    with pytest.raises(UserError, match="cannot write"):
         demo.run_demo(tmp_path / "file" / "demo", quick=True)

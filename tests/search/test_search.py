@@ -26,7 +26,7 @@ class ColourModel:
         try:
             return resize_square(decode(path.read_bytes()), 4)
         except (OSError, ImageError) as error:
-            raise UserError(f"Cannot read {path}") from error
+            raise UserError(f"cannot read {path}") from error
 
     def encode_image(self, pictures):
         if not hasattr(pictures, "__next__"):
@@ -134,7 +134,7 @@ def test_bad_folders_and_files_get_a_sentence(folder, tmp_path):
     with pytest.raises(UserError, match="holds no picture"):
         index(tmp_path / "empty", model, tmp_path / "out.npz")
     (tmp_path / "empty" / "a.png").touch()
-    with pytest.raises(UserError, match="None of the 1 pictures"):
+    with pytest.raises(UserError, match="none of the 1 pictures"):
         index(tmp_path / "empty", model, tmp_path / "out.npz")
     assert not (tmp_path / "out.npz").exists()
     letter = tmp_path / "letter.npz"
@@ -146,7 +146,7 @@ def test_bad_folders_and_files_get_a_sentence(folder, tmp_path):
         with pytest.raises(UserError, match=r"letter\.npz is not an index"):
             call()
     assert letter.read_text() == "Dear friend"
-    with pytest.raises(UserError, match="There is no index"):
+    with pytest.raises(UserError, match="there is no index"):
         search(tmp_path / "none.npz", model, words="red")
 
 

@@ -62,10 +62,10 @@ class ScenesSource:
                 f"scenes has no split {self.split!r}: use train, validation or test"
             )
         if self.seed < 0:
-            raise UserError(f"The seed of scenes is {self.seed}: use 0 or more")
+            raise UserError(f"the seed of scenes is {self.seed}: use 0 or more")
         if self.size < SMALLEST_SIZE:
             raise UserError(
-                f"Pictures of scenes cannot be {self.size} pixels wide: "
+                f"pictures of scenes cannot be {self.size} pixels wide: "
                 f"use {SMALLEST_SIZE} or more"
             )
         if not self.name:
@@ -77,7 +77,7 @@ class ScenesSource:
             raise UserError(f"scenes with {self.num_images} pictures: use 1 or more")
         if self.split != "train" and self.num_images > NUM_HELD_OUT:
             raise UserError(
-                f"The {self.split} split of scenes has {NUM_HELD_OUT} pictures, not "
+                f"the {self.split} split of scenes has {NUM_HELD_OUT} pictures, not "
                 f"{self.num_images}: use {NUM_HELD_OUT} or fewer, or another seed"
             )
 

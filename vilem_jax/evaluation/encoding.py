@@ -106,7 +106,7 @@ class Encoder:
             texts = (tokens[rows], places[rows], labels[rows])
             parts.append(self._run(program, (np.stack(chunk), *texts)))
         if not parts:
-            raise UserError("There is no caption to proofread")
+            raise UserError("there is no caption to proofread")
         joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
         size = len(Proofreading._fields)
         return {
@@ -131,7 +131,7 @@ class Encoder:
     def _check_length(self, tokens: np.ndarray) -> None:
         if tokens.shape[1] > self.max_text_length:
             raise UserError(
-                f"Captions of {tokens.shape[1]} tokens are longer than the text tower, "
+                f"captions of {tokens.shape[1]} tokens are longer than the text tower, "
                 f"which has {self.max_text_length} positions"
             )
 
@@ -225,7 +225,7 @@ def read_pictures(
         except (OSError, ImageError) as error:
             name = source.image_name(index)
             raise UserError(
-                f"Picture {name} of {source.name} cannot be read ({error}): mend it, "
+                f"picture {name} of {source.name} cannot be read ({error}): mend it, "
                 "or leave it out of the data"
             ) from error
 
@@ -275,5 +275,5 @@ def _chunks(items: Iterable, size: int) -> Iterator[list]:
 def _joined(chunks: Iterable[np.ndarray], name: str) -> np.ndarray:
     chunks = list(chunks)
     if not chunks:
-        raise UserError(f"There is no {name} to encode")
+        raise UserError(f"there is no {name} to encode")
     return np.concatenate(chunks)

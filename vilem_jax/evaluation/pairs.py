@@ -48,9 +48,9 @@ def pairs_metrics(
             f"scores {score_true.shape} and {score_wrong.shape}, {len(kinds)} kinds"
         )
     if len(kinds) == 0:
-        raise UserError("There is no pair of captions to evaluate")
+        raise UserError("there is no pair of captions to evaluate")
     if not (np.isfinite(score_true).all() and np.isfinite(score_wrong).all()):
-        raise UserError("A score is not finite: has the run diverged?")
+        raise UserError("a score is not finite: has the run diverged?")
     is_right = score_true > score_wrong
     kinds = np.asarray(kinds)
     accuracy = {
@@ -116,7 +116,7 @@ def evaluate_pairs(
         try:
             return resize_square(decode(read_image(image)), encoder.image_size)
         except (OSError, ImageError) as error:
-            raise UserError(f"Picture {image} cannot be read: {error}") from error
+            raise UserError(f"picture {image} cannot be read: {error}") from error
 
     score_true, score_wrong = pair_scores(
         pairs,
@@ -149,7 +149,7 @@ def _read_file(file: Path) -> list[CaptionPair]:
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"Cannot read {file}: {error.strerror}") from error
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}") from error
     if isinstance(entries, list):  # some releases number the entries by their place

@@ -63,7 +63,7 @@ def encode_source(
     for index, captions in enumerate(said):
         if not captions:
             raise UserError(
-                f"Picture {source.image_name(index)} of {source.name} has no caption: "
+                f"picture {source.image_name(index)} of {source.name} has no caption: "
                 "leave it out of the data, or caption it"
             )
     captions = tuple(caption for each in said for caption in each)
@@ -235,14 +235,14 @@ def _image_index(num_images, image_of_text, image_ids) -> np.ndarray:
     is_double = ordered[1:] == ordered[:-1]
     if is_double.any():
         double = ordered[1:][is_double][0]
-        raise UserError(f"Image id {double} stands for several images: make ids unique")
+        raise UserError(f"image id {double} stands for several images: make ids unique")
     place = np.searchsorted(ordered, image_of_text)
     is_known = place < num_images
     is_known[is_known] = ordered[place[is_known]] == image_of_text[is_known]
     if not is_known.all():
         text = int(np.argmin(is_known))
         raise UserError(
-            f"Caption {text} belongs to image {image_of_text[text]}, "
+            f"caption {text} belongs to image {image_of_text[text]}, "
             "which is not among the images"
         )
     rows = order[place]
@@ -250,27 +250,27 @@ def _image_index(num_images, image_of_text, image_ids) -> np.ndarray:
     has_caption[rows] = True
     if not has_caption.all():
         lonely = ids[int(np.argmin(has_caption))]
-        raise UserError(f"Image {lonely} has no caption: leave it out, or caption it")
+        raise UserError(f"image {lonely} has no caption: leave it out, or caption it")
     return rows
 
 
 def _check_embeddings(image_embedding: np.ndarray, text_embedding: np.ndarray):
     if image_embedding.ndim != 2 or text_embedding.ndim != 2:
         raise UserError(
-            f"Embeddings must be [N, E], not {image_embedding.shape} (images) and "
+            f"embeddings must be [N, E], not {image_embedding.shape} (images) and "
             f"{text_embedding.shape} (captions)"
         )
     if image_embedding.shape[1] != text_embedding.shape[1]:
         raise UserError(
-            f"Image embeddings of width {image_embedding.shape[1]} cannot be compared "
+            f"image embeddings of width {image_embedding.shape[1]} cannot be compared "
             f"with text embeddings of width {text_embedding.shape[1]}"
         )
     for name, rows in (("image", image_embedding), ("caption", text_embedding)):
         if len(rows) == 0:
-            raise UserError(f"There is no {name} to evaluate")
+            raise UserError(f"there is no {name} to evaluate")
         is_finite = np.isfinite(rows).all(axis=1)
         if not is_finite.all():
             raise UserError(
-                f"The embedding of {name} {int(np.argmin(is_finite))} is not finite: "
+                f"the embedding of {name} {int(np.argmin(is_finite))} is not finite: "
                 "has the run diverged?"
             )

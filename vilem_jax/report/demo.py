@@ -124,7 +124,7 @@ def _make_vocabulary(folder: Path, seed: int, num_images: int | None) -> int:
         try:
             train_vocabulary(captions, VOCABULARY_SIZE, folder)
         except OSError as error:
-            raise UserError(f"Cannot write to {folder}: {error.strerror}") from error
+            raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     return Tokenizer(folder).vocabulary.size
 
 

@@ -84,7 +84,7 @@ def index(
     """
     root = Path(folder).expanduser().absolute()
     if not root.is_dir():
-        raise UserError(f"There is no folder {folder}")
+        raise UserError(f"there is no folder {folder}")
     before = load_index(out) if Path(out).expanduser().exists() else None
     entries = list(_pictures_in(root))
     if not entries:
@@ -100,7 +100,7 @@ def index(
     if not kept:
         path, reason = broken[0]
         raise UserError(
-            f"None of the {len(entries)} pictures in {folder} can be read; "
+            f"none of the {len(entries)} pictures in {folder} can be read; "
             f"{path}: {reason}"
         )
     embedding = np.stack([rows[entry] for entry in kept])
@@ -139,7 +139,7 @@ def load_index(path: str | Path) -> Index:
             raise ValueError(f"{len(entries)} pictures, embeddings {embedding.shape}")
         return Index(about["folder"], about["fingerprint"], entries, embedding)
     except FileNotFoundError:
-        raise UserError(f"There is no index {path}; `vilem index` makes one") from None
+        raise UserError(f"there is no index {path}; `vilem index` makes one") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not an index of pictures: {error}") from error
     except zipfile.BadZipFile as error:

@@ -35,16 +35,16 @@ def search(
         top_k below 1.
     """
     if (words is None) == (picture is None):
-        raise UserError("Search by words or by a picture: give one of the two")
+        raise UserError("search by words or by a picture: give one of the two")
     if words is not None and not words.strip():
-        raise UserError("There are no words to search for")
+        raise UserError("there are no words to search for")
     if top_k < 1:
         raise UserError(f"top_k is {top_k}: ask for 1 or more pictures")
     if not isinstance(index, Index):
         index = load_index(index)
     if index.fingerprint != model.fingerprint:
         raise UserError(
-            "The index was made with another model (or its other weights, online or "
+            "the index was made with another model (or its other weights, online or "
             "momentum): make it again with `vilem index`, or give its own model"
         )
     query = model.encode_image(picture) if words is None else model.encode_text(words)
