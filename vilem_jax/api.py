@@ -104,7 +104,7 @@ class Model:
         """
         tokens = self._tokens([caption])
         if not self.tokenizer.vocabulary.is_word[tokens].any():
-            raise UserError(f"The caption {caption!r} has no word to proofread")
+            raise UserError(f"the caption {caption!r} has no word to proofread")
         return self.proofread_tokens([picture], tokens, branch=branch)[0]
 
     def proofread_tokens(
@@ -148,7 +148,7 @@ class Model:
                 pixels = decode(np.asarray(picture))
         except (OSError, ImageError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"Cannot read {name}: {reason}") from error
+            raise UserError(f"cannot read {name}: {reason}") from error
         return resize_square(pixels, self.encoder.image_size)
 
     @functools.cached_property
@@ -248,7 +248,7 @@ def make_run_edits(
     """
     if not model.config.editor.path:
         raise UserError(
-            "This run has no editor to make wrong captions with (it was trained "
+            "this run has no editor to make wrong captions with (it was trained "
             "without ViLEM's losses, or on prepared edits): give a stored set of edits"
         )
     check_editor(model.config)

@@ -100,7 +100,7 @@ def make_edits(
     )
     keep = edit_here.any(axis=1)
     if not keep.any():
-        raise UserError(f"No caption of {source.name} has a word to edit")
+        raise UserError(f"no caption of {source.name} has a word to edit")
     image = np.arange(count, dtype=np.int32)[keep]
     return StoredEdits(
         source=source.name,
@@ -137,7 +137,7 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
             # Names and numbers come back as arrays without axes: [()] unwraps them.
             values = {name: stored[name][()] for name in names}
     except FileNotFoundError:
-        raise UserError(f"There is no file {path} with stored edits") from None
+        raise UserError(f"there is no file {path} with stored edits") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} does not hold stored edits: {error}") from error
     for name in ("source", "captions", "vocabulary", "editor"):
@@ -145,13 +145,13 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
     edits = StoredEdits(**values | {"seed": int(values["seed"])})
     if edits.vocabulary != vocabulary_digest(tokenizer):
         raise UserError(
-            f"The edits in {path} are of another vocabulary than the model's: make "
+            f"the edits in {path} are of another vocabulary than the model's: make "
             "others with the model's own editor"
         )
     has_sep = bool((edits.tokens == tokenizer.vocabulary.sep_id).any())
     if has_sep != tokenizer.keeps_sep:
         raise UserError(
-            f"The captions in {path} are {'with' if has_sep else 'without'} [SEP], the "
+            f"the captions in {path} are {'with' if has_sep else 'without'} [SEP], the "
             f"model's config.data.keeps_sep is {tokenizer.keeps_sep}: make other edits"
         )
     return edits
@@ -225,12 +225,12 @@ def _check_source(edits: StoredEdits, source: Source) -> None:
     """A UserError where the edits are of other captions than the source's."""
     if edits.image.max() >= len(source):
         raise UserError(
-            f"The stored edits are of {edits.image.max() + 1} or more pictures, "
+            f"the stored edits are of {edits.image.max() + 1} or more pictures, "
             f"but {source.name} has {len(source)}"
         )
     if _captions_digest(source, edits.image) != edits.captions:
         raise UserError(
-            f"The stored edits were made of other captions than those of {source.name} "
+            f"the stored edits were made of other captions than those of {source.name} "
             f"(of {edits.source}): give that data set, or make new edits"
         )
 
@@ -261,7 +261,7 @@ def proofread_metrics(
       0..1; 0 where there is nothing to divide by.
     """
     if not np.isfinite(p_wrong).all():
-        raise UserError("A probability is not a number: has the run diverged?")
+        raise UserError("a probability is not a number: has the run diverged?")
     says_wrong = (p_wrong > 0.5) & is_word
     is_wrong = is_wrong & is_word
     found = np.sum(says_wrong & is_wrong)
@@ -290,7 +290,7 @@ def other_pictures(image: np.ndarray, *, seed: int) -> np.ndarray:
     """
     distinct = np.unique(image)
     if len(distinct) < 2:
-        raise UserError("Shuffling pictures needs two or more of them")
+        raise UserError("shuffling pictures needs two or more of them")
     ring = np.random.default_rng(seed).permutation(distinct)
     after = np.empty(distinct.max() + 1, np.int32)
     after[ring] = np.roll(ring, -1)
