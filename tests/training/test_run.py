@@ -7,6 +7,7 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.training.tiny_runs import (
     HELD_OUT,
@@ -222,6 +223,35 @@ def test_three_skipped_steps_in_a_row_stop_the_run(
             train(freeze(settings), tmp_path, num_devices=1)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps()[-1] == stops_at
+
+
+def test_a_warm_up_as_long_as_the_run_is_told(settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(program, "make_task", lambda *_: Steps(set()).task())
+    for steps, is_told in ((NUM_STEPS - 1, False), (NUM_STEPS, True)):
+        optimizer = {"warmup_steps": steps}
+        train(changed(settings, optimizer=optimizer), tmp_path / str(steps))
+        told = capsys.readouterr().err
+        assert (f"warmup_steps={steps} is not below the run's" in told) == is_told
+
+
+def test_broken_pictures_are_counted_in_the_log(settings, tmp_path, monkeypatch):
+    """The neighbour takes a broken picture's place; how often, the log says."""
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    pairs = [{"image": f"{n}.png", "caption": "a red dog"} for n in ("good", "broken")]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    stub = Steps(set()).task()
+    stub.image_size = 16
+    monkeypatch.setattr(program, "make_task", lambda *_: stub)
+    data = {
+        "train": {"pairs": {"path": str(tmp_path / "pairs.json")}},
+        "validation": {},
+        "max_bad_fraction": 0.6,
+    }
+    train(changed(settings, data=data), tmp_path / "run", num_devices=1)
+    log = read_records(tmp_path / "run" / "timing.jsonl")
+    batch = settings["train"]["batch_size"]
+    assert log[-1]["bad_images_since_start"] == NUM_STEPS * batch / 2
 
 
 def test_too_many_broken_pictures_stop_the_run():
