@@ -8,7 +8,7 @@ ViLEM's losses, a plain dual encoder to compare with:
 
 Hardware: 2 CPU cores.
 Expected result: docs/results.md. It shows that the whole way works on photographs and
-real weights, and how far a hundred thousand pairs take a ViT that has seen nothing else.
+real weights, and how far an hour takes a ViT that has seen nothing else.
 """
 
 from vilem_jax.config_files import packaged_config
