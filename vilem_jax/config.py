@@ -105,6 +105,8 @@ class ModelConfig:
     levels: Literal["uniform", "last"] = "uniform"  # Eq. (11), or Table 7 D
     global_feature: Literal["normed", "unnormed"] = "normed"  # [CLS] after the last LN
     heads: Literal["separate", "shared"] = "separate"  # of the local and global branch
+    # Whether the gradient of correction reaches the word embeddings by its decoder too.
+    decoder_trains_words: bool = True
     initial_temperature: float = 0.07
     init_std: float = 0.02  # of new kernels; 0: 1 / sqrt(inputs), for narrow models
 

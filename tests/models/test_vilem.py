@@ -141,6 +141,29 @@ def test_logits_and_heads(build, model_config, tokens):
     )
 
 
+@pytest.mark.parametrize("branch", ["local", "global"])
+def test_whether_the_decoder_trains_the_words(build, model_config, branch):
+    hidden = jax.random.normal(jax.random.key(0), (4, 7, 8))
+    places = jnp.array([[1, 2], [0, 1], [3, 3], [6, 5]])
+    scores, grads = [], []
+    for trains in (True, False):
+        config = dataclasses.replace(model_config, decoder_trains_words=trains)
+        graph, params = nnx.split(build(ViLEM, config), nnx.Param)
+
+        def score(params, graph=graph):
+            logits = getattr(nnx.merge(graph, params), f"{branch}_logits")
+            return logits(hidden, places).correct[..., 3].sum()
+
+        value, grad = jax.jit(jax.value_and_grad(score))(params)
+        scores.append(float(value))
+        grads.append(nnx.to_pure_dict(grad))
+    assert scores[0] == scores[1]
+    words = [grad["text"]["embedding"]["words"] for grad in grads]
+    assert jnp.abs(words[0][3]).max() > 0.1 and not words[1].any()
+    head = f"{branch}_head"
+    jax.tree.map(np.testing.assert_array_equal, grads[0][head], grads[1][head])
+
+
 def test_the_global_feature(build, model_config):
     normed, raw = jax.random.normal(jax.random.key(0), (2, 4, 8))
     features = ImageFeatures(normed, raw, ())

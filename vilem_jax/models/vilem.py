@@ -165,11 +165,18 @@ class ViLEM(nnx.Module):
         return self.project_text(clean[:, 0]), proofread
 
     def local_logits(self, hidden: jax.Array, places: jax.Array) -> ProofreadLogits:
-        return self.local_head(hidden, places, self.text.embedding.words[...])
+        return self.local_head(hidden, places, self._decoder())
 
     def global_logits(self, hidden: jax.Array, places: jax.Array) -> ProofreadLogits:
         head = self.local_head if self.global_head is None else self.global_head
-        return head(hidden, places, self.text.embedding.words[...])
+        return head(hidden, places, self._decoder())
+
+    def _decoder(self) -> jax.Array:
+        """[V, W], the word embeddings: what correction scores words by."""
+        words = self.text.embedding.words[...]
+        if self.config.decoder_trains_words:
+            return words
+        return jax.lax.stop_gradient(words)
 
 
 def unit_rows(values: jax.Array) -> jax.Array:
