@@ -24,9 +24,9 @@ from vilem_jax.data.scene_layout import (
 _OVERSAMPLE = 8
 _FULL = 256  # coverage of a pixel that lies wholly inside a mask
 _HALF_BOX = 18  # units: half the side of a sprite, outline and rotation included
-_RADIUS = {"small": 9.5, "big": 13.5}  # units
-_DEGREES_A_TURN = 6.0
-_OUTLINE_UNITS = 1.5
+_RADIUS = {"small": 10.5, "big": 13.5}  # units
+_DEGREES_A_TURN = 3.0
+_OUTLINE_UNITS = 2.2
 _OUTLINE = np.array((28, 26, 38), np.int32)
 _LIGHT = np.array((255, 252, 244), np.int32)
 
@@ -203,7 +203,8 @@ def _tile(background: str, size: int) -> np.ndarray:
         ImageDraw.Draw(image), scale, Draws(_TILE_SEED, BACKGROUNDS.index(background))
     )
     _TILE_PAINTERS[background](pen)
-    return np.asarray(image.reduce(4)).astype(np.int32)
+    # Pale, so that what a thing's outline encloses stands out against any of them.
+    return (np.asarray(image.reduce(4)).astype(np.int32) + 255) // 2
 
 
 _TILE_SEED = 7_140_301  # the tiles are part of the benchmark: the same in every draw

@@ -25,7 +25,7 @@ NUM_TURNS = 5  # small rotations an object is drawn with
 
 MARGIN = 16  # units between two centres from which a relation holds
 NEAR, FAR = 16, 48  # centres of the grid's cells
-JITTER = {"small": 2, "big": 1}  # units; big objects fill their cell
+JITTER = {"small": 1, "big": 1}  # units; big objects fill their cell
 
 SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}  # streams of random numbers
 
