@@ -50,8 +50,8 @@ def get_config():
     config.editor.edit_rate = 0.3
 
     # What the picture does not tell yet, these losses teach the text tower to ignore:
-    # all shapes become one. At a quarter of the paper's weights, and with word embeddings
-    # that the decoder does not pull together, contrast finds them first.
+    # all shapes become one. At a quarter of the paper's weights, and with embeddings
+    # that the decoder does not pull together, contrast finds shapes first.
     config.loss.local_weight, config.loss.global_weight = 0.2, 0.05
     config.model.decoder_trains_words = False
 
