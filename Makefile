@@ -9,6 +9,8 @@ TEST_VENV := $(VENV)-$(notdir $(PYTHON))
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 # What the parity tests compare with; never used by the package. Newer ones do as well.
 TORCH ?= torch==2.13.0
+# Two processes, for compiling is most of the work; a file's tests share what they compile.
+PYTEST_OPTIONS ?= --numprocesses=2 --dist=loadfile
 SOURCES := vilem_jax configs tests
 export PYTHONUNBUFFERED := 1
 
@@ -25,7 +27,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/vilem demo --out=runs/demo $(DEMO)
 
 test: $(TEST_VENV)/installed
-	$(TEST_VENV)/bin/python -m pytest $(TESTS)
+	$(TEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(TESTS)
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check $(SOURCES)

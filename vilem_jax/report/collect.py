@@ -264,7 +264,8 @@ def _best_first(readings: tuple[Proofread, ...]) -> tuple[Proofread, ...]:
             best = word.corrections[0][0] if word.corrections else None
             wrong += word.is_wrong != (original is not None)
             wrong += word.is_wrong and original is not None and best != original
-        return wrong, -sum(original is not None for original in reading.originals)
+        num_edits = sum(original is not None for original in reading.originals)
+        return wrong, abs(num_edits - 2)  # the top has room for two corrections
 
     if not readings:
         return ()
