@@ -100,7 +100,7 @@ def test_broken_pictures_are_reported_and_left_out(folder, tmp_path):
     assert report.pictures == 3
     names = [path for path, _ in report.broken]
     assert names == ["broken.jpg", "empty.png", "nowhere.png"]
-    assert all("Cannot read" in reason for _, reason in report.broken)
+    assert all("cannot read" in reason for _, reason in report.broken)
 
 
 def test_a_stop_leaves_the_index_before(folder, tmp_path, monkeypatch):
