@@ -7,8 +7,8 @@ ViLEM's losses, a plain dual encoder to compare with:
         --config.loss.global_detect=False --config.loss.global_correct=False
 
 Hardware: 2 CPU cores.
-Expected result: docs/results.md. It shows that the whole way works on photographs and
-real weights, and how far an hour takes a ViT that has seen nothing else.
+Expected result: not measured yet. It is to show that the whole way works on photographs
+and real weights, and how far two hours take a ViT that has seen nothing else.
 """
 
 from vilem_jax.config_files import packaged_config

@@ -33,7 +33,7 @@ def get_config():
     config.augment.num_ops = 0
 
     vision = config.model.vision
-    # Objects stand on a loose 2 x 2 grid: a patch of 32 pixels shows one of them, which
+    # Objects stand on a 2 x 2 grid: a patch of 32 pixels shows one of them, which
     # is what lets so small a ViT learn from pixels in minutes.
     vision.image_size, vision.patch_size = 64, 32
     vision.width, vision.num_layers, vision.num_heads, vision.mlp_width = 128, 4, 4, 512

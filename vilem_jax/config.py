@@ -37,7 +37,7 @@ class DataConfig:
     train: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
     tokenizer: str = ""  # folder or hub name that holds vocab.txt
-    text_length: int = 30  # tokens, [CLS] and [SEP] included; ALBEF
+    text_length: int = 30  # tokens, special ones included; ALBEF
     keeps_sep: bool = True  # False: no [SEP], and room for one more word; ALBEF
     cleaning: Literal["albef", "blip"] = "albef"
     captions: Literal["pairs", "one_at_random"] = "pairs"  # what an epoch visits once

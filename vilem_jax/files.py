@@ -40,7 +40,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """That `write_bytes` will succeed: to be asked before hours of work; makes the
+    """That `write_bytes` may write there: to be asked before hours of work; makes the
     folder.
 
     Raises:

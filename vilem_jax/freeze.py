@@ -217,10 +217,11 @@ def _range_checks(config: Config) -> Iterator[tuple[str, bool]]:
         yield f"config.{key}={flat[key]} must be 0 or more", not flat[key] >= 0
     yield f"config.seed={config.seed} must be below 2**31", config.seed >= 2**31
     for key in ("data.text_length", "evaluation.text_length"):
+        least = 2 + config.data.keeps_sep
         yield (
-            f"config.{key}={flat[key]} leaves no room for a word between [CLS] and "
-            "[SEP]; use at least 3",
-            flat[key] < 3,
+            f"config.{key}={flat[key]} leaves no room for a word beside [CLS]"
+            f"{' and [SEP]' if config.data.keeps_sep else ''}; use at least {least}",
+            flat[key] < least,
         )
     yield (
         f"config.loss.min_temperature={config.loss.min_temperature} is above "

@@ -166,7 +166,8 @@ def test_files_that_hold_no_edits(edits, tmp_path):
     (tmp_path / "text").write_text("no edits")
     save_file({"words": np.zeros(3)}, tmp_path / "weights")
     save_file({"words": np.zeros(3)}, tmp_path / "other", {"vilem_edits": "{}"})
-    for name in ("half", "empty", "text", "weights", "other", "."):
+    save_file({"words": np.zeros(3)}, tmp_path / "list", {"vilem_edits": "[1]"})
+    for name in ("half", "empty", "text", "weights", "other", "list", "."):
         with pytest.raises(UserError, match="does not hold the edits") as error:
             PreparedEdits(str(tmp_path / name))
         assert "\n" not in str(error.value)

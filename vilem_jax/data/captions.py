@@ -105,7 +105,7 @@ class Tokenizer:
         return tokens
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
-        """Tokens of each caption before cutting, with [CLS] and [SEP], int64 [N]."""
+        """Tokens of each caption before cutting, special tokens included, int64 [N]."""
         ids = self._token_ids(captions)
         counts = np.fromiter((len(content) for content in ids), np.int64, len(ids))
         return counts + 1 + self.keeps_sep

@@ -106,7 +106,7 @@ class PreparedEdits:
                 f"there is no file {path} (config.editor.prepared): make it with "
                 "`vilem data edit`"
             ) from None
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} (config.editor.prepared) does not hold the edits of a `vilem "
                 f"data edit`: {reason(error)}"

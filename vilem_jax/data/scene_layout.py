@@ -1,10 +1,10 @@
 """Scenes: what is in a drawn picture, where, and how one is composed at random.
 
 A picture shows 2 to 4 objects on a background, in a space of `CANVAS` x `CANVAS`
-units with the origin at the top left. Objects stand on a loose 2 x 2 grid, so that
-two of them are either clearly beside each other, clearly one above the other, or
-diagonal. Alike objects (same shape, colour, size and texture) form a *group*, which
-captions count.
+units with the origin at the top left. Objects stand on a 2 x 2 grid, give or take a
+unit, so that two of them are either clearly beside each other, clearly one above the
+other, or diagonal. Alike objects (same shape, colour, size and texture) form a *group*,
+which captions count.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ NUM_TURNS = 5  # small rotations an object is drawn with
 
 MARGIN = 16  # units between two centres from which a relation holds
 NEAR, FAR = 16, 48  # centres of the grid's cells
-JITTER = {"small": 1, "big": 1}  # units; big objects fill their cell
+JITTER = 1  # units
 
 SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}  # streams of random numbers
 
@@ -173,15 +173,14 @@ def compose(draws: Draws) -> Scene:
         kinds, _places(draws, grouping, is_diagonal), strict=True
     ):
         for x, y in places:
-            jitter = JITTER[size]
             objects.append(
                 SceneObject(
                     shape=shape,
                     colour=colour,
                     size=size,
                     texture=texture,
-                    x=x + draws.between(-jitter, jitter),
-                    y=y + draws.between(-jitter, jitter),
+                    x=x + draws.between(-JITTER, JITTER),
+                    y=y + draws.between(-JITTER, JITTER),
                     turn=draws.below(NUM_TURNS),
                     tone=draws.between(-14, 14),
                 )
