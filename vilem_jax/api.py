@@ -248,8 +248,8 @@ def make_run_edits(
     """
     if not model.config.editor.path:
         raise UserError(
-            "this run has no editor to make wrong captions with (it was trained "
-            "without ViLEM's losses, or on prepared edits): give a stored set of edits"
+            "this run has no editor to make wrong captions with (config.editor.path is "
+            "empty): give a stored set of edits"
         )
     check_editor(model.config)
     own, params = load_editor(model.config, model.tokenizer)

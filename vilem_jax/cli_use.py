@@ -205,6 +205,7 @@ def _open_edits(options: argparse.Namespace, model, source):
 
     if options.edits and Path(options.edits).expanduser().exists():
         return load_edits(options.edits, model.tokenizer)
+    model.encoder.check_trained()  # before anything is asked of an editor
     edits = make_run_edits(model, source, seed=options.seed)
     if options.edits:
         save_edits(edits, options.edits)

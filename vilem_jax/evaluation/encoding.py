@@ -97,7 +97,7 @@ class Encoder:
         program = "+".join(branches)
         if branches and program not in self.programs:
             raise UserError(f"branch is 'local' or 'global', not {program!r}")
-        self._check_trained(branches)
+        self.check_trained(branches)
         self._check_length(tokens)
         parts, start = [], 0
         for chunk in _chunks(pixels, self.batch_size):
@@ -114,7 +114,8 @@ class Encoder:
             for number, branch in enumerate(branches)
         }
 
-    def _check_trained(self, branches: Sequence[Branch]) -> None:
+    def check_trained(self, branches: Sequence[Branch] = ()) -> None:
+        """A UserError where the run learnt no proofreading, or not by `branches`."""
         if not self.trained:
             raise UserError(
                 "this model was trained without ViLEM's losses (the four switches of "
