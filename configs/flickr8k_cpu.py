@@ -31,7 +31,6 @@ def get_config():
     config.optimizer.beta2 = 0.98
     config.optimizer.clip_norm = 1.0
     config.train.batch_size = 64
-    config.train.num_epochs = 0.0
     config.train.num_steps = 1500
     config.compute.dtype = "float32"
 

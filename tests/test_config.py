@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.tiny import tiny_config
-from vilem_jax.config import Config, SourceConfig, UserError
+from vilem_jax.config import Config, EditorConfig, SourceConfig, UserError
 from vilem_jax.freeze import differences, flatten, freeze, to_dict
 
 
@@ -187,3 +187,8 @@ def test_every_setting_has_a_flat_name():
     assert flat["model.vision.width"] == 768 and flat["task"] == "vilem"
     sections = [f for f in dataclasses.fields(Config) if f.name not in ("task", "seed")]
     assert {key.split(".")[0] for key in flat} >= {f.name for f in sections}
+
+
+def test_evaluation_has_an_edit_rate_of_its_own():
+    config = freeze({"editor": {"edit_rate": 0.3, "max_edits": 5}})
+    assert config.evaluation_editor == EditorConfig(edit_rate=0.15, max_edits=5)

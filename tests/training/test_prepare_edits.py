@@ -134,11 +134,14 @@ def test_validation_has_proofreading_where_there_is_an_editor(
             offline,
             data={"validation": {"held_out": HELD_OUT}},
             editor={"path": path},
+            evaluation={"edit_rate": 0.4},
         )
         config = starting.complete(freeze(named), tmp_path)
         tokenizer = starting.open_tokenizer(config, tmp_path)
         tasks.make_task(config, mesh, tokenizer, lambda step: 0.0, tmp_path)
         assert len(asked) == number
+    (given,) = asked
+    assert config.evaluation_editor in given and config.editor not in given
 
 
 def refused(settings, workdir, capsys) -> str:
