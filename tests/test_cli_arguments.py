@@ -73,6 +73,13 @@ def test_the_words_of_a_search_stand_anywhere(monkeypatch, arguments):
     assert seen == [("INDEX", "red dog")]
 
 
+@pytest.mark.parametrize("number", ["zero", "0", "1.5"])
+def test_counts_are_whole_numbers(capsys, number):
+    with pytest.raises(SystemExit):
+        cli.main(["search", "INDEX", "red", "--model=RUN", f"--top={number}"])
+    assert f"{number} is not a whole number of 1 or more" in capsys.readouterr().err
+
+
 def test_too_many_words_are_wrong_usage(capsys):
     for words in (["a", "b"], ["--tpo=3"]):
         with pytest.raises(SystemExit):

@@ -34,6 +34,8 @@ def test_a_folder_in_the_way_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*taken"):
         write_json(tmp_path / "taken", {})
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*file is a file where a folder"
+    ):
         write_json(tmp_path / "file" / "figures.json", {})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "taken"]

@@ -1,6 +1,7 @@
 """The verbs that use a trained model: evaluate, proofread, index, search."""
 
 import argparse
+import json
 import sys
 
 from vilem_jax.cli_arguments import (
@@ -100,6 +101,10 @@ def _retrieval(options: argparse.Namespace) -> None:
     protocol = _protocol(options, split=config.split) | figures["protocol"]
     figures["protocol"] = protocol
     print(retrieval_table(figures))
+    for note in protocol["notes"]:
+        print(f"vilem: {source.name}: {note}", file=sys.stderr)
+    if count := protocol["captions_without_a_word"]:
+        print(f"vilem: {count} captions without a word were scored", file=sys.stderr)
     _write(options, figures)
 
 
@@ -192,7 +197,8 @@ def _proofreading(options: argparse.Namespace) -> None:
         is_word=model.tokenizer.vocabulary.is_word,
         show_progress=sys.stderr.isatty(),
     )
-    figures["protocol"] = _protocol(options, data=source.name, split=config.split)
+    protocol = _protocol(options, data=source.name, split=config.split)
+    figures["protocol"] = protocol | {"editing": json.loads(edits.manner)}
     print(proofread_table(figures))
     _write(options, figures)
 

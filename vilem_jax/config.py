@@ -4,8 +4,8 @@ Defaults are the paper's values, or what `docs/paper-notes.md` chose where the p
 silent. `vilem_jax/freeze.py` makes them from a ConfigDict; nothing else reads one.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 
 class UserError(ValueError):
@@ -131,6 +131,12 @@ class EditorConfig:
     # While an editor is trained: of the chosen words so many are masked, half of the
     # rest stay as they are and half become any word (BERT).
     mask_rate: float = 0.8
+
+    @property
+    def manner(self) -> dict[str, Any]:
+        """What decides the edits of a caption, beside the weights and the seed."""
+        other = ("path", "sha256", "prepared", "prepared_sha256", "mask_rate")
+        return {k: v for k, v in asdict(self).items() if k not in other}
 
 
 @dataclass(frozen=True, kw_only=True)

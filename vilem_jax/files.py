@@ -79,6 +79,8 @@ def write_json(path: str | Path, values: Any) -> None:
 
 def reason(error: BaseException) -> str:
     """The one line of an exception that tells a person what happened."""
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+        return f"{error.filename} is a file where a folder is needed"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tests.data.test_batches import Numbers, assert_same
@@ -167,7 +168,16 @@ def test_files_that_hold_no_edits(edits, tmp_path):
     save_file({"words": np.zeros(3)}, tmp_path / "weights")
     save_file({"words": np.zeros(3)}, tmp_path / "other", {"vilem_edits": "{}"})
     save_file({"words": np.zeros(3)}, tmp_path / "list", {"vilem_edits": "[1]"})
-    for name in ("half", "empty", "text", "weights", "other", "list", "."):
+    with safe_open(tmp_path / edits.path, "np") as file:
+        arrays = {name: file.get_tensor(name) for name in ("places", "words")}
+        about = file.metadata()
+    save_file(arrays | {"places": arrays["places"][:, :1]}, tmp_path / "places", about)
+    save_file({k: v[1:] for k, v in arrays.items()}, tmp_path / "pairs", about)
+    others = "half", "empty", "text", "weights", "other", "list", "places", "pairs"
+    for name in others:
         with pytest.raises(UserError, match="does not hold the edits") as error:
             PreparedEdits(str(tmp_path / name))
         assert "\n" not in str(error.value)
+        assert "vilem_edits" not in str(error.value)  # our key tells nobody anything
+    with pytest.raises(UserError, match="cannot be read: it is a folder"):
+        PreparedEdits(str(tmp_path))

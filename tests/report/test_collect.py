@@ -54,6 +54,7 @@ def edits(model, source):
         captions=_captions_digest(source, np.arange(NUM_IMAGES)),
         vocabulary="",
         editor="",
+        manner="{}",
         seed=0,
         image=np.arange(NUM_IMAGES, dtype=np.int32),
         tokens=tokens,

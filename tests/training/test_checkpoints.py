@@ -309,6 +309,17 @@ def test_workdir_of_another_config_lists_the_differences(tmp_path):
     assert read_config(tmp_path / "run") == Config()
 
 
+def test_a_run_that_lost_its_settings_is_kept(tmp_path):
+    (tmp_path / "train.log").touch()  # a person's own files are in nobody's way
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl of a run, but no config\.json"
+    ):
+        claim_workdir(tmp_path, Config())
+    (tmp_path / "metrics.jsonl").unlink()
+    assert claim_workdir(tmp_path, Config()) is False
+
+
 def test_what_may_change_on_resuming_is_stored(tmp_path):
     claim_workdir(tmp_path, Config())
     longer = Config(log=LogConfig(every_steps=7))

@@ -4,7 +4,7 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # by the header: larger ones are refused before decoding
 # Pillow knows many more; some run other programs (EPS) or have had holes.
@@ -44,8 +44,12 @@ def decode(encoded: bytes | np.ndarray) -> np.ndarray:
             return from_pillow(picture)
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"not a picture of a known kind ({', '.join(FORMATS)})"
+        ) from None
     except Exception as error:
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        raise _damaged(error) from error
 
 
 def from_pillow(picture: Image.Image) -> np.ndarray:
@@ -61,7 +65,7 @@ def from_pillow(picture: Image.Image) -> np.ndarray:
         picture.load()
         return np.array(_to_rgb(_upright(picture)))
     except Exception as error:  # as in `decode`
-        raise ImageError(f"{type(error).__name__}: {error}") from error
+        raise _damaged(error) from error
 
 
 def resize_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -112,6 +116,10 @@ def crop_box(
     h = max(1, min(height, round(width / ratio)))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def _damaged(error: Exception) -> ImageError:
+    return ImageError(f"damaged ({type(error).__name__}: {error})")
 
 
 def _resize(picture: Image.Image, size: int) -> Image.Image:

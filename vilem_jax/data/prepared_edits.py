@@ -9,6 +9,7 @@ byte and a word two: 5 million pairs in 4 variants of 8 places are 480 MB.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,6 @@ from vilem_jax.data.corpus import Corpus
 from vilem_jax.files import reason, write_bytes
 
 _ABOUT = "vilem_edits"  # key of the description in the file's metadata
-# What of `config.editor` decides the edits, beside its weights.
-_HOW = (
-    "edit_rate",
-    "min_edits",
-    "max_edits",
-    "num_candidates",
-    "masking",
-    "sampling",
-    "keep_pieces",
-)
 
 
 def describe(
@@ -49,7 +40,7 @@ def describe(
         "data.text_length": text_length,
         "data.cleaning": tokenizer.cleaning,
         "data.keeps_sep": tokenizer.keeps_sep,
-    } | {f"editor.{name}": getattr(editor, name) for name in _HOW}
+    } | {f"editor.{name}": value for name, value in editor.manner.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,17 +90,26 @@ class PreparedEdits:
             self.about = json.loads((file.metadata() or {})[_ABOUT])
             self._arrays = {name: file.get_slice(name) for name in ("places", "words")}
             shape = self._arrays["words"].get_shape()
-            _, self.num_variants, _ = shape
+            num_pairs, self.num_variants, _ = shape
+            if self._arrays["places"].get_shape() != shape:
+                raise ValueError("as many words as places")
+            if num_pairs != self.about["pairs"]:
+                raise ValueError("edits of each pair")
             self._no_word, self.made_by = self.about["no_word"], self.about["editor"]
         except FileNotFoundError:
             raise UserError(
                 f"there is no file {path} (config.editor.prepared): make it with "
                 "`vilem data edit`"
             ) from None
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        except OSError as error:
+            why = "it is a folder" if os.path.isdir(path) else reason(error)
+            raise UserError(
+                f"{path} (config.editor.prepared) cannot be read: {why}"
+            ) from error
+        except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} (config.editor.prepared) does not hold the edits of a `vilem "
-                f"data edit`: {reason(error)}"
+                "data edit`, or not all of them: make it anew"
             ) from error
 
     def __reduce__(self):

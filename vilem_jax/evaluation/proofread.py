@@ -35,6 +35,7 @@ class StoredEdits:
     captions: str  # digest of all captions of these pictures: tells data sets apart
     vocabulary: str  # digest of the words that the tokens stand for
     editor: str  # SHA-256 of the editor's weights
+    manner: str  # JSON: the `EditorConfig.manner` they were made in
     seed: int
     image: np.ndarray  # int32 [N], index of each caption's picture in the data set
     tokens: np.ndarray  # int32 [N, L], the captions
@@ -107,6 +108,7 @@ def make_edits(
         captions=_captions_digest(source, image),
         vocabulary=vocabulary_digest(tokenizer),
         editor=config.sha256,
+        manner=json.dumps(config.manner),
         seed=seed,
         image=image,
         tokens=tokens[keep],
@@ -139,8 +141,12 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
     except FileNotFoundError:
         raise UserError(f"there is no file {path} with stored edits") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} does not hold stored edits: {error}") from error
-    for name in ("source", "captions", "vocabulary", "editor"):
+        raise UserError(
+            f"{path} does not hold stored edits, or not all of them (.npz, as --edits "
+            "of `vilem evaluate proofread` writes it): name another file, or one that "
+            "is not there yet, to have them made"
+        ) from error
+    for name in ("source", "captions", "vocabulary", "editor", "manner"):
         values[name] = str(values[name])
     edits = StoredEdits(**values | {"seed": int(values["seed"])})
     if edits.vocabulary != vocabulary_digest(tokenizer):

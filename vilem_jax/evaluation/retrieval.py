@@ -99,8 +99,13 @@ def evaluate_retrieval(
         captions_per_image=captions_per_image,
         show_progress=show_progress,
     )
+    words = tokenizer.vocabulary.is_word[
+        tokenizer.encode(encoded.captions, text_length)
+    ]
     protocol = {
         "data": source.name,
+        "notes": list(getattr(source, "notes", ())),
+        "captions_without_a_word": int((~words.any(axis=1)).sum()),
         "captions_per_image": captions_per_image,
         "text_length": text_length,
         "cleaning": tokenizer.cleaning,

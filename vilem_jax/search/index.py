@@ -17,7 +17,7 @@ import numpy as np
 from vilem_jax.api import Model
 from vilem_jax.config import UserError
 from vilem_jax.evaluation.encoding import read_ahead
-from vilem_jax.files import write_bytes
+from vilem_jax.files import reason, write_bytes
 
 FORMAT = 1
 SUFFIXES = frozenset(
@@ -140,10 +140,13 @@ def load_index(path: str | Path) -> Index:
         return Index(about["folder"], about["fingerprint"], entries, embedding)
     except FileNotFoundError:
         raise UserError(f"there is no index {path}; `vilem index` makes one") from None
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not an index of pictures: {error}") from error
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is not an index of pictures: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    except (EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is not an index of pictures, or not a whole one: name a file that "
+            "`vilem index` wrote, or one that is not there yet to make it"
+        ) from error
 
 
 def _known(before: Index | None, folder: str, fingerprint: str) -> dict:

@@ -16,6 +16,7 @@ from vilem_jax.files import reason, replace_file
 from vilem_jax.freeze import differences, freeze, to_dict
 
 CONFIG_FILE = "config.json"
+_OURS = ("metrics.jsonl", "checkpoints")  # written once CONFIG_FILE is there
 
 
 def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
@@ -26,8 +27,8 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
       steps, say) is then stored anew.
 
     Raises:
-      UserError: it holds a run of other settings (every difference is listed), or
-        cannot be written to.
+      UserError: it holds a run of other settings (every difference is listed) or
+        a run's files without its settings, or cannot be written to.
     """
     folder = Path(workdir)
     holds_run = (folder / CONFIG_FILE).exists()
@@ -38,6 +39,11 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
                 f"{folder} holds a run of other settings: {'; '.join(changed)}; choose "
                 "another --workdir, or the settings that the run began with"
             )
+    elif found := [name for name in _OURS if (folder / name).exists()]:
+        raise UserError(
+            f"{folder} holds {' and '.join(found)} of a run, but no {CONFIG_FILE}: put "
+            "that back, or choose another --workdir"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / CONFIG_FILE, json.dumps(to_dict(config), indent=2) + "\n")
