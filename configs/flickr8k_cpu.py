@@ -22,18 +22,24 @@ def get_config():
     vision.width, vision.num_layers, vision.num_heads, vision.mlp_width = 192, 6, 3, 768
     config.model.init_std = 0.0
 
-    # As old as 8 steps, against a momentum that forgets in 100.
-    config.loss.queue_length = 512
-    config.loss.momentum = 0.99
+    # Two passes over the data: nothing is seen often enough to need more than a crop.
+    config.augment.num_ops = 0
+
+    # As in `scenes`: a queue of 2 steps against a momentum of 50. One of 8 steps against
+    # 100 was told from the batch by its age, and the embeddings collapsed.
+    config.loss.queue_length = 128
+    config.loss.momentum = 0.98
+    config.loss.min_temperature = 0.03
+    config.loss.local_weight, config.loss.global_weight = 0.2, 0.05
 
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 100
     config.optimizer.beta2 = 0.98
     config.optimizer.clip_norm = 1.0
     config.train.batch_size = 64
-    config.train.num_steps = 1500
+    config.train.num_steps = 1000
     config.compute.dtype = "float32"
 
-    config.evaluation.every_steps = 500
+    config.evaluation.every_steps = 200
     config.checkpoint.every_steps = 100
     return config
