@@ -40,7 +40,10 @@ def get_config():
     text.width, text.num_layers, text.num_heads, text.mlp_width = 384, 6, 12, 1536
     config.model.num_proofread_layers = 3  # half of the layers, as in the paper
 
-    config.loss.queue_length = 4096
+    # Of 2 steps, and a floor under the temperature: a small run without them collapsed
+    # (docs/results.md).
+    config.loss.queue_length = 512
+    config.loss.min_temperature = 0.03
 
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 500
