@@ -146,7 +146,7 @@ def open_tensors(folder: Path) -> TensorFiles:
     """The folder's safetensors, in one file or in several with an index."""
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
-        return open_file(folder / WEIGHTS)
+        return open_file(folder / WEIGHTS, folder)
     if (folder / INDEX).is_file():
         return TensorFiles(folder, _read_index(folder))
     pickled = sorted(path.name for path in folder.glob("*.bin"))
@@ -159,10 +159,10 @@ def open_tensors(folder: Path) -> TensorFiles:
     raise UserError(f"{folder} has no {WEIGHTS}: save the weights as safetensors")
 
 
-def open_file(path: Path) -> TensorFiles:
-    """The tensors of one safetensors file."""
+def open_file(path: Path, folder: Path | None = None) -> TensorFiles:
+    """One file of safetensors; messages name `folder` where it is given."""
     with _opened(path) as tensors:
-        return TensorFiles(path.parent, dict.fromkeys(tensors.keys(), path))
+        return TensorFiles(folder or path, dict.fromkeys(tensors.keys(), path))
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -236,6 +236,7 @@ def whole_folder(
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         yield new
+        _settle(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -245,6 +246,17 @@ def whole_folder(
         shutil.rmtree(new, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Files on the disk, and readable as the folder is: safetensors keeps its own to
+    the owner."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # else a power cut may leave names, no bytes
 
 
 def check_replaceable(
