@@ -1,7 +1,9 @@
 """README.md of an export: what the model is, what it saw, what it scored."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vilem_jax.config import Config, SourceConfig
@@ -98,7 +100,7 @@ def _data(config: Config) -> str:
         lines.append("The settings name none: the weights were imported.")
     origins = {"Image": config.model.vision, "Text": config.model.text}
     lines += [
-        f"- {tower} tower started from `{harmless(part.start_from)}`"
+        f"- {tower} tower started from `{_without_folders(part.start_from)}`"
         for tower, part in origins.items()
         if part.start_from
     ]
@@ -109,7 +111,8 @@ def _source(source: SourceConfig) -> str:
     if source.kind == "scenes":
         return f"**{source.name}** (drawn by the program), split {source.split}"
     split = f", split {source.split}" if source.split else ""
-    return f"**{source.name}** ({source.kind}: `{harmless(source.path)}`){split}"
+    path = source.path if source.kind == "tfds" else Path(source.path).name
+    return f"**{source.name}** ({source.kind}: `{path}`){split}"
 
 
 def _training(config, weights, step, commands, made_by) -> str:
@@ -157,6 +160,19 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def harmless(text: str) -> str:
-    """`text` with what stands before the last part of an absolute path left out."""
-    return _PATH.sub("", text)
+def harmless(command: str) -> str:
+    """A command line with the folders left out of absolute paths."""
+    try:
+        arguments = shlex.split(command)
+    except ValueError:  # an open quotation mark
+        arguments = command.split()
+    return shlex.join(map(_without_folders, arguments))
+
+
+def _without_folders(argument: str) -> str:
+    option, equals, value = "", "", argument
+    if argument.startswith("-"):
+        option, equals, value = argument.partition("=")
+    if value.startswith(("/", "~")):
+        return option + equals + Path(value).name
+    return option + equals + _PATH.sub("", value)
