@@ -51,7 +51,6 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / CONFIG_FILE, json.dumps(to_dict(config), indent=2) + "\n")
-        _note_command(folder)
     except OSError as error:
         raise UserError(
             f"cannot write to the work directory {folder}: {reason(error)}"
@@ -59,12 +58,21 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
     return holds_run
 
 
-def _note_command(folder: Path) -> None:
-    """Adds this program's command line, where it is not there yet."""
-    commands = read_commands(folder)
+def note_command(workdir: str | os.PathLike) -> None:
+    """Adds this program's command line, where it is not there yet: for people.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    commands = read_commands(workdir)
     now = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    if now not in commands:
-        replace_file(folder / COMMAND_FILE, "\n".join([*commands, now]) + "\n")
+    if now in commands:
+        return
+    file = Path(workdir) / COMMAND_FILE
+    try:
+        replace_file(file, "\n".join([*commands, now]) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {reason(error)}") from error
 
 
 def read_commands(workdir: str | os.PathLike) -> list[str]:
