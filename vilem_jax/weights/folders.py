@@ -269,9 +269,12 @@ def check_replaceable(
     if not folder.exists():
         return
     tops = {name.split("/")[0] for name in ours}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in tops)
+    try:
+        others = sorted(path.name for path in folder.iterdir() if path.name not in tops)
+        below = [] if others else [p for p in folder.rglob("*") if not p.is_dir()]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {reason(error)}") from error
     if not others:
-        below = (path for path in folder.rglob("*") if not path.is_dir())
         files = sorted(path.relative_to(folder).as_posix() for path in below)
         is_earlier = all(mark in files for mark in marks)
         others = [name for name in files if name not in ours or not is_earlier]
