@@ -101,12 +101,13 @@ def _read_folder(name, weights: Weights, for_training: bool) -> Stored:
             "export the run with --for-training, which keeps both"
         )
     params = stored.params if weights == "online" else stored.momentum_params
+    data, folder = stored.config.data, stored.tokenizer_folder
     return Stored(
         stored.config,
         params,
-        open_tokenizer(stored.config, stored.tokenizer_folder),
+        Tokenizer(folder, cleaning=data.cleaning, keeps_sep=data.keeps_sep),
         stored.momentum_params if for_training else None,
         stored.queues if for_training else {},
         None,
-        stored.tokenizer_folder,
+        folder,
     )
