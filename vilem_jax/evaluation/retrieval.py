@@ -32,13 +32,8 @@ class EncodedSource:
 
     def figures(self, *, folds: int = 1, clock: Stopwatch | None = None) -> dict:
         """`retrieval_metrics` of it; with folds, `folded_metrics` as "folds" too."""
-        return whole_and_folds(
-            self.image_embedding,
-            self.text_embedding,
-            self.image_of_text,
-            folds=folds,
-            clock=clock,
-        )
+        rows = (self.image_embedding, self.text_embedding, self.image_of_text)
+        return whole_and_folds(*rows, folds=folds, clock=clock)
 
 
 def encode_source(

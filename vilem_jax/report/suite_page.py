@@ -22,8 +22,8 @@ def suite_page(done: SuiteResult, *, model: str, weights: str) -> str:
     parts = [
         f"# Evaluation of {model}",
         f"Weights: {weights}. Recalls and accuracies in per cent; ties count against "
-        "the model. Rows in bold are measured here, the others are printed in the paper "
-        "(Chen et al., ViLEM, CVPR 2023).",
+        "the model. Rows in bold are measured here, the others are the paper's (Chen "
+        "et al., ViLEM, CVPR 2023).",
         _table_1(done, name),
         _table_2(done, name),
         _table_3(done, name),
