@@ -20,9 +20,11 @@ def retrieval_table(figures: dict, chance: dict | None = None) -> str:
     counts = f"{figures['images']} images, {figures['captions']} captions"
     table = f"{format_table(head, rows)}\nrsum {figures['rsum']:.1f}  ({counts})"
     if folds := figures.get("folds"):
-        number = f"mean of {folds['folds']} folds of {folds['images']} images"
-        part = {name: folds[name] for name in folds if name != "folds"}
-        table += f"\n\n{number}:\n{retrieval_table(part)}"
+        counts = f"mean of {folds['folds']} folds of {folds['images']} images"
+        part = retrieval_table({name: folds[name] for name in folds if name != "folds"})
+        # Its own last line counts the captions of all folds together.
+        part = part.rpartition("\n")[0]
+        table += f"\n\n{part}\nrsum {folds['rsum']:.1f}  ({counts})"
     return table
 
 
