@@ -23,6 +23,7 @@ from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
 from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
+from vilem_jax.evaluation.mixed_towers import mixed_encoder
 from vilem_jax.evaluation.proofread import StoredEdits, make_edits
 from vilem_jax.training.masked_language import editor_graph
 from vilem_jax.training.starting import (
@@ -58,7 +59,7 @@ class Model:
     config: Config
     tokenizer: Tokenizer
     encoder: Encoder
-    weights: str  # "online" or "momentum"
+    weights: str  # "online", "momentum" or "mixed"
 
     def encode_image(self, pictures: Iterable[Picture] | Picture) -> np.ndarray:
         """Pictures -> float32 [N, E], unit rows, in the order given.
@@ -196,7 +197,7 @@ class Model:
 
 def load(
     path: str | Path,
-    weights: Literal["online", "momentum"] = "online",
+    weights: Literal["online", "momentum", "mixed"] = "online",
     *,
     batch_size: int | None = None,
 ) -> Model:
@@ -205,17 +206,23 @@ def load(
     Args:
       path: a run's work directory, a folder that `vilem weights export` wrote, or the
         name of such a folder on the Hugging Face hub, "someone/model".
-      weights: "online", those that were trained, or "momentum", their moving average.
+      weights: "online", those that were trained; "momentum", their moving average;
+        "mixed", each tower against the other's moving average, and the mean of both
+        (embeddings are then of twice the width; proofreading is the online one's).
       batch_size: rows a device takes at a time; None takes the run's for evaluation.
 
     Raises:
       UserError: neither a run nor a model there, a run of an editor, no finished
-        checkpoint, other weights than these two, or none of that kind, files that are
+        checkpoint, other weights than these, or none of that kind, files that are
         damaged or of another shape.
     """
-    stored = read_stored(path, weights)
+    stored = read_stored(path, "online" if weights == "mixed" else weights)
     config = _for_this_machine(stored.config)
-    return make_model(config, stored.params, stored.tokenizer, weights, batch_size)
+    model = make_model(config, stored.params, stored.tokenizer, weights, batch_size)
+    if weights != "mixed":
+        return model
+    momentum = read_stored(path, "momentum").params
+    return dataclasses.replace(model, encoder=mixed_encoder(model.encoder, momentum))
 
 
 def make_model(
