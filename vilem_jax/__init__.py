@@ -29,8 +29,8 @@ Paper symbol -> name in the code:
 __version__ = "0.1.0"
 
 
-def load(path: str, *, weights: str = "online"):
+def load(path: str, *, weights: str = "online", step: str = "last"):
     """The trained model in the folder `path` (a run or an export): an `api.Model`."""
     from vilem_jax import api
 
-    return api.load(path, weights=weights)
+    return api.load(path, weights=weights, step=step)

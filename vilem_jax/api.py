@@ -199,11 +199,14 @@ def load(
     weights: Literal["online", "momentum"] = "online",
     *,
     batch_size: int | None = None,
+    step: Literal["last", "best"] = "last",
 ) -> Model:
     """The model that the run in the folder `path` has trained.
 
     Args:
       weights: "online", those that were trained, or "momentum", their moving average.
+      step: "last", of the newest checkpoint, or "best", of the best validation, where
+        the run kept it (`config.checkpoint.keep_best`).
       batch_size: rows a device takes at a time; None takes the run's for evaluation.
 
     Raises:
@@ -217,7 +220,7 @@ def load(
             f"{path} holds the run of an editor, which edits captions but "
             "cannot search or proofread: give the run of a ViLEM"
         )
-    params, _ = restore_params(run, weights, abstract_state(config).params)
+    params, _ = restore_params(run, weights, abstract_state(config).params, step=step)
     return make_model(config, params, open_tokenizer(config, run), weights, batch_size)
 
 

@@ -63,7 +63,8 @@ def _write(options: argparse.Namespace, figures: dict) -> None:
 
 
 def _protocol(options: argparse.Namespace, **settings) -> dict:
-    return {"model": options.model, "weights": options.weights} | settings
+    names = ("model", "weights", "step")
+    return {name: getattr(options, name) for name in names} | settings
 
 
 # ---- vilem evaluate retrieval ----

@@ -82,14 +82,42 @@ def _checksums(flat: Flat) -> dict[str, int]:
         return dict(zip(flat, pool.map(checksum, flat.values()), strict=True))
 
 
-def read_description(where: Path) -> dict[str, Entry]:
-    """Name -> dtype, shape, crc32 of what a checkpoint holds."""
+def read_description(where: Path, part: str = "tensors") -> dict[str, Any]:
+    """Name -> dtype, shape, crc32 of what a checkpoint holds; or its "figures"."""
     with damage(), quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         description = reader.restore(where / "tensors")
         tensors = description["tensors"]
         if zlib.crc32(_canonical(tensors)) != description["crc32"]:
             raise DamagedError("its list of tensors is not what was saved")
-    return tensors
+    return tensors if part == "tensors" else description.get(part, {})
+
+
+def read_part(where: Path, prefix: str) -> Flat:
+    """The tensors of a checkpoint whose names begin with `prefix`, without it.
+
+    Raises:
+      UserError: it has none.
+      DamagedError: its bytes are not what was saved.
+    """
+    verify_files(where)
+    saved = read_description(where)
+    wanted = {name: entry for name, entry in saved.items() if name.startswith(prefix)}
+    if not wanted:
+        raise UserError(f"{where} holds no {prefix.removesuffix('.')}")
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    args = ocp.args.PyTreeRestore(
+        dict.fromkeys(wanted, 0),
+        restore_args=dict.fromkeys(wanted, as_numpy),
+        partial_restore=True,
+    )
+    with (
+        damage(),
+        quiet(),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
+    ):
+        flat = reader.restore(where / "state", args=args)
+    verify(flat, wanted)
+    return {name.removeprefix(prefix): array for name, array in flat.items()}
 
 
 def list_files(checkpoint: Path) -> None:

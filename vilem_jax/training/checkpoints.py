@@ -31,8 +31,8 @@ from vilem_jax.training.checkpoint_contents import (
     flatten,
     list_files,
     nest,
-    quiet,
     read_description,
+    read_part,
     shapes,
     verify,
     verify_files,
@@ -41,10 +41,13 @@ from vilem_jax.training.metrics import say
 from vilem_jax.training.workdir import read_config
 
 CHECKPOINTS_FOLDER = "checkpoints"
+BEST_FOLDER, MEAN_RECALL = "best", "mean_recall"  # see best.py
 DAMAGED_FOLDER = "damaged-checkpoints"
 MAX_FAILED_SAVES = 3  # in a row, then the run stops
 
 _PREFIX = {"online": "params.", "momentum": "momentum_params."}
+_OLD = ".old-"  # begins the name of a checkpoint on its way out
+_FOLDER = {"last": CHECKPOINTS_FOLDER, "best": BEST_FOLDER}
 
 
 class Checkpoints:
@@ -54,26 +57,37 @@ class Checkpoints:
         self,
         workdir: str | os.PathLike,
         *,
-        keep: int = 2,
+        keep: int | None = 2,
+        folder: str = CHECKPOINTS_FOLDER,
         say: Callable[[str], None] = say,
     ):
-        """`keep`: the newest so many stay; an older one goes when a new one is safe."""
+        """
+        Args:
+          keep: the newest so many stay; an older one goes when a new one is safe. None:
+            all stay.
+          folder: their name in the work directory.
+        """
         # Orbax logs every failure with its traceback; what a person needs, we say.
         ORBAX_LOGGER.setLevel(SILENT)
-        self._folder = Path(workdir).absolute() / CHECKPOINTS_FOLDER
+        self._folder = Path(workdir).absolute() / folder
         self._keep, self._say = keep, say
         self._saving: int | None = None  # the step that is on its way to the disk
         self._failed = 0  # saves in a row
+        for left in self._folder.glob(f"{_OLD}*"):
+            shutil.rmtree(left, ignore_errors=True)
         self._manager = self._open()
 
     def steps(self) -> list[int]:
         """The finished checkpoints, oldest first."""
         return _steps(self._folder)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, figures: dict | None = None) -> None:
         """Starts to store `state`; returns once the arrays may be overwritten.
 
         A save that fails is said and training goes on.
+
+        Args:
+          figures: what was measured of it, for `read_figures`.
 
         Raises:
           UserError: the third failure in a row.
@@ -85,7 +99,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             # Orbax refuses arrays without elements (a queue of length 0).
             state=ocp.args.StandardSave({k: v for k, v in flat.items() if v.size}),
-            tensors=ocp.args.JsonSave(describe(flat)),
+            tensors=ocp.args.JsonSave(describe(flat) | {"figures": figures or {}}),
         )
         self._saving = step
         try:
@@ -166,7 +180,7 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             if damaged:
-                self._set_aside(damaged)
+                self.set_aside(damaged)
                 self._say(f"going on from the checkpoint of step {step} instead")
             return state, step
         if damaged:
@@ -197,7 +211,14 @@ class Checkpoints:
             jax.tree.structure(abstract_state), [flat[name] for name in wanted]
         )
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def drop(self, step: int) -> None:
+        """Removes a finished checkpoint; renamed first, for half of one is damage."""
+        old = self._folder / f"{_OLD}{step}"
+        (self._folder / str(step)).rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+        self._manager.reload()
+
+    def set_aside(self, steps: list[int]) -> None:
         """Out of the way of the save that will come to the same step again."""
         folder = self._folder.parent / DAMAGED_FOLDER
         try:
@@ -260,12 +281,16 @@ def restore_params(
     workdir: str | os.PathLike,
     weights: str = "online",
     abstract_params: Any = None,
+    *,
+    step: str = "last",
 ) -> tuple[dict[str, Any], Config]:
-    """The parameters in the newest whole checkpoint of a run, and the run's settings.
+    """The parameters in a whole checkpoint of a run, and the run's settings.
 
     Args:
       weights: "online", those that were trained, or "momentum", their moving average.
       abstract_params: where given, the tree they must have.
+      step: "last", the newest checkpoint, or "best", that of the best validation, where
+        the run kept it (`config.checkpoint.keep_best`).
 
     Returns:
       A nested dict of NumPy arrays with int keys for layers, and the `Config`.
@@ -275,48 +300,72 @@ def restore_params(
     """
     if weights not in _PREFIX:
         raise UserError(f"weights must be one of {tuple(_PREFIX)}, not {weights!r}")
-    config = read_config(workdir)
-    folder = Path(workdir).absolute() / CHECKPOINTS_FOLDER
-    steps = _steps(folder)
-    for step in reversed(steps):
+    flat, where = _first_whole(
+        workdir, step, lambda place: read_part(place, _PREFIX[weights])
+    )
+    if abstract_params is not None:
+        check_same(shapes(flat), flatten(abstract_params), where)
+    return nest(flat), read_config(workdir)
+
+
+def restore_both(workdir: str | os.PathLike) -> tuple[dict, dict]:
+    """Online and momentum parameters of one checkpoint, the newest whole one.
+
+    Raises:
+      UserError: as `restore_params`.
+    """
+
+    def read(where: Path) -> list[Flat]:
+        return [read_part(where, prefix) for prefix in _PREFIX.values()]
+
+    (online, momentum), _ = _first_whole(workdir, "last", read)
+    return nest(online), nest(momentum)
+
+
+def read_figures(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
+    """What was measured of each whole checkpoint in RUN/`folder`: {step: figures}."""
+    found, place = {}, Path(workdir).absolute() / folder
+    for step in _steps(place):
         try:
-            flat = _read_params(folder / str(step), _PREFIX[weights])
+            verify_files(place / str(step))
+            found[step] = read_description(place / str(step), "figures")
         except DamagedError as error:
-            say(f"checkpoint {folder / str(step)} is damaged: {error}")
-            continue
-        if abstract_params is not None:
-            wanted = flatten(abstract_params)
-            check_same(shapes(flat), wanted, folder / str(step))
-        return nest(flat), config
+            say(f"checkpoint {place / str(step)} is damaged: {error}")
+    return found
+
+
+def best_first(figures: dict[int, dict]) -> list[int]:
+    """Steps in the order of their mean recall."""
+    return sorted(figures, key=lambda step: -figures[step][MEAN_RECALL])
+
+
+def _first_whole(workdir, step: str, read: Callable[[Path], Any]) -> tuple[Any, Path]:
+    """What `read` makes of the newest whole checkpoint, or the best; where it lies."""
+    if step not in _FOLDER:
+        raise UserError(f"step must be one of {tuple(_FOLDER)}, not {step!r}")
+    config = read_config(workdir)  # says what is wrong where there is no run
+    folder = Path(workdir).absolute() / _FOLDER[step]
+    steps = _steps(folder)
+    in_order = steps[::-1]
+    if step == "best":
+        in_order = best_first(read_figures(workdir, BEST_FOLDER))
+    for number in in_order:
+        try:
+            return read(folder / str(number)), folder / str(number)
+        except DamagedError as error:
+            say(f"checkpoint {folder / str(number)} is damaged: {error}")
     if steps:
         raise UserError(f"every checkpoint in {folder} is damaged")
+    if step == "best":
+        raise UserError(
+            f"{workdir} holds no best checkpoint: its run has config.checkpoint."
+            f"keep_best={config.checkpoint.keep_best}"
+            + (" but no evaluation yet" if config.checkpoint.keep_best else "")
+        )
     raise UserError(
         f"{workdir} holds no finished checkpoint; its run must reach the first save "
         "(config.checkpoint.every_steps, or its end)"
     )
-
-
-def _read_params(where: Path, prefix: str) -> Flat:
-    verify_files(where)
-    saved = read_description(where)
-    wanted = {name: entry for name, entry in saved.items() if name.startswith(prefix)}
-    if not wanted:
-        kind = "momentum" if prefix == _PREFIX["momentum"] else "online"
-        raise UserError(f"{where} holds no {kind} weights")
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    args = ocp.args.PyTreeRestore(
-        dict.fromkeys(wanted, 0),
-        restore_args=dict.fromkeys(wanted, as_numpy),
-        partial_restore=True,
-    )
-    with (
-        damage(),
-        quiet(),
-        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
-    ):
-        flat = reader.restore(where / "state", args=args)
-    verify(flat, wanted)
-    return {name.removeprefix(prefix): array for name, array in flat.items()}
 
 
 def _steps(folder: Path) -> list[int]:
