@@ -154,6 +154,11 @@ def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
         name = _text(record, "file_name", where)
         if not isinstance(record.get("id"), int | str):
             _refuse_field(record, "id", "a number", where)
+        if names.get(record["id"], name) != name:
+            raise UserError(
+                f"{where} has the id {record['id']!r} of {names[record['id']]} too: "
+                "make the ids of 'images' unique"
+            )
         names[record["id"]] = name
         captions_of[record["id"]] = []
     for i, record in enumerate(_filled(path, annotations, "'annotations'")):
