@@ -1,10 +1,15 @@
-"""Fine-tuning from end to end: the origin, the best weights, the test split once."""
+"""Runs that keep their best weights and score the test split once, at their end.
 
+Most of them with a task that counts steps instead of training; one, slow, with all.
+"""
+
+import dataclasses
 import json
 import shutil
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,24 +18,28 @@ from tests.training.tiny_runs import (
     HELD_OUT,
     assert_same_run,
     run_settings,
-    stored_state,
     write_vocabulary,
 )
-from vilem_jax import sharding
+from vilem_jax import cli
 from vilem_jax.config import UserError
+from vilem_jax.evaluation.retrieval import retrieval_metrics
 from vilem_jax.freeze import freeze
-from vilem_jax.training import origin, starting, tasks
+from vilem_jax.training import run as program
+from vilem_jax.training import tasks
 from vilem_jax.training.best import best_step
+from vilem_jax.training.checkpoint_contents import flatten, read_part
 from vilem_jax.training.checkpoints import restore_params
+from vilem_jax.training.final_test import read_scores
 from vilem_jax.training.metrics import read_records
 from vilem_jax.training.run import train
-from vilem_jax.training.workdir import read_config
-from vilem_jax.weights import positions
 
-PRE_STEPS, STEPS, EVERY = 3, 6, 2
-SWITCHES = ("local_detect", "local_correct", "global_detect", "global_correct")
-OFF = dict.fromkeys(SWITCHES, False)  # the heads are there all the same
+STEPS, EVERY = 6, 2
+OFF = dict.fromkeys(
+    ("local_detect", "local_correct", "global_detect", "global_correct"), False
+)
 TEST = {"kind": "scenes", "split": "test", "num_images": 10}
+RECALLS = {2: 30.0, 4: 100 / 3, 6: 31.0}  # step -> mean recall of validation
+BEST = 4
 
 
 def merged(settings, **sections):
@@ -39,289 +48,222 @@ def merged(settings, **sections):
 
 
 @pytest.fixture(scope="module")
-def pretraining(tmp_path_factory):
-    """(work directory, settings) of a short run without an editor."""
-    folder = tmp_path_factory.mktemp("origin")
-    settings = run_settings("editor", write_vocabulary(folder / "vocabulary"))
-    settings["task"] = "vilem"
-    settings = merged(settings, loss=OFF, train={"num_steps": PRE_STEPS})
-    train(freeze(settings), folder / "run", num_devices=1)
-    return folder / "run", settings
-
-
-def tuning(pretraining, name=None, **sections):
-    """Settings of a run that starts from `name`, and sets no shape."""
-    workdir, before = pretraining
-    settings = {k: v for k, v in before.items() if k != "model"}
-    settings = merged(
-        settings,
-        data={
-            "tokenizer": "",
-            "validation": {"held_out": HELD_OUT},
-            "test": {"test": TEST},
-        },
-        model={
-            "start_from": str(name or workdir),
-            "vision": {"image_size": 48},
-        },
-        loss={"positives": "image", "queue_length": 24},
+def settings(tmp_path_factory):
+    """Of a run without an editor."""
+    vocabulary = write_vocabulary(tmp_path_factory.mktemp("vocabulary"))
+    settings = run_settings("editor", vocabulary)
+    settings["data"] = {
+        **settings["data"],
+        "validation": {"held_out": HELD_OUT},
+        "test": {"test": TEST},
+    }
+    return merged(
+        {**settings, "task": "vilem"},
+        loss={**OFF, "positives": "image", "queue_length": 24},
         train={"num_steps": STEPS},
         evaluation={"every_steps": EVERY},
         checkpoint={"every_steps": 1, "keep": 20, "keep_best": True},
     )
-    return merged(settings, **sections)
 
 
-@pytest.fixture(scope="module")
-def tuned(pretraining, tmp_path_factory):
-    """(work directory, origin's work directory) of an unbroken run."""
-    folder = tmp_path_factory.mktemp("tuned")
-    shutil.copytree(pretraining[0], folder / "origin")
-    settings = tuning(pretraining, folder / "origin")
-    train(freeze(settings), folder / "run", num_devices=1)
-    return folder / "run", folder / "origin", settings
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Count:
+    params: dict
+    momentum_params: dict
 
 
-def begin(settings, workdir):
-    """The state of step 0, on the host."""
-    config = starting.complete(freeze(settings), workdir)
-    tokenizer = starting.open_tokenizer(config, workdir)
-    mesh = sharding.make_mesh(1)
-    task = tasks.make_task(config, mesh, tokenizer, lambda step: 0.0, workdir)
-    return jax.device_get(task.begin(jax.random.key(0))), config
+class Counting:
+    """A task whose parameter is the number of steps; what it scored, and when."""
+
+    def __init__(self, workdir, recalls=RECALLS):
+        self.workdir, self.recalls, self.scored = workdir, dict(recalls), []
+
+    def make_task(self, *_):
+        zero = jnp.zeros((), jnp.int32)
+        start = Count({"number": zero}, {"number": zero})
+
+        def step(state, batch, key):
+            number = state.params["number"] + 1
+            metrics = {"loss": 1.0, "skipped_in_a_row": jnp.asarray(0)}
+            return Count({"number": number}, {"number": -number}), metrics
+
+        return tasks.Task(
+            image_size=0,
+            abstract_state=start,
+            begin=lambda key: start,
+            step=step,
+            evaluate=self.evaluate,
+            finish=lambda state: None,
+            test=self.test,
+        )
+
+    def evaluate(self, state):
+        recall = self.recalls[int(state.params["number"])]
+        if recall is None:
+            raise MemoryError("killed")
+        return {"held_out": {"rsum": 6 * recall}}
+
+    def test(self, params):
+        last = read_records(self.workdir / "metrics.jsonl")[-1]["step"]
+        self.scored.append((int(params["number"]), last))
+        return {"test": {"number": int(params["number"])}}
 
 
-def test_everything_starts_from_the_origin(pretraining, tmp_path):
-    state, config = begin(tuning(pretraining), tmp_path)
-    trained, _ = stored_state(pretraining[0])
-    assert trained[".step"] == PRE_STEPS
-    table = "['vision']['position_embedding']"
-    names = 0
-    for kind in ("params", "momentum_params"):
-        tree = jax.tree_util.tree_leaves_with_path(getattr(state, kind))
-        for path, leaf in tree:
-            name = jax.tree_util.keystr(path)
-            before = trained[f".{kind}{name}"]
-            if name == table:
-                assert before.shape[0] == 1 + 2 * 2 and leaf.shape[0] == 1 + 3 * 3
-                before = positions.resize(before, 3)
-            np.testing.assert_array_equal(leaf, before, err_msg=name)
-            names += 1
-    assert names == sum(
-        key.startswith((".params", ".momentum_params")) for key in trained
-    )
-    temperature = state.params["temperature"]
-    assert temperature != np.float32(config.model.initial_temperature)
-    slow = state.momentum_params["text_projection"]["kernel"]
-    assert (slow != state.params["text_projection"]["kernel"]).any()
-    assert state.queue_count == 0 and (state.queue_image_ids == -1).all()
-    assert not state.image_queue.any() and state.step == 0
-    text, vision = config.model.text, config.model.vision
-    assert (text.width, vision.patch_size, vision.image_size) == (32, 16, 48)
-    assert (config.model.embedding_width, config.model.num_proofread_layers) == (16, 1)
+@pytest.fixture
+def counting(tmp_path, monkeypatch):
+    counting = Counting(tmp_path / "run")
+    monkeypatch.setattr(program, "make_task", counting.make_task)
+    return counting
 
 
-def test_a_run_keeps_its_best_and_scores_the_test_split_once(tuned):
-    workdir = tuned[0]
-    recalls = {
+def kept(workdir):
+    params, _ = restore_params(workdir, step="best")
+    slow, _ = restore_params(workdir, "momentum", step="best")
+    assert slow["number"] == -params["number"]
+    return int(params["number"])
+
+
+def test_the_best_weights_score_the_test_split_once_at_the_end(
+    settings, counting, capsys
+):
+    workdir = counting.workdir
+    train(freeze(settings), workdir, num_devices=1)
+    assert counting.scored == [(BEST, STEPS)]
+    assert best_step(workdir) == (BEST, RECALLS[BEST]) and kept(workdir) == BEST
+    assert int(restore_params(workdir)[0]["number"]) == STEPS
+    logged = {
         record["step"]: record["validation/mean_recall"]
         for record in read_records(workdir / "metrics.jsonl")
         if "validation/mean_recall" in record
     }
-    assert sorted(recalls) == [2, 4, 6]
-    best = max(recalls, key=recalls.get)
-    assert best_step(workdir) == (best, recalls[best])
-    for weights in ("online", "momentum"):
-        kept, _ = restore_params(workdir, weights, step="best")
-        kept = origin.flatten(kept)
-        shutil.copytree(workdir / "checkpoints" / str(best), workdir.parent / weights)
-        prefix = {"online": "params.", "momentum": "momentum_params."}[weights]
-        from vilem_jax.training.checkpoint_contents import read_part
-
-        then = read_part(workdir.parent / weights, prefix)
-        assert kept.keys() == then.keys()
-        for name, value in then.items():
-            np.testing.assert_array_equal(kept[name], value, err_msg=name)
-    scores = json.loads((workdir / "test.json").read_text())
-    assert scores["step"] == best and scores["mean_recall"] == recalls[best]
-    figures = scores["test"]["test"]
-    assert figures["images"] == TEST["num_images"]
-    assert figures["protocol"]["image_size"] == 48
-    assert 0 <= figures["i2t"]["r1"] <= figures["i2t"]["r10"] <= 100
+    assert logged == pytest.approx(RECALLS)
+    scores = (workdir / "test.json").read_bytes()
+    assert json.loads(scores) == {
+        "step": BEST,
+        "chosen_by": "best mean recall of validation",
+        "mean_recall": RECALLS[BEST],
+        "test": {"test": {"number": BEST}},
+    }
+    assert not capsys.readouterr().err.count("scored once")
+    train(freeze(settings), workdir, num_devices=1)  # finished already
+    counting.recalls[8] = 99.0
+    longer = merged(settings, train={"num_steps": 8})
+    train(freeze(longer), workdir, num_devices=1)  # and even with more steps
+    assert counting.scored == [(BEST, STEPS)] and kept(workdir) == 8
+    assert (workdir / "test.json").read_bytes() == scores
+    assert capsys.readouterr().err.count("scored once") == 2
 
 
-def test_load_takes_the_last_or_the_best(tuned):
-    workdir = tuned[0]
-    for step in ("last", "best"):
-        model = vilem_jax.load(workdir, step=step)
-        params, _ = restore_params(workdir, step=step)
-        ours, theirs = (origin.flatten(p) for p in (model.encoder.params, params))
-        for name, value in theirs.items():
-            np.testing.assert_array_equal(ours[name], value)
-    with pytest.raises(UserError, match="step must be one of"):
-        vilem_jax.load(workdir, step="middle")
+def test_a_stopped_run_has_not_scored(settings, counting):
+    stop = [lambda step, record: step == 5 and signal.raise_signal(signal.SIGTERM)]
+    train(freeze(settings), counting.workdir, num_devices=1, hooks=stop)
+    assert not counting.scored and kept(counting.workdir) == BEST
+    counting.recalls[BEST] = 0.0  # not asked again: it is known from the disk
+    train(freeze(settings), counting.workdir, num_devices=1)
+    assert counting.scored == [(BEST, STEPS)]
 
 
-def test_a_stopped_run_goes_on_without_its_origin(
-    tuned, pretraining, tmp_path, monkeypatch, capsys
-):
-    """Bit for bit, and the test split is scored at the end alone, and once."""
-    scored = []
-    score = tasks.evaluate_retrieval
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_run_that_died_in_an_evaluation_goes_on(settings, counting, step):
+    config = freeze(merged(settings, checkpoint={"every_steps": 3}))
+    counting.recalls[step] = None
+    with pytest.raises(MemoryError):
+        train(config, counting.workdir, num_devices=1)
+    assert not counting.scored
+    counting.recalls[step] = RECALLS[step]
+    train(config, counting.workdir, num_devices=1)
+    assert counting.scored == [(BEST, STEPS)]
+    assert best_step(counting.workdir) == (BEST, RECALLS[BEST])
+    assert kept(counting.workdir) == BEST
 
-    def watched(*arguments, **settings):
-        scored.append(read_records(tmp_path / "run" / "metrics.jsonl")[-1]["step"])
-        return score(*arguments, **settings)
 
-    monkeypatch.setattr(tasks, "evaluate_retrieval", watched)
+def test_a_run_that_died_while_it_scored_scores(settings, counting, monkeypatch):
+    def die(self, params):
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Counting, "test", die)
+        train(freeze(settings), counting.workdir, num_devices=1)
+    assert not (counting.workdir / "test.json").exists()
+    train(freeze(settings), counting.workdir, num_devices=1)
+    assert counting.scored == [(BEST, STEPS)]
+
+
+def test_without_keep_best_the_last_weights_score(settings, counting):
+    config = freeze(merged(settings, checkpoint={"keep_best": False}))
+    train(config, counting.workdir, num_devices=1)
+    assert counting.scored == [(STEPS, STEPS)]
+    scores = json.loads((counting.workdir / "test.json").read_text())
+    assert scores["step"] == STEPS and scores["chosen_by"] == "last step"
+    assert scores["mean_recall"] is None
+    assert not (counting.workdir / "best").exists()
+
+
+def test_without_a_test_split_nothing_is_scored(settings, counting):
+    data = {**settings["data"], "test": {}}
+    train(freeze(merged(settings, data=data)), counting.workdir, num_devices=1)
+    assert not counting.scored and not (counting.workdir / "test.json").exists()
+    assert read_scores(counting.workdir) == {}
+
+
+def test_a_dry_run_keeps_and_scores_nothing(settings, counting):
+    train(freeze(settings), counting.workdir, num_devices=1, dry_run=True)
+    assert not counting.scored and not counting.workdir.exists()
+
+
+def test_the_command_prints_the_scores(tmp_path, capsys):
+    rows = np.eye(4, 6, dtype=np.float32)
+    figures = retrieval_metrics(rows, rows[[0, 1, 2, 0]], np.arange(4))
+    (tmp_path / "test.json").write_text(json.dumps({"test": {"mine": figures}}))
+    cli._print_test(str(tmp_path))
+    table = capsys.readouterr().out
+    assert "mine, the test split, scored once:" in table and "75.0" in table
+    cli._print_test(str(tmp_path / "other"))
+    assert capsys.readouterr().out == ""
+    (tmp_path / "test.json").write_text("[]")
+    with pytest.raises(UserError, match=r"test\.json is not a run's scores"):
+        read_scores(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_from_end_to_end(settings, tmp_path, monkeypatch, capsys):
+    """Towers that train: stopped, its origin gone, resumed: the unbroken run, bit for
+    bit, whose best weights are those of that step's checkpoint."""
+    settings = dict(settings)
+    before = merged(settings, train={"num_steps": 2}, checkpoint={"keep_best": False})
+    before["data"] = {**before["data"], "test": {}}
+    home, aside = tmp_path / "origin", tmp_path / "aside"
+    train(freeze(before), home, num_devices=1)
+    settings["model"] = {"start_from": str(home), "vision": {"image_size": 48}}
+    settings["data"] = {**settings["data"], "tokenizer": ""}
+    config = freeze(settings)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(config, whole, num_devices=1)
     stop = [lambda step, record: step == 3 and signal.raise_signal(signal.SIGTERM)]
-    home = tmp_path / "origin"
-    shutil.copytree(pretraining[0], home)
-    config = freeze(tuning(pretraining, home))
-    train(config, tmp_path / "run", num_devices=1, hooks=stop)
-    assert not scored and not (tmp_path / "run" / "test.json").exists()
-    shutil.rmtree(home)
-    train(config, tmp_path / "run", num_devices=1)
-    assert scored == [STEPS]
-    assert_same_run(tmp_path / "run", tuned[0])
-    assert best_step(tmp_path / "run") == best_step(tuned[0])
-    found, expected = (
-        json.loads((folder / "test.json").read_text())
-        for folder in (tmp_path / "run", tuned[0])
-    )
-    assert found == expected
-    before = (tmp_path / "run" / "test.json").stat().st_mtime_ns
-    capsys.readouterr()
-    train(config, tmp_path / "run", num_devices=1)
-    assert scored == [STEPS] and "scored once" in capsys.readouterr().err
-    assert (tmp_path / "run" / "test.json").stat().st_mtime_ns == before
-
-
-def test_without_keep_best_the_last_weights_score(pretraining, tmp_path):
-    settings = tuning(
-        pretraining,
-        train={"num_steps": 1},
-        evaluation={"every_steps": 0},
-        checkpoint={"keep_best": False},
-    )
-    train(freeze(settings), tmp_path / "run", num_devices=1)
-    scores = json.loads((tmp_path / "run" / "test.json").read_text())
-    assert scores["step"] == 1 and scores["chosen_by"] == "last step"
-    assert not (tmp_path / "run" / "best").exists()
-
-
-def refused(settings, workdir, *words):
-    with pytest.raises(UserError) as error:
-        train(freeze(settings), workdir, num_devices=1)
-    sentence = str(error.value)
-    assert "\n" not in sentence
-    for word in words:
-        assert word in sentence, sentence
-    assert not workdir.exists()
-
-
-def test_an_origin_that_is_none(pretraining, tmp_path):
-    pytest.importorskip("vilem_jax.weights.model_folder")
-    gone = tmp_path / "gone" / "far"
-    refused(tuning(pretraining, gone), tmp_path / "run", str(gone))
-    (tmp_path / "photos").mkdir()
-    words = "photos (config.model.start_from) is neither the work directory of a run"
-    refused(tuning(pretraining, tmp_path / "photos"), tmp_path / "run", words)
-
-
-def test_an_origin_that_is_not_a_vilem_or_has_no_checkpoint(pretraining, tmp_path):
-    home = tmp_path / "origin"
-    shutil.copytree(pretraining[0], home)
-    settings = json.loads((home / "config.json").read_text())
-    (home / "config.json").write_text(json.dumps(settings | {"task": "editor"}))
-    refused(tuning(pretraining, home), tmp_path / "run", "run of an editor")
-    (home / "config.json").write_text(json.dumps(settings))
-    shutil.rmtree(home / "checkpoints" / str(PRE_STEPS))
-    with pytest.raises(UserError, match="holds no finished checkpoint"):
-        origin.load_origin(
-            starting.complete(freeze(tuning(pretraining, home)), tmp_path)
-        )
-
-
-@pytest.mark.parametrize(
-    "model, words",
-    [
-        ({"num_proofread_layers": 2}, "config.model.num_proofread_layers=2 is not"),
-        ({"embedding_width": 32}, "config.model.embedding_width=32 is not"),
-        ({"heads": "shared"}, "config.model.heads='shared' is not"),
-        ({"levels": "last"}, "config.model.levels='last' is not"),
-        ({"text": {"width": 64}}, "config.model.text.width=64 is not"),
-        ({"text": {"vocab_size": 99}}, "config.model.text.vocab_size=99 is not"),
-        (
-            {"vision": {"num_layers": 3}, "num_proofread_layers": 1},
-            "config.model.vision.num_layers=3 is not that of the model in",
-        ),
-        ({"vision": {"image_size": 40}}, "image_size=40 is not a multiple"),
-        ({"text": {"start_from": "a"}}, "config.model.text.start_from=a brings one"),
-        ({"vision": {"start_from": "a"}}, "config.model.vision.start_from=a brings"),
-    ],
-)
-def test_another_shape_than_the_origin_s(pretraining, tmp_path, model, words):
-    settings = tuning(pretraining)
-    settings["model"] = {"start_from": settings["model"]["start_from"], **model}
-    settings["train"] = {**settings["train"], "batch_size": 16}
-    with pytest.raises(UserError) as error:
-        train(freeze(settings), tmp_path / "run", num_devices=1)
-    assert words in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_tokenizer_of_other_words(pretraining, tmp_path):
-    vocabulary = pretraining[0] / "tokenizer" / "vocab.txt"
-    words = vocabulary.read_text().splitlines()
-    (tmp_path / "other").mkdir()
-    other = tmp_path / "other" / "vocab.txt"
-    other.write_text("\n".join([*words[:-2], *words[:-3:-1]]) + "\n")
-    data = tuning(pretraining)["data"]
-    settings = tuning(pretraining, data={**data, "tokenizer": str(tmp_path / "other")})
-    refused(settings, tmp_path / "run", "vocab.txt is not the run's vocabulary")
-
-
-def test_data_that_cannot_be(pretraining, tmp_path):
-    data = tuning(pretraining)["data"]
-    none = {**data, "validation": {}}
-    with pytest.raises(UserError, match="keep_best needs data to judge by"):
-        freeze(tuning(pretraining, data=none))
-    gone = {**data, "test": {"mine": {"path": str(tmp_path / "gone.json")}}}
-    with pytest.raises(UserError, match=r"gone\.json does not exist"):
-        train(freeze(tuning(pretraining, data=gone)), tmp_path / "run", num_devices=1)
-    empty = tmp_path / "empty.json"
-    empty.write_text(json.dumps([{"image": "a.png", "caption": []}]))
-    bare = {**data, "train": {"mine": {"path": str(empty)}}}
-    settings = tuning(pretraining, data=bare)
-    refused(settings, tmp_path / "other", "no picture has a caption")
-    with pytest.raises(UserError, match=r"has no meaning for the run of an editor"):
-        freeze({"task": "editor", "model": {"start_from": "runs/mine"}})
-
-
-def test_the_stored_settings_have_the_shapes_of_the_origin(tuned):
-    config, before = read_config(tuned[0]), read_config(tuned[1])
-    assert config.model.text == before.model.text
-    assert config.model.start_from == str(tuned[1])
-
-
-def test_a_model_folder_is_an_origin(pretraining, tmp_path):
-    """Written by `weights/model_folder.py`; without momentum copies, a copy."""
-    model_folder = pytest.importorskip(
-        "vilem_jax.weights.model_folder", reason="model folders are NOT tried"
-    )
-    config = read_config(pretraining[0])
-    params, _ = restore_params(pretraining[0])
-    tokenizer = starting.open_tokenizer(config, pretraining[0])
-    model_folder.write_model_folder(tmp_path / "model", config, params, tokenizer)
-    state, complete = begin(tuning(pretraining, tmp_path / "model"), tmp_path / "run")
-    expected, _ = begin(tuning(pretraining), tmp_path / "other")
-    for ours, theirs, slow in zip(
-        jax.tree.leaves(state.params),
-        jax.tree.leaves(expected.params),
-        jax.tree.leaves(state.momentum_params),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-        np.testing.assert_array_equal(slow, theirs)
-    assert complete.model.text == config.model.text
+    train(config, broken, num_devices=1, hooks=stop)
+    assert not (broken / "test.json").exists()
+    home.rename(aside)
+    train(config, broken, num_devices=1)
+    assert_same_run(broken, whole)
+    assert best_step(broken) == best_step(whole)
+    assert (broken / "test.json").read_bytes() == (whole / "test.json").read_bytes()
+    scores = json.loads((whole / "test.json").read_text())
+    best = best_step(whole)[0]
+    assert scores["step"] == best and scores["test"]["test"]["images"] == 10
+    assert scores["test"]["test"]["protocol"]["image_size"] == 48
+    checkpoint = whole / "checkpoints" / str(best)
+    for weights, prefix in (("online", "params."), ("momentum", "momentum_params.")):
+        found = flatten(restore_params(whole, weights, step="best")[0])
+        expected = read_part(checkpoint, prefix)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=name)
+    model = vilem_jax.load(whole, step="best")
+    found = flatten(model.encoder.params)
+    for name, value in read_part(checkpoint, "params.").items():
+        np.testing.assert_array_equal(found[name], value)
+    with pytest.raises(UserError, match="step must be one of"):
+        vilem_jax.load(whole, step="middle")
+    shutil.rmtree(aside)
