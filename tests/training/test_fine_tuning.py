@@ -27,7 +27,7 @@ from vilem_jax.freeze import freeze
 from vilem_jax.training import run as program
 from vilem_jax.training import tasks
 from vilem_jax.training.best import best_step
-from vilem_jax.training.checkpoint_contents import flatten, read_part
+from vilem_jax.training.checkpoint_contents import flatten, read_fields
 from vilem_jax.training.checkpoints import restore_params
 from vilem_jax.training.final_test import read_scores
 from vilem_jax.training.metrics import read_records
@@ -254,15 +254,15 @@ def test_from_end_to_end(settings, tmp_path, monkeypatch, capsys):
     assert scores["step"] == best and scores["test"]["test"]["images"] == 10
     assert scores["test"]["test"]["protocol"]["image_size"] == 48
     checkpoint = whole / "checkpoints" / str(best)
-    for weights, prefix in (("online", "params."), ("momentum", "momentum_params.")):
+    stored = read_fields(checkpoint, ("params", "momentum_params"))
+    for weights, expected in zip(("online", "momentum"), stored.values(), strict=True):
         found = flatten(restore_params(whole, weights, step="best")[0])
-        expected = read_part(checkpoint, prefix)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
     model = vilem_jax.load(whole, step="best")
     found = flatten(model.encoder.params)
-    for name, value in read_part(checkpoint, "params.").items():
+    for name, value in stored["params"].items():
         np.testing.assert_array_equal(found[name], value)
     with pytest.raises(UserError, match="step must be one of"):
         vilem_jax.load(whole, step="middle")

@@ -9,7 +9,7 @@ never taken for a checkpoint; the checksums find what a disk did to it afterward
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from vilem_jax.config import Config, UserError
 from vilem_jax.files import reason
 from vilem_jax.training.checkpoint_contents import (
+    FIELDS,
     ORBAX_LOGGER,
     SILENT,
     DamagedError,
@@ -32,7 +33,7 @@ from vilem_jax.training.checkpoint_contents import (
     list_files,
     nest,
     read_description,
-    read_part,
+    read_fields,
     shapes,
     verify,
     verify_files,
@@ -45,7 +46,6 @@ BEST_FOLDER, MEAN_RECALL = "best", "mean_recall"  # see best.py
 DAMAGED_FOLDER = "damaged-checkpoints"
 MAX_FAILED_SAVES = 3  # in a row, then the run stops
 
-_PREFIX = {"online": "params.", "momentum": "momentum_params."}
 _OLD = ".old-"  # begins the name of a checkpoint on its way out
 _FOLDER = {"last": CHECKPOINTS_FOLDER, "best": BEST_FOLDER}
 
@@ -298,28 +298,11 @@ def restore_params(
     Raises:
       UserError: no run, no whole checkpoint, no such weights, or another shape.
     """
-    if weights not in _PREFIX:
-        raise UserError(f"weights must be one of {tuple(_PREFIX)}, not {weights!r}")
-    flat, where = _first_whole(
-        workdir, step, lambda place: read_part(place, _PREFIX[weights])
-    )
-    if abstract_params is not None:
-        check_same(shapes(flat), flatten(abstract_params), where)
-    return nest(flat), read_config(workdir)
-
-
-def restore_both(workdir: str | os.PathLike) -> tuple[dict, dict]:
-    """Online and momentum parameters of one checkpoint, the newest whole one.
-
-    Raises:
-      UserError: as `restore_params`.
-    """
-
-    def read(where: Path) -> list[Flat]:
-        return [read_part(where, prefix) for prefix in _PREFIX.values()]
-
-    (online, momentum), _ = _first_whole(workdir, "last", read)
-    return nest(online), nest(momentum)
+    if weights not in FIELDS:
+        raise UserError(f"weights must be one of {tuple(FIELDS)}, not {weights!r}")
+    config = read_config(workdir)
+    found, _ = restore_fields(workdir, {FIELDS[weights]: abstract_params}, step=step)
+    return found[FIELDS[weights]], config
 
 
 def read_figures(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
@@ -339,28 +322,48 @@ def best_first(figures: dict[int, dict]) -> list[int]:
     return sorted(figures, key=lambda step: -figures[step][MEAN_RECALL])
 
 
-def _first_whole(workdir, step: str, read: Callable[[Path], Any]) -> tuple[Any, Path]:
-    """What `read` makes of the newest whole checkpoint, or the best; where it lies."""
+def restore_fields(
+    workdir: str | os.PathLike, fields: Mapping[str, Any], *, step: str = "last"
+) -> tuple[dict[str, Any], int]:
+    """Some fields of the state in a whole checkpoint of a run, and its step.
+
+    Args:
+      fields: names in `TrainState` -> the tree each must have, or None for any.
+      step: "last" or "best", as of `restore_params`; the best has the parameters and
+        their momentum copies alone.
+
+    Returns:
+      NumPy arrays, in nested dicts with int keys for layers where a field is a tree.
+
+    Raises:
+      UserError: no whole checkpoint, no such field in it, or another shape.
+    """
     if step not in _FOLDER:
         raise UserError(f"step must be one of {tuple(_FOLDER)}, not {step!r}")
-    config = read_config(workdir)  # says what is wrong where there is no run
     folder = Path(workdir).absolute() / _FOLDER[step]
-    steps = _steps(folder)
-    in_order = steps[::-1]
+    steps = in_order = _steps(folder)[::-1]
     if step == "best":
         in_order = best_first(read_figures(workdir, BEST_FOLDER))
     for number in in_order:
+        where = folder / str(number)
         try:
-            return read(folder / str(number)), folder / str(number)
+            flat = read_fields(where, fields)
         except DamagedError as error:
-            say(f"checkpoint {folder / str(number)} is damaged: {error}")
+            say(f"checkpoint {where} is damaged: {error}")
+            continue
+        for field, abstract in fields.items():
+            if abstract is not None:
+                check_same(shapes(flat[field]), flatten(abstract), where)
+        # A field that is one array has no names below its own.
+        found = {f: part[""] if "" in part else nest(part) for f, part in flat.items()}
+        return found, number
     if steps:
         raise UserError(f"every checkpoint in {folder} is damaged")
     if step == "best":
+        kept = read_config(workdir).checkpoint.keep_best
         raise UserError(
             f"{workdir} holds no best checkpoint: its run has config.checkpoint."
-            f"keep_best={config.checkpoint.keep_best}"
-            + (" but no evaluation yet" if config.checkpoint.keep_best else "")
+            f"keep_best={kept}" + (" but no evaluation yet" if kept else "")
         )
     raise UserError(
         f"{workdir} holds no finished checkpoint; its run must reach the first save "

@@ -12,7 +12,7 @@ import numpy as np
 
 from vilem_jax.config import Config, ModelConfig, UserError
 from vilem_jax.training.checkpoint_contents import check_same, flatten, shapes
-from vilem_jax.training.checkpoints import CHECKPOINTS_FOLDER, restore_both
+from vilem_jax.training.checkpoints import CHECKPOINTS_FOLDER, restore_fields
 from vilem_jax.training.state import abstract_state
 from vilem_jax.training.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import positions
@@ -117,7 +117,9 @@ def load_origin(config: Config) -> tuple[dict, dict]:
     name = config.model.start_from
     folder = find_origin(name)
     if _is_run(folder):
-        params, momentum_params = restore_both(folder)
+        names = ("params", "momentum_params")
+        found, _ = restore_fields(folder, dict.fromkeys(names))
+        params, momentum_params = (found[name] for name in names)
     else:
         from vilem_jax.weights.model_folder import read_model_folder
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from vilem_jax.config import UserError
+from vilem_jax.files import reason
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,11 +54,14 @@ class TensorFiles:
         return array.astype(np.float32)
 
 
-def read_folder(path_or_hub_name: str | os.PathLike) -> Path:
+def read_folder(
+    path_or_hub_name: str | os.PathLike, *, also: Sequence[str] = ()
+) -> Path:
     """A local folder of weights: the given one, or a download from the hub.
 
     A name with at most one slash that is no folder here is looked up on the Hugging
-    Face hub: config.json, the weights as safetensors and the tokenizer's files.
+    Face hub: config.json, the weights as safetensors, the tokenizer's files, and those
+    named by `also`.
 
     Raises:
       UserError: neither a folder nor a model on the hub, or the hub is out of reach.
@@ -72,7 +76,7 @@ def read_folder(path_or_hub_name: str | os.PathLike) -> Path:
         raise UserError(f"{given} is a file: name the folder that holds {CONFIG}")
     if given.startswith((".", "/", "~")) or given.count("/") > 1:
         raise UserError(f"there is no folder {given}")
-    return _download(given)
+    return _download(given, also)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -142,8 +146,7 @@ def open_tensors(folder: Path) -> TensorFiles:
     """The folder's safetensors, in one file or in several with an index."""
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
-        with _opened(folder / WEIGHTS) as tensors:
-            return TensorFiles(folder, dict.fromkeys(tensors.keys(), folder / WEIGHTS))
+        return open_file(folder / WEIGHTS, folder)
     if (folder / INDEX).is_file():
         return TensorFiles(folder, _read_index(folder))
     pickled = sorted(path.name for path in folder.glob("*.bin"))
@@ -154,6 +157,18 @@ def open_tensors(folder: Path) -> TensorFiles:
             "torch: AutoModel.from_pretrained(...).save_pretrained(...))"
         )
     raise UserError(f"{folder} has no {WEIGHTS}: save the weights as safetensors")
+
+
+def open_file(path: Path, folder: Path | None = None) -> TensorFiles:
+    """One file of safetensors; messages name `folder` where it is given."""
+    with _opened(path) as tensors:
+        return TensorFiles(folder or path, dict.fromkeys(tensors.keys(), path))
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, beside its tensors."""
+    with _opened(path) as tensors:
+        return dict(tensors.metadata() or {})
 
 
 def sha256(folder: Path) -> str:
@@ -184,16 +199,9 @@ def write_folder(
       UserError: `folder` holds something else, which would be lost; or
         `tokenizer_folder` has no vocab.txt.
     """
-    folder = Path(folder)
-    _check_replaceable(folder)
     if tokenizer_folder is not None and not (tokenizer_folder / VOCABULARY).is_file():
         raise UserError(f"{tokenizer_folder} has no {VOCABULARY}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.parent / f".{folder.name}.{os.getpid()}"
-    new, old = beside.with_suffix(".new"), beside.with_suffix(".old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
+    with whole_folder(folder, {CONFIG, WEIGHTS, *TOKENIZER_FILES}) as new:
         # Hugging Face's loader refuses a file that does not name its origin.
         safetensors.numpy.save_file(dict(tensors), new / WEIGHTS, {"format": "pt"})
         text = json.dumps(settings, indent=2, sort_keys=True)
@@ -201,22 +209,75 @@ def write_folder(
         for name in TOKENIZER_FILES if tokenizer_folder is not None else ():
             if (tokenizer_folder / name).is_file():
                 shutil.copyfile(tokenizer_folder / name, new / name)
+
+
+@contextlib.contextmanager
+def whole_folder(
+    folder: str | os.PathLike, ours: Collection[str], *, marks: Sequence[str] = ()
+) -> Iterator[Path]:
+    """An empty folder to write to that becomes `folder` at the end of the block.
+
+    A killed program leaves the old folder or the new one, never a half.
+
+    Args:
+      ours: paths below `folder` that may be replaced, "text/config.json".
+      marks: those of them that tell an earlier one of ours from somebody's folder.
+
+    Raises:
+      UserError: `folder` holds something else, which would be lost, or cannot be
+        written.
+    """
+    folder = Path(folder).expanduser().resolve()  # the folder, where it is a link
+    check_replaceable(folder, ours, marks=marks)
+    beside = f".{folder.name}.{os.getpid()}"
+    new, old = (folder.with_name(f"{beside}.{end}") for end in ("new", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        yield new
+        _settle(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {reason(error)}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
-    ours = {CONFIG, WEIGHTS, *TOKENIZER_FILES}
+def _settle(folder: Path) -> None:
+    """Files on the disk, and readable as the folder is: safetensors keeps its own to
+    the owner."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # else a power cut may leave names, no bytes
+
+
+def check_replaceable(
+    folder: str | os.PathLike, ours: Collection[str], *, marks: Sequence[str] = ()
+) -> None:
+    """A UserError where `whole_folder` would refuse, to be asked before long work."""
+    folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: name another folder for the weights")
     if not folder.exists():
         return
-    others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    tops = {name.split("/")[0] for name in ours}
+    try:
+        others = sorted(path.name for path in folder.iterdir() if path.name not in tops)
+        below = [] if others else [p for p in folder.rglob("*") if not p.is_dir()]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {reason(error)}") from error
+    if not others:
+        files = sorted(path.relative_to(folder).as_posix() for path in below)
+        is_earlier = all(mark in files for mark in marks)
+        others = [name for name in files if name not in ours or not is_earlier]
     if others:
         raise UserError(
             f"{folder} holds {others[0]}, which writing weights there would remove: "
@@ -230,7 +291,12 @@ def _opened(path: Path) -> Iterator[Any]:
         with safetensors.safe_open(path, framework="numpy") as tensors:
             yield tensors
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read, {error}: get it again") from None
+        why = (
+            reason(error)
+            if isinstance(error, OSError) and error.strerror
+            else "it is cut short, or no safetensors file"
+        )
+        raise UserError(f"{path} cannot be read: {why}; get it again") from None
 
 
 def _read_index(folder: Path) -> dict[str, Path]:
@@ -245,11 +311,11 @@ def _read_index(folder: Path) -> dict[str, Path]:
     return file_of
 
 
-def _download(name: str) -> Path:
+def _download(name: str, also: Sequence[str]) -> Path:
     import huggingface_hub  # slow, and only a hub name needs it
     from huggingface_hub import errors
 
-    wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *TOKENIZER_FILES]
+    wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *TOKENIZER_FILES, *also]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (errors.RepositoryNotFoundError, errors.HFValidationError):

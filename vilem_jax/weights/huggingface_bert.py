@@ -183,6 +183,23 @@ def save_masked_language_model(
     )
 
 
+def save_text(
+    folder: Path, params: Mapping, config: TextConfig, tokenizer_folder: Path
+) -> None:
+    """Writes a folder that Hugging Face's BertModel and we load, as one change.
+
+    Args:
+      params: of `TextTower`; its cross-attention is left out.
+      tokenizer_folder, errors: as above.
+    """
+    tokenizer_folder = Path(tokenizer_folder)
+    settings = _settings(config, tokenizer_folder) | {"architectures": ["BertModel"]}
+    tensors = tables.write_tensors(text_table(config.num_layers), params)
+    folders.write_folder(
+        Path(folder), settings, tensors, tokenizer_folder=tokenizer_folder
+    )
+
+
 def _settings(config: TextConfig, tokenizer_folder: Path) -> dict:
     """config.json of a BertForMaskedLM."""
     vocabulary = tokenizer_folder / folders.VOCABULARY

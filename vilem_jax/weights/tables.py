@@ -96,7 +96,8 @@ def read_tree(
                 f"but the configured model needs {list(wanted)}: a checkpoint of "
                 "another shape"
             )
-        value = np.ascontiguousarray(entry.form.read(files.read(name)))
+        # `ascontiguousarray` would make an array of one number from a number.
+        value = np.asarray(entry.form.read(files.read(name)), order="C")
         put(tree, entry.path, value)
     return tree
 
@@ -104,8 +105,8 @@ def read_tree(
 def write_tensors(table: Sequence[Entry], tree: Mapping) -> dict[str, np.ndarray]:
     """The other direction: our nested dict -> {checkpoint's name: float32 array}."""
     return {
-        entry.name: np.ascontiguousarray(
-            entry.form.write(np.asarray(take(tree, entry.path), np.float32))
+        entry.name: np.asarray(
+            entry.form.write(np.asarray(take(tree, entry.path), np.float32)), order="C"
         )
         for entry in table
     }
