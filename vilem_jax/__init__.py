@@ -29,8 +29,8 @@ Paper symbol -> name in the code:
 __version__ = "0.1.0"
 
 
-def load(path: str, *, weights: str = "online"):
+def load(path: str, *, weights: str = "online", step: str = "last"):
     """The trained model `path` (a run, an exported folder, a hub name): `api.Model`."""
     from vilem_jax import api
 
-    return api.load(path, weights=weights)
+    return api.load(path, weights=weights, step=step)

@@ -200,6 +200,7 @@ def load(
     weights: Literal["online", "momentum", "mixed"] = "online",
     *,
     batch_size: int | None = None,
+    step: Literal["last", "best"] = "last",
 ) -> Model:
     """The model that a run has trained, or that was exported.
 
@@ -209,6 +210,8 @@ def load(
       weights: "online", those that were trained; "momentum", their moving average;
         "mixed", each tower against the other's moving average, and the mean of both
         (embeddings are then of twice the width; proofreading is the online one's).
+      step: "last", of the newest checkpoint, or "best", of the best validation, where
+        the run kept it (`config.checkpoint.keep_best`).
       batch_size: rows a device takes at a time; None takes the run's for evaluation.
 
     Raises:
@@ -216,12 +219,12 @@ def load(
         checkpoint, other weights than these, or none of that kind, files that are
         damaged or of another shape.
     """
-    stored = read_stored(path, "online" if weights == "mixed" else weights)
+    stored = read_stored(path, "online" if weights == "mixed" else weights, step=step)
     config = _for_this_machine(stored.config)
     model = make_model(config, stored.params, stored.tokenizer, weights, batch_size)
     if weights != "mixed":
         return model
-    momentum = read_stored(path, "momentum").params
+    momentum = read_stored(path, "momentum", step=step).params
     return dataclasses.replace(model, encoder=mixed_encoder(model.encoder, momentum))
 
 

@@ -144,6 +144,18 @@ def _train(options: argparse.Namespace) -> None:
         max_hours=options.max_hours,
         dry_run=options.dry_run,
     )
+    if not options.dry_run:
+        _print_test(options.workdir)
+
+
+def _print_test(workdir: str) -> None:
+    """The scores of the test split, where the run has come so far."""
+    from vilem_jax.report.tables import retrieval_table
+    from vilem_jax.training.final_test import read_scores
+
+    for name, figures in read_scores(workdir).items():
+        print(f"{name}, the test split, scored once:")
+        print(retrieval_table(figures))
 
 
 if __name__ == "__main__":

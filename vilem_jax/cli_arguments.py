@@ -22,7 +22,7 @@ def add_config(verb: argparse.ArgumentParser) -> None:
 
 
 def add_model(verb: argparse.ArgumentParser) -> None:
-    """--model and --weights, for `open_model`."""
+    """--model, --weights and --step, for `open_model`."""
     verb.add_argument(
         "--model",
         required=True,
@@ -37,6 +37,13 @@ def add_model(verb: argparse.ArgumentParser) -> None:
         "against the other's moving average",
     )
     verb.add_argument(
+        "--step",
+        choices=("last", "best"),
+        default="last",
+        help="the newest checkpoint, or that of the best validation (checkpoint."
+        "keep_best)",
+    )
+    verb.add_argument(
         "--batch-size", type=count, help="rows at a time; the run's by default"
     )
 
@@ -45,7 +52,10 @@ def open_model(options: argparse.Namespace):
     from vilem_jax import api
 
     return api.load(
-        options.model, weights=options.weights, batch_size=options.batch_size
+        options.model,
+        weights=options.weights,
+        batch_size=options.batch_size,
+        step=options.step,
     )
 
 

@@ -52,13 +52,14 @@ def _check(options: argparse.Namespace) -> None:
         for split, parts in (
             ("train", config.data.train),
             ("validation", config.data.validation),
+            ("test", config.data.test),
         )
         if parts
     }
     report = check(
         sources,
         Tokenizer(
-            config.tokenizer_name,
+            _tokenizer_name(config),
             cleaning=config.data.cleaning,
             keeps_sep=config.data.keeps_sep,
         ),
@@ -68,6 +69,14 @@ def _check(options: argparse.Namespace) -> None:
     print(format_report(report))
     if options.out:
         write_json(options.out, report)
+
+
+def _tokenizer_name(config) -> str:
+    if config.tokenizer_name or not config.model.start_from:
+        return config.tokenizer_name
+    from vilem_jax.training.origin import origin_tokenizer
+
+    return str(origin_tokenizer(config.model.start_from))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -81,7 +81,8 @@ def _tell(options: argparse.Namespace, table: str, figures: dict) -> None:
 
 
 def _protocol(options: argparse.Namespace, **settings) -> dict:
-    return {"model": options.model, "weights": options.weights} | settings
+    names = ("model", "weights", "step")
+    return {name: getattr(options, name) for name in names} | settings
 
 
 def _add_folds(measure: argparse.ArgumentParser) -> None:

@@ -36,6 +36,7 @@ class SourceConfig:
 class DataConfig:
     train: tuple[SourceConfig, ...] = ()
     validation: tuple[SourceConfig, ...] = ()
+    test: tuple[SourceConfig, ...] = ()  # scored once, when a run has ended
     tokenizer: str = ""  # folder or hub name that holds vocab.txt
     text_length: int = 30  # tokens, special ones included; ALBEF
     keeps_sep: bool = True  # False: no [SEP], and room for one more word; ALBEF
@@ -98,6 +99,10 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    """Where `start_from` is set, that model decides all shapes but the picture's."""
+
+    # A run, a model's folder or a hub name: all parameters start from there.
+    start_from: str = ""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     embedding_width: int = 256
@@ -152,6 +157,8 @@ class LossConfig:
     soft_target_ramp_steps: int = 0
     pairing: Literal["online", "cross"] = "online"
     negatives: Literal["global", "device"] = "global"
+    # "image": every caption of the row's picture, in the batch and in the queue.
+    positives: Literal["own", "image"] = "own"
     queue_length: int = 65536  # N_q
     momentum: float = 0.995  # m
     momentum_dropout: bool = False
@@ -242,6 +249,7 @@ class LogConfig:
 class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 2
+    keep_best: bool = False  # by the mean recall of validation, apart in RUN/best
 
 
 @dataclass(frozen=True, kw_only=True)

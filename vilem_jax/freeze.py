@@ -14,6 +14,7 @@ MAY_DIFFER_ON_RESUME = (
     "data.num_workers",
     "data.prefetch",
     "data.max_bad_fraction",
+    "data.test",
     "train.num_steps",
     "train.num_epochs",
     "evaluation",
@@ -194,11 +195,40 @@ def _checks(config: Config) -> Iterator[tuple[str, bool]]:
             f"config.model.text.max_positions={text.max_positions}",
             length > text.max_positions,
         )
+    yield from _start_checks(config)
+    yield (
+        "config.checkpoint.keep_best needs data to judge by: name a source in "
+        "config.data.validation, or set it to False",
+        config.checkpoint.keep_best and not config.data.validation,
+    )
     yield (
         f"config.editor.min_edits={config.editor.min_edits} is above "
         f"config.editor.max_edits={config.editor.max_edits}",
         config.editor.min_edits > config.editor.max_edits,
     )
+
+
+def _start_checks(config: Config) -> Iterator[tuple[str, bool]]:
+    origin = config.model.start_from
+    for name in ("vision", "text"):
+        tower = getattr(config.model, name).start_from
+        yield (
+            f"config.model.start_from={origin} brings both towers, and "
+            f"config.model.{name}.start_from={tower} brings one: leave one of them "
+            "empty",
+            bool(origin and tower),
+        )
+    is_vilem = config.task == "vilem"
+    for key, value in (
+        ("model.start_from", origin),
+        ("checkpoint.keep_best", config.checkpoint.keep_best),
+        ("data.test", config.data.test),
+    ):
+        yield (
+            f"config.{key} has no meaning for the run of an editor "
+            "(config.task='editor'): leave it empty",
+            bool(value) and not is_vilem,
+        )
 
 
 def _range_checks(config: Config) -> Iterator[tuple[str, bool]]:

@@ -182,6 +182,13 @@ BAD = {
         },
         r"annotations\[0\] has 'image_id' = 2",
     ),
+    "coco_same_id": (
+        {
+            "images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}],
+            "annotations": [{"image_id": 1, "caption": "x"}],
+        },
+        r"images\[1\]: id 1 stands for two pictures, a and b",
+    ),
     "all_empty": ([{"image": "a", "caption": []}], "no picture has a caption"),
     "deep": ("[" * 200_000, "nested too deeply|not JSON"),
 }

@@ -27,10 +27,15 @@ def info_nce(
     row: jax.Array,
     queue_count: jax.Array,
     num_groups: int = 1,
+    image_ids: jax.Array | None = None,
+    queue_image_ids: jax.Array | None = None,
     own_keys: jax.Array | None = None,
     soft_weight: jax.Array | float = 0.0,
 ) -> jax.Array:
     """Eq. (3) or (4) for each sample, in nats: its own key must win against all others.
+
+    With `image_ids` every key of the sample's image must win, see `image_targets`: the
+    cross-entropy with these targets, which are one-hot where no image comes twice.
 
     Two log-sum-exps, over the batch and over the queue, make one denominator; the
     logits are never concatenated.
@@ -44,9 +49,12 @@ def info_nce(
       queue_count: int32 scalar, how many queue rows are valid.
       num_groups: with more than one, the batch falls into so many contiguous groups
         and only keys of the sample's own group compete (negatives="device").
+      image_ids: int32 [B], whose keys they are; None: each sample's own key alone is
+        positive.
+      queue_image_ids: int32 [Q], likewise of the queue; needed with `image_ids`.
       own_keys: [B, E], momentum keys of the embedding's own modality, for soft targets.
-      soft_weight: alpha; the target is (1 - alpha) one-hot + alpha softmax(own key's
-        similarities), as in ALBEF. 0 is Eq. (3) as printed.
+      soft_weight: alpha; the target is (1 - alpha) of the hard one + alpha softmax(own
+        key's similarities), as in ALBEF. 0 is Eq. (3) as printed.
 
     Returns:
       [b]. Gradients flow into `embedding` and `temperature`, never into keys or queue.
@@ -57,7 +65,12 @@ def info_nce(
     batch_logits, queue_logits, total = _scores(
         embedding, keys, queue, temperature, batch_mask, queue_mask
     )
-    positive = jnp.take_along_axis(batch_logits, row[:, None], axis=1)[:, 0]
+    if image_ids is None:
+        positive = jnp.take_along_axis(batch_logits, row[:, None], axis=1)[:, 0]
+    else:
+        targets = image_targets(image_ids, queue_image_ids, row, batch_mask, queue_mask)
+        positive = _weighted(targets[0], batch_logits)
+        positive += _weighted(targets[1], queue_logits)
     hard = total - positive
     if own_keys is None:
         return hard
@@ -71,8 +84,36 @@ def info_nce(
     return (1.0 - soft_weight) * hard + soft_weight * (total - expected)
 
 
+def image_targets(
+    image_ids: jax.Array,
+    queue_image_ids: jax.Array,
+    row: jax.Array,
+    batch_mask: jax.Array,
+    queue_mask: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Targets of fine-tuning: 1 / n for each of the n columns of the sample's image.
+
+    Captions of one picture are no negatives of each other, wherever they stand (ALBEF).
+
+    Args:
+      image_ids: int32 [B], of the keys of the batch.
+      queue_image_ids: int32 [Q], of the queue's rows; Q may be 0.
+      row: int32 [b], the samples' rows in the batch.
+      batch_mask: bool [b, B], which keys of the batch compete; the sample's own must.
+      queue_mask: bool [b or 1, Q], which rows of the queue do.
+
+    Returns:
+      float32 [b, B] and [b, Q], which sum to 1 over both, 0 where nothing competes.
+    """
+    mine = image_ids[row][:, None]
+    in_batch = (mine == image_ids[None]) & batch_mask
+    in_queue = (mine == queue_image_ids[None]) & queue_mask
+    count = in_batch.sum(axis=1, keepdims=True) + in_queue.sum(axis=1, keepdims=True)
+    return in_batch / count, in_queue / count
+
+
 def enqueue(queue: jax.Array, keys: jax.Array) -> jax.Array:
-    """The newest keys first, the oldest dropped; any batch size: [Q, E]."""
+    """The newest keys (or ids) first, the oldest dropped; any batch size: [Q, ...]."""
     newest_first = jnp.concatenate([keys.astype(queue.dtype), queue])
     return newest_first[: queue.shape[0]]
 
@@ -101,6 +142,11 @@ def _similarity(embedding, keys):
     """[b, K], in float32 whatever the towers computed in: tau magnifies rounding."""
     kind = jnp.promote_types(embedding.dtype, jnp.float32)
     return jnp.einsum("be,ke->bk", embedding.astype(kind), keys.astype(kind))
+
+
+def _weighted(weights, logits):
+    """sum_j weight_j logit_j, [b]; a weight of 0 leaves a logit out."""
+    return jnp.sum(jnp.where(weights > 0, weights * logits, 0.0), axis=1)
 
 
 def _expectation(target_logits, target_total, logits, mask):

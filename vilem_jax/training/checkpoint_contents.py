@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from vilem_jax.files import reason, replace_file
 FILES_LIST = "files.json"
 ORBAX_LOGGER = logging.getLogger("absl")
 SILENT = logging.CRITICAL + 1
+# Which field of the state holds which weights.
+FIELDS = {"online": "params", "momentum": "momentum_params"}
 
 Flat = dict[str, Any]  # dotted name -> array, or its shape and dtype
 Entry = dict[str, Any]  # dtype, shape and crc32 of one tensor
@@ -82,14 +84,60 @@ def _checksums(flat: Flat) -> dict[str, int]:
         return dict(zip(flat, pool.map(checksum, flat.values()), strict=True))
 
 
-def read_description(where: Path) -> dict[str, Entry]:
-    """Name -> dtype, shape, crc32 of what a checkpoint holds."""
+def read_description(where: Path, part: str = "tensors") -> dict[str, Any]:
+    """Name -> dtype, shape, crc32 of what a checkpoint holds; or its "figures"."""
     with damage(), quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         description = reader.restore(where / "tensors")
         tensors = description["tensors"]
         if zlib.crc32(_canonical(tensors)) != description["crc32"]:
             raise DamagedError("its list of tensors is not what was saved")
-    return tensors
+    return tensors if part == "tensors" else description.get(part, {})
+
+
+def read_fields(where: Path, fields: Iterable[str]) -> dict[str, Flat]:
+    """Some fields of the state in a checkpoint.
+
+    Returns:
+      Field -> {name below it: array}; of a field that is one array the
+      name is "".
+
+    Raises:
+      UserError: it has no such field.
+      DamagedError: its bytes are not what was saved.
+    """
+    verify_files(where)
+    saved = read_description(where)
+    of_field = {
+        field: [n for n in saved if n == field or n.startswith(f"{field}.")]
+        for field in fields
+    }
+    for field, names in of_field.items():
+        if not names:
+            kind = {v: f"{k} weights" for k, v in FIELDS.items()}.get(field, field)
+            raise UserError(f"{where} holds no {kind}")
+    wanted = [name for names in of_field.values() for name in names]
+    empty = {n: saved[n] for n in wanted if 0 in saved[n]["shape"]}
+    stored = [name for name in wanted if name not in empty]  # see `save`
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    args = ocp.args.PyTreeRestore(
+        dict.fromkeys(stored, 0),
+        restore_args=dict.fromkeys(stored, as_numpy),
+        partial_restore=True,
+    )
+    with (
+        damage(),
+        quiet(),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
+    ):
+        flat = reader.restore(where / "state", args=args)
+    verify(flat, saved)
+    flat |= {n: np.zeros(e["shape"], e["dtype"]) for n, e in empty.items()}
+    return {
+        field: {
+            name.removeprefix(field).removeprefix("."): flat[name] for name in names
+        }
+        for field, names in of_field.items()
+    }
 
 
 def list_files(checkpoint: Path) -> None:

@@ -9,7 +9,7 @@ never taken for a checkpoint; the checksums find what a disk did to it afterward
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from vilem_jax.config import Config, UserError
 from vilem_jax.files import reason
 from vilem_jax.training.checkpoint_contents import (
+    FIELDS,
     ORBAX_LOGGER,
     SILENT,
     DamagedError,
@@ -31,8 +32,8 @@ from vilem_jax.training.checkpoint_contents import (
     flatten,
     list_files,
     nest,
-    quiet,
     read_description,
+    read_fields,
     shapes,
     verify,
     verify_files,
@@ -41,11 +42,12 @@ from vilem_jax.training.metrics import say
 from vilem_jax.training.workdir import read_config
 
 CHECKPOINTS_FOLDER = "checkpoints"
+BEST_FOLDER, MEAN_RECALL = "best", "mean_recall"  # see best.py
 DAMAGED_FOLDER = "damaged-checkpoints"
 MAX_FAILED_SAVES = 3  # in a row, then the run stops
 
-# Which field of the state holds which weights.
-FIELDS = {"online": "params", "momentum": "momentum_params"}
+_OLD = ".old-"  # begins the name of a checkpoint on its way out
+_FOLDER = {"last": CHECKPOINTS_FOLDER, "best": BEST_FOLDER}
 
 
 class Checkpoints:
@@ -55,26 +57,37 @@ class Checkpoints:
         self,
         workdir: str | os.PathLike,
         *,
-        keep: int = 2,
+        keep: int | None = 2,
+        folder: str = CHECKPOINTS_FOLDER,
         say: Callable[[str], None] = say,
     ):
-        """`keep`: the newest so many stay; an older one goes when a new one is safe."""
+        """
+        Args:
+          keep: the newest so many stay; an older one goes when a new one is safe. None:
+            all stay.
+          folder: their name in the work directory.
+        """
         # Orbax logs every failure with its traceback; what a person needs, we say.
         ORBAX_LOGGER.setLevel(SILENT)
-        self._folder = Path(workdir).absolute() / CHECKPOINTS_FOLDER
+        self._folder = Path(workdir).absolute() / folder
         self._keep, self._say = keep, say
         self._saving: int | None = None  # the step that is on its way to the disk
         self._failed = 0  # saves in a row
+        for left in self._folder.glob(f"{_OLD}*"):
+            shutil.rmtree(left, ignore_errors=True)
         self._manager = self._open()
 
     def steps(self) -> list[int]:
         """The finished checkpoints, oldest first."""
         return _steps(self._folder)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, figures: dict | None = None) -> None:
         """Starts to store `state`; returns once the arrays may be overwritten.
 
         A save that fails is said and training goes on.
+
+        Args:
+          figures: what was measured of it, for `read_figures`.
 
         Raises:
           UserError: the third failure in a row.
@@ -86,7 +99,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             # Orbax refuses arrays without elements (a queue of length 0).
             state=ocp.args.StandardSave({k: v for k, v in flat.items() if v.size}),
-            tensors=ocp.args.JsonSave(describe(flat)),
+            tensors=ocp.args.JsonSave(describe(flat) | {"figures": figures or {}}),
         )
         self._saving = step
         try:
@@ -167,7 +180,7 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             if damaged:
-                self._set_aside(damaged)
+                self.set_aside(damaged)
                 self._say(f"going on from the checkpoint of step {step} instead")
             return state, step
         if damaged:
@@ -198,7 +211,14 @@ class Checkpoints:
             jax.tree.structure(abstract_state), [flat[name] for name in wanted]
         )
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def drop(self, step: int) -> None:
+        """Removes a finished checkpoint; renamed first, for half of one is damage."""
+        old = self._folder / f"{_OLD}{step}"
+        (self._folder / str(step)).rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+        self._manager.reload()
+
+    def set_aside(self, steps: list[int]) -> None:
         """Out of the way of the save that will come to the same step again."""
         folder = self._folder.parent / DAMAGED_FOLDER
         try:
@@ -261,12 +281,16 @@ def restore_params(
     workdir: str | os.PathLike,
     weights: str = "online",
     abstract_params: Any = None,
+    *,
+    step: str = "last",
 ) -> tuple[dict[str, Any], Config]:
-    """The parameters in the newest whole checkpoint of a run, and the run's settings.
+    """The parameters in a whole checkpoint of a run, and the run's settings.
 
     Args:
       weights: "online", those that were trained, or "momentum", their moving average.
       abstract_params: where given, the tree they must have.
+      step: "last", the newest checkpoint, or "best", that of the best validation, where
+        the run kept it (`config.checkpoint.keep_best`).
 
     Returns:
       A nested dict of NumPy arrays with int keys for layers, and the `Config`.
@@ -277,17 +301,36 @@ def restore_params(
     if weights not in FIELDS:
         raise UserError(f"weights must be one of {tuple(FIELDS)}, not {weights!r}")
     config = read_config(workdir)
-    found, _ = restore_fields(workdir, {FIELDS[weights]: abstract_params})
+    found, _ = restore_fields(workdir, {FIELDS[weights]: abstract_params}, step=step)
     return found[FIELDS[weights]], config
 
 
+def read_figures(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
+    """What was measured of each whole checkpoint in RUN/`folder`: {step: figures}."""
+    found, place = {}, Path(workdir).absolute() / folder
+    for step in _steps(place):
+        try:
+            verify_files(place / str(step))
+            found[step] = read_description(place / str(step), "figures")
+        except DamagedError as error:
+            say(f"checkpoint {place / str(step)} is damaged: {error}")
+    return found
+
+
+def best_first(figures: dict[int, dict]) -> list[int]:
+    """Steps in the order of their mean recall."""
+    return sorted(figures, key=lambda step: -figures[step][MEAN_RECALL])
+
+
 def restore_fields(
-    workdir: str | os.PathLike, fields: Mapping[str, Any]
+    workdir: str | os.PathLike, fields: Mapping[str, Any], *, step: str = "last"
 ) -> tuple[dict[str, Any], int]:
-    """Some fields of the state in the newest whole checkpoint of a run, and its step.
+    """Some fields of the state in a whole checkpoint of a run, and its step.
 
     Args:
       fields: names in `TrainState` -> the tree each must have, or None for any.
+      step: "last" or "best", as of `restore_params`; the best has the parameters and
+        their momentum copies alone.
 
     Returns:
       NumPy arrays, in nested dicts with int keys for layers where a field is a tree.
@@ -295,12 +338,16 @@ def restore_fields(
     Raises:
       UserError: no whole checkpoint, no such field in it, or another shape.
     """
-    folder = Path(workdir).absolute() / CHECKPOINTS_FOLDER
-    steps = _steps(folder)
-    for step in reversed(steps):
-        where = folder / str(step)
+    if step not in _FOLDER:
+        raise UserError(f"step must be one of {tuple(_FOLDER)}, not {step!r}")
+    folder = Path(workdir).absolute() / _FOLDER[step]
+    steps = in_order = _steps(folder)[::-1]
+    if step == "best":
+        in_order = best_first(read_figures(workdir, BEST_FOLDER))
+    for number in in_order:
+        where = folder / str(number)
         try:
-            flat = _read_fields(where, fields)
+            flat = read_fields(where, fields)
         except DamagedError as error:
             say(f"checkpoint {where} is damaged: {error}")
             continue
@@ -309,50 +356,19 @@ def restore_fields(
                 check_same(shapes(flat[field]), flatten(abstract), where)
         # A field that is one array has no names below its own.
         found = {f: part[""] if "" in part else nest(part) for f, part in flat.items()}
-        return found, step
+        return found, number
     if steps:
         raise UserError(f"every checkpoint in {folder} is damaged")
+    if step == "best":
+        kept = read_config(workdir).checkpoint.keep_best
+        raise UserError(
+            f"{workdir} holds no best checkpoint: its run has config.checkpoint."
+            f"keep_best={kept}" + (" but no evaluation yet" if kept else "")
+        )
     raise UserError(
         f"{workdir} holds no finished checkpoint; its run must reach the first save "
         "(config.checkpoint.every_steps, or its end)"
     )
-
-
-def _read_fields(where: Path, fields: Iterable[str]) -> dict[str, Flat]:
-    """Field -> {name below it: array}; of a field that is one array the name is ""."""
-    verify_files(where)
-    saved = read_description(where)
-    of_field = {
-        field: [n for n in saved if n == field or n.startswith(f"{field}.")]
-        for field in fields
-    }
-    for field, names in of_field.items():
-        if not names:
-            kind = {v: f"{k} weights" for k, v in FIELDS.items()}.get(field, field)
-            raise UserError(f"{where} holds no {kind}")
-    wanted = [name for names in of_field.values() for name in names]
-    empty = {n: saved[n] for n in wanted if 0 in saved[n]["shape"]}
-    stored = [name for name in wanted if name not in empty]  # see `save`
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    args = ocp.args.PyTreeRestore(
-        dict.fromkeys(stored, 0),
-        restore_args=dict.fromkeys(stored, as_numpy),
-        partial_restore=True,
-    )
-    with (
-        damage(),
-        quiet(),
-        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
-    ):
-        flat = reader.restore(where / "state", args=args)
-    verify(flat, saved)
-    flat |= {n: np.zeros(e["shape"], e["dtype"]) for n, e in empty.items()}
-    return {
-        field: {
-            name.removeprefix(field).removeprefix("."): flat[name] for name in names
-        }
-        for field, names in of_field.items()
-    }
 
 
 def _steps(folder: Path) -> list[int]:

@@ -22,6 +22,7 @@ class Samples(NamedTuple):
     is_word: jax.Array  # bool [B, L], what may be edited and is judged
     edits: editing.Edits | None  # None where no proofreading loss is on
     dropout_seeds: jax.Array | None  # uint32 [B, 2]; None turns dropout off
+    image_id: jax.Array | None = None  # int32 [B], needed with positives="image"
 
 
 class Contrast(NamedTuple):
@@ -33,6 +34,8 @@ class Contrast(NamedTuple):
     text_queue: jax.Array  # [Q, E]
     queue_count: jax.Array  # int32
     soft_weight: jax.Array  # alpha now
+    image_ids: jax.Array | None = None  # int32 [B]; None: a sample's own key alone
+    queue_image_ids: jax.Array | None = None  # int32 [Q]
 
 
 class Denominators(NamedTuple):
@@ -114,6 +117,8 @@ def _contrast_sums(image, text, model, row, contrast, config, num_groups):
             row=row,
             queue_count=contrast.queue_count,
             num_groups=num_groups,
+            image_ids=contrast.image_ids,
+            queue_image_ids=contrast.queue_image_ids,
             own_keys=own_keys if is_soft else None,
             soft_weight=contrast.soft_weight,
         ).sum()

@@ -17,7 +17,9 @@ from vilem_jax import sharding
 from vilem_jax.config import Config, UserError
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.training import starting
+from vilem_jax.training.best import KeepBest, mean_recall
 from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.training.final_test import score_test
 from vilem_jax.training.metrics import Clock, MetricsLog, Progress, say
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.tasks import Task, make_task
@@ -106,6 +108,8 @@ def train(
         checkpoints = stack.enter_context(
             Checkpoints(folder, keep=config.checkpoint.keep)
         )
+        keeps_best = config.checkpoint.keep_best
+        best = stack.enter_context(KeepBest(folder)) if keeps_best else None
         state, first_step = _restore_or_begin(checkpoints, task, mesh, key)
         log = stack.enter_context(
             MetricsLog(
@@ -143,7 +147,12 @@ def train(
             if _is_due(step, num_steps, config.evaluation.every_steps):
                 with clock.apart():
                     figures = task.evaluate(state)
-                    log.write(step, {"validation": figures})
+                    record = {"validation": figures}
+                    if best:
+                        record["validation/mean_recall"] = mean_recall(figures)
+                    log.write(step, record)
+                    if best:
+                        best.see(step, mean_recall(figures), state)
             if _is_due(step, num_steps, config.checkpoint.every_steps):
                 with clock.apart():
                     checkpoints.save(step, state)
@@ -165,6 +174,7 @@ def train(
             )
         else:
             task.finish(state)
+            score_test(config, folder, task, state, step)
     return figures
 
 

@@ -13,25 +13,31 @@ from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.prepared_edits import PreparedEdits, describe
 from vilem_jax.freeze import validate
 from vilem_jax.objectives.editing import WordTables
+from vilem_jax.training.origin import (
+    TOKENIZER_FOLDER,
+    complete_model,
+    origin_tokenizer,
+)
 from vilem_jax.training.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import folders, huggingface_bert, huggingface_vit
 from vilem_jax.weights.tables import merge_into
-
-TOKENIZER_FOLDER = "tokenizer"  # a copy in the work directory
 
 
 def complete(config: Config, workdir: Path) -> Config:
     """`config` with what other files decide: shapes, and the digests of what edits.
 
-    A run that is resumed keeps the shapes that it stored, so that the folders its
-    towers once started from may be gone.
+    A run that is resumed keeps the shapes that it stored, so that the folders it
+    once started from may be gone.
 
     Raises:
       UserError: a folder or hub name that cannot be read, an editor or prepared edits
         that are missing or others than `config.editor` names by their digests.
     """
     stored = read_config(workdir).model if (workdir / CONFIG_FILE).exists() else None
-    text, vision, editor = config.model.text, config.model.vision, config.editor
+    model, editor = config.model, config.editor
+    if model.start_from:
+        model = complete_model(model, stored)
+    text, vision = model.text, model.vision
     if text.start_from and stored and stored.text.start_from == text.start_from:
         text = dataclasses.replace(stored.text, dropout_rate=text.dropout_rate)
     elif text.start_from:
@@ -44,7 +50,7 @@ def complete(config: Config, workdir: Path) -> Config:
         vision = huggingface_vit.read_vision_config(folder, vision)
     if needs_edits(config):
         editor = check_edits(config)
-    model = dataclasses.replace(config.model, text=text, vision=vision)
+    model = dataclasses.replace(model, text=text, vision=vision)
     config = dataclasses.replace(config, model=model, editor=editor)
     validate(config)
     return config
@@ -124,17 +130,26 @@ def check_editor(config: Config) -> str:
 
 
 def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
-    """The run's tokenizer: the copy in the work directory, else the config's.
+    """The run's tokenizer: the copy in the work directory, else the config's, else
+    that of the model it starts from.
 
     Raises:
       UserError: none is named, or its vocabulary is not the text tower's.
     """
-    copy = workdir / TOKENIZER_FOLDER
-    name = str(copy) if has_tokenizer(workdir) else config.tokenizer_name
+    origin = None
+    if has_tokenizer(workdir):
+        name = str(workdir / TOKENIZER_FOLDER)
+    elif config.model.start_from:
+        origin = origin_tokenizer(config.model.start_from)
+        name = config.data.tokenizer or str(origin)
+    else:
+        name = config.tokenizer_name
     tokenizer = Tokenizer(
         name, cleaning=config.data.cleaning, keeps_sep=config.data.keeps_sep
     )
     check_vocabulary(tokenizer.vocabulary, config, name)
+    if origin:
+        check_same_words(origin, tokenizer)
     return tokenizer
 
 

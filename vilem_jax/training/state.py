@@ -27,6 +27,8 @@ class TrainState:
     image_queue: jax.Array  # [Q, E], newest first
     text_queue: jax.Array  # [Q, E]
     queue_count: jax.Array  # int32, valid rows of both queues
+    # int32 [Q], the picture of each row, -1 for none; None with positives="own".
+    queue_image_ids: jax.Array | None
     skipped_total: jax.Array  # int32, steps with a non-finite loss or gradient
     skipped_in_a_row: jax.Array  # int32
 
@@ -49,18 +51,24 @@ def initial_params(config: Config, key: jax.Array) -> Params:
     return with_init_std(nnx.to_pure_dict(params), config.model.init_std)
 
 
-def initial_state(config: Config, params: Params) -> TrainState:
-    """Step 0: momentum copies equal the parameters, queues are empty."""
+def initial_state(
+    config: Config, params: Params, momentum_params: Params | None = None
+) -> TrainState:
+    """Step 0: queues are empty, momentum copies equal the parameters if not given."""
     queue_shape = (config.loss.queue_length, config.model.embedding_width)
     zero = jnp.zeros((), jnp.int32)
+    has_ids = config.loss.positives == "image"
     return TrainState(
         step=zero,
         params=params,
-        momentum_params=jax.tree.map(jnp.copy, params),
+        momentum_params=jax.tree.map(
+            jnp.copy, params if momentum_params is None else momentum_params
+        ),
         opt_state=make_optimizer(config.optimizer).init(params),
         image_queue=jnp.zeros(queue_shape),
         text_queue=jnp.zeros(queue_shape),
         queue_count=zero,
+        queue_image_ids=jnp.full(queue_shape[:1], -1, jnp.int32) if has_ids else None,
         skipped_total=zero,
         skipped_in_a_row=zero,
     )

@@ -75,6 +75,7 @@ def make_prepare(
             is_word=editor.tables.is_word[tokens],
             edits=edit(editor, batch, purpose(Purpose.EDIT)),
             dropout_seeds=dropout_seeds(purpose(Purpose.DROPOUT)),
+            image_id=batch["image_id"],
         )
 
     return prepare
@@ -114,7 +115,8 @@ def make_gradients(
     num_groups: int = 1,
     gather: Callable[[jax.Array], jax.Array] = lambda values: values,
 ) -> Callable:
-    """`gradients(params, momentum_params, state, samples)`: losses and their gradients.
+    """`gradients(params, momentum_params, state, samples)`: gradients, sums of losses,
+    and what the batch was contrasted with.
 
     Microbatches are exact: keys carry no gradient, so the losses separate over samples,
     and every sum is divided by whole-batch counts.
@@ -126,6 +128,7 @@ def make_gradients(
     graph = model_graph(config.model, config.compute)
     groups = num_groups if config.loss.negatives == "device" else 1
     parts = config.train.num_microbatches
+    is_by_image = config.loss.positives == "image"
 
     def gradients(params, momentum_params, state: TrainState, samples: Samples):
         momentum_model = nnx.merge(graph, momentum_params)
@@ -149,6 +152,11 @@ def make_gradients(
             state.queue_count,
             soft_weight(config, state.step),
         )
+        if is_by_image:
+            contrast = contrast._replace(
+                image_ids=gather(samples.image_id),
+                queue_image_ids=state.queue_image_ids,
+            )
         counts = losses.denominators(samples)
 
         def part_loss(params, part, part_row):
@@ -172,14 +180,14 @@ def make_gradients(
 
         if parts == 1:
             (_, sums), grads = value_and_grad(params, samples, row)
-            return grads, sums, (image_keys, text_keys)
+            return grads, sums, contrast
         first = jax.tree.map(lambda x: x[0], (pieces, split(row, parts)))
         shapes = jax.eval_shape(lambda piece: value_and_grad(params, *piece), first)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1])
         )
         (grads, sums), _ = jax.lax.scan(add_part, zeros, (pieces, split(row, parts)))
-        return grads, sums, (image_keys, text_keys)
+        return grads, sums, contrast
 
     return gradients
 
@@ -226,7 +234,7 @@ def make_update(
         momentum_params = contrastive.momentum_update(
             state.momentum_params, params, loss.momentum
         )
-        grads, sums, keys = gradients(params, momentum_params, state, samples)
+        grads, sums, contrast = gradients(params, momentum_params, state, samples)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         rate = schedule(state.step)
@@ -234,11 +242,7 @@ def make_update(
             params=jax.tree.map(lambda p, u: p - rate * u, params, updates),
             momentum_params=momentum_params,
             opt_state=opt_state,
-            image_queue=contrastive.enqueue(state.image_queue, keys[0]),
-            text_queue=contrastive.enqueue(state.text_queue, keys[1]),
-            queue_count=jnp.minimum(
-                state.queue_count + keys[0].shape[0], state.image_queue.shape[0]
-            ),
+            **next_queues(state, contrast),
         )
         # A broken moment shows in the update alone, an infinite temperature not at all:
         # it was clamped.
@@ -260,6 +264,21 @@ def make_update(
         return new_state, metrics
 
     return update
+
+
+def next_queues(state: TrainState, contrast: Contrast) -> dict[str, jax.Array | None]:
+    """The queues with the keys of this step, by the names of `TrainState`."""
+    newest = {
+        "image_queue": contrast.image_keys,
+        "text_queue": contrast.text_keys,
+        "queue_image_ids": contrast.image_ids,
+    }
+    queues = {
+        name: None if keys is None else contrastive.enqueue(getattr(state, name), keys)
+        for name, keys in newest.items()
+    }
+    length, num_new = state.image_queue.shape[0], contrast.image_keys.shape[0]
+    return queues | {"queue_count": jnp.minimum(state.queue_count + num_new, length)}
 
 
 def keep_if_finite(state, is_finite: jax.Array, proposed: dict):

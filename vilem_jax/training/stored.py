@@ -47,6 +47,7 @@ def read_stored(
     name: str | os.PathLike,
     weights: Weights = "online",
     *,
+    step: str = "last",
     for_training: bool = False,
 ) -> Stored:
     """The model that a run has trained, or that a model folder holds.
@@ -54,6 +55,7 @@ def read_stored(
     Args:
       weights: which of the two become `params`: "online", those that were trained, or
         "momentum", their moving average.
+      step: of a run, "last", its newest checkpoint, or "best", see `restore_params`.
       for_training: the moving average and the queues too, where there are any.
 
     Raises:
@@ -63,11 +65,13 @@ def read_stored(
     if weights not in ("online", "momentum"):
         raise UserError(f"weights must be 'online' or 'momentum', not {weights!r}")
     if is_run(name):
-        return _read_run(Path(name).expanduser(), weights, for_training)
+        return _read_run(Path(name).expanduser(), weights, step, for_training)
+    if step != "last":
+        raise UserError(f"{name} is a model, not a run: leave --step={step} out")
     return _read_folder(name, weights, for_training)
 
 
-def _read_run(run: Path, weights: Weights, for_training: bool) -> Stored:
+def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Stored:
     config = read_config(run)
     if config.task != "vilem":
         raise UserError(
@@ -79,7 +83,7 @@ def _read_run(run: Path, weights: Weights, for_training: bool) -> Stored:
     if for_training:
         names = (FIELDS["momentum"], *QUEUE_NAMES, "queue_count")
         fields |= {name: getattr(state, name) for name in names}
-    found, step = restore_fields(run, fields)
+    found, number = restore_fields(run, fields, step=step)
     # Rows that are not filled yet are no keys.
     count = int(found.get("queue_count", 0))
     return Stored(
@@ -88,7 +92,7 @@ def _read_run(run: Path, weights: Weights, for_training: bool) -> Stored:
         open_tokenizer(config, run),
         found[FIELDS["momentum"]] if for_training else None,
         {name: found[name][:count] for name in QUEUE_NAMES} if count else {},
-        step,
+        number,
         run,
     )
 

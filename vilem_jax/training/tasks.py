@@ -20,8 +20,9 @@ from vilem_jax.data.sources import open_source
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading, make_edits
-from vilem_jax.evaluation.retrieval import encode_source
+from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
 from vilem_jax.training import masked_language, starting
+from vilem_jax.training.origin import load_origin
 from vilem_jax.training.state import (
     abstract_state,
     initial_params,
@@ -44,6 +45,7 @@ class Task:
     step: Callable  # (state, batch, key) -> (state, metrics), compiled
     evaluate: Callable[[Any], dict]  # state -> figures on validation
     finish: Callable[[Any], None]  # what the last state is made into
+    test: Callable[[Any], dict] | None = None  # parameters -> figures on the test split
 
 
 def make_task(
@@ -80,9 +82,13 @@ def _vilem_task(config, mesh, tokenizer, schedule, workdir) -> Task:
     )
 
     def begin(key):
-        params = jax.jit(lambda k: initial_params(config, k))(key)
-        params = starting.pretrained(config, params)
-        return jax.jit(lambda p: initial_state(config, p), out_shardings=whole)(params)
+        if config.model.start_from:
+            params, slow = load_origin(config)
+        else:
+            params = jax.jit(lambda k: initial_params(config, k))(key)
+            params = slow = starting.pretrained(config, params)
+        make = jax.jit(lambda p, m: initial_state(config, p, m), out_shardings=whole)
+        return make(params, slow)
 
     return Task(
         image_size=config.model.vision.image_size,
@@ -91,7 +97,29 @@ def _vilem_task(config, mesh, tokenizer, schedule, workdir) -> Task:
         step=lambda state, batch, key: compiled(state, editor, batch, key),
         evaluate=_make_vilem_evaluation(config, tokenizer, editor_graph, editor),
         finish=lambda state: None,
+        test=_make_test(config, tokenizer),
     )
+
+
+def _make_test(config, tokenizer):
+    """`test(params)`: recalls with their protocol, {source: figures}."""
+    # Opened now: what is missing must be said before the run, not after it.
+    sources = [open_source(source) for source in config.data.test]
+
+    def test(params) -> dict:
+        graph = model_graph(config.model, config.compute)
+        encoder = make_encoder(graph, params, config, tokenizer.vocabulary)
+        return {
+            source.name: evaluate_retrieval(
+                encoder,
+                tokenizer,
+                source,
+                text_length=config.evaluation.text_length,
+            )
+            for source in sources
+        }
+
+    return test if sources else None
 
 
 def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):

@@ -135,9 +135,10 @@ def read_model_folder(name: str | Path) -> StoredModel:
 
 
 def without_origins(config: ModelConfig) -> ModelConfig:
-    """The same shapes, without the folders that the towers once started from."""
+    """The same shapes, without the folders that model or towers once started from."""
     return replace(
         config,
+        start_from="",
         text=replace(config.text, start_from=""),
         vision=replace(config.vision, start_from=""),
     )
@@ -155,6 +156,7 @@ def without_paths(config: Config) -> Config:
         tokenizer="",
         train=tuple(map(_without_folder, config.data.train)),
         validation=tuple(map(_without_folder, config.data.validation)),
+        test=tuple(map(_without_folder, config.data.test)),
     )
     editor = replace(config.editor, path="", prepared="")
     return replace(

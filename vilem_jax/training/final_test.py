@@ -1,0 +1,66 @@
+"""The test split, scored once when a run has ended: RUN/test.json.
+
+Choices are made on validation; so nothing scores the test split while a run trains, and
+a run that is resumed after its end does not score it again.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vilem_jax.config import Config, UserError
+from vilem_jax.files import write_json
+from vilem_jax.training.best import best_step
+from vilem_jax.training.checkpoints import restore_params
+from vilem_jax.training.metrics import say
+
+SCORES_FILE = "test.json"
+
+
+def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) -> None:
+    """Scores `config.data.test` with the best weights, or the last ones without best.
+
+    Does nothing where the run has no test split, or has scored it. The file holds
+    {"step", "chosen_by", "mean_recall" of validation or null, "test": {source: figures
+    of `evaluate_retrieval`}}, and is written whole.
+    """
+    file = workdir / SCORES_FILE
+    if not config.data.test:
+        return
+    if file.exists():
+        say(f"{file} holds the scores of the test split, which is scored once")
+        return
+    best = best_step(workdir) if config.checkpoint.keep_best else None
+    if best:
+        params, _ = restore_params(workdir, abstract_params=state.params, step="best")
+        params = jax.device_put(params)
+    else:  # one device scores, as in validation
+        params = jax.tree.map(lambda x: x.addressable_data(0), state.params)
+    scores = {
+        "step": best[0] if best else step,
+        "chosen_by": "best mean recall of validation" if best else "last step",
+        "mean_recall": best[1] if best else None,
+        "test": task.test(params),
+    }
+    write_json(file, scores)
+
+
+def read_scores(workdir: str | os.PathLike) -> dict[str, dict]:
+    """{source: figures} of the test split; {} where it was not scored.
+
+    Raises:
+      UserError: the file is not what `score_test` writes.
+    """
+    file = Path(workdir) / SCORES_FILE
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["test"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is not a run's scores: move it away, and the same command scores "
+            "the test split again"
+        ) from error

@@ -1,0 +1,140 @@
+"""A whole model that a run starts from, `config.model.start_from`: fine-tuning.
+
+All parameters come from there, the momentum copies too where it has them; the queues
+start empty. Shapes come from there as well, but for the picture's.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vilem_jax.config import Config, ModelConfig, UserError
+from vilem_jax.training.checkpoint_contents import check_same, flatten, shapes
+from vilem_jax.training.checkpoints import CHECKPOINTS_FOLDER, restore_fields
+from vilem_jax.training.state import abstract_state
+from vilem_jax.training.workdir import CONFIG_FILE, read_config
+from vilem_jax.weights import positions
+
+TOKENIZER_FOLDER = "tokenizer"  # in a work directory
+
+# What the run decides, wherever it starts: no shape, and nothing the weights know.
+_OWN = (
+    "start_from",
+    "image_size",
+    "dropout_rate",
+    "decoder_trains_words",
+    "initial_temperature",
+    "init_std",
+)
+
+
+def find_origin(name: str) -> Path:
+    """The folder of the run or model that `config.model.start_from` names.
+
+    Raises:
+      UserError: no such folder or model of the hub, or no ViLEM in it.
+    """
+    folder = Path(name).expanduser()
+    if _is_run(folder):
+        if read_config(folder).task != "vilem":
+            raise UserError(
+                f"{name} (config.model.start_from) holds the run of an editor, not of "
+                "a ViLEM: a text tower may start from the editor it left "
+                f"(config.model.text.start_from={Path(name) / 'editor'})"
+            )
+        return folder
+    from vilem_jax.weights import model_folder
+
+    if folder.is_dir() and not model_folder.is_model_folder(folder):
+        raise UserError(
+            f"{name} (config.model.start_from) is neither the work directory of a run "
+            "nor a folder that `vilem weights export` or `import` wrote"
+        )
+    if folder.is_dir():
+        return folder
+    return model_folder.read_model_folder(name).tokenizer_folder
+
+
+def origin_tokenizer(name: str) -> Path:
+    """The folder of the model's vocab.txt."""
+    folder = find_origin(name)
+    return folder / TOKENIZER_FOLDER if _is_run(folder) else folder
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CHECKPOINTS_FOLDER).is_dir() and (folder / CONFIG_FILE).is_file()
+
+
+def complete_model(model: ModelConfig, stored: ModelConfig | None) -> ModelConfig:
+    """`model` in the shape of the one it starts from.
+
+    Args:
+      model: of the config, with `start_from`. A field at its default takes the
+        origin's value; another value must be the origin's.
+      stored: of the run that is resumed, which then need not find its origin again.
+
+    Raises:
+      UserError: no origin, or a field that is not the origin's.
+    """
+    name = model.start_from
+    if stored is not None and stored.start_from == name:
+        return _fitted(model, stored, name)
+    return _fitted(model, read_config(find_origin(name)).model, name)
+
+
+def _fitted(ours: Any, theirs: Any, name: str, path: str = "config.model") -> Any:
+    defaults, changes = type(ours)(), {}
+    for field in dataclasses.fields(ours):
+        mine, origin = getattr(ours, field.name), getattr(theirs, field.name)
+        where = f"{path}.{field.name}"
+        if dataclasses.is_dataclass(mine):
+            changes[field.name] = _fitted(mine, origin, name, where)
+        elif field.name not in _OWN:
+            if mine not in (origin, getattr(defaults, field.name)):
+                raise UserError(
+                    f"{where}={mine!r} is not that of the model in {name} "
+                    f"(config.model.start_from), {origin!r}: leave it out, or start "
+                    "from another model"
+                )
+            changes[field.name] = origin
+    return dataclasses.replace(ours, **changes)
+
+
+def load_origin(config: Config) -> tuple[dict, dict]:
+    """Parameters and momentum copies that the run starts with, on the host.
+
+    The momentum copies are the parameters where the origin has none. Position
+    embeddings are resized to `config.model.vision.image_size`.
+
+    Args:
+      config: complete.
+
+    Raises:
+      UserError: no origin, or a tensor of another shape.
+    """
+    name = config.model.start_from
+    folder = find_origin(name)
+    if _is_run(folder):
+        names = ("params", "momentum_params")
+        found, _ = restore_fields(folder, dict.fromkeys(names))
+        params, momentum_params = (found[name] for name in names)
+    else:
+        from vilem_jax.weights.model_folder import read_model_folder
+
+        found = read_model_folder(folder)
+        params, momentum_params = found.params, found.momentum_params
+    side = config.model.vision.image_size // config.model.vision.patch_size
+    params = _resized(params, side)
+    wanted = flatten(abstract_state(config).params)
+    check_same(shapes(flatten(params)), wanted, Path(name))
+    if momentum_params is None:
+        return params, params
+    return params, _resized(momentum_params, side)
+
+
+def _resized(params: dict, side: int) -> dict:
+    vision = params["vision"]
+    table = positions.resize(np.asarray(vision["position_embedding"]), side)
+    return {**params, "vision": {**vision, "position_embedding": table}}
