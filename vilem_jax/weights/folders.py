@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,25 @@ TOKENIZER_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class TensorFiles:
-    """The tensors of a folder, read one at a time."""
+class Tensors:
+    """The tensors of a checkpoint by name, whatever it is stored in."""
 
-    folder: Path
-    file_of: Mapping[str, Path]  # tensor's name -> the file that holds it
+    folder: Path  # where they are from: a folder, or a file
+
+    @property
+    def names(self) -> Collection[str]:
+        raise NotImplementedError
 
     def shape(self, name: str) -> tuple[int, ...]:
-        with _opened(self.file_of[name]) as tensors:
-            return tuple(tensors.get_slice(name).get_shape())
+        raise NotImplementedError
+
+    def array(self, name: str) -> np.ndarray:
+        """The tensor as it is stored."""
+        raise NotImplementedError
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in float32; float16 and bfloat16 are converted."""
-        with _opened(self.file_of[name]) as tensors:
-            array = tensors.get_tensor(name)
+        array = self.array(name)
         if array.dtype not in (np.float32, np.float64, np.float16, "bfloat16"):
             raise UserError(
                 f"the tensor {name} in {self.folder} is {array.dtype}: weights must be "
@@ -53,11 +57,36 @@ class TensorFiles:
         return array.astype(np.float32)
 
 
-def read_folder(path_or_hub_name: str | os.PathLike) -> Path:
+@dataclass(frozen=True)
+class TensorFiles(Tensors):
+    """The tensors of one or several safetensors files, read one at a time."""
+
+    folder: Path
+    file_of: Mapping[str, Path]  # tensor's name -> the file that holds it
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.file_of.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with _opened(self.file_of[name]) as tensors:
+            return tuple(tensors.get_slice(name).get_shape())
+
+    def array(self, name: str) -> np.ndarray:
+        with _opened(self.file_of[name]) as tensors:
+            return tensors.get_tensor(name)
+
+
+def read_folder(
+    path_or_hub_name: str | os.PathLike, *, allow_pickle: bool = False
+) -> Path:
     """A local folder of weights: the given one, or a download from the hub.
 
     A name with at most one slash that is no folder here is looked up on the Hugging
     Face hub: config.json, the weights as safetensors and the tokenizer's files.
+
+    Args:
+      allow_pickle: of the hub, fetch weights in pickles too.
 
     Raises:
       UserError: neither a folder nor a model on the hub, or the hub is out of reach.
@@ -72,7 +101,7 @@ def read_folder(path_or_hub_name: str | os.PathLike) -> Path:
         raise UserError(f"{given} is a file: name the folder that holds {CONFIG}")
     if given.startswith((".", "/", "~")) or given.count("/") > 1:
         raise UserError(f"there is no folder {given}")
-    return _download(given)
+    return _download(given, allow_pickle=allow_pickle)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -129,12 +158,12 @@ def layer_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found | {"layer_norm_eps": eps, "activation": activation(settings, folder)}
 
 
-def check_model_type(settings: Mapping[str, Any], wanted: str, folder: Path) -> None:
-    kind = settings.get("model_type", wanted)
-    if kind != wanted:
+def check_model_type(settings: Mapping[str, Any], folder: Path, *wanted: str) -> None:
+    kind = settings.get("model_type", wanted[0])
+    if kind not in wanted:
         raise UserError(
-            f"{Path(folder) / CONFIG}: model_type is {kind!r}, but a {wanted!r} is "
-            "needed here"
+            f"{Path(folder) / CONFIG}: model_type is {kind!r}, but a "
+            f"{' or '.join(map(repr, wanted))} is needed here"
         )
 
 
@@ -142,8 +171,7 @@ def open_tensors(folder: Path) -> TensorFiles:
     """The folder's safetensors, in one file or in several with an index."""
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
-        with _opened(folder / WEIGHTS) as tensors:
-            return TensorFiles(folder, dict.fromkeys(tensors.keys(), folder / WEIGHTS))
+        return open_file(folder / WEIGHTS, folder)
     if (folder / INDEX).is_file():
         return TensorFiles(folder, _read_index(folder))
     pickled = sorted(path.name for path in folder.glob("*.bin"))
@@ -154,6 +182,12 @@ def open_tensors(folder: Path) -> TensorFiles:
             "torch: AutoModel.from_pretrained(...).save_pretrained(...))"
         )
     raise UserError(f"{folder} has no {WEIGHTS}: save the weights as safetensors")
+
+
+def open_file(path: Path, folder: Path | None = None) -> TensorFiles:
+    """One file of safetensors; messages name `folder` where it is given."""
+    with _opened(path) as tensors:
+        return TensorFiles(folder or path, dict.fromkeys(tensors.keys(), path))
 
 
 def sha256(folder: Path) -> str:
@@ -245,11 +279,12 @@ def _read_index(folder: Path) -> dict[str, Path]:
     return file_of
 
 
-def _download(name: str) -> Path:
+def _download(name: str, *, allow_pickle: bool) -> Path:
     import huggingface_hub  # slow, and only a hub name needs it
     from huggingface_hub import errors
 
     wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *TOKENIZER_FILES]
+    wanted += ["pytorch_model*.bin"] if allow_pickle else []
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
