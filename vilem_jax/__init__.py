@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 
 
 def load(path: str, *, weights: str = "online"):
-    """The trained model in the folder `path` (a run or an export): an `api.Model`."""
+    """The trained model `path` (a run, an exported folder, a hub name): `api.Model`."""
     from vilem_jax import api
 
     return api.load(path, weights=weights)

@@ -24,16 +24,15 @@ from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.proofread import StoredEdits, make_edits
-from vilem_jax.training.checkpoints import restore_params
 from vilem_jax.training.masked_language import editor_graph
 from vilem_jax.training.starting import (
     check_editor,
     load_editor,
-    open_tokenizer,
     word_tables,
 )
-from vilem_jax.training.state import abstract_state, model_graph
-from vilem_jax.training.workdir import read_config
+from vilem_jax.training.state import model_graph
+from vilem_jax.training.stored import read_stored
+from vilem_jax.weights.model_folder import without_origins
 
 Picture = str | Path | Image.Image | np.ndarray
 NUM_CORRECTIONS = 3
@@ -54,7 +53,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A run's towers and heads, ready to use. Made by `load`."""
+    """Trained towers and heads, ready to use. Made by `load`."""
 
     config: Config
     tokenizer: Tokenizer
@@ -158,7 +157,8 @@ class Model:
         for path, value in jax.tree.leaves_with_path(self.encoder.params):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(value).data)
-        shape = (self.config.model, self.config.augment.mean, self.config.augment.std)
+        model = without_origins(self.config.model)  # an export has none
+        shape = (model, self.config.augment.mean, self.config.augment.std)
         data = self.config.data
         text = (self.config.evaluation.text_length, data.cleaning, data.keeps_sep)
         digest.update(repr((shape, text, self.tokenizer.pieces)).encode())
@@ -200,25 +200,22 @@ def load(
     *,
     batch_size: int | None = None,
 ) -> Model:
-    """The model that the run in the folder `path` has trained.
+    """The model that a run has trained, or that was exported.
 
     Args:
+      path: a run's work directory, a folder that `vilem weights export` wrote, or the
+        name of such a folder on the Hugging Face hub, "someone/model".
       weights: "online", those that were trained, or "momentum", their moving average.
       batch_size: rows a device takes at a time; None takes the run's for evaluation.
 
     Raises:
-      UserError: no run there, one of an editor, no finished checkpoint, other weights
-        than these two, a checkpoint of another shape.
+      UserError: neither a run nor a model there, a run of an editor, no finished
+        checkpoint, other weights than these two, or none of that kind, files that are
+        damaged or of another shape.
     """
-    run = Path(path).expanduser()
-    config = _for_this_machine(read_config(run))
-    if config.task != "vilem":
-        raise UserError(
-            f"{path} holds the run of an editor, which edits captions but "
-            "cannot search or proofread: give the run of a ViLEM"
-        )
-    params, _ = restore_params(run, weights, abstract_state(config).params)
-    return make_model(config, params, open_tokenizer(config, run), weights, batch_size)
+    stored = read_stored(path, weights)
+    config = _for_this_machine(stored.config)
+    return make_model(config, stored.params, stored.tokenizer, weights, batch_size)
 
 
 def make_model(
@@ -248,8 +245,8 @@ def make_run_edits(
     """
     if not model.config.editor.path:
         raise UserError(
-            "this run has no editor to make wrong captions with (config.editor.path is "
-            "empty): give a stored set of edits"
+            "this model has no editor to make wrong captions with (config.editor.path "
+            "is empty, as in every exported model): give a stored set of edits"
         )
     check_editor(model.config)
     own, params = load_editor(model.config, model.tokenizer)

@@ -24,7 +24,10 @@ def add_config(verb: argparse.ArgumentParser) -> None:
 def add_model(verb: argparse.ArgumentParser) -> None:
     """--model and --weights, for `open_model`."""
     verb.add_argument(
-        "--model", required=True, metavar="RUN", help="work directory of a run"
+        "--model",
+        required=True,
+        metavar="RUN_OR_MODEL",
+        help="work directory of a run, an exported model's folder, or its hub name",
     )
     verb.add_argument(
         "--weights",
@@ -115,8 +118,14 @@ def _kind_of(data: str) -> str:
 
 
 def _validation_of(options: argparse.Namespace) -> SourceConfig:
+    from vilem_jax.training.stored import is_run
     from vilem_jax.training.workdir import read_config
 
+    if not is_run(options.model):
+        raise UserError(
+            f"say what to measure on with --data: {options.model} is an exported "
+            "model, which brings no data along"
+        )
     sources = read_config(options.model).data.validation
     if len(sources) != 1:
         names = ", ".join(source.name for source in sources) or "none"

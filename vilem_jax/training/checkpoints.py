@@ -9,7 +9,7 @@ never taken for a checkpoint; the checksums find what a disk did to it afterward
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ CHECKPOINTS_FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged-checkpoints"
 MAX_FAILED_SAVES = 3  # in a row, then the run stops
 
-_PREFIX = {"online": "params.", "momentum": "momentum_params."}
+# Which field of the state holds which weights.
+FIELDS = {"online": "params", "momentum": "momentum_params"}
 
 
 class Checkpoints:
@@ -273,21 +274,42 @@ def restore_params(
     Raises:
       UserError: no run, no whole checkpoint, no such weights, or another shape.
     """
-    if weights not in _PREFIX:
-        raise UserError(f"weights must be one of {tuple(_PREFIX)}, not {weights!r}")
+    if weights not in FIELDS:
+        raise UserError(f"weights must be one of {tuple(FIELDS)}, not {weights!r}")
     config = read_config(workdir)
+    found, _ = restore_fields(workdir, {FIELDS[weights]: abstract_params})
+    return found[FIELDS[weights]], config
+
+
+def restore_fields(
+    workdir: str | os.PathLike, fields: Mapping[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """Some fields of the state in the newest whole checkpoint of a run, and its step.
+
+    Args:
+      fields: names in `TrainState` -> the tree each must have, or None for any.
+
+    Returns:
+      NumPy arrays, in nested dicts with int keys for layers where a field is a tree.
+
+    Raises:
+      UserError: no whole checkpoint, no such field in it, or another shape.
+    """
     folder = Path(workdir).absolute() / CHECKPOINTS_FOLDER
     steps = _steps(folder)
     for step in reversed(steps):
+        where = folder / str(step)
         try:
-            flat = _read_params(folder / str(step), _PREFIX[weights])
+            flat = _read_fields(where, fields)
         except DamagedError as error:
-            say(f"checkpoint {folder / str(step)} is damaged: {error}")
+            say(f"checkpoint {where} is damaged: {error}")
             continue
-        if abstract_params is not None:
-            wanted = flatten(abstract_params)
-            check_same(shapes(flat), wanted, folder / str(step))
-        return nest(flat), config
+        for field, abstract in fields.items():
+            if abstract is not None:
+                check_same(shapes(flat[field]), flatten(abstract), where)
+        # A field that is one array has no names below its own.
+        found = {f: part[""] if "" in part else nest(part) for f, part in flat.items()}
+        return found, step
     if steps:
         raise UserError(f"every checkpoint in {folder} is damaged")
     raise UserError(
@@ -296,17 +318,25 @@ def restore_params(
     )
 
 
-def _read_params(where: Path, prefix: str) -> Flat:
+def _read_fields(where: Path, fields: Iterable[str]) -> dict[str, Flat]:
+    """Field -> {name below it: array}; of a field that is one array the name is ""."""
     verify_files(where)
     saved = read_description(where)
-    wanted = {name: entry for name, entry in saved.items() if name.startswith(prefix)}
-    if not wanted:
-        kind = "momentum" if prefix == _PREFIX["momentum"] else "online"
-        raise UserError(f"{where} holds no {kind} weights")
+    of_field = {
+        field: [n for n in saved if n == field or n.startswith(f"{field}.")]
+        for field in fields
+    }
+    for field, names in of_field.items():
+        if not names:
+            kind = {v: f"{k} weights" for k, v in FIELDS.items()}.get(field, field)
+            raise UserError(f"{where} holds no {kind}")
+    wanted = [name for names in of_field.values() for name in names]
+    empty = {n: saved[n] for n in wanted if 0 in saved[n]["shape"]}
+    stored = [name for name in wanted if name not in empty]  # see `save`
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     args = ocp.args.PyTreeRestore(
-        dict.fromkeys(wanted, 0),
-        restore_args=dict.fromkeys(wanted, as_numpy),
+        dict.fromkeys(stored, 0),
+        restore_args=dict.fromkeys(stored, as_numpy),
         partial_restore=True,
     )
     with (
@@ -315,8 +345,14 @@ def _read_params(where: Path, prefix: str) -> Flat:
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
     ):
         flat = reader.restore(where / "state", args=args)
-    verify(flat, wanted)
-    return {name.removeprefix(prefix): array for name, array in flat.items()}
+    verify(flat, saved)
+    flat |= {n: np.zeros(e["shape"], e["dtype"]) for n, e in empty.items()}
+    return {
+        field: {
+            name.removeprefix(field).removeprefix("."): flat[name] for name in names
+        }
+        for field, names in of_field.items()
+    }
 
 
 def _steps(folder: Path) -> list[int]:

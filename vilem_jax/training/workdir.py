@@ -66,7 +66,8 @@ def read_config(workdir: str | os.PathLike) -> Config:
     except OSError as error:
         raise UserError(
             f"{workdir} holds no run: {CONFIG_FILE} cannot be read there "
-            f"({reason(error)}); give the --workdir of a `vilem train`"
+            f"({reason(error)}); give the --workdir of a `vilem train`, or the folder "
+            "of a `vilem weights export --format=vilem`"
         ) from error
     try:
         settings = json.loads(text)

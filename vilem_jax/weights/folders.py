@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from vilem_jax.config import UserError
+from vilem_jax.files import reason
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -78,15 +79,13 @@ class TensorFiles(Tensors):
 
 
 def read_folder(
-    path_or_hub_name: str | os.PathLike, *, allow_pickle: bool = False
+    path_or_hub_name: str | os.PathLike, *, also: Sequence[str] = ()
 ) -> Path:
     """A local folder of weights: the given one, or a download from the hub.
 
     A name with at most one slash that is no folder here is looked up on the Hugging
-    Face hub: config.json, the weights as safetensors and the tokenizer's files.
-
-    Args:
-      allow_pickle: of the hub, fetch weights in pickles too.
+    Face hub: config.json, the weights as safetensors, the tokenizer's files, and those
+    named by `also`.
 
     Raises:
       UserError: neither a folder nor a model on the hub, or the hub is out of reach.
@@ -101,7 +100,7 @@ def read_folder(
         raise UserError(f"{given} is a file: name the folder that holds {CONFIG}")
     if given.startswith((".", "/", "~")) or given.count("/") > 1:
         raise UserError(f"there is no folder {given}")
-    return _download(given, allow_pickle=allow_pickle)
+    return _download(given, also)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -190,6 +189,12 @@ def open_file(path: Path, folder: Path | None = None) -> TensorFiles:
         return TensorFiles(folder or path, dict.fromkeys(tensors.keys(), path))
 
 
+def read_header(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself, beside its tensors."""
+    with _opened(path) as tensors:
+        return dict(tensors.metadata() or {})
+
+
 def sha256(folder: Path) -> str:
     """Digest of the weights; of one file it is what `sha256sum` prints."""
     files = sorted(set(open_tensors(folder).file_of.values()))
@@ -218,16 +223,9 @@ def write_folder(
       UserError: `folder` holds something else, which would be lost; or
         `tokenizer_folder` has no vocab.txt.
     """
-    folder = Path(folder)
-    _check_replaceable(folder)
     if tokenizer_folder is not None and not (tokenizer_folder / VOCABULARY).is_file():
         raise UserError(f"{tokenizer_folder} has no {VOCABULARY}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.parent / f".{folder.name}.{os.getpid()}"
-    new, old = beside.with_suffix(".new"), beside.with_suffix(".old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    try:
+    with whole_folder(folder, {CONFIG, WEIGHTS, *TOKENIZER_FILES}) as new:
         # Hugging Face's loader refuses a file that does not name its origin.
         safetensors.numpy.save_file(dict(tensors), new / WEIGHTS, {"format": "pt"})
         text = json.dumps(settings, indent=2, sort_keys=True)
@@ -235,22 +233,60 @@ def write_folder(
         for name in TOKENIZER_FILES if tokenizer_folder is not None else ():
             if (tokenizer_folder / name).is_file():
                 shutil.copyfile(tokenizer_folder / name, new / name)
+
+
+@contextlib.contextmanager
+def whole_folder(
+    folder: str | os.PathLike, ours: Collection[str], *, marks: Sequence[str] = ()
+) -> Iterator[Path]:
+    """An empty folder to write to that becomes `folder` at the end of the block.
+
+    A killed program leaves the old folder or the new one, never a half.
+
+    Args:
+      ours: paths below `folder` that may be replaced, "text/config.json".
+      marks: those of them that tell an earlier one of ours from somebody's folder.
+
+    Raises:
+      UserError: `folder` holds something else, which would be lost, or cannot be
+        written.
+    """
+    folder = Path(folder).expanduser().resolve()  # the folder, where it is a link
+    check_replaceable(folder, ours, marks=marks)
+    beside = f".{folder.name}.{os.getpid()}"
+    new, old = (folder.with_name(f"{beside}.{end}") for end in ("new", "old"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        yield new
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {reason(error)}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
-    ours = {CONFIG, WEIGHTS, *TOKENIZER_FILES}
+def check_replaceable(
+    folder: str | os.PathLike, ours: Collection[str], *, marks: Sequence[str] = ()
+) -> None:
+    """A UserError where `whole_folder` would refuse, to be asked before long work."""
+    folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: name another folder for the weights")
     if not folder.exists():
         return
-    others = sorted(path.name for path in folder.iterdir() if path.name not in ours)
+    tops = {name.split("/")[0] for name in ours}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in tops)
+    if not others:
+        below = (path for path in folder.rglob("*") if not path.is_dir())
+        files = sorted(path.relative_to(folder).as_posix() for path in below)
+        is_earlier = all(mark in files for mark in marks)
+        others = [name for name in files if name not in ours or not is_earlier]
     if others:
         raise UserError(
             f"{folder} holds {others[0]}, which writing weights there would remove: "
@@ -264,7 +300,12 @@ def _opened(path: Path) -> Iterator[Any]:
         with safetensors.safe_open(path, framework="numpy") as tensors:
             yield tensors
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read, {error}: get it again") from None
+        why = (
+            reason(error)
+            if isinstance(error, OSError) and error.strerror
+            else "it is cut short, or no safetensors file"
+        )
+        raise UserError(f"{path} cannot be read: {why}; get it again") from None
 
 
 def _read_index(folder: Path) -> dict[str, Path]:
@@ -279,12 +320,11 @@ def _read_index(folder: Path) -> dict[str, Path]:
     return file_of
 
 
-def _download(name: str, *, allow_pickle: bool) -> Path:
+def _download(name: str, also: Sequence[str]) -> Path:
     import huggingface_hub  # slow, and only a hub name needs it
     from huggingface_hub import errors
 
-    wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *TOKENIZER_FILES]
-    wanted += ["pytorch_model*.bin"] if allow_pickle else []
+    wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *TOKENIZER_FILES, *also]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (errors.RepositoryNotFoundError, errors.HFValidationError):

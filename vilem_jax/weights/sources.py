@@ -99,7 +99,9 @@ def open_source(name: str | os.PathLike, *, allow_pickle: bool = False) -> Sourc
     path = Path(name).expanduser()
     if os.fspath(name) and path.is_file():
         return Source(path, _open_file(path, allow_pickle))
-    folder = folders.read_folder(name, allow_pickle=allow_pickle)
+    folder = folders.read_folder(
+        name, also=("pytorch_model*.bin",) if allow_pickle else ()
+    )
     return Source(folder, _open_folder(folder, allow_pickle))
 
 

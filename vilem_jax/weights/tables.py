@@ -180,7 +180,9 @@ def read_tree(
         array = files.read(name)
         if count > 1:
             array = np.split(array, count)[number]
-        put(tree, entry.path, np.asarray(entry.form.read(array), order="C"))
+        # `ascontiguousarray` would make an array of one number from a number.
+        value = np.asarray(entry.form.read(array), order="C")
+        put(tree, entry.path, value)
     return tree
 
 

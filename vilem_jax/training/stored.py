@@ -1,0 +1,109 @@
+"""A trained model by name: a run's work directory, a model folder, or a hub name."""
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from vilem_jax.config import Config, UserError
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.training.checkpoints import FIELDS, restore_fields
+from vilem_jax.training.starting import open_tokenizer
+from vilem_jax.training.state import Params, abstract_state
+from vilem_jax.training.workdir import read_config
+from vilem_jax.weights.folders import WEIGHTS
+from vilem_jax.weights.model_folder import QUEUE_NAMES, read_model_folder
+
+Weights = Literal["online", "momentum"]
+
+
+class Stored(NamedTuple):
+    """A trained model, and what training on would need, on the host."""
+
+    config: Config
+    params: Params
+    tokenizer: Tokenizer
+    momentum_params: Params | None
+    queues: dict[str, np.ndarray]  # {} or image_queue and text_queue [Q, E]
+    step: int | None  # of a run's checkpoint
+
+
+def is_run(name: str | os.PathLike) -> bool:
+    """Whether `name` is read as a work directory.
+
+    A folder of weights is told by its file of them. Of what is not there at all, only a
+    name with one slash may be a hub's: a model of ours there belongs to somebody.
+    """
+    given = os.fspath(name)
+    place = Path(given).expanduser()
+    if place.exists() or given.count("/") != 1 or given.startswith((".", "/", "~")):
+        return not (place / WEIGHTS).is_file()
+    return False
+
+
+def read_stored(
+    name: str | os.PathLike,
+    weights: Weights = "online",
+    *,
+    for_training: bool = False,
+) -> Stored:
+    """The model that a run has trained, or that a model folder holds.
+
+    Args:
+      weights: which of the two become `params`: "online", those that were trained, or
+        "momentum", their moving average.
+      for_training: the moving average and the queues too, where there are any.
+
+    Raises:
+      UserError: neither a run nor a model folder, a run of an editor, no such weights,
+        files that are damaged or of another shape.
+    """
+    if weights not in ("online", "momentum"):
+        raise UserError(f"weights must be 'online' or 'momentum', not {weights!r}")
+    if is_run(name):
+        return _read_run(Path(name).expanduser(), weights, for_training)
+    return _read_folder(name, weights, for_training)
+
+
+def _read_run(run: Path, weights: Weights, for_training: bool) -> Stored:
+    config = read_config(run)
+    if config.task != "vilem":
+        raise UserError(
+            f"{run} holds the run of an editor, which edits captions but "
+            "cannot search or proofread: give the run of a ViLEM"
+        )
+    state = abstract_state(config)
+    fields = {FIELDS[weights]: getattr(state, FIELDS[weights])}
+    if for_training:
+        names = (FIELDS["momentum"], *QUEUE_NAMES, "queue_count")
+        fields |= {name: getattr(state, name) for name in names}
+    found, step = restore_fields(run, fields)
+    # Rows that are not filled yet are no keys.
+    count = int(found.get("queue_count", 0))
+    return Stored(
+        config,
+        found[FIELDS[weights]],
+        open_tokenizer(config, run),
+        found[FIELDS["momentum"]] if for_training else None,
+        {name: found[name][:count] for name in QUEUE_NAMES} if count else {},
+        step,
+    )
+
+
+def _read_folder(name, weights: Weights, for_training: bool) -> Stored:
+    stored = read_model_folder(name)
+    if weights == "momentum" and stored.momentum_params is None:
+        raise UserError(
+            f"{name} holds no momentum weights: leave --weights=momentum out, or "
+            "export the run with --for-training, which keeps both"
+        )
+    params = stored.params if weights == "online" else stored.momentum_params
+    return Stored(
+        stored.config,
+        params,
+        open_tokenizer(stored.config, stored.tokenizer_folder),
+        stored.momentum_params if for_training else None,
+        stored.queues if for_training else {},
+        None,
+    )

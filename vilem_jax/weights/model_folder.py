@@ -1,0 +1,271 @@
+"""A whole ViLEM as one folder that `vilem_jax.load` and `--model` take.
+
+config.json            the frozen config, shapes complete
+model.safetensors      the parameters by dotted names, "text.layers.0.norm.scale"
+momentum.safetensors   their moving average, where it was kept
+queues.safetensors     image_queue and text_queue [Q, E], newest first, where kept
+vocab.txt              and tokenizer_config.json: the tokenizer
+README.md              the model card
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from vilem_jax.config import (
+    ComputeConfig,
+    Config,
+    ModelConfig,
+    SourceConfig,
+    UserError,
+)
+from vilem_jax.data.captions import Tokenizer, vocabulary_digest
+from vilem_jax.freeze import freeze, to_dict
+from vilem_jax.models.vilem import ViLEM
+from vilem_jax.weights import folders, tables
+
+CARD = "README.md"
+MOMENTUM, QUEUES = "momentum.safetensors", "queues.safetensors"
+QUEUE_NAMES = ("image_queue", "text_queue")
+FILES = {
+    folders.CONFIG,
+    folders.WEIGHTS,
+    MOMENTUM,
+    QUEUES,
+    CARD,
+    *folders.TOKENIZER_FILES,
+}
+_SECTIONS = ("task", "model", "loss")  # of our config.json and nobody else's
+_VOCABULARY_KEY = "vocabulary_sha256"  # in the header of model.safetensors
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """What a model folder holds."""
+
+    config: Config  # frozen, shapes complete
+    params: dict[str, Any]  # nested float32 arrays, the tree of a run's `params`
+    momentum_params: dict[str, Any] | None  # the same tree
+    queues: dict[str, np.ndarray]  # {} or both of QUEUE_NAMES, [Q, E], newest first
+    tokenizer_folder: Path  # holds vocab.txt
+
+
+def is_model_folder(folder: str | Path) -> bool:
+    """Whether `folder` has a config.json of ours beside weights.
+
+    A run's work directory has no weights there, a folder of Hugging Face's layout has
+    another config.json.
+    """
+    folder = Path(folder)
+    if not (folder / folders.WEIGHTS).is_file():
+        return False
+    try:
+        settings = folders.read_config(folder)
+    except (UserError, OSError):
+        return False
+    return _is_ours(settings)
+
+
+def write_model_folder(
+    folder: str | Path,
+    config: Config,
+    params: Mapping,
+    tokenizer: Tokenizer,
+    *,
+    momentum_params: Mapping | None = None,
+    queues: Mapping[str, np.ndarray] | None = None,
+    card: str = "",
+) -> None:
+    """Writes a folder that `read_model_folder` gives back bit for bit, as one change.
+
+    Args:
+      config: frozen, with the shapes of `params`.
+      params: nested, the tree of a `ViLEM`; arrays that reach the host.
+      tokenizer: the text tower's.
+      momentum_params: the tree of `params`.
+      queues: both of "image_queue" and "text_queue", float32 [Q, E], newest first.
+      card: README.md, for people.
+
+    Raises:
+      UserError: `folder` holds something else, cannot be written, or tree, queues or
+        vocabulary are not what `config` says.
+    """
+    _check_parts(config, tokenizer, queues or {})
+    contents = {folders.WEIGHTS: _flat(params, config.model)}
+    if momentum_params is not None:
+        contents[MOMENTUM] = _flat(momentum_params, config.model)
+    if queues:
+        contents[QUEUES] = {
+            name: np.ascontiguousarray(queues[name], np.float32) for name in QUEUE_NAMES
+        }
+    header = {"format": "pt", _VOCABULARY_KEY: vocabulary_digest(tokenizer)}
+    with folders.whole_folder(folder, FILES, marks=(folders.WEIGHTS,)) as new:
+        for name, tensors in contents.items():
+            safetensors.numpy.save_file(tensors, new / name, header)
+        tokenizer.save(new)
+        (new / CARD).write_text(card, encoding="utf-8")
+        text = json.dumps(to_dict(config), indent=2)
+        (new / folders.CONFIG).write_text(f"{text}\n", encoding="utf-8")
+
+
+def read_model_folder(name: str | Path) -> StoredModel:
+    """The model in a local folder, or in a repository of the Hugging Face hub.
+
+    Raises:
+      UserError: no such folder or repository, not a model folder, a file that is cut
+        short, tensors or a vocabulary that are not the config's.
+    """
+    folder = folders.read_folder(name, also=(MOMENTUM, QUEUES))
+    config = _read_config(folder)
+    files = folders.open_tensors(folder)
+    params = _read_params(files, config.model)
+    _check_tokenizer(folder, config)
+    momentum_params = None
+    if (folder / MOMENTUM).is_file():
+        files = folders.open_file(folder / MOMENTUM)
+        momentum_params = _read_params(files, config.model)
+    return StoredModel(config, params, momentum_params, _read_queues(folder), folder)
+
+
+def without_origins(config: ModelConfig) -> ModelConfig:
+    """The same shapes, without the folders that the towers once started from."""
+    return replace(
+        config,
+        text=replace(config.text, start_from=""),
+        vision=replace(config.vision, start_from=""),
+    )
+
+
+def without_paths(config: Config) -> Config:
+    """`config` for other machines: folders and files of this one left out.
+
+    What named a folder here (where towers started, tokenizer, editor, prepared edits,
+    pictures) is empty; of an annotation file its own name stays, of TFDS the data
+    set's. The digests of editor and prepared edits stay.
+    """
+    data = replace(
+        config.data,
+        tokenizer="",
+        train=tuple(map(_without_folder, config.data.train)),
+        validation=tuple(map(_without_folder, config.data.validation)),
+    )
+    editor = replace(config.editor, path="", prepared="")
+    return replace(
+        config, model=without_origins(config.model), data=data, editor=editor
+    )
+
+
+def _without_folder(source: SourceConfig) -> SourceConfig:
+    path = source.path if source.kind == "tfds" else Path(source.path).name
+    return replace(source, path=path, images="")
+
+
+def _is_ours(settings: Mapping) -> bool:
+    return all(name in settings for name in _SECTIONS)
+
+
+def _read_config(folder: Path) -> Config:
+    settings = folders.read_config(folder)
+    file = folder / folders.CONFIG
+    if "model_type" in settings and not _is_ours(settings):
+        raise UserError(
+            f"{file} is a {settings['model_type']} of Hugging Face's layout, not a "
+            "ViLEM's: a tower can start from it (config.model.text.start_from, "
+            "vision.start_from)"
+        )
+    if not _is_ours(settings):
+        raise UserError(
+            f"{file} is not a ViLEM's settings: it has no "
+            f"{next(name for name in _SECTIONS if name not in settings)!r}; give a "
+            "folder that `vilem weights export` wrote"
+        )
+    try:
+        config = freeze(settings)
+    except UserError as error:
+        raise UserError(f"{file} is not a ViLEM's settings: {error}") from error
+    if config.task != "vilem":
+        raise UserError(f"{file} is of an editor, not of a ViLEM")
+    return config
+
+
+def model_tree(config: ModelConfig) -> dict[str, Any]:
+    """The tree of a `ViLEM`'s parameters, shapes for leaves; costs no memory."""
+    compute = ComputeConfig()  # decides no shape
+    model = nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+
+
+def model_table(tree: Mapping) -> list[tables.Entry]:
+    """Every tensor under its own dotted name."""
+    return [
+        tables.Entry(".".join(map(str, path)), path, tables.SAME)
+        for path, _ in tables.leaves(tree)
+    ]
+
+
+def _flat(params: Mapping, config: ModelConfig) -> dict[str, np.ndarray]:
+    """By dotted names; a ValueError, our own mistake, where the tree is not right."""
+    tree = model_tree(config)
+    found, wanted = (
+        {path: tuple(leaf.shape) for path, leaf in tables.leaves(part)}
+        for part in (params, tree)
+    )
+    if found != wanted:
+        raise ValueError("the parameters are not the tree of their config")
+    return tables.write_tensors(model_table(tree), params)
+
+
+def _read_params(files: folders.TensorFiles, config: ModelConfig) -> dict:
+    tree = model_tree(config)
+    names = {name: name for name in files.file_of}
+    return tables.read_tree(model_table(tree), files, names, dropped=(), expected=tree)
+
+
+def _read_queues(folder: Path) -> dict[str, np.ndarray]:
+    if not (folder / QUEUES).is_file():
+        return {}
+    files = folders.open_file(folder / QUEUES)
+    if sorted(files.file_of) != sorted(QUEUE_NAMES):
+        raise UserError(f"{folder / QUEUES} must hold {' and '.join(QUEUE_NAMES)}")
+    return {name: files.read(name) for name in QUEUE_NAMES}
+
+
+def _check_parts(config: Config, tokenizer: Tokenizer, queues: Mapping) -> None:
+    size = config.model.text.vocab_size
+    if tokenizer.vocabulary.size != size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocabulary.size} words, but the text tower "
+            f"{size}: use the vocabulary it was made with"
+        )
+    shapes = {name: np.shape(queues[name]) for name in queues}
+    if queues and (
+        sorted(queues) != sorted(QUEUE_NAMES)
+        or len(set(shapes.values())) > 1
+        or any(
+            shape[1:] != (config.model.embedding_width,) for shape in shapes.values()
+        )
+    ):
+        raise ValueError(f"queues must be both [Q, E], not {shapes}")
+
+
+def _check_tokenizer(folder: Path, config: Config) -> None:
+    """That vocab.txt lists the words that the weights were trained with."""
+    tokenizer = Tokenizer(folder)
+    found, size = tokenizer.vocabulary.size, config.model.text.vocab_size
+    if found != size:
+        raise UserError(
+            f"{folder / folders.VOCABULARY} has {found} words, but the text tower "
+            f"{size}: it is another model's; get the folder again"
+        )
+    header = folders.read_header(folder / folders.WEIGHTS)
+    if header.get(_VOCABULARY_KEY) not in (None, vocabulary_digest(tokenizer)):
+        raise UserError(
+            f"{folder / folders.VOCABULARY} is not the vocabulary that the weights "
+            "beside it were trained with: get the folder again"
+        )
