@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from flax import nnx
 
 from vilem_jax.config import Config, LossConfig, ModelConfig, UserError
-from vilem_jax.models.vilem import ViLEM, new_params
+from vilem_jax.models.vilem import new_params
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
+from vilem_jax.weights.model_folder import model_tree
 from vilem_jax.weights.tables import Entry, TreePath
 
 QUEUES = ("image_queue", "text_queue")
@@ -52,7 +52,7 @@ def read_params(
     Raises:
       UserError: tensors that are missing, unknown, or of another shape.
     """
-    expected = tables.without(_expected(config), is_new)
+    expected = tables.without(model_tree(config.model), is_new)
     tree = tables.read_tree(table, files, names, dropped=dropped, expected=expected)
     key = jax.random.key(config.seed)
     new = jax.jit(lambda key: new_params(config.model, config.compute, key))(key)
@@ -76,7 +76,7 @@ def read_momentum(
     if not any(entry.name in names for entry in table):
         return None
     paths = {entry.path for entry in table}
-    expected = tables.without(_expected(config), lambda path: path not in paths)
+    expected = tables.without(model_tree(config.model), lambda path: path not in paths)
     tree = tables.read_tree(table, files, names, dropped=dropped, expected=expected)
     return tables.merge_into(params, tree, origin=str(files.folder))
 
@@ -188,11 +188,3 @@ def resized(model: WholeModel, image_size: int) -> WholeModel:
         params=positions.resize_vision(model.params, side),
         momentum_params=momentum and positions.resize_vision(momentum, side),
     )
-
-
-def _expected(config: Config) -> dict:
-    """The tree of `ViLEM` with shapes for leaves."""
-    model = nnx.eval_shape(
-        lambda: ViLEM(config.model, config.compute, rngs=nnx.Rngs(0))
-    )
-    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
