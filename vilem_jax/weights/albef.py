@@ -157,8 +157,7 @@ def text_config(
     """The BERT below TEXT, all of its layers; dropout from `base`."""
     files = part_of(source, names, TEXT).files
     own = {name: name for name in files.names}
-    shape = huggingface_bert.shape_of_tensors(files, own, num_heads=num_heads)
-    return dataclasses.replace(base, **shape, layer_norm_eps=1e-12, activation="gelu")
+    return huggingface_bert.shape_config(files, own, base, num_heads=num_heads)
 
 
 def _encoder_config(source, names, base, num_heads) -> TextConfig:

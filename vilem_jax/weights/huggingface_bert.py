@@ -110,29 +110,37 @@ def read_text_config(folder: Path, base: TextConfig) -> TextConfig:
     )
 
 
-def shape_of_tensors(
-    files: folders.Tensors, names: Mapping[str, str], *, num_heads: int
-) -> dict[str, int]:
-    """What the tensors of a BERT say of its shape: fields of `TextConfig`.
+def shape_config(
+    files: folders.Tensors,
+    names: Mapping[str, str],
+    base: TextConfig,
+    *,
+    num_heads: int = 0,
+) -> TextConfig:
+    """`base` with the shape that the tensors of a BERT have, and BERT's epsilon.
 
     Args:
       names: the spelling of `text_table` -> the file's own.
-      num_heads: 0 where nobody has said it: then 64 wide each, as in every BERT.
+      num_heads: 0 where nobody has said it, see `tables.num_heads`.
     """
 
     def shape(name):
         return tables.shape_of(files, names, name, rank=2)
 
     vocab_size, width = shape("embeddings.word_embeddings.weight")
-    found = {"vocab_size": vocab_size, "width": width}
     types = "embeddings.token_type_embeddings.weight"
-    return found | {
-        "max_positions": shape("embeddings.position_embeddings.weight")[0],
-        "num_token_types": shape(types)[0] if types in names else 1,
-        "num_layers": tables.depth(names, "encoder.layer."),
-        "mlp_width": shape("encoder.layer.0.intermediate.dense.weight")[0],
-        "num_heads": num_heads or tables.num_heads(width, files, "text"),
-    }
+    return dataclasses.replace(
+        base,
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=tables.depth(names, "encoder.layer."),
+        num_heads=tables.num_heads(width, files, base, num_heads),
+        mlp_width=shape("encoder.layer.0.intermediate.dense.weight")[0],
+        max_positions=shape("embeddings.position_embeddings.weight")[0],
+        num_token_types=shape(types)[0] if types in names else 1,
+        layer_norm_eps=1e-12,
+        activation="gelu",
+    )
 
 
 def load_text(

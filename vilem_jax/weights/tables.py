@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vilem_jax.config import UserError
+from vilem_jax.config import TextConfig, UserError, VisionConfig
 from vilem_jax.weights.folders import Tensors
 
 TreePath = tuple[str | int, ...]
@@ -115,12 +115,19 @@ def shape_of(
     return shape
 
 
-def num_heads(width: int, files: Tensors, tower: str) -> int:
+def num_heads(
+    width: int, files: Tensors, base: VisionConfig | TextConfig, given: int = 0
+) -> int:
     """How many heads a tower of this width has, where its file does not say it.
+
+    `given`, or else `base`'s, if it is as wide, or else what published models have.
 
     Raises:
       UserError: another width than the published models'.
     """
+    if given or base.width == width:
+        return given or base.num_heads
+    tower = "vision" if isinstance(base, VisionConfig) else "text"
     known = HEADS_OF_WIDTH.get(width, 0) or (0 if width % 64 else width // 64)
     if not known:
         raise UserError(

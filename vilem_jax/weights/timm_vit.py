@@ -59,23 +59,17 @@ def shape_config(
     """`base` with the shape that the tensors have; the picture's side stays.
 
     Args:
-      num_heads: 0 where nobody has said it: `base`'s, if it is as wide, or else what
-        published models of that width have.
+      num_heads: 0 where nobody has said it, see `tables.num_heads`.
     """
     shape = tables.shape_of(files, names, f"{PATCH}.weight", rank=4)
     width, patch_size = shape[0], shape[-1]
-    if not num_heads:
-        is_as_wide = base.width == width
-        num_heads = (
-            base.num_heads if is_as_wide else tables.num_heads(width, files, "vision")
-        )
     mlp = tables.shape_of(files, names, "blocks.0.mlp.fc1.weight", rank=2)
     return dataclasses.replace(
         base,
         patch_size=patch_size,
         width=width,
         num_layers=tables.depth(names, "blocks."),
-        num_heads=num_heads,
+        num_heads=tables.num_heads(width, files, base, num_heads),
         mlp_width=mlp[0],
         layer_norm_eps=EPS,
         activation="gelu",
