@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2's real weights as a start: its sentences as transformers has them."""
+"""all-MiniLM-L6-v2's real weights as a start: sentences as transformers has them."""
 
 import functools
 

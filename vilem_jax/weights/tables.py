@@ -123,8 +123,13 @@ def num_heads(
     `given`, or else `base`'s, if it is as wide, or else what published models have.
 
     Raises:
-      UserError: another width than the published models'.
+      UserError: another width than the published models'; `given` does not divide it.
     """
+    if given and width % given:
+        raise UserError(
+            f"a tower {width} wide, as that in {files.folder}, has not {given} heads: "
+            "their number divides the width"
+        )
     if given or base.width == width:
         return given or base.num_heads
     tower = "vision" if isinstance(base, VisionConfig) else "text"

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from vilem_jax.config import Config, LossConfig, ModelConfig, UserError
+from vilem_jax.freeze import validate
 from vilem_jax.models.vilem import new_params
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
@@ -144,7 +145,7 @@ def make_config(
     """
     config = Config(model=model)
     longest = model.text.max_positions
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         data=dataclasses.replace(
             config.data,
@@ -166,6 +167,8 @@ def make_config(
             config.evaluation, text_length=min(evaluation_length, longest)
         ),
     )
+    validate(config)
+    return config
 
 
 def resized(model: WholeModel, image_size: int) -> WholeModel:
