@@ -45,7 +45,6 @@ def both(graph, params, pixels, tokens, is_token):
 
 def embeddings(config, params):
     """Our image and text embeddings of `pictures()` and `words()`, in float32."""
-
     compute = replace(config.compute, dtype="float32")
     model = nnx.eval_shape(lambda: ViLEM(config.model, compute, rngs=nnx.Rngs(0)))
     graph, _ = nnx.split(model, nnx.Param)

@@ -5,6 +5,7 @@ and plain values through. The only module that knows torch, and only when it mus
 """
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def _array(tensor) -> np.ndarray:
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
+    refused = re.search(r"unsupported (global|class)", str(error), re.IGNORECASE)
+    if isinstance(error, pickle.UnpicklingError) and refused:
         return (
             f"{path} holds other Python objects beside tensors, which could run code, "
             "and is not read: where you trust it, save its tensors alone as safetensors"
