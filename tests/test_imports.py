@@ -22,7 +22,7 @@ LEVELS = [
     {"evaluation"},
     {"training"},
     {"api"},
-    {"search", "report"},
+    {"search", "report", "export"},
     {"cli"},
 ]
 ONE_ROOM = [{"config", "freeze", "config_files"}]  # files that together are one room
@@ -31,11 +31,13 @@ ONLY_IN = {
     "tensorflow_datasets": {"data/tfds_source.py"},
     "ml_collections": {"config_files.py"},
     "transformers": {"data/captions.py"},
+    "jax2onnx": {"export/onnx_graph.py"},
+    "onnxruntime": {"export/onnx_graph.py"},
     "tensorflow": set(),
     "torch": {"weights/pickles.py"},
 }
 # Not at the top of any file: they are slow to import.
-LATE = {"tensorflow_datasets", "transformers", "torch"}
+LATE = {"tensorflow_datasets", "transformers", "torch", "jax2onnx", "onnxruntime"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -269,7 +269,7 @@ def test_writing_is_one_change(folder, params, tokenizer, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(folders.safetensors.numpy, "save_file", disk_full)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(UserError, match="no space"):
             weights.save_masked_language_model(folder, changed, SMALL, tokenizer)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert len(list(folder.parent.iterdir())) == 2  # nothing left beside it

@@ -223,7 +223,7 @@ def wider(settings):
         (settings_of(hidden_size=3), "is not a ViLEM's settings: it has no 'task'"),
         (settings_of(**to_dict(tiny_config(task="editor"))), "of an editor"),
         (lambda f: edit_settings(f, lambda s: s.update(x=1)), "config.x is not a"),
-        (lambda f: edit_settings(f, wider), r"is \[32, 16\], but .* needs \[32, 8\]"),
+        (lambda f: edit_settings(f, wider), r"is \[16\], but .* needs \[8\]"),
         (lambda f: (f / "vocab.txt").unlink(), r"no vocab\.txt"),
         (other_words(*WORDS[:-1]), "has 15 words, but the text tower 16"),
         (other_words(*WORDS[::-1]), "not the vocabulary that the weights"),

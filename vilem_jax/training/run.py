@@ -21,7 +21,7 @@ from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.metrics import Clock, MetricsLog, Progress, say
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.tasks import Task, make_task
-from vilem_jax.training.workdir import claim_workdir
+from vilem_jax.training.workdir import claim_workdir, note_command
 
 
 def train(
@@ -74,6 +74,7 @@ def train(
     # ---- work directory ----
     if not dry_run:
         claim_workdir(folder, config)
+        note_command(folder)
         if not starting.has_tokenizer(folder):  # another process may be reading it
             tokenizer.save(folder / starting.TOKENIZER_FOLDER)
 

@@ -27,6 +27,7 @@ class Stored(NamedTuple):
     momentum_params: Params | None
     queues: dict[str, np.ndarray]  # {} or image_queue and text_queue [Q, E]
     step: int | None  # of a run's checkpoint
+    folder: Path  # where it was read from
 
 
 def is_run(name: str | os.PathLike) -> bool:
@@ -88,6 +89,7 @@ def _read_run(run: Path, weights: Weights, for_training: bool) -> Stored:
         found[FIELDS["momentum"]] if for_training else None,
         {name: found[name][:count] for name in QUEUE_NAMES} if count else {},
         step,
+        run,
     )
 
 
@@ -106,4 +108,5 @@ def _read_folder(name, weights: Weights, for_training: bool) -> Stored:
         stored.momentum_params if for_training else None,
         stored.queues if for_training else {},
         None,
+        stored.tokenizer_folder,
     )

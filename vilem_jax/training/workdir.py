@@ -1,6 +1,7 @@
 """A run's folder: its settings beside its logs and checkpoints.
 
 RUN/config.json       the frozen config, written when the run starts
+RUN/command.txt       the command lines that started it, one a line
 RUN/metrics.jsonl     one record a line (metrics.py)
 RUN/timing.jsonl      the wall clock's figures, apart (metrics.py)
 RUN/tensorboard/      the same as TensorBoard events
@@ -9,6 +10,8 @@ RUN/checkpoints/STEP  what Orbax wrote (checkpoints.py)
 
 import json
 import os
+import shlex
+import sys
 from pathlib import Path
 
 from vilem_jax.config import Config, UserError
@@ -16,6 +19,7 @@ from vilem_jax.files import reason, replace_file
 from vilem_jax.freeze import differences, freeze, to_dict
 
 CONFIG_FILE = "config.json"
+COMMAND_FILE = "command.txt"
 _OURS = ("metrics.jsonl", "checkpoints")  # written once CONFIG_FILE is there
 
 
@@ -52,6 +56,32 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
             f"cannot write to the work directory {folder}: {reason(error)}"
         ) from error
     return holds_run
+
+
+def note_command(workdir: str | os.PathLike) -> None:
+    """Adds this program's command line, where it is not there yet: for people.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    commands = read_commands(workdir)
+    now = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    if now in commands:
+        return
+    file = Path(workdir) / COMMAND_FILE
+    try:
+        replace_file(file, "\n".join([*commands, now]) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {reason(error)}") from error
+
+
+def read_commands(workdir: str | os.PathLike) -> list[str]:
+    """The command lines that started and resumed a run, [] where they are not kept."""
+    try:
+        text = (Path(workdir) / COMMAND_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return text.splitlines()
 
 
 def read_config(workdir: str | os.PathLike) -> Config:

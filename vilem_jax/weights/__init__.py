@@ -7,6 +7,7 @@ from vilem_jax.weights.huggingface_bert import (
     load_text,
     read_text_config,
     save_masked_language_model,
+    save_text,
 )
 from vilem_jax.weights.huggingface_vit import (
     load_vision,
@@ -25,6 +26,7 @@ __all__ = [
     "read_text_config",
     "read_vision_config",
     "save_masked_language_model",
+    "save_text",
     "save_vision",
     "sha256",
 ]

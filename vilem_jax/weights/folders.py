@@ -260,6 +260,7 @@ def whole_folder(
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         yield new
+        _settle(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -269,6 +270,17 @@ def whole_folder(
         shutil.rmtree(new, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Files on the disk, and readable as the folder is: safetensors keeps its own to
+    the owner."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # else a power cut may leave names, no bytes
 
 
 def check_replaceable(

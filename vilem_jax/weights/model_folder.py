@@ -104,7 +104,8 @@ def write_model_folder(
         contents[QUEUES] = {
             name: np.ascontiguousarray(queues[name], np.float32) for name in QUEUE_NAMES
         }
-    header = {"format": "pt", _VOCABULARY_KEY: vocabulary_digest(tokenizer)}
+    # One entry: of several the library turns the order, and no two files are the same.
+    header = {_VOCABULARY_KEY: vocabulary_digest(tokenizer)}
     with folders.whole_folder(folder, FILES, marks=(folders.WEIGHTS,)) as new:
         for name, tensors in contents.items():
             safetensors.numpy.save_file(tensors, new / name, header)

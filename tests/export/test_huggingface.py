@@ -1,0 +1,94 @@
+"""The Hugging Face layout: torch's embeddings are ours, and the way back is exact."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.export.conftest import CAPTIONS
+from vilem_jax.export.model import export_model
+from vilem_jax.weights import huggingface_bert, huggingface_vit, tables
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports") / "huggingface"
+    export_model(run, folder, "huggingface")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip(
+        "torch", reason="no torch: an export to Hugging Face is NOT tested here"
+    )
+
+
+@pytest.mark.filterwarnings("default")  # of torch and transformers
+def test_the_lines_of_the_card_give_our_embeddings(exported, embeddings, pixels, torch):
+    code = re.search(
+        "```python\n(.*)\nscores = ", (exported / "README.md").read_text(), re.S
+    )
+    names: dict = {}
+    exec(code[1].replace('folder = "."', f"folder = {str(exported)!r}"), names)
+    theirs = names["embed_pictures"]([Image.fromarray(p) for p in pixels]).numpy()
+    np.testing.assert_allclose(theirs, embeddings[0], atol=TOLERANCE, rtol=0)
+    theirs = names["embed_captions"](CAPTIONS).numpy()
+    np.testing.assert_allclose(theirs, embeddings[1], atol=TOLERANCE, rtol=0)
+    assert np.abs(embeddings[1][0] - embeddings[1][1]).max() > 0.01  # not all the same
+
+
+@pytest.mark.filterwarnings("default")
+def test_transformers_misses_and_drops_nothing(exported, torch):
+    from transformers import AutoModel
+
+    for name, kind in (("vision", "ViTModel"), ("text", "BertModel")):
+        model, told = AutoModel.from_pretrained(
+            exported / name, output_loading_info=True
+        )
+        assert type(model).__name__ == kind
+        assert not told["unexpected_keys"] and not told["mismatched_keys"]
+        assert all(key.startswith("pooler.") for key in told["missing_keys"])
+
+
+def test_a_plain_dual_encoder_is_all_there_is(exported, left_out, kept):
+    files = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    everything = b"".join(files.values())
+    assert len(left_out) > 20
+    assert not [name for name, content in left_out.items() if content in everything]
+    assert all(content in everything for content in kept.values())
+    assert {path.name for path in files} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "projections.safetensors",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
+
+
+def test_the_way_back_is_exact(exported, stored, tmp_path):
+    """Folder -> parameters -> folder -> parameters: not a bit changes."""
+    model = stored.config.model
+    vision, text = exported / "vision", exported / "text"
+    assert huggingface_vit.read_vision_config(vision, model.vision) == model.vision
+    assert huggingface_bert.read_text_config(text, model.text) == model.text
+    first = {
+        "vision": huggingface_vit.load_vision(vision, model.vision),
+        "text": huggingface_bert.load_text(text, model.text),
+    }
+    compared = 0
+    for name, tree in first.items():
+        for path, leaf in tables.leaves(tree):
+            assert leaf.tobytes() == tables.take(stored.params[name], path).tobytes()
+            compared += 1
+    assert compared > 60
+    huggingface_vit.save_vision(tmp_path / "vision", first["vision"], model.vision)
+    huggingface_bert.save_text(tmp_path / "text", first["text"], model.text, text)
+    for part in (vision, text):
+        for file in part.iterdir():
+            again = tmp_path / part.name / file.name
+            assert file.read_bytes() == again.read_bytes(), file.name

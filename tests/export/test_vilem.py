@@ -1,0 +1,165 @@
+"""Runs as model folders: bit for bit, taken wherever a run is, free of paths."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import vilem_jax
+from tests.export.conftest import CAPTIONS, QUEUE_COUNT
+from vilem_jax import cli
+from vilem_jax.config import UserError
+from vilem_jax.export.card import harmless
+from vilem_jax.export.model import export_model
+from vilem_jax.training.stored import is_run, read_stored
+from vilem_jax.weights import tables
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports") / "model"
+    export_model(run, folder, "vilem", for_training=True, made_by="vilem weights")
+    return folder
+
+
+def assert_same_bits(found, expected):
+    found, expected = (dict(tables.leaves(tree)) for tree in (found, expected))
+    assert set(found) == set(expected) and found
+    for path, leaf in expected.items():
+        assert np.asarray(found[path]).tobytes() == np.asarray(leaf).tobytes(), path
+
+
+def refused(capsys, *arguments) -> str:
+    capsys.readouterr()
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("vilem: ") and said.count("\n") == 1, said
+    return said
+
+
+def test_a_run_and_its_export_are_one_model(run, exported, stored, tmp_path):
+    found = read_stored(exported, for_training=True)
+    assert_same_bits(found.params, stored.params)
+    assert_same_bits(found.momentum_params, stored.momentum_params)
+    assert_same_bits(found.queues, stored.queues)
+    assert {len(queue) for queue in found.queues.values()} == {QUEUE_COUNT}
+    assert_same_bits(read_stored(exported, "momentum").params, found.momentum_params)
+    # Exported again, from the export: the same bytes, the card too.
+    export_model(exported, tmp_path / "again", "vilem", for_training=True)
+    files = sorted(path.name for path in exported.iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
+    for name in files:
+        assert (exported / name).read_bytes() == (
+            tmp_path / "again" / name
+        ).read_bytes()
+
+
+def test_load_takes_an_export(run, exported, embeddings, pixels):
+    model = vilem_jax.load(exported)
+    assert np.array_equal(model.encode_image(list(pixels)), embeddings[0])
+    assert np.array_equal(model.encode_text(CAPTIONS), embeddings[1])
+    # An index made with the one serves the other.
+    assert model.fingerprint == vilem_jax.load(run).fingerprint
+    words = model.proofread(pixels[0], CAPTIONS[0])
+    assert [word.word for word in words] == ["a", "red", "dog", "on", "the", "sofa"]
+
+
+def test_an_export_of_the_momentum_weights(run, exported, stored, tmp_path):
+    export_model(run, tmp_path / "slow", "vilem", weights="momentum")
+    found = read_stored(tmp_path / "slow")
+    assert_same_bits(found.params, stored.momentum_params)
+    assert not (tmp_path / "slow" / "momentum.safetensors").exists()
+    with pytest.raises(UserError, match="holds no momentum weights"):
+        vilem_jax.load(tmp_path / "slow", "momentum")
+    assert "momentum weights" in (tmp_path / "slow" / "README.md").read_text()
+
+
+def test_nothing_of_this_machine_is_in_an_export(run, exported):
+    for file in exported.iterdir():
+        assert str(run.parent).encode() not in file.read_bytes(), file.name
+    config = json.loads((exported / "config.json").read_text())
+    assert config["data"]["train"]["own"]["path"] == "captions.json"
+    assert config["editor"] == config["editor"] | {"path": "", "sha256": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("said", "harmlessly"),
+    [
+        ("vilem train --workdir=/home/me/runs/x", "vilem train --workdir=x"),
+        ("--images=~/coco/val2014.zip --seed=1", "--images=val2014.zip --seed=1"),
+        ("vilem train '--data=/mnt/a b/c d.json'", "vilem train '--data=c d.json'"),
+        ("--config.x=['/mnt/a/b.tar']", "'--config.x=[b.tar]'"),
+        ("it's /mnt/a", "'it'\"'\"'s' a"),
+        ("facebook/deit-base-patch16-224", "facebook/deit-base-patch16-224"),
+        ("runs/mine", "runs/mine"),
+        ("coco_captions/2014", "coco_captions/2014"),
+    ],
+)
+def test_paths_in_commands(said, harmlessly):
+    assert harmless(said) == harmlessly
+
+
+def test_the_card_says_data_command_and_metrics(exported):
+    card = (exported / "README.md").read_text()
+    for words in (
+        "trained on **own** (json: `captions.json`)",
+        "vilem train --workdir=run",
+        "3 steps of 4 pairs",
+        "| words to picture, R@1 | 12.5 |",
+        "| pictures | 1,000 |",
+        "## Licence\n\nNot chosen yet",
+    ):
+        assert words in card
+
+
+def test_every_verb_takes_an_export(exported, tmp_path, capsys):
+    model = f"--model={exported}"
+    scenes = ("--data=scenes", "--num-images=3")
+    assert cli.main(["evaluate", "retrieval", model, *scenes]) == 0
+    assert "R@1" in capsys.readouterr().out
+    said = refused(capsys, "evaluate", "retrieval", model)
+    assert "say what to measure on with --data" in said
+    said = refused(capsys, "evaluate", "proofread", model, *scenes)
+    assert "config.editor.path is empty" in said
+
+
+def test_what_is_no_model(run, exported, tmp_path, capsys):
+    assert is_run(run) and not is_run(exported)
+    assert is_run(tmp_path) and is_run("runs") and is_run("./runs/mine")
+    assert not is_run("someone/model")
+    export = ("weights", "export", "--format=vilem", f"--out={tmp_path / 'out'}")
+    assert "holds no run" in refused(capsys, *export, tmp_path)
+    assert "holds no run" in refused(capsys, *export, tmp_path / "nothing")
+    shutil.copytree(exported, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert "cut short" in refused(capsys, *export, tmp_path / "cut")
+    (tmp_path / "cut" / "config.json").write_text('{"model_type": "bert"}')
+    assert "Hugging Face's layout" in refused(capsys, *export, tmp_path / "cut")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_in_the_way(run, exported, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    for kind in ("vilem", "huggingface", "stablehlo"):
+        export = ("weights", "export", run, f"--format={kind}")
+        assert "holds mine.txt" in refused(capsys, *export, f"--out={tmp_path}")
+        # The export of another format is somebody's folder too.
+        if kind != "vilem":
+            assert "name another" in refused(capsys, *export, f"--out={exported}")
+    itself = ("weights", "export", exported, "--format=vilem", f"--out={exported}")
+    assert "is the model itself" in refused(capsys, *itself)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_does_not_go_together(run, tmp_path):
+    with pytest.raises(UserError, match="format must be one of vilem, hugging"):
+        export_model(run, tmp_path / "out", "torch")
+    for kind, weights in (("huggingface", "online"), ("vilem", "momentum")):
+        with pytest.raises(UserError, match="leave --for-training out"):
+            export_model(
+                run, tmp_path / "out", kind, weights=weights, for_training=True
+            )
+    with pytest.raises(SystemExit):
+        cli.main(["weights", "export", str(run), "--out=x", "--format=torch"])

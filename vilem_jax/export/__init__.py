@@ -1,0 +1,1 @@
+"""Trained models for elsewhere: model folders, Hugging Face, StableHLO, ONNX."""

@@ -1,0 +1,165 @@
+"""A trained model out of a run, or of a model folder, in one of four formats."""
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+from vilem_jax.config import UserError
+from vilem_jax.export import onnx_graph, stablehlo, use
+from vilem_jax.export.card import model_card
+from vilem_jax.export.towers import (
+    CARD,
+    DESCRIPTION,
+    describe,
+    largest_difference,
+    make_towers,
+    names_of,
+    write_towers,
+)
+from vilem_jax.training.metrics import METRICS_FILE, read_records
+from vilem_jax.training.stored import Stored, Weights, is_run, read_stored
+from vilem_jax.training.workdir import read_commands
+from vilem_jax.weights import folders, huggingface_export, model_folder
+
+Format = Literal["vilem", "huggingface", "stablehlo", "onnx"]
+FORMATS: tuple[str, ...] = get_args(Format)
+_COMPILED = {"stablehlo": stablehlo, "onnx": onnx_graph}
+
+
+def export_model(
+    name: str | os.PathLike,
+    out: str | os.PathLike,
+    kind: Format,
+    *,
+    weights: Weights = "online",
+    for_training: bool = False,
+    made_by: str = "",
+) -> list[str]:
+    """Writes the folder `out`, whole or not at all.
+
+    Args:
+      name: a run's work directory, a model folder, or its name on the hub.
+      kind: "vilem", a model folder; "huggingface", a ViTModel and a BertModel;
+        "stablehlo" or "onnx", each tower as a program.
+      weights: which are written: those that were trained, or their moving average.
+      for_training: of kind "vilem", the moving average and the queues too.
+      made_by: the command line, for the card.
+
+    Returns:
+      what was found out on the way, as sentences.
+
+    Raises:
+      UserError: no such model or weights, `out` holds something else or cannot be
+        written, a package is missing, or an exported tower is not the model's.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, not {kind!r}")
+    if for_training and (kind != "vilem" or weights != "online"):
+        raise UserError(
+            "what training on needs goes with --format=vilem and the online weights: "
+            "leave --for-training out"
+        )
+    _check_out(name, out, kind)
+    stored = read_stored(name, weights, for_training=for_training)
+    card = _make_card(name, stored, kind, Path(out).name, weights, made_by)
+    if kind == "vilem":
+        return _write_model(out, stored, card)
+    if kind == "huggingface":
+        huggingface_export.write_huggingface(
+            out, stored.config, stored.params, stored.tokenizer, card=card
+        )
+        return []
+    return _write_compiled(out, stored, kind, card)
+
+
+def _check_out(name, out, kind: Format) -> None:
+    """What can be refused before a model is read."""
+    if kind in _COMPILED:
+        _COMPILED[kind].check_installed()
+        files = [f"{tower}.{kind}" for tower in ("image", "text")]
+        ours, marks = names_of(files), (DESCRIPTION, *files)
+    elif kind == "huggingface":
+        ours, marks = huggingface_export.FILES, (huggingface_export.PROJECTIONS,)
+    else:
+        ours, marks = model_folder.FILES, (folders.WEIGHTS,)
+    place = Path(out).expanduser()
+    if place.exists() and place.resolve() == Path(name).expanduser().resolve():
+        raise UserError(f"--out={out} is the model itself: name another folder")
+    folders.check_replaceable(place, ours, marks=marks)
+
+
+def _write_model(out, stored: Stored, card: str) -> list[str]:
+    model_folder.write_model_folder(
+        out,
+        model_folder.without_paths(stored.config),
+        stored.params,
+        stored.tokenizer,
+        momentum_params=stored.momentum_params,
+        queues=stored.queues,
+        card=card,
+    )
+    return []
+
+
+def _write_compiled(out, stored: Stored, kind: Format, card: str) -> list[str]:
+    maker = _COMPILED[kind]
+    towers = make_towers(stored.config, stored.params, stored.tokenizer)
+    file_of = {name: f"{name}.{maker.ENDING}" for name in towers}
+    files, differences = {}, {}
+    for name, tower in towers.items():
+        content = maker.to_bytes(tower)
+        run = maker.runner(content)
+        differences[name] = largest_difference(tower, run, file_of[name])
+        files[file_of[name]] = content
+    description = describe(
+        towers, file_of, differences, stored.config, stored.tokenizer
+    )
+    description["format"] = maker.describe()
+    write_towers(out, files, description, stored.tokenizer, card=card)
+    return [
+        f"{file_of[name]}: differs from the model by {difference:.1e} at most, on rows "
+        "of noise"
+        for name, difference in differences.items()
+    ]
+
+
+def _make_card(name, stored: Stored, kind, title: str, weights, made_by: str) -> str:
+    """Of a run, from its records; of a model folder, from the card that it has."""
+    config, tokenizer = stored.config, stored.tokenizer
+    own = _own_card(stored) if weights == "online" else ""
+    if own and kind == "vilem":
+        return own
+    if kind == "vilem":
+        section = use.use_of_model(title, proofreads=bool(config.loss.trained))
+    elif kind == "huggingface":
+        section = use.use_of_huggingface(config, tokenizer)
+    else:
+        section = use.use_of_towers(kind, config, tokenizer)
+    figures, commands = {}, []
+    if is_run(name):
+        commands = read_commands(stored.folder)
+        records = read_records(stored.folder / METRICS_FILE)
+        measured = [r for r in records if any(k.startswith("validation/") for k in r)]
+        figures = measured[-1] if measured else {}
+    card = model_card(
+        title,
+        section,
+        config,
+        weights=weights,
+        step=stored.step,
+        commands=commands,
+        figures=figures,
+        made_by=made_by,
+    )
+    mark = "\n## Data\n"
+    if mark in own:  # what it says of data and metrics is more than we can know
+        return card.partition(mark)[0] + mark + own.partition(mark)[2]
+    return card
+
+
+def _own_card(stored: Stored) -> str:
+    """README.md of a model folder, "" where there is none or the model is a run's."""
+    file = stored.folder / CARD
+    if stored.step is not None or not file.is_file():
+        return ""
+    return file.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,65 @@
+"""Towers as ONNX by jax2onnx, checked in onnxruntime; the extra `[onnx]`."""
+
+import importlib.metadata
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from vilem_jax.config import UserError
+from vilem_jax.export.towers import Tower, free_rows
+
+ENDING = "onnx"
+OPSET = 18  # of December 2022; the towers need nothing newer
+INPUT = {"uint8": "pixels", "int32": "tokens"}
+OUTPUT = "embedding"
+
+
+def check_installed() -> None:
+    """A UserError where a package is missing."""
+    try:
+        import jax2onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "ONNX files need jax2onnx and onnxruntime: pip install 'vilem-jax[onnx]'"
+        ) from error
+
+
+def describe() -> dict[str, Any]:
+    """What a reader of the files must know."""
+    return {
+        "kind": ENDING,
+        "opset": OPSET,
+        "jax2onnx": importlib.metadata.version("jax2onnx"),
+    }
+
+
+def to_bytes(tower: Tower) -> bytes:
+    """The tower with its weights, opset 18, free dimensions by name."""
+    import jax2onnx
+
+    # It warns of values without a type, which onnxruntime infers.
+    logger = logging.getLogger("onnx_ir")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        model = jax2onnx.to_onnx(
+            tower.function,
+            [free_rows(tower)],
+            model_name="vilem",
+            opset=OPSET,
+            input_names=[INPUT[tower.dtype]],
+            output_names=[OUTPUT],
+        )
+    finally:
+        logger.setLevel(before)
+    return model.SerializeToString()
+
+
+def runner(content: bytes) -> Callable[[Any], Any]:
+    """rows -> embeddings, by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda rows: session.run(None, {name: rows})[0]

@@ -1,0 +1,48 @@
+"""Towers as StableHLO by `jax.export`, for CPU, CUDA and TPU at once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.export
+
+from vilem_jax.config import UserError
+from vilem_jax.export.towers import Tower, free_rows
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+ENDING = "stablehlo"
+
+
+def check_installed() -> None:
+    """A UserError where the package is missing that writes such files."""
+    try:
+        import flatbuffers  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "StableHLO files need the package flatbuffers: pip install flatbuffers"
+        ) from error
+
+
+def describe() -> dict[str, Any]:
+    """What a reader of the files must know."""
+    return {
+        "kind": ENDING,
+        "platforms": list(PLATFORMS),
+        "jax": jax.__version__,
+        "calling_convention": jax.export.maximum_supported_calling_convention_version,
+    }
+
+
+def to_bytes(tower: Tower) -> bytes:
+    """The tower with its weights, lowered for all of PLATFORMS."""
+    # Full float32 products: GPUs and TPUs would round them to 10 or 7 bits by default.
+    with jax.default_matmul_precision("highest"):
+        exported = jax.export.export(jax.jit(tower.function), platforms=PLATFORMS)(
+            free_rows(tower)
+        )
+    return bytes(exported.serialize())
+
+
+def runner(content: bytes) -> Callable[[Any], Any]:
+    """rows -> embeddings, by the file's content."""
+    return jax.export.deserialize(bytearray(content)).call
