@@ -63,9 +63,9 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """The ViT; where `start_from` is set, its config.json decides the shape."""
+    """The ViT; where `start_from` is set, the checkpoint decides the shape."""
 
-    start_from: str = ""
+    start_from: str = ""  # a file, folder or hub name of any format in docs/weights.md
     image_size: int = 256  # pixels a side
     patch_size: int = 16
     width: int = 768
@@ -82,9 +82,9 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """The BERT; where `start_from` is set, its config.json decides all but dropout."""
+    """The BERT; where `start_from` is set, the checkpoint decides all but dropout."""
 
-    start_from: str = ""
+    start_from: str = ""  # as the ViT's
     vocab_size: int = 30522
     width: int = 768
     num_layers: int = 12
@@ -105,6 +105,7 @@ class ModelConfig:
     start_from: str = ""
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    allow_pickle: bool = False  # whether a start_from may be .pth, .pt or .bin
     embedding_width: int = 256
     num_proofread_layers: int = 6  # M_1, Table 6
     levels: Literal["uniform", "last"] = "uniform"  # Eq. (11), or Table 7 D

@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import string
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Vocabulary:
     """What models and losses know of a vocabulary.
 
     `is_word` [V] is False for special tokens, [UNK], [unusedN] and tokens without a
-    letter or digit; `is_piece` [V] is True for ## tokens, which go on with a word.
+    letter or digit, and BLIP's [DEC] and [ENC]; `is_piece` [V] is True for ## tokens,
+    which go on with a word.
     """
 
     size: int
@@ -143,6 +145,31 @@ class Tokenizer:
         return [encoding.ids for encoding in encoded]
 
 
+def extended_tokenizer(
+    folder: str | os.PathLike,
+    extra: Sequence[str],
+    *,
+    cleaning: Literal["albef", "blip"] = "albef",
+    keeps_sep: bool = True,
+) -> Tokenizer:
+    """The lower-case tokenizer over a folder's vocab.txt with `extra` tokens after it.
+
+    Other files of the folder, which may hold other additions, are not read.
+
+    Raises:
+      UserError: as of `Tokenizer`.
+    """
+    pieces = _read_vocabulary(_find_vocabulary(str(folder)))
+    with tempfile.TemporaryDirectory() as longer:
+        _write_vocabulary([*pieces, *extra], Path(longer), lower_case=True)
+        return Tokenizer(longer, cleaning=cleaning, keeps_sep=keeps_sep)
+
+
+def vocabulary_size(folder: str | os.PathLike) -> int:
+    """How many tokens a folder's vocab.txt lists; errors as of `Tokenizer`."""
+    return len(_read_vocabulary(_find_vocabulary(str(folder))))
+
+
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
     """Tells vocabularies apart, so that no token is taken for another word."""
     return hashlib.sha256("\n".join(tokenizer.pieces).encode()).hexdigest()
@@ -212,7 +239,7 @@ def train_vocabulary(
 
 
 def _is_word(piece: str) -> bool:
-    if piece in SPECIAL_TOKENS or re.fullmatch(r"\[unused\d+\]", piece):
+    if piece in SPECIAL_TOKENS or re.fullmatch(r"\[(unused\d+|DEC|ENC)\]", piece):
         return False
     text = piece.removeprefix("##") or piece
     # M: marks of Indian and other scripts are parts of words; So, Sc, P, ... are not.
@@ -228,6 +255,11 @@ def _find_vocabulary(name: str) -> Path:
     folder = Path(name).expanduser()
     if (folder / "vocab.txt").is_file():
         return folder / "vocab.txt"
+    if folder.is_file():
+        raise UserError(
+            f"{name} is a file and brings no tokenizer: name a folder or hub name with "
+            "vocab.txt (config.data.tokenizer, or --tokenizer)"
+        )
     if folder.exists():
         raise UserError(
             f"tokenizer folder {name} has no vocab.txt; give the folder of a BERT, or "

@@ -179,6 +179,13 @@ class ViLEM(nnx.Module):
         return jax.lax.stop_gradient(words)
 
 
+def new_params(config: ModelConfig, compute: ComputeConfig, key: jax.Array) -> dict:
+    """Random parameters of a `ViLEM`: N(0, init_std) matrices, zero biases; nested."""
+    model = ViLEM(config, compute, rngs=nnx.Rngs(key))
+    _, params = nnx.split(model, nnx.Param)
+    return layers.with_init_std(nnx.to_pure_dict(params), config.init_std)
+
+
 def unit_rows(values: jax.Array) -> jax.Array:
     """float32 [B, E] with rows of length 1; a zero row stays zero, with no NaN."""
     values = values.astype(jnp.float32)

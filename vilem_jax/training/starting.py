@@ -19,7 +19,7 @@ from vilem_jax.training.origin import (
     origin_tokenizer,
 )
 from vilem_jax.training.workdir import CONFIG_FILE, read_config
-from vilem_jax.weights import folders, huggingface_bert, huggingface_vit
+from vilem_jax.weights import folders, huggingface_bert, starts
 from vilem_jax.weights.tables import merge_into
 
 
@@ -37,17 +37,17 @@ def complete(config: Config, workdir: Path) -> Config:
     model, editor = config.model, config.editor
     if model.start_from:
         model = complete_model(model, stored)
-    text, vision = model.text, model.vision
+    text, vision, allow_pickle = model.text, model.vision, model.allow_pickle
     if text.start_from and stored and stored.text.start_from == text.start_from:
         text = dataclasses.replace(stored.text, dropout_rate=text.dropout_rate)
     elif text.start_from:
-        folder = folders.read_folder(text.start_from)
-        text = huggingface_bert.read_text_config(folder, text)
+        text = starts.read_text_config(text.start_from, text, allow_pickle=allow_pickle)
     if vision.start_from and stored and stored.vision.start_from == vision.start_from:
         vision = stored.vision
     elif vision.start_from:
-        folder = folders.read_folder(vision.start_from)
-        vision = huggingface_vit.read_vision_config(folder, vision)
+        vision = starts.read_vision_config(
+            vision.start_from, vision, allow_pickle=allow_pickle
+        )
     if needs_edits(config):
         editor = check_edits(config)
     model = dataclasses.replace(model, text=text, vision=vision)
@@ -223,18 +223,17 @@ def pretrained(config: Config, params: dict) -> dict:
     has one.
     """
     text, vision = config.model.text, config.model.vision
+    allow_pickle = config.model.allow_pickle
     if text.start_from:
-        folder = folders.read_folder(text.start_from)
-        origin = str(folder)
-        subtree = huggingface_bert.load_text(folder, text)
+        origin = text.start_from
+        subtree, head = starts.load_text(origin, text, allow_pickle=allow_pickle)
         params = merge_into(params, subtree, at=("text",), origin=origin)
-        if huggingface_bert.has_head(folder):
-            head = huggingface_bert.load_mlm_head(folder, text)
+        if head is not None:
             params = _start_heads(params, head, origin)
     if vision.start_from:
-        folder = folders.read_folder(vision.start_from)
-        subtree = huggingface_vit.load_vision(folder, vision)
-        params = merge_into(params, subtree, at=("vision",), origin=str(folder))
+        origin = vision.start_from
+        subtree = starts.load_vision(origin, vision, allow_pickle=allow_pickle)
+        params = merge_into(params, subtree, at=("vision",), origin=origin)
     return params
 
 
@@ -255,10 +254,11 @@ def pretrained_editor(config: Config, params: dict) -> dict:
 
     A BertModel brings its layers; its head then starts at random.
     """
-    if not config.model.text.start_from:
+    text = config.model.text
+    if not text.start_from:
         return params
-    folder = folders.read_folder(config.model.text.start_from)
-    subtree = {"text": huggingface_bert.load_text(folder, config.model.text)}
-    if huggingface_bert.has_head(folder):
-        subtree |= huggingface_bert.load_mlm_head(folder, config.model.text)
-    return merge_into(params, subtree, origin=str(folder))
+    tower, head = starts.load_text(
+        text.start_from, text, allow_pickle=config.model.allow_pickle
+    )
+    subtree = {"text": tower} | (head or {})
+    return merge_into(params, subtree, origin=text.start_from)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vilem_jax.config import ComputeConfig, Config, ModelConfig
-from vilem_jax.models.layers import with_init_std
-from vilem_jax.models.vilem import ViLEM
+from vilem_jax.models.vilem import ViLEM, new_params
 from vilem_jax.training.optimizer import make_optimizer
 
 Params = dict[str, Any]  # nested, float32
@@ -46,9 +45,7 @@ def model_graph(config: ModelConfig, compute: ComputeConfig) -> nnx.GraphDef:
 
 def initial_params(config: Config, key: jax.Array) -> Params:
     """Random parameters: N(0, init_std) matrices, zero biases."""
-    model = ViLEM(config.model, config.compute, rngs=nnx.Rngs(key))
-    _, params = nnx.split(model, nnx.Param)
-    return with_init_std(nnx.to_pure_dict(params), config.model.init_std)
+    return new_params(config.model, config.compute, key)
 
 
 def initial_state(

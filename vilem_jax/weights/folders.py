@@ -31,27 +31,51 @@ TOKENIZER_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class TensorFiles:
-    """The tensors of a folder, read one at a time."""
+class Tensors:
+    """The tensors of a checkpoint by name, whatever it is stored in."""
 
-    folder: Path
-    file_of: Mapping[str, Path]  # tensor's name -> the file that holds it
+    folder: Path  # where they are from: a folder, or a file
+
+    @property
+    def names(self) -> Collection[str]:
+        raise NotImplementedError
 
     def shape(self, name: str) -> tuple[int, ...]:
-        with _opened(self.file_of[name]) as tensors:
-            return tuple(tensors.get_slice(name).get_shape())
+        raise NotImplementedError
+
+    def array(self, name: str) -> np.ndarray:
+        """The tensor as it is stored."""
+        raise NotImplementedError
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in float32; float16 and bfloat16 are converted."""
-        with _opened(self.file_of[name]) as tensors:
-            array = tensors.get_tensor(name)
+        array = self.array(name)
         if array.dtype not in (np.float32, np.float64, np.float16, "bfloat16"):
             raise UserError(
                 f"the tensor {name} in {self.folder} is {array.dtype}: weights must be "
                 "float32, float16 or bfloat16"
             )
         return array.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class TensorFiles(Tensors):
+    """The tensors of one or several safetensors files, read one at a time."""
+
+    folder: Path
+    file_of: Mapping[str, Path]  # tensor's name -> the file that holds it
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.file_of.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        with _opened(self.file_of[name]) as tensors:
+            return tuple(tensors.get_slice(name).get_shape())
+
+    def array(self, name: str) -> np.ndarray:
+        with _opened(self.file_of[name]) as tensors:
+            return tensors.get_tensor(name)
 
 
 def read_folder(
@@ -133,12 +157,12 @@ def layer_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found | {"layer_norm_eps": eps, "activation": activation(settings, folder)}
 
 
-def check_model_type(settings: Mapping[str, Any], wanted: str, folder: Path) -> None:
-    kind = settings.get("model_type", wanted)
-    if kind != wanted:
+def check_model_type(settings: Mapping[str, Any], folder: Path, *wanted: str) -> None:
+    kind = settings.get("model_type", wanted[0])
+    if kind not in wanted:
         raise UserError(
-            f"{Path(folder) / CONFIG}: model_type is {kind!r}, but a {wanted!r} is "
-            "needed here"
+            f"{Path(folder) / CONFIG}: model_type is {kind!r}, but a "
+            f"{' or '.join(map(repr, wanted))} is needed here"
         )
 
 

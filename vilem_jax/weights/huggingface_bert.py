@@ -1,7 +1,7 @@
 """Hugging Face's BertModel and BertForMaskedLM, in and out."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,12 @@ TIED = {
     "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
+
+
+def is_here(names: Collection[str]) -> bool:
+    """Whether tensors of these names are in this format."""
+    word = "embeddings.word_embeddings.weight"
+    return word in names or PREFIX + word in names
 
 
 def text_table(num_layers: int) -> list[Entry]:
@@ -84,7 +90,7 @@ def read_text_config(folder: Path, base: TextConfig) -> TextConfig:
       UserError: no config.json, not a BERT's, or something our BERT does not do.
     """
     settings = folders.read_config(folder)
-    folders.check_model_type(settings, "bert", folder)
+    folders.check_model_type(settings, folder, "bert")
     positions = settings.get("position_embedding_type") or "absolute"
     if positions != "absolute":
         raise UserError(
@@ -104,8 +110,46 @@ def read_text_config(folder: Path, base: TextConfig) -> TextConfig:
     )
 
 
-def load_text(folder: Path, config: TextConfig) -> dict:
+def shape_config(
+    files: folders.Tensors,
+    names: Mapping[str, str],
+    base: TextConfig,
+    *,
+    num_heads: int = 0,
+) -> TextConfig:
+    """`base` with the shape that the tensors of a BERT have, and BERT's epsilon.
+
+    Args:
+      names: the spelling of `text_table` -> the file's own.
+      num_heads: 0 where nobody has said it, see `tables.num_heads`.
+    """
+
+    def shape(name):
+        return tables.shape_of(files, names, name, rank=2)
+
+    vocab_size, width = shape("embeddings.word_embeddings.weight")
+    types = "embeddings.token_type_embeddings.weight"
+    return dataclasses.replace(
+        base,
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=tables.depth(names, "encoder.layer."),
+        num_heads=tables.num_heads(width, files, base, num_heads),
+        mlp_width=shape("encoder.layer.0.intermediate.dense.weight")[0],
+        max_positions=shape("embeddings.position_embeddings.weight")[0],
+        num_token_types=shape(types)[0] if types in names else 1,
+        layer_norm_eps=1e-12,
+        activation="gelu",
+    )
+
+
+def load_text(
+    folder: Path, config: TextConfig, files: folders.Tensors | None = None
+) -> dict:
     """Parameters of `TextTower`, without cross-attention; a masked-language head stays.
+
+    Args:
+      files: the folder's tensors, where they are open already (a pickle's, say).
 
     Returns:
       nested dict of float32 arrays on the host.
@@ -113,25 +157,27 @@ def load_text(folder: Path, config: TextConfig) -> dict:
     Raises:
       UserError: tensors that are missing, unknown, or of another shape than `config`.
     """
-    files, names = _open(folder)
+    files, names = _open(folder, files)
     return tables.read_tree(
         text_table(config.num_layers),
         files,
         names,
         dropped=(*DROPPED, HEAD),
-        expected=_expected(config)["text"],
+        expected=expected_tree(config)["text"],
     )
 
 
-def load_mlm_head(folder: Path, config: TextConfig) -> dict:
+def load_mlm_head(
+    folder: Path, config: TextConfig, files: folders.Tensors | None = None
+) -> dict:
     """{"transform": ..., "bias": [V]} of a BertForMaskedLM.
 
     Raises:
       UserError: the folder has no such head, or one that is not tied to its words.
     """
-    files, names = _open(folder)
+    files, names = _open(folder, files)
     _check_head(files, names)
-    expected = _expected(config)
+    expected = expected_tree(config)
     del expected["text"]
     return tables.read_tree(
         head_table(),
@@ -142,9 +188,11 @@ def load_mlm_head(folder: Path, config: TextConfig) -> dict:
     )
 
 
-def load_masked_language_model(folder: Path, config: TextConfig) -> dict:
+def load_masked_language_model(
+    folder: Path, config: TextConfig, files: folders.Tensors | None = None
+) -> dict:
     """Parameters of `MaskedLanguageModel`; errors as of the two functions above."""
-    files, names = _open(folder)
+    files, names = _open(folder, files)
     _check_head(files, names)
     text = [
         entry._replace(path=("text", *entry.path))
@@ -155,7 +203,7 @@ def load_masked_language_model(folder: Path, config: TextConfig) -> dict:
         files,
         names,
         dropped=(*DROPPED, *TIED),
-        expected=_expected(config),
+        expected=expected_tree(config),
     )
 
 
@@ -228,12 +276,12 @@ def _settings(config: TextConfig, tokenizer_folder: Path) -> dict:
     }
 
 
-def _open(folder: Path) -> tuple[folders.TensorFiles, dict[str, str]]:
-    files = folders.open_tensors(folder)
-    return files, tables.spell(files.file_of, prefix=PREFIX, folder=folder)
+def _open(folder: Path, files: folders.Tensors | None = None):
+    files = files or folders.open_tensors(folder)
+    return files, tables.spell(files.names, prefix=PREFIX, folder=folder)
 
 
-def _expected(config: TextConfig) -> dict:
+def expected_tree(config: TextConfig) -> dict:
     """The tree of `MaskedLanguageModel` with shapes for leaves."""
     model = nnx.eval_shape(
         lambda: MaskedLanguageModel(config, ComputeConfig(), rngs=nnx.Rngs(0))
@@ -241,7 +289,7 @@ def _expected(config: TextConfig) -> dict:
     return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
 
 
-def _check_head(files: folders.TensorFiles, names: Mapping[str, str]) -> None:
+def _check_head(files: folders.Tensors, names: Mapping[str, str]) -> None:
     if not any(name.startswith(HEAD) for name in names):
         raise UserError(
             f"{files.folder} has no masked-language head ({HEAD}*): train one with "
@@ -259,7 +307,7 @@ def _check_head(files: folders.TensorFiles, names: Mapping[str, str]) -> None:
             )
 
 
-def has_head(folder: Path) -> bool:
+def has_head(folder: Path, files: folders.Tensors | None = None) -> bool:
     """Whether the folder holds a masked-language head."""
-    _, names = _open(folder)
+    _, names = _open(folder, files)
     return any(name.startswith(HEAD) for name in names)

@@ -1,8 +1,7 @@
-"""Hugging Face's ViTModel, in and out."""
+"""Hugging Face's ViTModel, in and out; ViTForImageClassification and DeiT, in."""
 
 import dataclasses
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flax import nnx
@@ -12,20 +11,43 @@ from vilem_jax.models.vision import VisionTower
 from vilem_jax.weights import folders, positions, tables
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
 
-PREFIX = "vit."  # ViTForImageClassification has it, ViTModel has not
+# ViTForImageClassification and its like have one, ViTModel and DeiTModel have none.
+PREFIXES = (("vit.", ""), ("deit.", ""))
 POSITIONS = "embeddings.position_embeddings"
+DISTILLATION = "embeddings.distillation_token"
 
 # Left out on purpose: our feature is [CLS] itself, without pooler or classifier; the
-# mask token is of masked-image training.
-DROPPED = ("pooler.", "classifier.", "embeddings.mask_token")
+# mask token is of masked-image training, the distillation token of DeiT's.
+DROPPED = (
+    "pooler.",
+    "classifier.",
+    "cls_classifier.",
+    "distillation_classifier.",
+    "embeddings.mask_token",
+    DISTILLATION,
+)
 
 
-def vision_table(num_layers: int) -> list[Entry]:
-    """ViTModel without its pooler -> `VisionTower`."""
+def is_here(names: Collection[str]) -> bool:
+    """Whether tensors of these names are in this format."""
+    patches = "embeddings.patch_embeddings.projection.weight"
+    return any(prefix + patches in names for prefix in ("", "vit.", "deit."))
+
+
+def vision_table(num_layers: int, *, is_distilled: bool = False) -> list[Entry]:
+    """ViTModel without its pooler -> `VisionTower`.
+
+    Args:
+      is_distilled: of a DeiT, whose second position is that of its distillation token.
+    """
     patches = "embeddings.patch_embeddings.projection"
     table = [
         Entry("embeddings.cls_token", ("class_token",), FIRST_OF_ONE_TWICE),
-        Entry(POSITIONS, ("position_embedding",), FIRST_OF_ONE),
+        Entry(
+            POSITIONS,
+            ("position_embedding",),
+            tables.DISTILLED if is_distilled else FIRST_OF_ONE,
+        ),
         Entry(f"{patches}.weight", ("patch_embedding", "kernel"), PATCHES),
         Entry(f"{patches}.bias", ("patch_embedding", "bias"), tables.SAME),
         *tables.layer_norm("layernorm", ("norm",)),
@@ -55,17 +77,12 @@ def read_vision_config(folder: Path, base: VisionConfig) -> VisionConfig:
       UserError: no config.json, not a ViT's, or something our ViT does not do.
     """
     settings = folders.read_config(folder)
-    folders.check_model_type(settings, "vit", folder)
+    folders.check_model_type(settings, folder, "vit", "deit")
 
     if settings.get("num_channels", 3) != 3:
         raise UserError(f"{Path(folder) / folders.CONFIG}: num_channels must be 3")
     patch_size = folders.setting(settings, "patch_size", int, folder)
-    if base.image_size % patch_size:
-        raise UserError(
-            f"pictures of {base.image_size} pixels do not divide into the patches of "
-            f"{patch_size} of {folder}: set config.model.vision.image_size to a "
-            f"multiple of {patch_size}"
-        )
+    positions.check_divides(base.image_size, patch_size, folder)
     return dataclasses.replace(
         base,
         patch_size=patch_size,
@@ -73,8 +90,13 @@ def read_vision_config(folder: Path, base: VisionConfig) -> VisionConfig:
     )
 
 
-def load_vision(folder: Path, config: VisionConfig) -> dict:
+def load_vision(
+    folder: Path, config: VisionConfig, files: folders.Tensors | None = None
+) -> dict:
     """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
+
+    Args:
+      files: the folder's tensors, where they are open already (a pickle's, say).
 
     Returns:
       nested dict of float32 arrays on the host.
@@ -82,15 +104,16 @@ def load_vision(folder: Path, config: VisionConfig) -> dict:
     Raises:
       UserError: tensors that are missing, unknown, or of another shape than `config`.
     """
-    files = folders.open_tensors(folder)
-    names = tables.spell(files.file_of, prefix=PREFIX, folder=folder)
-    stored = _stored_config(files, names, config)
+    files = files or folders.open_tensors(folder)
+    names = tables.spell(files.names, prefix=PREFIXES, folder=folder)
+    is_distilled = DISTILLATION in names
+    stored = stored_config(files, names, config, POSITIONS, is_distilled=is_distilled)
     tree = tables.read_tree(
-        vision_table(config.num_layers),
+        vision_table(config.num_layers, is_distilled=is_distilled),
         files,
         names,
         dropped=DROPPED,
-        expected=_expected(stored),
+        expected=expected_tower(stored),
     )
     side = config.image_size // config.patch_size
     tree["position_embedding"] = positions.resize(tree["position_embedding"], side)
@@ -126,21 +149,31 @@ def save_vision(folder: Path, params: Mapping, config: VisionConfig) -> None:
     folders.write_folder(Path(folder), settings, tensors)
 
 
-def _stored_config(files, names, config: VisionConfig) -> VisionConfig:
-    """`config` with the picture's side that the checkpoint was trained at."""
-    if POSITIONS not in names:
-        return config  # reading the table will name what is missing
-    shape = files.shape(names[POSITIONS])
-    side = math.isqrt(shape[1] - 1) if len(shape) == 3 and shape[1] > 1 else 0
-    if side * side + 1 != (shape[1] if len(shape) == 3 else 0):
-        raise UserError(
-            f"the tensor {names[POSITIONS]} in {files.folder} is {list(shape)}: "
-            "[CLS] and a square grid of patches are expected"
-        )
+def stored_config(
+    files: folders.Tensors,
+    names: Mapping[str, str],
+    config: VisionConfig,
+    table: str,
+    *,
+    is_distilled: bool = False,
+) -> VisionConfig:
+    """`config` with the picture's side that the checkpoint was trained at.
+
+    Args:
+      table: the name of its positions.
+    """
+    if table not in names:
+        return config  # reading the tensors will name what is missing
+    side = positions.side_of(
+        files.shape(names[table]),
+        names[table],
+        files.folder,
+        num_extra=1 + is_distilled,
+    )
     return dataclasses.replace(config, image_size=side * config.patch_size)
 
 
-def _expected(config: VisionConfig) -> dict:
+def expected_tower(config: VisionConfig) -> dict:
     """The tree of `VisionTower` with shapes for leaves."""
     model = nnx.eval_shape(
         lambda: VisionTower(config, ComputeConfig(), rngs=nnx.Rngs(0))

@@ -6,15 +6,17 @@ names it, because a converter that skips what it does not know fails silently.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vilem_jax.config import UserError
-from vilem_jax.weights.folders import TensorFiles
+from vilem_jax.config import TextConfig, UserError, VisionConfig
+from vilem_jax.weights.folders import Tensors
 
 TreePath = tuple[str | int, ...]
+HEADS_OF_WIDTH = {1280: 16, 1408: 16}  # ViT-H and -g; all others have heads of 64
 MAX_NAMED = 5  # names an error lists before it counts the rest
 
 
@@ -29,6 +31,7 @@ class Entry(NamedTuple):
     name: str  # in the checkpoint
     path: TreePath  # in our tree
     form: Form
+    part: tuple[int, int] = (0, 1)  # (2, 3): the last third of the tensor's rows
 
 
 def _patches_to_rows(kernel: np.ndarray) -> np.ndarray:
@@ -41,10 +44,20 @@ def _rows_to_patches(rows: np.ndarray) -> np.ndarray:
     return rows.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
 
+def _without_second_row(array: np.ndarray) -> np.ndarray:
+    return np.delete(array[0], 1, axis=0)
+
+
+def _with_second_row(rows: np.ndarray) -> np.ndarray:
+    return np.insert(rows, 1, 0.0, axis=0)[None]
+
+
 SAME = Form(lambda array: array, lambda array: array)
 TRANSPOSED = Form(np.transpose, np.transpose)  # torch keeps a linear map as [out, in]
 PATCHES = Form(_patches_to_rows, _rows_to_patches)
 FIRST_OF_ONE = Form(lambda array: array[0], lambda array: array[None])
+# Positions of a DeiT: [1, 2 + P, W], the second that of its distillation token.
+DISTILLED = Form(_without_second_row, _with_second_row)
 FIRST_OF_ONE_TWICE = Form(lambda array: array[0, 0], lambda array: array[None, None])
 
 
@@ -55,6 +68,15 @@ def linear(name: str, path: TreePath) -> list[Entry]:
     ]
 
 
+def thirds(name: str, path: TreePath, parts: Sequence[str]) -> list[Entry]:
+    """One linear map that was stored for three: [3 * out, in] -> three of ours."""
+    return [
+        entry._replace(part=(number, len(parts)))
+        for number, part in enumerate(parts)
+        for entry in linear(name, (*path, part))
+    ]
+
+
 def layer_norm(name: str, path: TreePath) -> list[Entry]:
     return [
         Entry(f"{name}.weight", (*path, "scale"), SAME),
@@ -62,9 +84,77 @@ def layer_norm(name: str, path: TreePath) -> list[Entry]:
     ]
 
 
+def moved(table: Iterable[Entry], name: str, path: TreePath) -> list[Entry]:
+    """`table` with `name` before each name and `path` before each path."""
+    return [e._replace(name=f"{name}{e.name}", path=(*path, *e.path)) for e in table]
+
+
+def depth(names: Iterable[str], layer: str) -> int:
+    """How many layers there are: one more than the largest N in "{layer}N"."""
+    pattern = re.compile(re.escape(layer) + r"(\d+)[./]")
+    found = (pattern.match(name) for name in names)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def shape_of(
+    files: Tensors, names: Mapping[str, str], name: str, *, rank: int
+) -> tuple[int, ...]:
+    """The shape of a tensor that says something of the model's.
+
+    Raises:
+      UserError: it is missing, or has another number of axes.
+    """
+    if name not in names:
+        raise UserError(f"{files.folder} lacks the tensor {name}")
+    shape = files.shape(names[name])
+    if len(shape) != rank:
+        raise UserError(
+            f"the tensor {names[name]} in {files.folder} is {list(shape)}: {rank} axes "
+            "are expected"
+        )
+    return shape
+
+
+def num_heads(
+    width: int, files: Tensors, base: VisionConfig | TextConfig, given: int = 0
+) -> int:
+    """How many heads a tower of this width has, where its file does not say it.
+
+    `given`, or else `base`'s, if it is as wide, or else what published models have.
+
+    Raises:
+      UserError: another width than the published models'; `given` does not divide it.
+    """
+    if given and width % given:
+        raise UserError(
+            f"a tower {width} wide, as that in {files.folder}, has not {given} heads: "
+            "their number divides the width"
+        )
+    if given or base.width == width:
+        return given or base.num_heads
+    tower = "vision" if isinstance(base, VisionConfig) else "text"
+    known = HEADS_OF_WIDTH.get(width, 0) or (0 if width % 64 else width // 64)
+    if not known:
+        raise UserError(
+            f"{files.folder} does not say how many heads its {tower} tower of width "
+            f"{width} has: say it with --{tower}-heads, or in a config with "
+            f"config.model.{tower}.width={width} and num_heads"
+        )
+    return known
+
+
+def without(tree: Mapping, is_left_out: Callable[[TreePath], bool]) -> dict:
+    """The tree without the leaves whose path `is_left_out`."""
+    kept: dict = {}
+    for path, leaf in leaves(tree):
+        if not is_left_out(path):
+            put(kept, path, leaf)
+    return kept
+
+
 def read_tree(
     table: Sequence[Entry],
-    files: TensorFiles,
+    files: Tensors,
     names: Mapping[str, str],
     *,
     dropped: Sequence[str],
@@ -73,9 +163,10 @@ def read_tree(
     """Reads the tensors of `table` from `files` into a nested dict of float32 arrays.
 
     Args:
-      table: one entry a tensor.
+      table: one entry a place of our tree; the parts of a tensor make up the whole.
       names: the table's spelling of each name in the files -> the files' own spelling.
-      dropped: names left out on purpose; one that ends with "." leaves out all below.
+      dropped: names left out on purpose; one that ends with "." or "/" leaves out all
+        below.
       expected: our tree, with leaves that have a `shape`.
 
     Raises:
@@ -88,16 +179,21 @@ def read_tree(
         raise ValueError(f"the table does not fill {set(shapes) ^ set(targets)} once")
     tree: dict = {}
     for entry in table:
-        name = names[entry.name]
+        name, (number, count) = names[entry.name], entry.part
         wanted = entry.form.write(_shape_only(shapes[entry.path])).shape
+        if count > 1:
+            wanted = (wanted[0] * count, *wanted[1:])
         if files.shape(name) != wanted:
             raise UserError(
                 f"the tensor {name} in {files.folder} is {list(files.shape(name))}, "
                 f"but the configured model needs {list(wanted)}: a checkpoint of "
                 "another shape"
             )
+        array = files.read(name)
+        if count > 1:
+            array = np.split(array, count)[number]
         # `ascontiguousarray` would make an array of one number from a number.
-        value = np.asarray(entry.form.read(files.read(name)), order="C")
+        value = np.asarray(entry.form.read(array), order="C")
         put(tree, entry.path, value)
     return tree
 
@@ -142,11 +238,20 @@ def merge_into(
     return merged
 
 
-def spell(names: Sequence[str], *, prefix: str, folder) -> dict[str, str]:
-    """{the table's spelling: the file's}: without `prefix`, gamma and beta renamed."""
+def spell(
+    names: Iterable[str], *, prefix: str | Sequence[tuple[str, str]], folder
+) -> dict[str, str]:
+    """{the table's spelling: the file's}: without `prefix`, gamma and beta renamed.
+
+    Args:
+      prefix: what is taken away at the beginning of a name, or several pairs (what
+        stands there, what takes its place), the first that fits.
+    """
+    prefixes = [(prefix, "")] if isinstance(prefix, str) else prefix
     spelt: dict[str, str] = {}
     for name in names:
-        plain = name.removeprefix(prefix)
+        old, new = next((p for p in prefixes if name.startswith(p[0])), ("", ""))
+        plain = new + name[len(old) :]
         plain = plain.replace("LayerNorm.gamma", "LayerNorm.weight")
         plain = plain.replace("LayerNorm.beta", "LayerNorm.bias")
         if plain in spelt:
@@ -178,17 +283,21 @@ def put(tree: dict, path: TreePath, value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _check_names(table, names, dropped, files: TensorFiles) -> None:
-    def is_dropped(name):
-        return any(
-            name == entry or (entry.endswith(".") and name.startswith(entry))
-            for entry in dropped
-        )
+def is_dropped(name: str, dropped: Collection[str]) -> bool:
+    return any(
+        name == entry or (entry.endswith((".", "/")) and name.startswith(entry))
+        for entry in dropped
+    )
+
+
+def _check_names(table, names, dropped, files: Tensors) -> None:
 
     known = {entry.name for entry in table}
     missing = [name for name in known if name not in names]
     unknown = [
-        own for name, own in names.items() if name not in known and not is_dropped(name)
+        own
+        for name, own in names.items()
+        if name not in known and not is_dropped(name, dropped)
     ]
     problems = []
     if missing:
@@ -197,8 +306,8 @@ def _check_names(table, names, dropped, files: TensorFiles) -> None:
         problems.append(f"holds {_some(unknown)}, which this model has no place for")
     if problems:
         raise UserError(
-            f"{files.folder} is not the checkpoint that its config.json describes: it "
-            + " and ".join(problems)
+            f"{files.folder} is not the model that its names and config.json tell of: "
+            "it " + " and ".join(problems)
         )
 
 

@@ -1,0 +1,136 @@
+"""The original ViTs' .npz, as the papers' JAX code and AugReg store them, in."""
+
+import dataclasses
+from collections.abc import Collection
+
+import numpy as np
+
+from vilem_jax.config import VisionConfig
+from vilem_jax.weights import positions, tables
+from vilem_jax.weights.folders import Tensors
+from vilem_jax.weights.huggingface_vit import expected_tower, stored_config
+from vilem_jax.weights.sources import Source
+from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, Entry, Form
+
+POSITIONS = "Transformer/posembed_input/pos_embedding"
+PATCH = "embedding"
+PREFIXES = (("opt/target/", ""), ("params/", ""))  # of a whole state of training
+BLOCK = "Transformer/encoderblock_"
+ATTENTION = "MultiHeadDotProductAttention_1"
+EPS = 1e-6  # Flax's
+
+# Left out on purpose: our feature is [CLS] itself, without classifier, and without
+# what stands between the two in models of ImageNet-21k; and the optimizer's state.
+DROPPED = ("head/", "pre_logits/", "opt/state/")
+
+
+def is_here(names: Collection[str]) -> bool:
+    """Whether arrays of these names are in this format."""
+    return any(
+        f"{prefix}{BLOCK}0/LayerNorm_0/scale" in names
+        for prefix in ("", *(old for old, _ in PREFIXES))
+    )
+
+
+def _patches(patch_size: int) -> Form:
+    """Convolution [P, P, 3, W] <-> [P * P * 3, W]."""
+    return Form(
+        lambda kernel: kernel.reshape(-1, kernel.shape[-1]),
+        lambda rows: rows.reshape(patch_size, patch_size, 3, -1),
+    )
+
+
+def _into_heads(num_heads: int) -> tuple[Form, Form]:
+    """Kernel [W, H, W / H] <-> [W, W], and bias [H, W / H] <-> [W]."""
+    kernel = Form(
+        lambda array: array.reshape(array.shape[0], -1),
+        lambda array: array.reshape(array.shape[0], num_heads, -1),
+    )
+    bias = Form(np.ravel, lambda array: array.reshape(num_heads, -1))
+    return kernel, bias
+
+
+def _out_of_heads(num_heads: int) -> Form:
+    """Kernel [H, W / H, W] <-> [W, W]."""
+    return Form(
+        lambda array: array.reshape(-1, array.shape[-1]),
+        lambda array: array.reshape(num_heads, -1, array.shape[-1]),
+    )
+
+
+def vision_table(config: VisionConfig) -> list[Entry]:
+    """The original ViT -> `VisionTower`."""
+    same = tables.SAME
+    kernel, bias = _into_heads(config.num_heads)
+
+    def both(name, place, kernel=same, bias=same, first="kernel"):
+        return [
+            Entry(f"{name}/{first}", (*place, first), kernel),
+            Entry(f"{name}/bias", (*place, "bias"), bias),
+        ]
+
+    table = [
+        Entry("cls", ("class_token",), FIRST_OF_ONE_TWICE),
+        Entry(POSITIONS, ("position_embedding",), FIRST_OF_ONE),
+        *both(PATCH, ("patch_embedding",), _patches(config.patch_size)),
+        *both("Transformer/encoder_norm", ("norm",), first="scale"),
+    ]
+    for number in range(config.num_layers):
+        name, place = f"{BLOCK}{number}", ("blocks", number)
+        attention = f"{name}/{ATTENTION}"
+        table += both(f"{name}/LayerNorm_0", (*place, "attention_norm"), first="scale")
+        for part in ("query", "key", "value"):
+            table += both(f"{attention}/{part}", (*place, part), kernel, bias)
+        output = _out_of_heads(config.num_heads)
+        table += both(f"{attention}/out", (*place, "output"), output)
+        table += both(f"{name}/LayerNorm_2", (*place, "mlp_norm"), first="scale")
+        table += both(f"{name}/MlpBlock_3/Dense_0", (*place, "mlp", "expand"))
+        table += both(f"{name}/MlpBlock_3/Dense_1", (*place, "mlp", "contract"))
+    return table
+
+
+def read_vision_config(
+    source: Source, base: VisionConfig, *, num_heads: int = 0
+) -> VisionConfig:
+    """The shape as the arrays have it, heads too; the picture's side from `base`."""
+    files, names = source.files, _names(source.files)
+
+    def shape(name, rank):
+        return tables.shape_of(files, names, name, rank=rank)
+
+    patch_size, _, _, width = shape(f"{PATCH}/kernel", 4)
+    positions.check_divides(base.image_size, patch_size, source.path)
+    return dataclasses.replace(
+        base,
+        patch_size=patch_size,
+        width=width,
+        num_layers=tables.depth(names, BLOCK),
+        num_heads=shape(f"{BLOCK}0/{ATTENTION}/query/kernel", 3)[1],
+        mlp_width=shape(f"{BLOCK}0/MlpBlock_3/Dense_0/kernel", 2)[1],
+        layer_norm_eps=EPS,
+        activation="gelu",
+    )
+
+
+def load_vision(source: Source, config: VisionConfig) -> dict:
+    """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
+
+    Raises:
+      UserError: arrays that are missing, unknown, or of another shape than `config`.
+    """
+    files, names = source.files, _names(source.files)
+    stored = stored_config(files, names, config, POSITIONS)
+    tree = tables.read_tree(
+        vision_table(config),
+        files,
+        names,
+        dropped=DROPPED,
+        expected=expected_tower(stored),
+    )
+    side = config.image_size // config.patch_size
+    tree["position_embedding"] = positions.resize(tree["position_embedding"], side)
+    return tree
+
+
+def _names(files: Tensors) -> dict[str, str]:
+    return tables.spell(files.names, prefix=PREFIXES, folder=files.folder)

@@ -1,0 +1,173 @@
+"""BLIP's original checkpoints, pre-trained or fine-tuned for retrieval, in.
+
+Its text tower is a BERT of 12 layers, without token types, with [DEC] and [ENC] after
+BERT's words (30,524 in all), and with cross-attention in every layer: all of it has a
+place in our text tower where M_1 is as large as the tower.
+"""
+
+from collections.abc import Collection
+
+import numpy as np
+
+from vilem_jax.config import Config, ModelConfig, TextConfig, VisionConfig
+from vilem_jax.weights import albef, huggingface_bert, tables, timm_vit
+from vilem_jax.weights.albef import BOOKKEEPING, MOMENTUM, ONLINE, POINTERS
+from vilem_jax.weights.sources import Source, part_of
+from vilem_jax.weights.tables import Entry
+from vilem_jax.weights.whole_models import (
+    NEW,
+    WholeModel,
+    length_of_queues,
+    make_config,
+    read_momentum,
+    read_params,
+    read_queues,
+)
+
+VISION, TEXT = albef.VISION, albef.TEXT
+LAYER = albef.LAYER
+CROSS = "crossattention.self.query.weight"
+EXTRA_PIECES = ("[DEC]", "[ENC]")
+
+# Left out on purpose: the matching head reads the words beside the picture, the decoder
+# writes captions, position ids are counters.
+DROPPED = (*albef.DROPPED, "text_decoder.")
+
+
+def is_here(names: Collection[str]) -> bool:
+    """Whether tensors of these names are in this format."""
+    return f"{VISION}{timm_vit.PATCH}.weight" in names and f"{LAYER}0.{CROSS}" in names
+
+
+def read_model(
+    source: Source, *, vision_heads: int = 0, text_heads: int = 0
+) -> WholeModel:
+    """The whole model, at the picture's side that it was trained at.
+
+    Args and errors as of `albef.read_model`.
+    """
+    files, names = source.files, _names(source)
+    vision = albef.vision_config(source, names, VisionConfig(), vision_heads)
+    text = albef.text_config(source, names, TextConfig(), text_heads)
+    width = tables.shape_of(files, names, "vision_proj.weight", rank=2)[0]
+    config = config_of(vision, text, width, length_of_queues(files, names))
+    model = config.model
+    dropped = (*DROPPED, *late_cross_attention(model), *BOOKKEEPING)
+    params = read_params(
+        config,
+        [*_table(model, ""), albef.TEMPERATURE],
+        files,
+        names,
+        dropped=(*dropped, *MOMENTUM),
+        is_new=lambda path: path[0] in NEW or "token_types" in path,
+    )
+    params |= {"text": with_no_token_types(params["text"])}
+    momentum = read_momentum(
+        config,
+        params,
+        _table(model, "_m"),
+        files,
+        names,
+        dropped=(*dropped, *ONLINE),
+    )
+    queues = read_queues(files, names, POINTERS, width)
+    return WholeModel(config, params, momentum, queues, EXTRA_PIECES)
+
+
+def config_of(
+    vision: VisionConfig, text: TextConfig, width: int, queue_length: int
+) -> Config:
+    """A BLIP's settings: cross-attention in all layers, towards the last block.
+
+    Where the image tower has fewer blocks than the text tower has layers, M_1 is the
+    number of blocks, and later cross-attention is left out.
+    """
+    model = ModelConfig(
+        vision=vision,
+        text=text,
+        embedding_width=width,
+        num_proofread_layers=min(vision.num_layers, text.num_layers),
+        levels="last",
+    )
+    return make_config(
+        model,
+        queue_length,
+        cleaning="blip",
+        keeps_sep=True,
+        text_length=30,
+        evaluation_length=35,
+    )
+
+
+def read_vision_config(
+    source: Source, base: VisionConfig, *, num_heads: int = 0
+) -> VisionConfig:
+    """The image tower's shape, as of `timm_vit.read_vision_config`."""
+    tower = part_of(source, _names(source), VISION)
+    return timm_vit.read_vision_config(tower, base, num_heads=num_heads)
+
+
+def load_vision(source: Source, config: VisionConfig) -> dict:
+    """Parameters of `VisionTower`, as of `timm_vit.load_vision`."""
+    return timm_vit.load_vision(part_of(source, _names(source), VISION), config)
+
+
+def read_text_config(
+    source: Source, base: TextConfig, *, num_heads: int = 0
+) -> TextConfig:
+    """The text tower's shape; dropout from `base`."""
+    return albef.text_config(source, _names(source), base, num_heads)
+
+
+def load_text(source: Source, config: TextConfig) -> dict:
+    """Parameters of `TextTower`, without cross-attention: a run has its own M_1."""
+    files = part_of(source, _names(source), TEXT).files
+    expected = huggingface_bert.expected_tree(config)["text"]
+    tree = tables.read_tree(
+        words_table(config.num_layers),
+        files,
+        {name: name for name in files.names if "crossattention" not in name},
+        dropped=huggingface_bert.DROPPED,
+        expected=tables.without(expected, lambda path: "token_types" in path),
+    )
+    return with_no_token_types(tree)
+
+
+def words_table(num_layers: int) -> list[Entry]:
+    """A BERT without token types."""
+    table = huggingface_bert.text_table(num_layers)
+    return [entry for entry in table if "token_types" not in entry.path]
+
+
+def text_table(model: ModelConfig) -> list[Entry]:
+    """BLIP's text tower -> `TextTower` with cross-attention in M_1 layers."""
+    table = words_table(model.text.num_layers)
+    for number in range(model.num_proofread_layers):
+        name = f"encoder.layer.{number}.crossattention"
+        place = ("layers", number, "cross_attention")
+        table += huggingface_bert.attention_table(name, place)
+    return table
+
+
+def late_cross_attention(model: ModelConfig) -> list[str]:
+    """Names of the cross-attention after the first M_1 layers, of both copies."""
+    return [
+        f"{tower}encoder.layer.{number}.crossattention."
+        for tower in (TEXT, "text_encoder_m.")
+        for number in range(model.num_proofread_layers, model.text.num_layers)
+    ]
+
+
+def _table(model: ModelConfig, suffix: str) -> list[Entry]:
+    return albef.model_table(model, text_table(model), suffix)
+
+
+def with_no_token_types(tower: dict) -> dict:
+    """`TextTower` with zeros for the token types a BLIP does not have: they add 0."""
+    width = tower["embedding"]["words"].shape[1]
+    zeros = np.zeros((1, width), np.float32)
+    return tower | {"embedding": tower["embedding"] | {"token_types": zeros}}
+
+
+def _names(source: Source) -> dict[str, str]:
+    return tables.spell(source.files.names, prefix="", folder=source.path)

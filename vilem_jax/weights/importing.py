@@ -1,0 +1,205 @@
+"""`vilem weights import`: foreign weights become a folder of ours, or of towers.
+
+ALBEF and BLIP become a model folder, which is evaluated and trained on like a model of
+ours. A tower alone becomes a folder in Hugging Face's layout, for `start_from`.
+"""
+
+import math
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vilem_jax import files
+from vilem_jax.config import TextConfig, UserError, VisionConfig
+from vilem_jax.data.captions import Tokenizer, extended_tokenizer, vocabulary_size
+from vilem_jax.weights import folders, huggingface_bert, huggingface_vit
+from vilem_jax.weights.formats import FORMATS, recognise
+from vilem_jax.weights.model_folder import write_model_folder
+from vilem_jax.weights.sources import Source, open_source
+from vilem_jax.weights.whole_models import WholeModel, resized
+
+BERT = "bert-base-uncased"  # whose words ALBEF and BLIP read
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written."""
+
+    format: str
+    what: str  # a sentence
+    notes: tuple[str, ...] = ()
+
+
+def import_weights(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    format: str = "",
+    tokenizer: str = "",
+    allow_pickle: bool = False,
+    image_size: int = 0,
+    vision_heads: int = 0,
+    text_heads: int = 0,
+) -> Imported:
+    """Reads foreign weights and writes the folder `out`, whole or not at all.
+
+    Args:
+      source: a file, a folder or a hub name.
+      format: a key of `formats.FORMATS`; "" recognises it by the names of the tensors.
+      tokenizer: folder or hub name with vocab.txt, for what has words; by default the
+        source's own, and for ALBEF and BLIP without one bert-base-uncased.
+      allow_pickle: whether .pth, .pt and .bin may be read.
+      image_size: pixels a side to resize position embeddings to; 0 leaves them.
+      vision_heads, text_heads: for files that do not say how many heads a tower of
+        an unusual width has.
+
+    Raises:
+      UserError: weights, format, tokenizer or sizes that do not fit, or a folder that
+        cannot be written.
+    """
+    out = Path(out).expanduser()
+    if not out.is_dir():
+        files.check_writable(out)
+    opened = open_source(source, allow_pickle=allow_pickle)
+    key = recognise(opened, format)
+    heads = {"vision": vision_heads, "text": text_heads}
+    try:
+        if FORMATS[key].is_model:
+            return _import_model(opened, key, out, tokenizer, image_size, heads)
+        if FORMATS[key].has_text:
+            return _import_text(opened, out, tokenizer)
+        return _import_vision(opened, key, out, image_size, heads["vision"])
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {files.reason(error)}") from error
+
+
+def _import_model(opened, key, out, tokenizer, image_size, heads) -> Imported:
+    model = FORMATS[key].module.read_model(
+        opened, vision_heads=heads["vision"], text_heads=heads["text"]
+    )
+    own = opened.folder / folders.VOCABULARY
+    name = tokenizer or (str(opened.folder) if own.is_file() else BERT)
+    words = open_words(name, model)
+    if tokenizer and own.is_file():
+        _check_same(Path(own), words, model)
+    if image_size:
+        model = resized(model, image_size)
+    write_model_folder(
+        out,
+        model.config,
+        model.params,
+        words,
+        momentum_params=model.momentum_params,
+        queues=model.queues,
+        card=_card(opened, key, model),
+    )
+    vision, text = model.config.model.vision, model.config.model.text
+    rows = len(model.queues["image_queue"]) if model.queues else 0
+    return Imported(
+        key,
+        f"a model of {vision.num_layers} image and {text.num_layers} text layers for "
+        f"pictures of {vision.image_size} pixels, "
+        f"{'with' if model.momentum_params else 'without'} momentum copy, "
+        f"{rows:,} rows in each queue",
+        (
+            "its proofreading heads are new: it can search and be trained, but not "
+            "proofread",
+        ),
+    )
+
+
+def open_words(name: str, model: WholeModel) -> Tokenizer:
+    """The model's tokenizer; a BERT's is given the tokens that a BLIP has after it.
+
+    Raises:
+      UserError: no vocabulary there, or one of another size than the model's.
+    """
+    config = model.config
+    manner = {"cleaning": config.data.cleaning, "keeps_sep": config.data.keeps_sep}
+    size, wanted = vocabulary_size(name), config.model.text.vocab_size
+    extra = model.extra_pieces
+    if extra and size + len(extra) == wanted:
+        return extended_tokenizer(name, extra, **manner)
+    if size != wanted:
+        raise UserError(
+            f"the tokenizer in {name} has {size} words, but the model has {wanted}: "
+            "name the model's own with --tokenizer"
+        )
+    return (
+        extended_tokenizer(name, (), **manner) if extra else Tokenizer(name, **manner)
+    )
+
+
+def _check_same(own: Path, words: Tokenizer, model: WholeModel) -> None:
+    """A UserError where --tokenizer has other words than the vocab.txt beside it."""
+    if open_words(str(own.parent), model).pieces != words.pieces:
+        raise UserError(
+            f"the tokenizer that --tokenizer names is not the model's: {own} lists "
+            "other words, or in another order; leave --tokenizer out"
+        )
+
+
+def _import_vision(opened: Source, key, out, image_size, num_heads) -> Imported:
+    module, base = FORMATS[key].module, VisionConfig(image_size=image_size)
+    if module is huggingface_vit:
+        config = huggingface_vit.read_vision_config(opened.folder, base)
+        params = huggingface_vit.load_vision(opened.folder, config, opened.files)
+    else:
+        config = module.read_vision_config(opened, base, num_heads=num_heads)
+        params = module.load_vision(opened, config)
+    side = math.isqrt(len(params["position_embedding"]) - 1)  # the stored one: 0 given
+    config = replace(config, image_size=side * config.patch_size)
+    huggingface_vit.save_vision(out, params, config)
+    return Imported(
+        key,
+        f"an image tower of {config.num_layers} layers for pictures of "
+        f"{config.image_size} pixels, as Hugging Face's ViTModel: name it in "
+        "config.model.vision.start_from",
+    )
+
+
+def _import_text(opened: Source, out: Path, tokenizer: str) -> Imported:
+    folder, files_here = opened.folder, opened.files
+    config = huggingface_bert.read_text_config(folder, TextConfig())
+    words = Tokenizer(tokenizer or str(folder))
+    if words.vocabulary.size != config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {tokenizer or folder} has {words.vocabulary.size} words,"
+            f" but the model has {config.vocab_size}: name the model's own with "
+            "--tokenizer"
+        )
+    has_head = huggingface_bert.has_head(folder, files_here)
+    with tempfile.TemporaryDirectory() as vocabulary:
+        words.save(vocabulary)
+        if has_head:
+            params = huggingface_bert.load_masked_language_model(
+                folder, config, files_here
+            )
+            huggingface_bert.save_masked_language_model(
+                out, params, config, Path(vocabulary)
+            )
+        else:
+            params = huggingface_bert.load_text(folder, config, files_here)
+            huggingface_bert.save_text(out, params, config, Path(vocabulary))
+    return Imported(
+        "huggingface-bert",
+        f"a text tower of {config.num_layers} layers, as Hugging Face's "
+        f"{'BertForMaskedLM' if has_head else 'BertModel'}: name it in "
+        "config.model.text.start_from",
+    )
+
+
+def _card(opened: Source, key: str, model: WholeModel) -> str:
+    """The model card: where it is from, and what it cannot do."""
+    vision, text = model.config.model.vision, model.config.model.text
+    return f"""# {opened.path.name}, imported
+
+Weights in the format {key}, read by `vilem weights import` from {opened.path.name}.
+Image tower: {vision.num_layers} layers of {vision.width}, pictures of
+{vision.image_size} pixels. Text tower: {text.num_layers} layers of {text.width},
+{text.vocab_size:,} words. Projections to {model.config.model.embedding_width}.
+
+It can search, be evaluated and be trained further. It cannot proofread: the heads for
+that are new, and what its authors trained in their place was left out.
+"""
