@@ -28,7 +28,7 @@ LEVELS = [
 ONE_ROOM = [{"config", "freeze", "config_files"}]  # files that together are one room
 # Who may import what, wherever it stands in the file.
 ONLY_IN = {
-    "tensorflow_datasets": {"data/tfds_source.py"},
+    "tensorflow_datasets": {"data/tfds_format.py"},
     "ml_collections": {"config_files.py"},
     "transformers": {"data/captions.py"},
     "tensorflow": set(),
