@@ -4,8 +4,9 @@ What `prepare` writes is a data set of TFDS: ArrayRecord files of encoded pictur
 captions, beside the metadata that `builder_from_directory` opens it by.
 """
 
+import contextlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,27 +85,54 @@ def as_example(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "image": io.BytesIO(record["image"])}
 
 
-def write_shard(path: Path, examples: Sequence[bytes]) -> None:
-    """Serialized examples as one ArrayRecord file.
+class ShardWriter:
+    """One ArrayRecord file of records, whole when the `with` block ends well.
 
     Raises:
-      OSError: the file cannot be written whole.
+      OSError: the disk does not take it.
     """
-    from array_record.python import array_record_module
 
+    def __init__(self, path: Path):
+        from array_record.python import array_record_module
+
+        self._module, self._path, self._count = array_record_module, str(path), 0
+        self._features = caption_features()
+        with _told():
+            self._writer = self._module.ArrayRecordWriter(self._path, _WRITER_OPTIONS)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def write(self, record: Mapping[str, Any]) -> int:
+        """Writes a record; how many bytes it is."""
+        example = self._features.serialize_example(as_example(record))
+        with _told():
+            self._writer.write(example)
+        self._count += 1
+        return len(example)
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None:
+            with contextlib.suppress(RuntimeError):
+                self._writer.close()
+            return
+        with _told():
+            self._writer.close()
+            reader = self._module.ArrayRecordReader(self._path)
+            found = reader.num_records()
+            reader.close()
+        if found != self._count:
+            raise OSError(f"{found} of {self._count} records arrived on the disk")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """ArrayRecord's errors as OSError, without its own words around the reason."""
     try:
-        writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-        for example in examples:
-            writer.write(example)
-        writer.close()
-        reader = array_record_module.ArrayRecordReader(str(path))
-        found = reader.num_records()
-        reader.close()
+        yield
     except RuntimeError as error:
-        reason = str(error).partition(";")[0].rpartition("failed: ")[2].lower()
-        raise OSError(reason or "the disk refused it") from error
-    if found != len(examples):
-        raise OSError(f"{found} of {len(examples)} records arrived on the disk")
+        first = str(error).partition(";")[0]
+        raise OSError(first.rpartition("failed: ")[2].lower()) from error
 
 
 def shard_name(name: str, split: str, number: int, count: int) -> str:
