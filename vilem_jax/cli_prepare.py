@@ -148,7 +148,7 @@ def _print_report(out: str, report: dict) -> None:
         print(
             f"{out}: {split}: {counts['pictures']:,} pictures ({counts['resized']:,} "
             f"resized, {counts['kept']:,} kept as they were), "
-            f"{counts['captions']:,} captions, {counts['bytes'] / 1e6:,.1f} MB"
+            f"{counts['captions']:,} captions, {counts['picture_bytes'] / 1e6:,.1f} MB"
         )
         for note in counts["notes"]:
             print(f"vilem: {split}: {note}", file=sys.stderr)

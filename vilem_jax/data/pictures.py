@@ -120,9 +120,12 @@ class PictureZip(PictureFiles):
         self._archive, self._process = None, None
         super().__init__(path, names)
         tops = {member.partition("/")[0] for member in self._open().NameToInfo}
-        if len(tops) == 1 and names and not any(map(self.exists, names[:20])):
+        if len(tops) == 1 and names and not self._finds_any(names):
             self.top = tops.pop()
             super().__init__(path, names)
+
+    def _finds_any(self, names: Sequence[str]) -> bool:
+        return any(self.exists(names[i]) for i in range(min(20, len(names))))
 
     def __getstate__(self):
         return self.__dict__ | {"_archive": None, "_process": None}

@@ -61,7 +61,7 @@ def prepare(
     Returns:
       what `folder`/prepared.json holds: "settings"; "splits", by name: "pictures",
       "captions", "resized", "kept" (as they were), "left_out", "left_out_examples",
-      "bytes" (of the records), "shards", "sources" and "notes".
+      "picture_bytes", "shards", "sources" and "notes".
 
     Raises:
       UserError: a setting out of range, a folder with something else in it or that
@@ -262,7 +262,7 @@ def _gather(partial: Path, folder: Path, tallies) -> dict[str, int]:
             target = tfds_format.shard_name(name, split, place_of, len(full))
             os.replace(file, place / target)
         lengths = [parts[number]["pictures"] for number in full]
-        splits[split] = (lengths, sum(part["bytes"] for part in parts))
+        splits[split] = (lengths, sum(parts[number]["file_bytes"] for number in full))
     tfds_format.write_metadata(place, name, splits)
     return {split: len(lengths) for split, (lengths, _) in splits.items()}
 

@@ -147,7 +147,7 @@ def _prepare_span(span: tuple[int, int], records: SplitRecords) -> Iterator:
     from apache_beam import pvalue
 
     made = []
-    counts = tally(range(*span), records, lambda record: made.append(record) or 0)
+    counts = tally(range(*span), records, made.append)
     yield pvalue.TaggedOutput("tally", json.dumps({"start": span[0], **counts}))
     for record in made:
         number = record["image_id"] - records.first_id

@@ -18,7 +18,7 @@ from vilem_jax.files import reason
 
 SMALLEST_SIDE = 16  # pixels: below, no model of any use could read a picture
 NUM_EXAMPLES = 100  # of pictures left out, named in the report of a split
-COUNTS = ("pictures", "captions", "resized", "kept", "left_out", "bytes")
+COUNTS = ("pictures", "captions", "resized", "kept", "left_out", "picture_bytes")
 
 Splits = Mapping[str, Sequence[Source]]
 
@@ -132,7 +132,8 @@ def tally(numbers: Iterable[int], records: SplitRecords, keep: Callable) -> dict
         counts["pictures"] += 1
         counts["captions"] += len(record["captions"])
         counts["resized" if is_resized else "kept"] += 1
-        counts["bytes"] += keep(record)
+        counts["picture_bytes"] += len(record["image"])
+        keep(record)
     return counts
 
 

@@ -103,13 +103,11 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def write(self, record: Mapping[str, Any]) -> int:
-        """Writes a record; how many bytes it is."""
-        example = self._features.serialize_example(as_example(record))
+    def write(self, record: Mapping[str, Any]) -> None:
+        example = _serialized(self._features, record)
         with _told():
             self._writer.write(example)
         self._count += 1
-        return len(example)
 
     def __exit__(self, kind, *_) -> None:
         if kind is not None:
@@ -123,6 +121,15 @@ class ShardWriter:
             reader.close()
         if found != self._count:
             raise OSError(f"{found} of {self._count} records arrived on the disk")
+
+
+def _serialized(features, record: Mapping[str, Any]) -> bytes:
+    """The same bytes in every process: protobuf would order its maps by chance."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = features.serialize_example(as_example(record))
+    parsed = tf_example_pb2.Example.FromString(example)
+    return parsed.SerializeToString(deterministic=True)
 
 
 @contextlib.contextmanager
@@ -216,9 +223,7 @@ def build_with_beam(
 
     Captions.name = name
     builder = Captions(data_dir=folder, file_format=SUFFIX)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            beam_runner=runner, beam_options=options
-        )
-    )
+    download = tfds.download.DownloadConfig(beam_runner=runner, beam_options=options)
+    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloading
+        builder.download_and_prepare(download_config=download)
     return Path(builder.data_dir)
