@@ -23,6 +23,7 @@ from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
 from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
+from vilem_jax.evaluation.mixed_towers import mixed_encoder
 from vilem_jax.evaluation.proofread import StoredEdits, make_edits
 from vilem_jax.training.checkpoints import restore_params
 from vilem_jax.training.masked_language import editor_graph
@@ -59,7 +60,7 @@ class Model:
     config: Config
     tokenizer: Tokenizer
     encoder: Encoder
-    weights: str  # "online" or "momentum"
+    weights: str  # "online", "momentum" or "mixed"
 
     def encode_image(self, pictures: Iterable[Picture] | Picture) -> np.ndarray:
         """Pictures -> float32 [N, E], unit rows, in the order given.
@@ -196,19 +197,21 @@ class Model:
 
 def load(
     path: str | Path,
-    weights: Literal["online", "momentum"] = "online",
+    weights: Literal["online", "momentum", "mixed"] = "online",
     *,
     batch_size: int | None = None,
 ) -> Model:
     """The model that the run in the folder `path` has trained.
 
     Args:
-      weights: "online", those that were trained, or "momentum", their moving average.
+      weights: "online", those that were trained; "momentum", their moving average;
+        "mixed", each tower against the other's moving average, and the mean of both
+        (embeddings are then of twice the width; proofreading is the online one's).
       batch_size: rows a device takes at a time; None takes the run's for evaluation.
 
     Raises:
       UserError: no run there, one of an editor, no finished checkpoint, other weights
-        than these two, a checkpoint of another shape.
+        than these, a checkpoint of another shape.
     """
     run = Path(path).expanduser()
     config = _for_this_machine(read_config(run))
@@ -217,8 +220,14 @@ def load(
             f"{path} holds the run of an editor, which edits captions but "
             "cannot search or proofread: give the run of a ViLEM"
         )
-    params, _ = restore_params(run, weights, abstract_state(config).params)
-    return make_model(config, params, open_tokenizer(config, run), weights, batch_size)
+    shapes = abstract_state(config).params
+    first = "online" if weights == "mixed" else weights
+    params, _ = restore_params(run, first, shapes)
+    model = make_model(config, params, open_tokenizer(config, run), weights, batch_size)
+    if weights != "mixed":
+        return model
+    momentum, _ = restore_params(run, "momentum", shapes)
+    return dataclasses.replace(model, encoder=mixed_encoder(model.encoder, momentum))
 
 
 def make_model(

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vilem_jax import __version__, cli_data, cli_use
+from vilem_jax import __version__, cli_data, cli_evaluate, cli_use
 from vilem_jax.cli_arguments import add_config, hours
 from vilem_jax.config import UserError
 from vilem_jax.config_files import Override, config_names, load_config
@@ -89,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_demo(verbs)
     _add_train(verbs)
+    cli_evaluate.add_verbs(verbs)
     cli_use.add_verbs(verbs)
     cli_data.add_verbs(verbs)
     return parser

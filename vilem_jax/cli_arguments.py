@@ -28,9 +28,10 @@ def add_model(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--weights",
-        choices=("online", "momentum"),
+        choices=("online", "momentum", "mixed"),
         default="online",
-        help="those that were trained, or their moving average",
+        help="those that were trained, their moving average, or each tower scored "
+        "against the other's moving average",
     )
     verb.add_argument(
         "--batch-size", type=count, help="rows at a time; the run's by default"

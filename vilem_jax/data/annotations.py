@@ -117,9 +117,11 @@ def _filled(path: str, records: list, where: str = "the list") -> list:
 
 
 def _plain_rows(path: str, records: list) -> Iterator[Row]:
+    named: dict[Any, str] = {}
     for i, record in enumerate(records):
         where = f"{path}: record {i}"
         name = _text(record, "image", where)
+        _check_id(record, "image_id", name, named, where)
         split = _split(record, where)
         captions = record.get("caption")
         if isinstance(captions, str):
@@ -131,11 +133,13 @@ def _plain_rows(path: str, records: list) -> Iterator[Row]:
 
 
 def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
+    named: dict[Any, str] = {}
     for i, record in enumerate(images):
         where = f"{path}: images[{i}]"
         name = _text(record, "filename", where)
         if folder := record.get("filepath"):
             name = f"{folder}/{name}"
+        _check_id(record, "imgid", name, named, where)
         sentences = record.get("sentences")
         if not isinstance(sentences, list):
             _refuse_field(record, "sentences", "a list", where)
@@ -154,6 +158,7 @@ def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
         name = _text(record, "file_name", where)
         if not isinstance(record.get("id"), int | str):
             _refuse_field(record, "id", "a number", where)
+        _check_id(record, "id", name, names, where)
         names[record["id"]] = name
         captions_of[record["id"]] = []
     for i, record in enumerate(_filled(path, annotations, "'annotations'")):
@@ -165,6 +170,20 @@ def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
         captions_of[image_id].append(caption)
     for image_id, captions in captions_of.items():
         yield names[image_id], captions, None
+
+
+def _check_id(record: dict, field: str, name: str, named: dict, where: str) -> None:
+    """A UserError where the id of a picture, if it has one, is another's already."""
+    number = record.get(field)
+    if isinstance(number, int | str) and named.setdefault(number, name) != name:
+        _refuse_double(field, number, named[number], name, where)
+
+
+def _refuse_double(field: str, number: Any, first: str, second: str, where: str):
+    raise UserError(
+        f"{where}: {field} {number!r} stands for two pictures, {first} and {second}: "
+        "give each its own"
+    )
 
 
 def _text(record: Any, field: str, where: str) -> str:

@@ -45,5 +45,9 @@ class JsonSource:
     def image_name(self, index: int) -> str:
         return self._records.names[index]
 
+    def has_image(self, index: int) -> bool:
+        """Whether the picture's file is there; it may still be broken."""
+        return self._pictures.exists(self.image_name(index))
+
     def read_image(self, index: int) -> bytes:
         return self._pictures.read(self.image_name(index))

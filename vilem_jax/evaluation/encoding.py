@@ -21,6 +21,7 @@ from vilem_jax.config import AugmentConfig, Config, UserError
 from vilem_jax.data.captions import Vocabulary
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.sources import Source
+from vilem_jax.evaluation.timing import Stopwatch, measure
 from vilem_jax.models.text import is_real_token
 
 Branch = Literal["local", "global"]
@@ -28,6 +29,7 @@ BRANCHES: tuple[Branch, ...] = ("local", "global")
 NUM_BEST = 4  # three corrections, and one in case the word itself is among them
 NUM_READERS = 4  # threads that read and decode; Pillow lets go of the GIL
 NEVER = -1e30
+_STAGE = {"images": "encode_images", "texts": "encode_texts"}  # others: "proofread"
 
 
 class Proofreading(NamedTuple):
@@ -52,12 +54,19 @@ class Encoder:
     batch_size: int  # rows of a chunk
     programs: dict[str, Callable]
     trained: dict[Branch, tuple[str, ...]]  # of the run, see `LossConfig.trained`
+    dtype: str = "float32"  # the towers compute in
+    clock: Stopwatch | None = None
+    # Programs and shapes that have run: a clock must not count their compilation.
+    warm: set = dataclasses.field(default_factory=set)
+
+    def timed(self, clock: Stopwatch) -> "Encoder":
+        """The same encoder, telling `clock` what it does; what is compiled is kept."""
+        return dataclasses.replace(self, clock=clock)
 
     def encode_images(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
         """Pictures uint8 [R, R, 3], one after another -> float32 [N, E], unit rows."""
         chunks = (
-            self._run("images", (np.stack(chunk),))[0]
-            for chunk in _chunks(pixels, self.batch_size)
+            self._run("images", (np.stack(chunk),))[0] for chunk in self._read(pixels)
         )
         return _joined(chunks, "picture")
 
@@ -100,7 +109,7 @@ class Encoder:
         self.check_trained(branches)
         self._check_length(tokens)
         parts, start = [], 0
-        for chunk in _chunks(pixels, self.batch_size):
+        for chunk in self._read(pixels):
             rows = slice(start, start + len(chunk))
             start = rows.stop
             texts = (tokens[rows], places[rows], labels[rows])
@@ -140,9 +149,25 @@ class Encoder:
         """One chunk of at most `batch_size` rows, padded with its last row."""
         count = len(rows[0])
         padding = (1 if count == 1 else self.batch_size) - count
-        padded = (np.concatenate([r, np.repeat(r[-1:], padding, 0)]) for r in rows)
-        outputs = self.programs[program](self.params, *padded)
-        return tuple(np.asarray(output)[:count] for output in outputs)
+        padded = [np.concatenate([r, np.repeat(r[-1:], padding, 0)]) for r in rows]
+        shape = (program, *(part.shape for part in padded))
+        if self.clock and shape not in self.warm:
+            with self.clock.measure("warm_up"):
+                jax.block_until_ready(self.programs[program](self.params, *padded))
+        self.warm.add(shape)
+        with measure(self.clock, _STAGE.get(program, "proofread")):
+            outputs = self.programs[program](self.params, *padded)
+            return tuple(np.asarray(output)[:count] for output in outputs)
+
+    def _read(self, pixels: Iterable[np.ndarray]) -> Iterator[list]:
+        """Chunks of `pixels`, timing the wait for them."""
+        chunks = _chunks(pixels, self.batch_size)
+        while True:
+            with measure(self.clock, "read_images"):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
 
 
 def make_encoder(
@@ -197,6 +222,7 @@ def make_encoder(
         batch_size=batch_size or config.evaluation.batch_size,
         programs=programs,
         trained=config.loss.trained,
+        dtype=config.compute.dtype,
     )
 
 

@@ -1,12 +1,10 @@
 """True against wrong caption of one picture: does the model score the true one higher?
 
-Two sources of such pairs: the hard test of scenes, and any JSON in SugarCrepe's layout.
+Such pairs come from the hard test of scenes, or from files (`pair_files.py`).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,7 @@ from vilem_jax.config import UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
-
-LAYOUT = '{"0": {"filename": ..., "caption": ..., "negative_caption": ...}, ...}'
+from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 
 
 @dataclass(frozen=True)
@@ -25,22 +22,29 @@ class CaptionPair:
 
     image: Any  # what `read_image` understands: a file name, or an index
     caption: str
-    wrong_caption: str
+    wrong_caption: str | tuple[str, ...]  # where several, the true one must beat all
     kind: str  # what was changed: "object", "swap", or a file's name
+    group: str = ""  # of its kind: the relation, say
 
 
 def pairs_metrics(
-    score_true: np.ndarray, score_wrong: np.ndarray, kinds: Sequence[str]
+    score_true: np.ndarray,
+    score_wrong: np.ndarray,
+    kinds: Sequence[str],
+    groups: Sequence[str] = (),
 ) -> dict:
     """How often the true caption scores strictly higher, in per cent.
 
     Args:
       score_true, score_wrong: [N], similarity of the picture with either caption.
       kinds: [N], the type of each pair.
+      groups: [N], of its type; "" where it has none; or empty.
 
     Returns:
       {"accuracy", "by_type": {kind: accuracy}, "pairs", "pairs_by_type"}; ties count
-      against the model, and the accuracy is over pairs, not the mean over types.
+      against the model, and the accuracy is over pairs, not the mean over types. Where
+      pairs have groups, also "by_group": {kind: {group: {"accuracy", "pairs"}}} and
+      "mean_over_groups": {kind: mean of the groups' accuracies}.
     """
     score_true, score_wrong = np.asarray(score_true), np.asarray(score_wrong)
     if score_true.shape != score_wrong.shape or len(kinds) != len(score_true):
@@ -52,6 +56,7 @@ def pairs_metrics(
     if not (np.isfinite(score_true).all() and np.isfinite(score_wrong).all()):
         raise UserError("a score is not finite: has the run diverged?")
     is_right = score_true > score_wrong
+    by_group = _by_group(is_right, kinds, groups) if any(groups) else {}
     kinds = np.asarray(kinds)
     accuracy = {
         str(kind): 100.0 * float(is_right[kinds == kind].mean())
@@ -63,15 +68,38 @@ def pairs_metrics(
         "by_type": accuracy,
         "pairs": len(kinds),
         "pairs_by_type": counts,
+        **by_group,
     }
+
+
+def _by_group(
+    is_right: np.ndarray, kinds: Sequence[str], groups: Sequence[str]
+) -> dict[str, dict]:
+    rows: dict[str, dict[str, list[bool]]] = {}
+    for right, kind, group in zip(is_right.tolist(), kinds, groups, strict=True):
+        if group:
+            rows.setdefault(kind, {}).setdefault(group, []).append(right)
+    told = {
+        kind: {
+            group: {"accuracy": 100.0 * float(np.mean(found)), "pairs": len(found)}
+            for group, found in sorted(of_kind.items())
+        }
+        for kind, of_kind in rows.items()
+    }
+    means = {
+        kind: float(np.mean([one["accuracy"] for one in of_kind.values()]))
+        for kind, of_kind in told.items()
+    }
+    return {"by_group": told, "mean_over_groups": means}
 
 
 def pair_scores(
     pairs: Sequence[CaptionPair],
     encode_images: Callable[[list], np.ndarray],
     encode_texts: Callable[[list[str]], np.ndarray],
+    clock: Stopwatch | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the true and of the wrong captions, float32 [N] each.
+    """Scores of the true and of the best of the wrong captions, float32 [N] each.
 
     A picture that several pairs ask about is encoded once.
 
@@ -82,13 +110,29 @@ def pair_scores(
     images = list(dict.fromkeys(pair.image for pair in pairs))
     row_of = {image: row for row, image in enumerate(images)}
     image_embedding = encode_images(images)
-    rows = image_embedding[[row_of[pair.image] for pair in pairs]]
+    image_rows = np.array([row_of[pair.image] for pair in pairs])
+    wrongs = [_wrong_captions(pair) for pair in pairs]
+    owner = np.repeat(np.arange(len(pairs)), [len(each) for each in wrongs])
     true = encode_texts([pair.caption for pair in pairs])
-    wrong = encode_texts([pair.wrong_caption for pair in pairs])
-    return tuple(
-        np.einsum("ne,ne->n", rows, text, dtype=np.float64).astype(np.float32)
-        for text in (true, wrong)
-    )
+    wrong = encode_texts([caption for each in wrongs for caption in each])
+
+    def scores(rows, texts):
+        cosine = np.einsum("ne,ne->n", image_embedding[rows], texts, dtype=np.float64)
+        return cosine.astype(np.float32)
+
+    with measure(clock, "similarity"):
+        score_true = scores(image_rows, true)
+        of_each = scores(image_rows[owner], wrong)
+    with measure(clock, "ranking"):
+        score_wrong = np.full(len(pairs), -np.inf, np.float32)
+        np.fmax.at(score_wrong, owner, of_each)
+        score_wrong[owner[np.isnan(of_each)]] = np.nan
+    return score_true, score_wrong
+
+
+def _wrong_captions(pair: CaptionPair) -> tuple[str, ...]:
+    wrong = pair.wrong_caption
+    return (wrong,) if isinstance(wrong, str) else tuple(wrong)
 
 
 def evaluate_pairs(
@@ -100,10 +144,10 @@ def evaluate_pairs(
     text_length: int,
     show_progress: bool = False,
 ) -> dict:
-    """`pairs_metrics` of a model.
+    """`pairs_metrics` of a model, and what they took ("measured").
 
     Args:
-      pairs: `CaptionPair`s, or others with the same four fields.
+      pairs: `CaptionPair`s, or others with its first four fields.
       read_image: from a pair's `image` to the bytes of a file or uint8 [H, W, 3].
       text_length: L; longer captions are cut.
       show_progress: a bar on stderr.
@@ -118,53 +162,26 @@ def evaluate_pairs(
         except (OSError, ImageError) as error:
             raise UserError(f"picture {image} cannot be read: {error}") from error
 
+    def encode_texts(texts: list[str]) -> np.ndarray:
+        with clock.measure("tokenize"):
+            tokens = tokenizer.encode(texts, text_length)
+        return encoder.encode_texts(tokens)
+
+    clock = Stopwatch()
+    encoder = encoder.timed(clock)
     score_true, score_wrong = pair_scores(
         pairs,
         encode_images=lambda images: encoder.encode_images(
             read_ahead(read, progress(images, "picture", show=show_progress))
         ),
-        encode_texts=lambda texts: encoder.encode_texts(
-            tokenizer.encode(texts, text_length)
-        ),
+        encode_texts=encode_texts,
+        clock=clock,
     )
-    return pairs_metrics(score_true, score_wrong, [pair.kind for pair in pairs])
-
-
-def read_pairs(path: str | Path) -> list[CaptionPair]:
-    """Pairs from a JSON file in SugarCrepe's layout, or from a folder of such files.
-
-    The type of a pair is its file's name without `.json`.
-
-    Raises:
-      UserError: nothing there, no JSON, or another layout; names file and entry.
-    """
-    path = Path(path)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"{path} holds no .json file with caption pairs")
-    return [pair for file in files for pair in _read_file(file)]
-
-
-def _read_file(file: Path) -> list[CaptionPair]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from error
-    if isinstance(entries, list):  # some releases number the entries by their place
-        entries = {str(number): entry for number, entry in enumerate(entries)}
-    if not isinstance(entries, dict) or not entries:
-        raise UserError(f"{file} holds no caption pairs; the layout is {LAYOUT}")
-    return [_read_entry(file, name, entry) for name, entry in entries.items()]
-
-
-def _read_entry(file: Path, name: str, entry: Any) -> CaptionPair:
-    fields = ("filename", "caption", "negative_caption")
-    for field in fields:
-        value = entry.get(field) if isinstance(entry, dict) else None
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(
-                f"{file}, entry {name!r}: no text in {field!r}; the layout is {LAYOUT}"
-            )
-    return CaptionPair(*(entry[field] for field in fields), kind=file.stem)
+    figures = pairs_metrics(
+        score_true,
+        score_wrong,
+        [pair.kind for pair in pairs],
+        [getattr(pair, "group", "") for pair in pairs],
+    )
+    figures["images"] = len({pair.image for pair in pairs})
+    return figures | {"measured": measured(encoder, clock)}

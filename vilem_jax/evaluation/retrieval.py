@@ -12,8 +12,10 @@ import numpy as np
 
 from vilem_jax.config import UserError
 from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.missing import present_pictures
 from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.encoding import Encoder, read_pictures
+from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 
 TOPS = (1, 5, 10)
 BLOCK = 2048  # rows and columns of scores held at a time: 32 MB in float64
@@ -28,11 +30,10 @@ class EncodedSource:
     captions: tuple[str, ...]  # T
     image_of_text: np.ndarray  # int64 [T], rows of image_embedding
 
-    def figures(self) -> dict:
-        """`retrieval_metrics` of it."""
-        return retrieval_metrics(
-            self.image_embedding, self.text_embedding, self.image_of_text
-        )
+    def figures(self, *, folds: int = 1, clock: Stopwatch | None = None) -> dict:
+        """`retrieval_metrics` of it; with folds, `folded_metrics` as "folds" too."""
+        rows = (self.image_embedding, self.text_embedding, self.image_of_text)
+        return whole_and_folds(*rows, folds=folds, clock=clock)
 
 
 def encode_source(
@@ -70,9 +71,12 @@ def encode_source(
     pictures = read_pictures(
         source, range(len(source)), encoder.image_size, show_progress=show_progress
     )
+    image_embedding = encoder.encode_images(pictures)
+    with measure(encoder.clock, "tokenize"):
+        tokens = tokenizer.encode(captions, text_length)
     return EncodedSource(
-        image_embedding=encoder.encode_images(pictures),
-        text_embedding=encoder.encode_texts(tokenizer.encode(captions, text_length)),
+        image_embedding=image_embedding,
+        text_embedding=encoder.encode_texts(tokens),
         captions=captions,
         image_of_text=np.repeat(np.arange(len(said)), [len(each) for each in said]),
     )
@@ -85,12 +89,28 @@ def evaluate_retrieval(
     *,
     text_length: int,
     captions_per_image: int | Literal["all"] = "all",
+    folds: int = 1,
+    allow_missing: bool = False,
     show_progress: bool = False,
 ) -> dict:
-    """`retrieval_metrics` of a data set, with the protocol they were measured by.
+    """`retrieval_metrics` of a data set, by what protocol, and what it took.
 
-    Arguments and errors as of `encode_source`.
+    Args:
+      folds: of 2 or more, the mean over so many parts (`folded_metrics`) as "folds".
+      allow_missing: leave out pictures that are not there, and count them.
+      Others as of `encode_source`.
+
+    Returns:
+      `retrieval_metrics` | {"folds" where asked for, "protocol", "measured" (see
+      `timing.measured`)}.
+
+    Raises:
+      UserError: as `encode_source`, `present_pictures` and `folded_metrics`.
     """
+    source, missing = present_pictures(source, allow_missing=allow_missing)
+    _check_folds(len(source), folds)  # before an hour of encoding
+    clock = Stopwatch()
+    encoder = encoder.timed(clock)
     encoded = encode_source(
         encoder,
         tokenizer,
@@ -104,6 +124,7 @@ def evaluate_retrieval(
     ]
     protocol = {
         "data": source.name,
+        **missing,
         "notes": list(getattr(source, "notes", ())),
         "captions_without_a_word": int((~words.any(axis=1)).sum()),
         "captions_per_image": captions_per_image,
@@ -115,7 +136,24 @@ def evaluate_retrieval(
         "i2t": "the best-ranked of the image's captions",
         "ties": "count against the model",
     }
-    return encoded.figures() | {"protocol": protocol}
+    figures = encoded.figures(folds=folds, clock=clock)
+    return figures | {"protocol": protocol, "measured": measured(encoder, clock)}
+
+
+def whole_and_folds(
+    image_embedding: np.ndarray,
+    text_embedding: np.ndarray,
+    image_of_text: np.ndarray,
+    *,
+    folds: int = 1,
+    clock: Stopwatch | None = None,
+) -> dict:
+    """`retrieval_metrics` of all; of 2 or more folds `folded_metrics` beside them."""
+    rows = (image_embedding, text_embedding, image_of_text)
+    figures = retrieval_metrics(*rows, clock=clock)
+    if folds > 1:
+        figures["folds"] = folded_metrics(*rows, folds=folds)
+    return figures
 
 
 def retrieval_metrics(
@@ -124,6 +162,7 @@ def retrieval_metrics(
     image_of_text: np.ndarray,
     *,
     image_ids: np.ndarray | None = None,
+    clock: Stopwatch | None = None,
 ) -> dict:
     """Recall of every caption's image, and of every image's captions.
 
@@ -133,6 +172,7 @@ def retrieval_metrics(
       image_of_text: int [T], the id of each caption's image; any number an image, in
         any order, at least one.
       image_ids: int [I], all different; None stands for 0 .. I - 1.
+      clock: is told the time of similarity and of ranking.
 
     Returns:
       {"i2t": {"r1", "r5", "r10", "median_rank"}, "t2i": {the same}, "rsum", "images",
@@ -143,7 +183,8 @@ def retrieval_metrics(
         or infinity in an embedding, shapes that do not fit.
     """
     column = _image_index(len(image_embedding), image_of_text, image_ids)
-    image_ranks, text_ranks = ranks(image_embedding, text_embedding, column)
+    rows = (image_embedding, text_embedding)
+    image_ranks, text_ranks = ranks(*rows, column, clock=clock)
     i2t, t2i = _figures(image_ranks), _figures(text_ranks)
     recalls = [way[f"r{top}"] for way in (i2t, t2i) for top in TOPS]
     return {
@@ -155,8 +196,70 @@ def retrieval_metrics(
     }
 
 
+def folded_metrics(
+    image_embedding: np.ndarray,
+    text_embedding: np.ndarray,
+    image_of_text: np.ndarray,
+    *,
+    folds: int,
+    clock: Stopwatch | None = None,
+) -> dict:
+    """`retrieval_metrics` of equal parts of the pictures, and their mean.
+
+    COCO's "1K" is the mean of five parts of 1,000. The pictures are cut in the order
+    given; a part has their captions and no others.
+
+    Args:
+      image_of_text: int [T], row of each caption's picture.
+      folds: number of parts, of which the number of pictures is a multiple.
+      Others as of `retrieval_metrics`.
+
+    Returns:
+      {"i2t": {"r1", "r5", "r10", "median_rank"}, "t2i", "rsum": means over the parts,
+      "folds", "images": pictures of one part, "captions": of all, "each": [the figures
+      of each part]}.
+
+    Raises:
+      UserError: parts of unequal size, and as `retrieval_metrics`.
+    """
+    num_images = len(image_embedding)
+    _check_folds(num_images, folds)
+    size = num_images // folds
+    each = []
+    for start in range(0, num_images, size):
+        texts = np.flatnonzero(
+            (image_of_text >= start) & (image_of_text < start + size)
+        )
+        each.append(
+            retrieval_metrics(
+                image_embedding[start : start + size],
+                text_embedding[texts],
+                image_of_text[texts] - start,
+                clock=clock,
+            )
+        )
+    names = [*(f"r{top}" for top in TOPS), "median_rank"]
+    ways = {
+        way: {
+            name: float(np.mean([part[way][name] for part in each])) for name in names
+        }
+        for way in ("i2t", "t2i")
+    }
+    return ways | {
+        "rsum": float(np.mean([part["rsum"] for part in each])),
+        "folds": folds,
+        "images": size,
+        "captions": sum(part["captions"] for part in each),
+        "each": each,
+    }
+
+
 def ranks(
-    image_embedding: np.ndarray, text_embedding: np.ndarray, image_of_text: np.ndarray
+    image_embedding: np.ndarray,
+    text_embedding: np.ndarray,
+    image_of_text: np.ndarray,
+    *,
+    clock: Stopwatch | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank 1 + the number of other candidates that score at least as high.
 
@@ -173,10 +276,11 @@ def ranks(
     _check_embeddings(image_embedding, text_embedding)
     own = np.empty(len(text_embedding), np.float32)
     for texts in _blocks(len(own)):
-        images = image_embedding[image_of_text[texts]].astype(np.float64)
-        own[texts] = np.einsum(
-            "te,te->t", images, text_embedding[texts].astype(np.float64)
-        )
+        with measure(clock, "similarity"):
+            images = image_embedding[image_of_text[texts]].astype(np.float64)
+            own[texts] = np.einsum(
+                "te,te->t", images, text_embedding[texts].astype(np.float64)
+            )
     best = np.full(len(image_embedding), -np.inf, np.float32)
     np.maximum.at(best, image_of_text, own)
 
@@ -186,13 +290,15 @@ def ranks(
         image_rows = image_embedding[images].astype(np.float64)
         numbers = np.arange(images.start, images.stop)
         for texts in _blocks(len(own)):
-            scores = image_rows @ text_embedding[texts].astype(np.float64).T
-            scores = scores.astype(np.float32)
-            is_other = image_of_text[texts][None, :] != numbers[:, None]
-            is_above_text = (scores >= best[images, None]) & is_other
-            is_above_image = (scores >= own[None, texts]) & is_other
-            image_ranks[images] += is_above_text.sum(axis=1)
-            text_ranks[texts] += is_above_image.sum(axis=0)
+            with measure(clock, "similarity"):
+                scores = image_rows @ text_embedding[texts].astype(np.float64).T
+                scores = scores.astype(np.float32)
+            with measure(clock, "ranking"):
+                is_other = image_of_text[texts][None, :] != numbers[:, None]
+                is_above_text = (scores >= best[images, None]) & is_other
+                is_above_image = (scores >= own[None, texts]) & is_other
+                image_ranks[images] += is_above_text.sum(axis=1)
+                text_ranks[texts] += is_above_image.sum(axis=0)
     return image_ranks, text_ranks
 
 
@@ -217,6 +323,14 @@ def chance_metrics(image_of_text: np.ndarray) -> dict:
         t2i[f"r{top}"] = 100.0 * min(1.0, top / num_images)
     rsum = sum(i2t.values()) + sum(t2i.values())
     return {"i2t": i2t, "t2i": t2i, "rsum": rsum}
+
+
+def _check_folds(num_images: int, folds: int) -> None:
+    if folds < 1 or num_images % folds:
+        raise UserError(
+            f"{num_images} pictures cannot be cut into {folds} equal folds: COCO's 1K "
+            "is 5 folds of its 5,000 test pictures"
+        )
 
 
 def _figures(found_at: np.ndarray) -> dict[str, float]:

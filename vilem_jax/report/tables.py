@@ -18,7 +18,44 @@ def retrieval_table(figures: dict, chance: dict | None = None) -> str:
         rows.append([f"  by chance, {name}", *recalls, ""])
     head = ["retrieval, %", "R@1", "R@5", "R@10", "median rank"]
     counts = f"{figures['images']} images, {figures['captions']} captions"
-    return f"{format_table(head, rows)}\nrsum {figures['rsum']:.1f}  ({counts})"
+    table = f"{format_table(head, rows)}\nrsum {figures['rsum']:.1f}  ({counts})"
+    if folds := figures.get("folds"):
+        number = f"mean of {folds['folds']} folds of {folds['images']} images"
+        part = {name: folds[name] for name in folds if name != "folds"}
+        table += f"\n\n{number}:\n{retrieval_table(part)}"
+    return table
+
+
+def winoground_table(figures: dict) -> str:
+    """Text, image and group scores: of all, by tag, by number of predicates."""
+    parts = [("all", figures)]
+    parts += figures["by_tag"].items()
+    for count, part in figures["by_predicates"].items():
+        parts.append((f"{count} predicate{'s' if count != '1' else ''}", part))
+    rows = []
+    for name, part in parts:
+        cells = [f"{part[kind]:.1f}" for kind in ("text", "image", "group")]
+        rows.append([name, *cells, str(part["examples"])])
+    return format_table(["winoground, %", "text", "image", "group", "examples"], rows)
+
+
+def measured_lines(figures: dict) -> str:
+    """What was measured, on what, and the seconds of each stage."""
+    protocol, measured = figures["protocol"], figures["measured"]
+    data = str(protocol["data"])
+    if split := protocol.get("split"):
+        data += f" ({split})"
+    on = [data]
+    if "image_size" in measured:
+        on.append(f"{measured['image_size']} x {measured['image_size']} pixels")
+    on += [measured["dtype"], measured["device"]]
+    if "batch_size" in measured:
+        on.append(f"batch {measured['batch_size']}")
+    seconds = ", ".join(
+        f"{stage.replace('_', ' ')} {value:.2f}"
+        for stage, value in measured["seconds"].items()
+    )
+    return f"{', '.join(on)}\nseconds: {seconds}"
 
 
 def pairs_table(figures: dict) -> str:
@@ -27,6 +64,9 @@ def pairs_table(figures: dict) -> str:
         [kind, f"{accuracy:.1f}", str(figures["pairs_by_type"][kind])]
         for kind, accuracy in figures["by_type"].items()
     ]
+    for kind, mean in figures.get("mean_over_groups", {}).items():
+        groups = len(figures["by_group"][kind])
+        rows.append([f"{kind}, mean of groups", f"{mean:.1f}", f"{groups} groups"])
     rows.append(["all", f"{figures['accuracy']:.1f}", str(figures["pairs"])])
     return format_table(["caption pairs", "accuracy, %", "pairs"], rows)
 

@@ -1,0 +1,25 @@
+"""Mixed towers: the mean of the two crossed cosines, as unit rows."""
+
+import jax
+import numpy as np
+
+from vilem_jax.evaluation.mixed_towers import mixed_encoder
+
+
+def test_the_score_is_the_mean_of_both_crossed_pairs(encoder, tokenizer):
+    momentum = jax.tree.map(lambda value: 1.7 * value, encoder.params)
+    other = type(encoder)(**{**vars(encoder), "params": momentum})
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    tokens = tokenizer.encode(["a red dog", "a small blue cat"], 12)
+    mixed = mixed_encoder(encoder, momentum)
+    images, texts = mixed.encode_images(pixels), mixed.encode_texts(tokens)
+    assert images.shape == (3, 16) and texts.shape == (2, 16)
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-6)
+    crossed = [
+        one.encode_images(pixels) @ two.encode_texts(tokens).T
+        for one, two in ((other, encoder), (encoder, other))
+    ]
+    assert np.abs(crossed[0] - crossed[1]).max() > 1e-3  # else nothing is told
+    np.testing.assert_allclose(images @ texts.T, np.mean(crossed, axis=0), atol=1e-6)

@@ -1,0 +1,199 @@
+"""Files of caption pairs: SugarCrepe, ARO and VALSE, told apart by their fields."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.evaluation.colours import colour_model, write_picture
+from vilem_jax.config import UserError
+from vilem_jax.evaluation.pair_files import (
+    Boxed,
+    open_pairs,
+    picture_reader,
+    read_pairs,
+)
+from vilem_jax.evaluation.pairs import CaptionPair, evaluate_pairs
+
+
+def write(path, entries):
+    path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
+
+
+def entry(number):
+    return {
+        "filename": f"{number}.jpg",
+        "caption": f"true {number}",
+        "negative_caption": f"wrong {number}",
+    }
+
+
+def test_a_folder_gives_one_type_a_file(tmp_path):
+    write(tmp_path / "swap_obj.json", {"0": entry(0), "1": entry(1)})
+    write(tmp_path / "add_att.json", [entry(2)])
+    pairs = read_pairs(tmp_path).pairs
+    assert [pair.kind for pair in pairs] == ["add_att", "swap_obj", "swap_obj"]
+    assert pairs[1] == CaptionPair("0.jpg", "true 0", "wrong 0", "swap_obj")
+    assert read_pairs(tmp_path / "add_att.json").pairs == pairs[:1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not JSON"),
+        ({}, "holds no caption pairs"),
+        ({"7": {"filename": "a.jpg", "caption": "a"}}, "entry '7'.*negative_caption"),
+        ({"7": entry(0) | {"caption": " "}}, "entry '7'.*'caption'"),
+        ({"7": "a"}, "entry '7'"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, content, words):
+    write(tmp_path / "swap.json", content)
+    with pytest.raises(UserError, match=f"swap.json.*{words}"):
+        read_pairs(tmp_path / "swap.json")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"no \.json file"):
+        read_pairs(tmp_path)
+    with pytest.raises(UserError, match=r"cannot read .*none\.json"):
+        read_pairs(tmp_path / "none.json")
+
+
+# ---- ARO ----
+
+RELATION = {
+    "image_id": "7",
+    "image_path": "7.png",
+    "bbox_x": 8,
+    "bbox_y": 0,
+    "bbox_w": 8,
+    "bbox_h": 16,
+    "relation_name": "on",
+    "true_caption": "the red thing",
+    "false_caption": "the blue thing",
+}
+
+
+def test_aro_relations_and_attributes(tmp_path):
+    write(tmp_path / "visual_genome_relation.json", [RELATION])
+    attribute = {k: v for k, v in RELATION.items() if k != "relation_name"}
+    attribute |= {"attributes": ["white", "open"]}
+    write(tmp_path / "visual_genome_attribution.json", [attribute])
+    found = read_pairs(tmp_path)
+    assert found.layouts == ("ARO",)
+    image = Boxed("7.png", (8, 0, 8, 16))
+    assert found.pairs == (
+        CaptionPair(
+            *(image, "the red thing", "the blue thing", "visual_genome_attribution"),
+            group="white_open",
+        ),
+        CaptionPair(
+            *(image, "the red thing", "the blue thing", "visual_genome_relation"),
+            group="on",
+        ),
+    )
+
+
+def test_only_the_box_is_looked_at(tmp_path):
+    """Left blue, right red: the caption is true of the right half alone."""
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, :8, 2], pixels[:, 8:, 0] = 255, 255
+    Image.fromarray(pixels).save(tmp_path / "7.png")
+    whole = {k: v for k, v in RELATION.items() if not k.startswith("bbox")}
+    other_half = RELATION | {"bbox_x": 0, "bbox_w": 8.4}
+    write(tmp_path / "r.json", [RELATION, other_half, whole])
+    _, pairs, read = open_pairs(tmp_path, tmp_path / "r.json")
+    np.testing.assert_array_equal(read(pairs[0].image), pixels[:, 8:])
+    np.testing.assert_array_equal(read(pairs[1].image), pixels[:, :8])
+    model = colour_model()
+    settings = {"read_image": read, "text_length": 8}
+    for pair, accuracy in zip(pairs, (100.0, 0.0, 0.0), strict=True):  # a tie last
+        figures = evaluate_pairs(model.encoder, model.tokenizer, [pair], **settings)
+        assert figures["accuracy"] == accuracy
+    assert figures["measured"]["image_size"] == 8 and figures["images"] == 1
+
+
+def test_a_box_outside_the_picture_is_named(tmp_path):
+    write_picture(tmp_path / "7.png", (255, 0, 0))
+    pairs = [CaptionPair(Boxed("7.png", (900, 0, 5, 5)), "a", "b", "r")]
+    with pytest.raises(UserError, match=r"box \[900, 0, 5, 5\] of 7\.png lies outside"):
+        picture_reader(tmp_path, pairs)(pairs[0].image)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"image": "7.png", "caption_options": ["true", "x", "y"]},
+        {
+            "image": "7.png",
+            "correct_caption": "true",
+            "hard_text_1": "x",
+            "hard_text_2": "y",
+        },
+    ],
+)
+def test_aro_order(tmp_path, entry):
+    write(tmp_path / "coco_order.json", [entry])
+    found = read_pairs(tmp_path / "coco_order.json")
+    assert found.pairs == (CaptionPair("7.png", "true", ("x", "y"), "coco_order"),)
+
+
+# ---- VALSE ----
+
+
+def foil(name, votes, **others):
+    return {
+        "dataset": "SWiG",
+        "image_file": name,
+        "caption": f"true of {name}",
+        "foil": f"wrong of {name}",
+        "mturk": {"foil": 0, "caption": votes, "other": 3 - votes},
+    } | others
+
+
+def test_valse_takes_what_two_annotators_agree_on(tmp_path):
+    entries = {f"actions_{votes}": foil(f"{votes}.png", votes) for votes in range(4)}
+    entries["no_votes"] = foil("n.png", 0)
+    del entries["no_votes"]["mturk"]
+    write(tmp_path / "actions.json", entries)
+    found = read_pairs(tmp_path)
+    assert found.layouts == ("VALSE",)
+    assert [pair.image for pair in found.pairs] == [
+        *("SWiG/2.png", "SWiG/3.png", "SWiG/n.png")
+    ]
+    assert found.pairs[0].caption == "true of 2.png"
+    assert found.pairs[0].wrong_caption == "wrong of 2.png"
+    assert len(found.notes) == 1 and "actions: 2 entries left out" in found.notes[0]
+
+
+@pytest.mark.parametrize("below", ["", "SWiG"])
+def test_valse_pictures_in_a_folder_each_or_all_in_one(tmp_path, below):
+    write(tmp_path / "actions.json", {"a": foil("3.png", 3)})
+    write_picture(tmp_path / "images" / below / "3.png", (1, 2, 3))
+    _, pairs, read = open_pairs(tmp_path / "images", tmp_path / "actions.json")
+    assert read(pairs[0].image)
+
+
+def test_missing_pictures_of_pairs_are_counted(tmp_path):
+    write(tmp_path / "swap.json", [entry(number) for number in range(4)])
+    write_picture(tmp_path / "0.jpg", (1, 2, 3))
+    with pytest.raises(UserError, match=r"3 of 4 pictures .* the first is 1\.jpg"):
+        open_pairs(tmp_path, tmp_path / "swap.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([RELATION | {"false_caption": 3}], "'false_caption'"),
+        ([RELATION | {"bbox_w": "8"}], "no number in 'bbox_x'"),
+        ([{"image": "a", "caption_options": ["alone"]}], "true and one or more wrong"),
+        ([foil("a", 3) | {"mturk": 3}], "no number of votes"),
+        ([{"image": "a.jpg", "caption": ["one", "two"]}], "'filename'.*ARO.*VALSE"),
+    ],
+)
+def test_what_fits_no_layout_is_named(tmp_path, content, words):
+    write(tmp_path / "odd.json", content)
+    with pytest.raises(UserError, match=rf"odd\.json, entry '0'.*{words}"):
+        read_pairs(tmp_path / "odd.json")

@@ -1,0 +1,73 @@
+"""A test set without the pictures that are not there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vilem_jax.config import UserError
+from vilem_jax.data.sources import Source
+
+
+class PresentPictures:
+    """`source` with the pictures `indices` only, in their order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source = source
+        self._indices = np.asarray(indices)
+        self.name = source.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(getattr(self._source, "notes", ()))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._source.captions(int(self._indices[index]))
+
+    def image_name(self, index: int) -> str:
+        return self._source.image_name(int(self._indices[index]))
+
+    def read_image(self, index: int) -> Any:
+        return self._source.read_image(int(self._indices[index]))
+
+
+def present_pictures(
+    source: Source, *, allow_missing: bool = False
+) -> tuple[Source, dict[str, int]]:
+    """`source`, or what of it is there.
+
+    A source says by `has_image(index)` whether a picture's file exists; one without
+    that keeps pictures and captions together, and lacks none.
+
+    Args:
+      allow_missing: leave missing pictures out, with their captions; else they are an
+        error, for figures of a part of a benchmark are not the benchmark's.
+
+    Returns:
+      the source, and {"missing_images", "missing_captions"}: what was left out.
+
+    Raises:
+      UserError: pictures are missing and that is not allowed, or all are.
+    """
+    has_image = getattr(source, "has_image", lambda index: True)
+    is_here = [bool(has_image(index)) for index in range(len(source))]
+    missing = [index for index, here in enumerate(is_here) if not here]
+    counts = {
+        "missing_images": len(missing),
+        "missing_captions": sum(len(source.captions(index)) for index in missing),
+    }
+    if not missing:
+        return source, counts
+    told = f"{len(missing)} of {len(source)} pictures of {source.name} are missing"
+    first = f"the first is {source.image_name(missing[0])}"
+    if len(missing) == len(source):
+        raise UserError(f"{told}, {first}: say where the pictures are with --images")
+    if not allow_missing:
+        raise UserError(
+            f"{told}, {first}: put them there, or leave them and their captions out "
+            "with --allow-missing"
+        )
+    return PresentPictures(source, np.flatnonzero(is_here)), counts

@@ -1,0 +1,130 @@
+"""Retrieval figures of anyone's features, so that any model can be compared."""
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vilem_jax.config import UserError
+from vilem_jax.evaluation.retrieval import whole_and_folds
+from vilem_jax.evaluation.timing import Stopwatch
+
+ARRAYS = ("image_embedding", "text_embedding", "image_of_text")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Embeddings of a test set, as some model made them."""
+
+    image_embedding: np.ndarray  # [I, E], of any length
+    text_embedding: np.ndarray  # [T, E]
+    image_of_text: np.ndarray  # int [T], row of each caption's picture
+
+
+def evaluate_embeddings(features: Features, *, name: str, folds: int = 1) -> dict:
+    """`retrieval_metrics` of features, after their rows are brought to length 1.
+
+    Args:
+      name: of the data, for the protocol.
+      folds: as of `evaluate_retrieval`.
+
+    Raises:
+      UserError: a row of zeros or one that is not finite; as `retrieval_metrics`.
+    """
+    clock = Stopwatch()
+    rows = (
+        _unit_rows(features.image_embedding, "image_embedding"),
+        _unit_rows(features.text_embedding, "text_embedding"),
+    )
+    figures = whole_and_folds(*rows, features.image_of_text, folds=folds, clock=clock)
+    protocol = {
+        "data": name,
+        "width": int(rows[0].shape[1]),
+        "rows": "brought to length 1",
+        "i2t": "the best-ranked of the image's captions",
+        "ties": "count against the model",
+    }
+    told = {
+        "dtype": str(features.image_embedding.dtype),
+        "device": "none: the features were given",
+        "scores_on": "host, NumPy, summed in float64",
+        "seconds": clock.told(),
+    }
+    return figures | {"protocol": protocol, "measured": told}
+
+
+def read_features(path: str | Path) -> Features:
+    """The arrays `ARRAYS` of an .npz file; others in it are not read.
+
+    Raises:
+      UserError: no such file or no .npz, an array that is missing, of other shape or
+        type; the message names it.
+    """
+    file = Path(path).expanduser()
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            if not hasattr(stored, "files"):
+                raise UserError(f"{file} holds one array: save the three with np.savez")
+            missing = [name for name in ARRAYS if name not in stored.files]
+            if missing:
+                raise UserError(
+                    f"{file} has no {' and no '.join(missing)}; it has: "
+                    f"{', '.join(stored.files) or 'nothing'}"
+                )
+            arrays = {name: stored[name] for name in ARRAYS}
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist") from None
+    except (OSError, ValueError, EOFError, pickle.PickleError, zipfile.BadZipFile):
+        raise UserError(
+            f"{file} cannot be read as an .npz of numbers: save it with np.savez, "
+            "without Python objects"
+        ) from None
+    features = Features(**arrays)
+    _check(file, features)
+    return features
+
+
+def _check(file: Path, features: Features) -> None:
+    for name in ARRAYS[:2]:
+        array = getattr(features, name)
+        if array.ndim != 2 or 0 in array.shape or array.dtype.kind != "f":
+            raise UserError(
+                f"{file}: {name} must be numbers with a fraction [N, E], N and E at "
+                f"least 1, not {array.dtype} {list(array.shape)}"
+            )
+    widths = features.image_embedding.shape[1], features.text_embedding.shape[1]
+    if widths[0] != widths[1]:
+        raise UserError(
+            f"{file}: image_embedding is {widths[0]} wide and text_embedding "
+            f"{widths[1]}: they cannot be compared"
+        )
+    rows, owner = len(features.image_embedding), features.image_of_text
+    if owner.shape != (len(features.text_embedding),) or owner.dtype.kind not in "iu":
+        raise UserError(
+            f"{file}: image_of_text must be one whole number for each of the "
+            f"{len(features.text_embedding)} rows of text_embedding, not {owner.dtype} "
+            f"{list(owner.shape)}"
+        )
+    is_row = (owner >= 0) & (owner < rows)
+    if not is_row.all():
+        text = int(np.argmin(is_row))
+        raise UserError(
+            f"{file}: image_of_text[{text}] is {owner[text]}, but image_embedding has "
+            f"rows 0 to {rows - 1}"
+        )
+
+
+def _unit_rows(rows: np.ndarray, name: str) -> np.ndarray:
+    """[N, E] -> float64 [N, E], each row of length 1."""
+    rows = rows.astype(np.float64)
+    is_finite = np.isfinite(rows).all(axis=1)
+    if not is_finite.all():
+        raise UserError(f"row {int(np.argmin(is_finite))} of {name} is not finite")
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not length.all():
+        raise UserError(
+            f"row {int(np.argmin(length))} of {name} is all zeros: it has no direction"
+        )
+    return rows / length

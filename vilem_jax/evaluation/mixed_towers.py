@@ -1,0 +1,41 @@
+"""Online and momentum towers scored against each other.
+
+The score of a picture and a caption is the mean of two cosines: online caption with
+momentum picture, momentum caption with online picture. These are the pairs that
+`config.loss.pairing="cross"` trains. It is the product of two unit rows of twice the
+width, [momentum, online] of the picture with [online, momentum] of the caption, each
+divided by the root of 2: so all that takes embeddings takes these.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vilem_jax.evaluation.encoding import Encoder
+
+
+def mixed_encoder(online: Encoder, momentum_params: dict[str, Any]) -> Encoder:
+    """`online` with embeddings [N, 2E] of both towers; it proofreads as before.
+
+    Args:
+      momentum_params: the tree of `online.params`.
+    """
+
+    def both(program: Callable, first: str, second: str) -> Callable:
+        def run(params, rows):
+            (one,), (other,) = (program(params[w], rows) for w in (first, second))
+            return (jnp.concatenate([one, other], axis=-1) / jnp.sqrt(2.0),)
+
+        return jax.jit(run)
+
+    def online_only(program: Callable) -> Callable:
+        return lambda params, *rows: program(params["online"], *rows)
+
+    programs = {name: online_only(run) for name, run in online.programs.items()}
+    programs["images"] = both(online.programs["images"], "momentum", "online")
+    programs["texts"] = both(online.programs["texts"], "online", "momentum")
+    params = {"online": online.params, "momentum": jax.device_put(momentum_params)}
+    return dataclasses.replace(online, params=params, programs=programs, warm=set())

@@ -1,0 +1,226 @@
+"""Files of true and wrong captions, in the layouts they are given out in.
+
+Each entry is told apart by its fields:
+
+  SugarCrepe      {"filename", "caption", "negative_caption"}
+  ARO, relation   {"image_path", "true_caption", "false_caption", "relation_name",
+                   "bbox_x", "bbox_y", "bbox_w", "bbox_h"}: the box is what is looked at
+  ARO, attribute  the same with "attributes": [two words] for the relation
+  ARO, order      {"image", "caption_options": [true, wrong, wrong, ...]}, or {"image",
+                   "correct_caption", "hard_text_1", "hard_text_2", ...}
+  VALSE           {"dataset", "image_file", "caption", "foil",
+                   "mturk": {"caption": votes, 0 to 3}}
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vilem_jax.config import UserError
+from vilem_jax.data.images import decode
+from vilem_jax.data.pictures import open_pictures
+from vilem_jax.evaluation.pairs import CaptionPair
+
+LAYOUT = (
+    "an entry of SugarCrepe has 'filename', 'caption' and 'negative_caption', one of "
+    "ARO 'image_path', 'true_caption' and 'false_caption' or 'image' and "
+    "'caption_options', one of VALSE 'image_file', 'caption', 'foil' and 'mturk'"
+)
+MIN_VOTES = 2  # of VALSE's three annotators: "valid foils"
+_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+
+
+class Boxed(NamedTuple):
+    """A part of a picture; in pixels."""
+
+    name: str
+    box: tuple[float, float, float, float]  # left, top, width, height
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs of a file or of a folder of files."""
+
+    pairs: tuple[CaptionPair, ...]
+    layouts: tuple[str, ...]  # "SugarCrepe", "ARO", "VALSE": those that were met
+    notes: tuple[str, ...]  # what was left out, and why
+
+
+def open_pairs(
+    images: str | Path, *paths: str | Path
+) -> tuple[dict, tuple[CaptionPair, ...], Callable[[Any], bytes | np.ndarray]]:
+    """What to say of the pairs in `paths`, the pairs, and how to read their pictures.
+
+    Raises:
+      UserError: as `read_pairs` and `picture_reader`.
+    """
+    found = read_pairs(*paths)
+    protocol = {
+        "data": ", ".join(map(str, paths)),
+        "split": "all",
+        "layouts": list(found.layouts),
+        "notes": list(found.notes),
+        "ties": "count against the model",
+    }
+    return protocol, found.pairs, picture_reader(images, found.pairs)
+
+
+def read_pairs(*paths: str | Path) -> PairSet:
+    """Pairs from JSON files in any of the layouts, or from folders of such files.
+
+    The type of a pair is its file's name without `.json`. Entries of VALSE whose foil
+    fewer than two of three annotators told from the caption are left out and counted;
+    those without votes are taken.
+
+    Raises:
+      UserError: nothing there, no JSON, or another layout; names file and entry.
+    """
+    pairs, layouts, notes = [], [], []
+    for file in (file for path in paths for file in _files(Path(path).expanduser())):
+        found, left_out = [], 0
+        for name, entry in _entries(file).items():
+            where = f"{file}, entry {name!r}"
+            layout, pair = _read_entry(where, entry, file.stem)
+            layouts.append(layout)
+            if pair is None:
+                left_out += 1
+            else:
+                found.append(pair)
+        if left_out:
+            notes.append(
+                f"{file.stem}: {left_out} entries left out, for fewer than {MIN_VOTES} "
+                "annotators chose the caption and not the foil"
+            )
+        pairs += found
+    return PairSet(tuple(pairs), tuple(dict.fromkeys(layouts)), tuple(notes))
+
+
+def picture_reader(
+    images: str | Path, pairs: Sequence[CaptionPair]
+) -> Callable[[Any], bytes | np.ndarray]:
+    """Reads the pictures of `pairs` from a folder or zip, cut to their boxes.
+
+    Raises:
+      UserError: no such folder; pictures that are missing, counted.
+    """
+    names = list(dict.fromkeys(_name(pair.image) for pair in pairs))
+    pictures = open_pictures(images, names)
+    missing = [name for name in names if not pictures.exists(name)]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(names)} pictures of the pairs are missing in "
+            f"{images}, the first is {missing[0]}"
+        )
+
+    def read(image: str | Boxed) -> bytes | np.ndarray:
+        content = pictures.read(_name(image))
+        return _cut(decode(content), image) if isinstance(image, Boxed) else content
+
+    return read
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path} holds no .json file with caption pairs")
+    return files
+
+
+def _name(image: str | Boxed) -> str:
+    return image.name if isinstance(image, Boxed) else image
+
+
+def _cut(pixels: np.ndarray, image: Boxed) -> np.ndarray:
+    """The box of a picture, as far as it lies inside; uint8 [H, W, 3]."""
+    left, top, width, height = image.box
+    rows = slice(max(0, round(top)), max(0, round(top + height)))
+    columns = slice(max(0, round(left)), max(0, round(left + width)))
+    part = pixels[rows, columns]
+    if part.size == 0:
+        raise UserError(
+            f"the box {list(image.box)} of {image.name} lies outside the picture of "
+            f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
+        )
+    return np.ascontiguousarray(part)
+
+
+def _entries(file: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON: {error}") from error
+    if isinstance(entries, list):  # some releases number the entries by their place
+        entries = {str(number): entry for number, entry in enumerate(entries)}
+    if not isinstance(entries, dict) or not entries:
+        raise UserError(f"{file} holds no caption pairs; {LAYOUT}")
+    return entries
+
+
+def _read_entry(where: str, entry: Any, kind: str) -> tuple[str, CaptionPair | None]:
+    """The layout of an entry, and its pair; None where annotators refused it."""
+    fields = entry if isinstance(entry, dict) else {}
+    if "true_caption" in fields or "image_path" in fields:
+        return "ARO", _read_boxed(where, entry, kind)
+    if "caption_options" in fields or "correct_caption" in fields:
+        return "ARO", _read_order(where, entry, kind)
+    if "foil" in fields or "image_file" in fields:
+        return "VALSE", _read_foil(where, entry, kind)
+    names = ("filename", "caption", "negative_caption")
+    image, caption, wrong = (_text(where, fields, name) for name in names)
+    return "SugarCrepe", CaptionPair(image, caption, wrong, kind)
+
+
+def _read_boxed(where: str, entry: dict, kind: str) -> CaptionPair:
+    names = ("image_path", "true_caption", "false_caption")
+    image, caption, wrong = (_text(where, entry, name) for name in names)
+    if any(name in entry for name in _BOX):
+        box = tuple(entry.get(name) for name in _BOX)
+        if not all(isinstance(side, int | float) for side in box):
+            raise UserError(f"{where}: no number in {' or '.join(map(repr, _BOX))}")
+        image = Boxed(image, box)
+    words = entry.get("attributes") or ()
+    group = entry.get("relation_name") or "_".join(map(str, words))
+    return CaptionPair(image, caption, wrong, kind, group=str(group))
+
+
+def _read_order(where: str, entry: dict, kind: str) -> CaptionPair:
+    image = _text(where, entry, "image" if "image" in entry else "images")
+    options = entry.get("caption_options")
+    if options is None:
+        hard = [entry[name] for name in sorted(entry) if name.startswith("hard_text_")]
+        options = [entry["correct_caption"], *hard]
+    is_fit = isinstance(options, list) and len(options) > 1
+    if not is_fit or not all(isinstance(one, str) and one.strip() for one in options):
+        raise UserError(f"{where}: a true and one or more wrong captions are needed")
+    return CaptionPair(image, options[0], tuple(options[1:]), kind)
+
+
+def _read_foil(where: str, entry: dict, kind: str) -> CaptionPair | None:
+    votes = entry.get("mturk")
+    if votes is not None:
+        count = votes.get("caption") if isinstance(votes, dict) else None
+        if not isinstance(count, int):
+            raise UserError(f"{where}: no number of votes in 'mturk', 'caption'")
+        if count < MIN_VOTES:
+            return None
+    caption = entry.get("caption")
+    if isinstance(caption, list) and caption:  # a list of one, in some copies
+        entry = entry | {"caption": caption[0]}
+    names = ("image_file", "caption", "foil")
+    image, caption, wrong = (_text(where, entry, name) for name in names)
+    if isinstance(entry.get("dataset"), str):  # a folder for each; or all in one
+        image = f"{entry['dataset']}/{image}"
+    return CaptionPair(image, caption, wrong, kind)
+
+
+def _text(where: str, entry: dict, field: str) -> str:
+    value = entry.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: no text in {field!r}; {LAYOUT}")
+    return value

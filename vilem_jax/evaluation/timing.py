@@ -1,0 +1,87 @@
+"""What an evaluation took, stage by stage, and on what it was measured.
+
+clock = Stopwatch()
+encoder = encoder.timed(clock)
+...
+figures["measured"] = measured(encoder, clock)
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+# In the order in which they are told. The two towers are timed without what compiling
+# and the first run of a shape cost; that is "warm_up".
+STAGES = (
+    "read_images",
+    "encode_images",
+    "tokenize",
+    "encode_texts",
+    "proofread",
+    "similarity",
+    "ranking",
+    "warm_up",
+)
+
+
+class Stopwatch:
+    """Seconds of wall clock by stage, added up over any number of measurements."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds what the block takes to `stage`, one of `STAGES`."""
+        if stage not in STAGES:
+            raise ValueError(f"{stage!r} is not one of {STAGES}")
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
+
+    def told(self) -> dict[str, float]:
+        """Seconds of the stages that were measured, in the order of `STAGES`."""
+        return {
+            stage: round(self.seconds[stage], 6)
+            for stage in STAGES
+            if stage in self.seconds
+        }
+
+
+def measure(clock: Stopwatch | None, stage: str):
+    """`clock.measure(stage)`, or nothing where there is no clock."""
+    return clock.measure(stage) if clock else contextlib.nullcontext()
+
+
+def measured(encoder: Any, clock: Stopwatch) -> dict:
+    """On what an `Encoder` was measured, and the seconds of each stage.
+
+    Returns:
+      {"image_size" (pixels), "dtype", "device", "batch_size", "seconds": {stage:
+      seconds}, "scores_on"}. `encode_images` and `encode_texts` hold the towers alone,
+      with the copies to and from the device; `read_images` what was waited for files
+      and decoding; `warm_up` the compilation and one run of each shape.
+    """
+    return {
+        "image_size": encoder.image_size,
+        "dtype": encoder.dtype,
+        "device": device_name(),
+        "batch_size": encoder.batch_size,
+        "scores_on": "host, NumPy, summed in float64",
+        "seconds": clock.told(),
+    }
+
+
+def device_name() -> str:
+    """The first device of JAX, in words: "NVIDIA H200", "CPU with 2 cores"."""
+    import jax
+
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return f"CPU with {os.cpu_count()} cores"
+    return device.device_kind

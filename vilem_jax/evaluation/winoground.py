@@ -1,0 +1,235 @@
+"""Winoground: two pictures, two captions of the same words; which belongs to which?
+
+Scores are s(caption, picture). All comparisons are strict, so ties count against the
+model (Thrush et al., CVPR 2022, Eqs. 1 to 3):
+
+  text   each picture prefers its own caption
+  image  each caption prefers its own picture
+  group  both
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vilem_jax.config import UserError
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.images import ImageError, decode, resize_square
+from vilem_jax.data.pictures import PictureFiles, open_pictures
+from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
+from vilem_jax.evaluation.timing import Stopwatch, measured
+
+NUM_EXAMPLES = 400  # of the whole benchmark
+KINDS = ("text", "image", "group")
+EXAMPLES = "examples.jsonl"
+
+
+@dataclass(frozen=True)
+class WinogroundExample:
+    """Two pictures and two captions; number i belongs to number i."""
+
+    name: str
+    images: tuple[str, str]  # file names
+    captions: tuple[str, str]
+    collapsed_tag: str  # "Object", "Relation" or "Both": what is swapped
+    num_predicates: int  # 1 or 2
+
+
+def winoground_metrics(
+    scores: np.ndarray, tags: Sequence[str], predicates: Sequence[int]
+) -> dict:
+    """Text, image and group scores, in per cent.
+
+    Args:
+      scores: [N, 2, 2], of caption i (first axis) with picture j (second).
+      tags: [N], the collapsed tag of each example.
+      predicates: [N], the number of main predicates of each.
+
+    Returns:
+      {"text", "image", "group", "examples", "by_tag": {tag: {the same four}},
+      "by_predicates": {"1": {the same four}, ...}}.
+
+    Raises:
+      UserError: no example, or a score that is not finite.
+    """
+    scores = np.asarray(scores)
+    if scores.ndim != 3 or scores.shape[1:] != (2, 2):
+        raise ValueError(f"scores must be [N, 2, 2], not {scores.shape}")
+    if not len(scores) == len(tags) == len(predicates):
+        raise ValueError(f"{len(scores)} scores, {len(tags)} tags, {len(predicates)}")
+    if len(scores) == 0:
+        raise UserError("there is no example of Winoground to evaluate")
+    if not np.isfinite(scores).all():
+        raise UserError("a score is not finite: has the run diverged?")
+    own = scores[:, 0, 0], scores[:, 1, 1]
+    text = (own[0] > scores[:, 1, 0]) & (own[1] > scores[:, 0, 1])
+    image = (own[0] > scores[:, 0, 1]) & (own[1] > scores[:, 1, 0])
+    right = {"text": text, "image": image, "group": text & image}
+
+    def told(here) -> dict:
+        shares = {kind: 100.0 * float(right[kind][here].mean()) for kind in KINDS}
+        return shares | {"examples": int(np.sum(here))}
+
+    tags, predicates = np.asarray(tags), np.asarray(predicates)
+    return told(np.ones(len(scores), bool)) | {
+        "by_tag": {str(tag): told(tags == tag) for tag in np.unique(tags)},
+        "by_predicates": {
+            str(count): told(predicates == count) for count in np.unique(predicates)
+        },
+    }
+
+
+def evaluate_winoground(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    text_length: int,
+    show_progress: bool = False,
+) -> dict:
+    """`winoground_metrics` of a model, by what protocol, and what it took.
+
+    Args:
+      folder: of the data set, see `read_winoground`.
+      text_length: L; longer captions are cut.
+
+    Raises:
+      UserError: as `read_winoground`; pictures that are missing (counted) or broken.
+    """
+    examples = read_winoground(folder)
+    names = list(dict.fromkeys(name for one in examples for name in one.images))
+    pictures = _open_pictures(folder, names)
+    clock = Stopwatch()
+    encoder = encoder.timed(clock)
+    image_embedding = encoder.encode_images(
+        read_ahead(
+            _reader(pictures, encoder.image_size),
+            progress(names, "picture", show=show_progress),
+        )
+    )
+    with clock.measure("tokenize"):
+        captions = [caption for one in examples for caption in one.captions]
+        tokens = tokenizer.encode(captions, text_length)
+    texts = encoder.encode_texts(tokens).reshape(len(examples), 2, -1)
+    row_of = {name: row for row, name in enumerate(names)}
+    rows = np.array([[row_of[name] for name in one.images] for one in examples])
+    with clock.measure("similarity"):
+        scores = np.einsum("nce,nie->nci", texts, image_embedding[rows], dtype=float)
+    with clock.measure("ranking"):
+        figures = winoground_metrics(
+            scores.astype(np.float32),
+            [one.collapsed_tag for one in examples],
+            [one.num_predicates for one in examples],
+        )
+    notes = []
+    if len(examples) != NUM_EXAMPLES:
+        notes.append(f"{len(examples)} examples, not the benchmark's {NUM_EXAMPLES}")
+    protocol = {
+        "data": str(folder),
+        "split": "test",
+        "notes": notes,
+        "images": len(names),
+        "captions": len(captions),
+        "text_length": text_length,
+        "ties": "count against the model",
+    }
+    return figures | {"protocol": protocol, "measured": measured(encoder, clock)}
+
+
+def read_winoground(folder: str | Path) -> list[WinogroundExample]:
+    """The examples in `folder`/examples.jsonl, or in data/ below it.
+
+    A line has id, image_0, image_1, caption_0, caption_1, num_main_preds and
+    collapsed_tag, as the data set is given out.
+
+    Raises:
+      UserError: no such file, a line that is no such record, an id that is there twice.
+    """
+    file = _examples_file(Path(folder).expanduser())
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as text") from error
+    examples, seen = [], {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        example = _read_line(line, f"{file}, line {number}")
+        if example.name in seen:
+            raise UserError(
+                f"{file}, line {number}: id {example.name} is that of line "
+                f"{seen[example.name]} already"
+            )
+        seen[example.name] = number
+        examples.append(example)
+    if not examples:
+        raise UserError(f"{file} holds no example")
+    return examples
+
+
+def _examples_file(folder: Path) -> Path:
+    for place in (folder, folder / "data"):
+        if (place / EXAMPLES).is_file():
+            return place / EXAMPLES
+    raise UserError(
+        f"{folder} holds no {EXAMPLES}: give the folder of Winoground as it is given "
+        f"out, with {EXAMPLES} and images/"
+    )
+
+
+def _read_line(line: str, where: str) -> WinogroundExample:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON") from error
+
+    def text(field: str) -> str:
+        value = record.get(field) if isinstance(record, dict) else None
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{where} has no text in {field!r}")
+        return value
+
+    captions = (text("caption_0"), text("caption_1"))
+    images = (text("image_0"), text("image_1"))
+    tag, count = text("collapsed_tag"), record.get("num_main_preds")
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise UserError(f"{where} has no whole number in 'num_main_preds'")
+    return WinogroundExample(
+        name=str(record.get("id", where)),
+        images=tuple(f"images/{name}{_suffix(name)}" for name in images),
+        captions=captions,
+        collapsed_tag=tag,
+        num_predicates=count,
+    )
+
+
+def _suffix(name: str) -> str:
+    return "" if Path(name).suffix else ".png"
+
+
+def _open_pictures(folder: str | Path, names: list[str]) -> PictureFiles:
+    place = _examples_file(Path(folder).expanduser()).parent
+    packed = place / "images.zip"
+    is_packed = not (place / "images").is_dir() and packed.is_file()
+    pictures = open_pictures(packed if is_packed else place, names)
+    missing = [name for name in names if not pictures.exists(name)]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(names)} pictures of Winoground are missing in "
+            f"{place}, the first is {missing[0]}: unpack images.zip there"
+        )
+    return pictures
+
+
+def _reader(pictures: PictureFiles, size: int) -> Callable[[Any], np.ndarray]:
+    def read(name: str) -> np.ndarray:
+        try:
+            return resize_square(decode(pictures.read(name)), size)
+        except (OSError, ImageError) as error:
+            raise UserError(f"picture {name} cannot be read: {error}") from error
+
+    return read
