@@ -94,7 +94,7 @@ def _table_3(done: SuiteResult, name: str) -> str:
     figures = done.figures.get("msrvtt")
     ours = ["-"] * 4
     if figures is not None:
-        found = figures["t2i"]
+        found = figures["t2v"]
         ours = _numbers([found[key] for key in ("r1", "r5", "r10", "median_rank")])
     rows = [[model, pairs, *_numbers(row)] for model, pairs, row in paper.TABLE_3]
     head = ["Model", "pairs", "R@1", "R@5", "R@10", "median rank"]
