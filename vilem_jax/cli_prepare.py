@@ -81,11 +81,7 @@ def _prepare(options: argparse.Namespace) -> None:
     settings.check()
     if options.beam_options and not options.beam_runner:
         raise UserError("--beam-options belongs to --beam-runner: give both")
-    configs = source_configs(options)
-    splits = {
-        split: [open_source(config) for config in parts]
-        for split, parts in configs.items()
-    }
+    splits = source_configs(options)
     if options.beam_runner:
         from vilem_jax.data.prepare_beam import prepare_with_beam
 
@@ -99,6 +95,8 @@ def _prepare(options: argparse.Namespace) -> None:
     else:
         from vilem_jax.data.prepare import prepare
 
+        # Opened here: parsing annotations again in every process would take longer.
+        splits = {name: list(map(open_source, parts)) for name, parts in splits.items()}
         report = prepare(splits, options.out, settings, num_workers=options.workers)
     _print_report(options.out, report)
 

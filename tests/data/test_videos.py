@@ -13,8 +13,8 @@ LAYOUTS = {
     "lines.jsonl": '{"clip_name": "a", "caption": "a dog", "retrieval_key": "ret0"}\n'
     '\n{"clip_name": "b", "caption": "two, \\u00e4"}\n'
     '{"clip_name": "a", "caption": "one dog"}\n',
-    "table.csv": 'key,vid_key,video_id,sentence\nret0,msr0,a,a dog\nret1,msr1,b,"two, ä"'
-    "\nret2,msr2,a,one dog\n",
+    "table.csv": "key,vid_key,video_id,sentence\nret0,msr0,a,a dog\n"
+    'ret1,msr1,b,"two, ä"\nret2,msr2,a,one dog\n',
     "list.json": '[{"video": "a", "caption": ["a dog", "one dog"], "fps": 8},'
     ' {"video": "b", "caption": "two, ä"}]',
 }

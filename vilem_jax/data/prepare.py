@@ -54,7 +54,8 @@ def prepare(
     settings; `folder` appears only when all is there.
 
     Args:
-      splits: sources by the split that they make up.
+      splits: sources by the split that they make up. An opened source is sent to each
+        process whole; one given by its config is opened there.
       folder: must not exist, or be empty.
       num_workers: processes that read, resize and write; 1 takes none but this.
 
@@ -76,7 +77,7 @@ def prepare(
         _begin(partial, plan)
         tallies = _write_shards(partial, records, settings, num_workers)
         files = _gather(partial, folder, tallies)
-        return finish(partial, folder, plan, tallies, splits, files)
+        return finish(partial, folder, plan, tallies, records, files)
 
 
 def claim(folder: Path) -> Path:
@@ -107,7 +108,7 @@ def finish(
     folder: Path,
     plan: dict,
     tallies: Mapping[str, Sequence[dict]],
-    splits: Splits,
+    records: Mapping[str, SplitRecords],
     files: Mapping[str, int],
 ) -> dict[str, Any]:
     """Writes the report and gives `partial` its name.
@@ -125,7 +126,11 @@ def finish(
             "left_out_examples": examples[:NUM_EXAMPLES],
             "shards": files[split],
             "sources": plan["splits"][split],
-            "notes": [n for s in splits[split] for n in getattr(s, "notes", ())],
+            "notes": [
+                note
+                for source in records[split].sources
+                for note in getattr(source, "notes", ())
+            ],
         }
     write_json(partial / REPORT, report)
     shutil.rmtree(partial / _SHARDS, ignore_errors=True)

@@ -50,6 +50,8 @@ def prepare_with_beam(
     TFDS's choice.
 
     Args:
+      splits: give sources by their configs, which machines open for themselves: an
+        opened source would travel inside the pipeline.
       runner: of Beam, such as "DirectRunner" (this machine) or "DataflowRunner".
       options: Beam's, as on a command line: "--project=X --region=Y".
 
@@ -77,7 +79,7 @@ def prepare_with_beam(
             if inside != place:
                 shutil.rmtree(inside)
         files = {split: len(list(place.glob(f"*-{split}.*"))) for split in records}
-        return finish(partial, folder, plan, tallies, splits, files)
+        return finish(partial, folder, plan, tallies, records, files)
 
 
 def _options(runner: str, options: str):

@@ -5,22 +5,24 @@ record n, a process here or a worker of Beam, makes the same.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vilem_jax.config import UserError
+from vilem_jax.config import SourceConfig, UserError
 from vilem_jax.data.images import ImageError, fit_short_side
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources import Source, open_source
 from vilem_jax.files import reason
 
 SMALLEST_SIDE = 16  # pixels: below, no model of any use could read a picture
 NUM_EXAMPLES = 100  # of pictures left out, named in the report of a split
 COUNTS = ("pictures", "captions", "resized", "kept", "left_out", "picture_bytes")
 
-Splits = Mapping[str, Sequence[Source]]
+# A source by its config is opened by whoever needs it, and travels as a few words.
+Splits = Mapping[str, Sequence[Source | SourceConfig]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +49,23 @@ class Settings:
 class SplitRecords:
     """The records of one split, its sources one after another; travels by pickle."""
 
-    def __init__(self, sources: Sequence[Source], first_id: int, settings: Settings):
-        self.sources, self.first_id, self.settings = list(sources), first_id, settings
-        self.starts = [0]
-        for source in sources:
-            self.starts.append(self.starts[-1] + len(source))
+    def __init__(
+        self,
+        sources: Sequence[Source | SourceConfig],
+        first_id: int,
+        settings: Settings,
+    ):
+        self._given, self.first_id, self.settings = list(sources), first_id, settings
+        self._starts = [0]
+        for source in self.sources:
+            self._starts.append(self._starts[-1] + len(source))
+
+    @property
+    def sources(self) -> list[Source]:
+        return [_opened(given) for given in self._given]
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return self._starts[-1]
 
     def record(self, number: int) -> tuple[dict[str, Any], bool]:
         """Record `number`, and whether its picture was resized.
@@ -88,8 +99,8 @@ class SplitRecords:
         ]
 
     def _at(self, number: int) -> tuple[Source, int]:
-        place = next(i for i, stop in enumerate(self.starts[1:]) if number < stop)
-        return self.sources[place], number - self.starts[place]
+        place = next(i for i, stop in enumerate(self._starts[1:]) if number < stop)
+        return _opened(self._given[place]), number - self._starts[place]
 
 
 class LeftOutError(Exception):
@@ -148,3 +159,12 @@ def _digest(source: Source) -> str:
         said = json.dumps([source.image_name(index), *source.captions(index)])
         digest.update(said.encode())
     return digest.hexdigest()
+
+
+def _opened(given: Source | SourceConfig) -> Source:
+    return _open_once(given) if isinstance(given, SourceConfig) else given
+
+
+@functools.cache
+def _open_once(config: SourceConfig) -> Source:
+    return open_source(config)
