@@ -301,6 +301,9 @@ def test_beam_writes_the_same(tmp_path, capsys, caplog):
     assert run(file, nothing, f"--out={tmp_path / 'c'}", by_beam[1]) == 2
     assert "no picture of the split 'train' can be read" in capsys.readouterr().err
     assert not list(tmp_path.glob("c*"))
+    (tmp_path / "c.partial").mkdir()
+    assert run(file, f"--out={tmp_path / 'c'}", by_beam[1]) == 2
+    assert "which Beam cannot go on with: delete it" in capsys.readouterr().err
 
 
 def test_without_beam_says_so(tmp_path, capsys, monkeypatch):

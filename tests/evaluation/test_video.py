@@ -193,7 +193,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     (tmp_path / "video1").rename(tmp_path / "elsewhere")
     assert cli.main([*arguments, "--allow-missing"]) == 0
     told = capsys.readouterr()
-    assert "1 clips LEFT OUT" in told.out and "left out video1: missing" in told.err
+    assert "1 LEFT OUT" in told.out and "left out video1: missing" in told.err
 
 
 @pytest.mark.realdata

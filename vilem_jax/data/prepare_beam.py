@@ -66,6 +66,10 @@ def prepare_with_beam(
     pipeline_options = _options(runner, options)
     folder = Path(folder).expanduser()
     partial = claim(folder)
+    if partial.exists():
+        raise UserError(
+            f"{partial} is half a preparation, which Beam cannot go on with: delete it"
+        )
     records = split_records(splits, settings)
     plan = make_plan(records, settings)
     _check_readable(records)

@@ -126,7 +126,8 @@ def _timeline(av, path: Path) -> tuple[list[int], list[int], int]:
     container, stream = _open(av, path)
     with container:
         packets = [packet for packet in container.demux(stream) if packet.size]
-        promised = stream.frames  # 0 where the format does not say
+        # Of MP4 and MOV the number is that of their index; other headers may guess.
+        promised = stream.frames if "mp4" in container.format.name else 0
     if len(packets) < promised:
         raise VideoError(f"it is cut short: {len(packets)} of {promised} frames")
     shown = [packet for packet in packets if not packet.is_discard]

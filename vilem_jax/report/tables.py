@@ -50,7 +50,7 @@ def video_table(figures: dict) -> str:
     protocol = figures["protocol"]
     counts = f"{figures['clips']} clips, {figures['captions']} captions"
     if left_out := protocol["clips_left_out"]:
-        counts += f"; {left_out} clips LEFT OUT"
+        counts += f"; {left_out} LEFT OUT"
     counts += f"; {protocol['name']}, {protocol['frames']} frames a clip"
     return f"{format_table(head, rows)}\nrsum {figures['rsum']:.1f}  ({counts})"
 
