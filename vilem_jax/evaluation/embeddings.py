@@ -63,17 +63,28 @@ def read_features(path: str | Path) -> Features:
         type; the message names it.
     """
     file = Path(path).expanduser()
+    arrays = _stored(file)
+    missing = [name for name in ARRAYS if name not in arrays]
+    if missing:
+        raise UserError(
+            f"{file} has no {' and no '.join(missing)}; it has: "
+            f"{', '.join(arrays) or 'nothing'}"
+        )
+    features = Features(**{name: arrays[name] for name in ARRAYS})
+    _check(file, features)
+    return features
+
+
+def _stored(file: Path) -> dict[str, np.ndarray | None]:
+    """The arrays of an .npz; None stands for those that are not asked for."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            if not hasattr(stored, "files"):
-                raise UserError(f"{file} holds one array: save the three with np.savez")
-            missing = [name for name in ARRAYS if name not in stored.files]
-            if missing:
-                raise UserError(
-                    f"{file} has no {' and no '.join(missing)}; it has: "
-                    f"{', '.join(stored.files) or 'nothing'}"
-                )
-            arrays = {name: stored[name] for name in ARRAYS}
+        with open(file, "rb") as opened:
+            stored = np.load(opened, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                stored = {"one array without a name": stored}
+            return {
+                name: stored[name] if name in ARRAYS else None for name in list(stored)
+            }
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None
     except (OSError, ValueError, EOFError, pickle.PickleError, zipfile.BadZipFile):
@@ -81,9 +92,6 @@ def read_features(path: str | Path) -> Features:
             f"{file} cannot be read as an .npz of numbers: save it with np.savez, "
             "without Python objects"
         ) from None
-    features = Features(**arrays)
-    _check(file, features)
-    return features
 
 
 def _check(file: Path, features: Features) -> None:
