@@ -61,5 +61,5 @@ $(VENV)/installed: pyproject.toml $(shell find vilem_jax configs -name '*.py' -o
 $(TEST_VENV)/installed: pyproject.toml | python
 	@echo "Installing into $(TEST_VENV), which may take minutes ..."
 	test -x $(TEST_VENV)/bin/python || $(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/python $(PIP_INSTALL) --editable '.[test]' $(TORCH)
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) --editable '.[test,video,beam]' $(TORCH)
 	touch $@

@@ -28,7 +28,10 @@ LEVELS = [
 ONE_ROOM = [{"config", "freeze", "config_files"}]  # files that together are one room
 # Who may import what, wherever it stands in the file.
 ONLY_IN = {
-    "tensorflow_datasets": {"data/tfds_source.py"},
+    "tensorflow_datasets": {"data/tfds_format.py"},
+    "array_record": {"data/tfds_format.py"},
+    "apache_beam": {"data/prepare_beam.py"},
+    "av": {"data/video_frames.py"},
     "ml_collections": {"config_files.py"},
     "transformers": {"data/captions.py"},
     "jax2onnx": {"export/onnx_graph.py"},
@@ -37,7 +40,16 @@ ONLY_IN = {
     "torch": {"weights/pickles.py"},
 }
 # Not at the top of any file: they are slow to import.
-LATE = {"tensorflow_datasets", "transformers", "torch", "jax2onnx", "onnxruntime"}
+LATE = {
+    "apache_beam",
+    "array_record",
+    "av",
+    "jax2onnx",
+    "onnxruntime",
+    "tensorflow_datasets",
+    "torch",
+    "transformers",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

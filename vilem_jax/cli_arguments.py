@@ -96,7 +96,7 @@ def source_config(options: argparse.Namespace) -> SourceConfig:
         return dataclasses.replace(
             source, num_images=options.num_images or source.num_images
         )
-    kind = options.kind or _kind_of(options.data)
+    kind = options.kind or kind_of(options.data)
     is_embedded = kind == EMBEDDED
     return SourceConfig(
         name=EMBEDDED if is_embedded else Path(options.data).stem,
@@ -116,7 +116,7 @@ def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) 
             raise UserError(f"--{name.replace('_', '-')}={value} {why}")
 
 
-def _kind_of(data: str) -> str:
+def kind_of(data: str) -> str:
     if data == EMBEDDED:
         return EMBEDDED
     if data.endswith(".json"):

@@ -1,7 +1,8 @@
-"""The verbs for data before a long run: data check, data show, data edit."""
+"""The verbs for data before a long run: data check, show, edit, prepare."""
 
 import argparse
 
+from vilem_jax import cli_prepare
 from vilem_jax.cli_arguments import add_config, count
 from vilem_jax.config_files import load_config
 
@@ -38,6 +39,7 @@ def add_verbs(verbs) -> None:
         "--variants", type=count, default=4, help="edits of each caption; 4 by default"
     )
     edit.set_defaults(verb=_edit)
+    cli_prepare.add_verb(looks)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 
+from vilem_jax import cli_video
 from vilem_jax.cli_arguments import (
     EMBEDDED,
     add_data,
@@ -24,6 +25,7 @@ def add_verbs(verbs) -> None:
     _add_winoground(measures)
     _add_pairs(measures)
     _add_proofreading(measures)
+    cli_video.add_verb(measures)
     _add_embeddings(measures)
     _add_suite(measures)
 

@@ -77,6 +77,35 @@ def resize_square(image: np.ndarray, size: int) -> np.ndarray:
     return np.array(_resize(Image.fromarray(image), size))
 
 
+def fit_short_side(
+    encoded: bytes | np.ndarray, short_side: int, quality: int
+) -> tuple[bytes, bool]:
+    """A picture no larger than needed: shorter side at most `short_side` pixels.
+
+    A larger one is resized by antialiased bicubic, its shape kept, and becomes a JPEG
+    of `quality`, 1 to 100. Any other stays the file it is; an array becomes a PNG.
+
+    Returns:
+      the bytes of a file, and whether it was resized.
+
+    Raises:
+      ImageError: as `decode`.
+    """
+    pixels = decode(encoded)
+    height, width = pixels.shape[:2]
+    shorter = min(width, height)
+    picture, content = Image.fromarray(pixels), io.BytesIO()
+    if shorter <= short_side:
+        if isinstance(encoded, bytes):
+            return encoded, False
+        picture.save(content, "PNG")
+        return content.getvalue(), False
+    size = [max(1, round(side * short_side / shorter)) for side in (width, height)]
+    resized = picture.resize(size, Image.Resampling.BICUBIC)
+    resized.save(content, "JPEG", quality=quality)
+    return content.getvalue(), True
+
+
 def random_crop(
     image: np.ndarray,
     size: int,

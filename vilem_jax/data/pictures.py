@@ -37,6 +37,8 @@ class PictureFiles:
     whole file, for names cut one by one could hit another picture of the same name.
     """
 
+    top = ""  # a folder that holds all and that no name says
+
     def __init__(self, path: Path, names: Sequence[str]):
         self.path = path
         self._num_dropped = 0
@@ -61,17 +63,29 @@ class PictureFiles:
 
     def _local(self, name: str) -> str:
         parts = PurePosixPath(name).parts
-        return str(PurePosixPath(*parts[min(self._num_dropped, len(parts) - 1) :]))
+        kept = parts[min(self._num_dropped, len(parts) - 1) :]
+        return str(PurePosixPath(self.top, *kept))
 
     def _exists(self, local: str) -> bool:
         raise NotImplementedError
 
 
 class PictureFolder(PictureFiles):
+    """Pictures in a folder, whose own folders may still be zips: X/1.jpg in X.zip."""
+
+    def __init__(self, path: Path, names: Sequence[str]):
+        self._zips: dict[str, PictureZip | None] = {}
+        super().__init__(path, names)
+
     def read(self, name: str) -> bytes:
+        local = self._local(name)
         try:
-            with open(self.path / self._local(name), "rb") as file:
+            with open(self.path / local, "rb") as file:
                 content = file.read(MAX_FILE_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            if packed := self._zip_of(local):
+                return packed.read(local)
+            raise
         except ValueError as error:  # a NUL in the name
             raise OSError(f"{name!r}: {error}") from None
         if len(content) > MAX_FILE_BYTES:
@@ -80,15 +94,38 @@ class PictureFolder(PictureFiles):
 
     def _exists(self, local: str) -> bool:
         try:
-            return (self.path / local).is_file()
+            if (self.path / local).is_file():
+                return True
         except (OSError, ValueError):
             return False
+        packed = self._zip_of(local)
+        return packed is not None and packed.exists(local)
+
+    def _zip_of(self, local: str) -> "PictureZip | None":
+        """The zip of the folder that `local` begins with, where there is one."""
+        first, _, rest = local.partition("/")
+        if not rest:
+            return None
+        if first not in self._zips:
+            file = self.path / f"{first}.zip"
+            is_zip = zipfile.is_zipfile(file)
+            self._zips[first] = PictureZip(file, [local]) if is_zip else None
+        return self._zips[first]
 
 
 class PictureZip(PictureFiles):
+    """Pictures in a zip; COCO's hold them in a folder that annotations do not name."""
+
     def __init__(self, path: Path, names: Sequence[str]):
         self._archive, self._process = None, None
         super().__init__(path, names)
+        tops = {member.partition("/")[0] for member in self._open().NameToInfo}
+        if len(tops) == 1 and names and not self._finds_any(names):
+            self.top = tops.pop()
+            super().__init__(path, names)
+
+    def _finds_any(self, names: Sequence[str]) -> bool:
+        return any(self.exists(names[i]) for i in range(min(20, len(names))))
 
     def __getstate__(self):
         return self.__dict__ | {"_archive": None, "_process": None}

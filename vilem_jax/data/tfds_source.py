@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.data import tfds_format
 from vilem_jax.data.index_files import fingerprint, load_or_build
 from vilem_jax.data.packed import PackedRecords
 
@@ -41,7 +42,7 @@ class TfdsSource:
         self.name = config.name or config.path
         self._folder = _find_prepared(config)
         self._opened, self._process = None, None
-        info = self._builder().info
+        info = tfds_format.open_builder(self._folder).info
         self._split = _choose_split(config, info)
         self._image = _image_feature(self._folder, info.features)
         self._caption = _caption_feature(self._folder, info.features, self._image)
@@ -86,27 +87,13 @@ class TfdsSource:
             raise IndexError(f"{self.name} has no picture {index}, only {len(self)}")
         return index
 
-    def _builder(self):
-        import tensorflow_datasets as tfds
-
-        return tfds.builder_from_directory(self._folder)
-
     def _data(self):
         """This process's reader; pictures come out as encoded bytes."""
-        import tensorflow_datasets as tfds
-
         with _opening:
             if self._opened is None or self._process != os.getpid():
-                try:
-                    self._opened = self._builder().as_data_source(
-                        self._split,
-                        decoders={self._image: tfds.decode.SkipDecoding()},
-                    )
-                except NotImplementedError:
-                    raise UserError(
-                        f"{self._folder} is not stored as ArrayRecord; prepare it "
-                        "again with file_format='array_record'"
-                    ) from None
+                self._opened = tfds_format.open_records(
+                    self._folder, self._split, self._image
+                )
                 self._process = os.getpid()
             return self._opened
 
@@ -179,10 +166,8 @@ def _choose_split(config: SourceConfig, info) -> str:
 
 
 def _image_feature(folder: Path, features) -> str:
-    import tensorflow_datasets as tfds
-
     for name, feature in features.items():
-        if isinstance(feature, tfds.features.Image):
+        if tfds_format.is_image(feature):
             return name
     raise UserError(f"{folder} has no picture; its features: {', '.join(features)}")
 
@@ -190,24 +175,13 @@ def _image_feature(folder: Path, features) -> str:
 def _caption_feature(folder: Path, features, image: str) -> str:
     others = [name for name in features if name not in (image, *NAME_NAMES)]
     for name in sorted(others, key=_likelihood):
-        if _holds_text(features[name]):
+        if tfds_format.holds_text(features[name]):
             return name
     raise UserError(f"{folder} has no caption; its features: {', '.join(features)}")
 
 
 def _likelihood(name: str) -> int:
     return CAPTION_NAMES.index(name) if name in CAPTION_NAMES else len(CAPTION_NAMES)
-
-
-def _holds_text(feature) -> bool:
-    import tensorflow_datasets as tfds
-
-    if isinstance(feature, tfds.features.Text):
-        return True
-    inner = getattr(feature, "feature", feature)  # of a Sequence
-    if isinstance(inner, tfds.features.FeaturesDict):
-        return any(_holds_text(inner[name]) for name in inner)
-    return isinstance(inner, tfds.features.Text)
 
 
 def _is_bytes(value: Any) -> bool:

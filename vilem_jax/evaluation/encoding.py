@@ -29,7 +29,11 @@ BRANCHES: tuple[Branch, ...] = ("local", "global")
 NUM_BEST = 4  # three corrections, and one in case the word itself is among them
 NUM_READERS = 4  # threads that read and decode; Pillow lets go of the GIL
 NEVER = -1e30
-_STAGE = {"images": "encode_images", "texts": "encode_texts"}  # others: "proofread"
+_STAGE = {
+    "images": "encode_images",
+    "frames": "encode_images",
+    "texts": "encode_texts",
+}  # others: "proofread"
 
 
 class Proofreading(NamedTuple):
@@ -69,6 +73,13 @@ class Encoder:
             self._run("images", (np.stack(chunk),))[0] for chunk in self._read(pixels)
         )
         return _joined(chunks, "picture")
+
+    def project_frames(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
+        """As `encode_images`, before the rows get unit length: float32 [N, E]."""
+        chunks = (
+            self._run("frames", (np.stack(chunk),))[0] for chunk in self._read(pixels)
+        )
+        return _joined(chunks, "frame")
 
     def encode_texts(self, tokens: np.ndarray) -> np.ndarray:
         """int32 [N, L] -> float32 [N, E], unit rows."""
@@ -189,6 +200,10 @@ def make_encoder(
         model = nnx.merge(graph, params)
         return (model.encode_image(normalize(pixels, config.augment)),)
 
+    def frames(params, pixels):
+        model = nnx.merge(graph, params)
+        return (model.map_image(normalize(pixels, config.augment)),)
+
     def texts(params, tokens):
         model = nnx.merge(graph, params)
         return (model.encode_text(tokens, is_real_token(tokens, pad_id)),)
@@ -214,7 +229,11 @@ def make_encoder(
 
     asked = (("local",), ("global",), BRANCHES)
     programs = {"+".join(branches): proofread(branches) for branches in asked}
-    programs |= {"images": jax.jit(images), "texts": jax.jit(texts)}
+    programs |= {
+        "images": jax.jit(images),
+        "frames": jax.jit(frames),
+        "texts": jax.jit(texts),
+    }
     return Encoder(
         params=params,
         image_size=config.model.vision.image_size,

@@ -10,6 +10,7 @@ What is looked for, below the folder (pictures in the first place that is there)
   aro/         visual_genome_relation.json, visual_genome_attribution.json; images/
   aro/         coco_order.json (pictures of coco/), flickr30k_order.json (of flickr30k/)
   valse/       *.json, or data/*.json; images/
+  msrvtt/      MSRVTT_JSFUSION_test.csv or msrvtt_test.jsonl; videos/, videos/all/
 """
 
 from collections.abc import Callable
@@ -20,10 +21,12 @@ from vilem_jax.config import SourceConfig, UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.missing import present_pictures
 from vilem_jax.data.sources import open_source
+from vilem_jax.data.videos import MSRVTT_1KA, VideoClips
 from vilem_jax.evaluation.encoding import Encoder
 from vilem_jax.evaluation.pair_files import open_pairs
 from vilem_jax.evaluation.pairs import evaluate_pairs
 from vilem_jax.evaluation.retrieval import evaluate_retrieval
+from vilem_jax.evaluation.video import evaluate_video
 from vilem_jax.evaluation.winoground import EXAMPLES, evaluate_winoground
 
 COCO_TEST = 5000  # pictures of Karpathy's test split; their five folds are "1K"
@@ -174,6 +177,18 @@ def _pairs(setting: Setting, place: Place) -> dict:
     return figures | {"protocol": protocol | {"text_length": setting.text_length}}
 
 
+def _video(setting: Setting, place: Place) -> dict:
+    return evaluate_video(
+        setting.encoder,
+        setting.tokenizer,
+        VideoClips(place.files[0], place.images),
+        text_length=setting.text_length,
+        protocol=MSRVTT_1KA,
+        allow_missing=setting.allow_missing,
+        show_progress=setting.show_progress,
+    )
+
+
 def _look(
     files: tuple[str, ...], images: tuple[str, ...], *, all_files: bool = False
 ) -> Callable[[Path], Place | None]:
@@ -281,5 +296,14 @@ BENCHMARKS = (
         _look(("valse/*.json", "valse/data/*.json"), ("valse/images", "valse")),
         _pairs,
     ),
-    # MSR-VTT joins here as "msrvtt": figures with "t2v", as Table 3 has them.
+    Benchmark(
+        "msrvtt",
+        "MSR-VTT 1k-A, text and video",
+        "msrvtt/MSRVTT_JSFUSION_test.csv",
+        _look(
+            ("msrvtt/MSRVTT_JSFUSION_test.csv", "msrvtt/msrvtt_test.jsonl"),
+            ("msrvtt/videos/all", "msrvtt/videos", "msrvtt"),
+        ),
+        _video,
+    ),
 )

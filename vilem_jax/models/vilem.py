@@ -96,6 +96,14 @@ class ViLEM(nnx.Module):
         """Pixels [B, R, R, 3] -> float32 [B, E], unit rows."""
         return self.project_image(self.see(pixels, with_levels=False))
 
+    def map_image(self, pixels: jax.Array) -> jax.Array:
+        """`encode_image` before the rows get unit length: what frames are averaged in.
+
+        Pixels [B, R, R, 3] -> float32 [B, E].
+        """
+        features = self.see(pixels, with_levels=False)
+        return self.image_projection(features.class_feature).astype(jnp.float32)
+
     def encode_text(self, tokens, is_token, *, seeds=None) -> jax.Array:
         """int32 [B, L], bool [B, L] -> float32 [B, E], unit rows."""
         return self.project_text(self.text.encode(tokens, is_token, seeds=seeds))

@@ -41,6 +41,22 @@ def winoground_table(figures: dict) -> str:
     return format_table(["winoground, %", "text", "image", "group", "examples"], rows)
 
 
+def video_table(figures: dict) -> str:
+    """Recalls of clips by captions, and back."""
+    rows = []
+    for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
+        found = figures[way]
+        recalls = [f"{found[top]:.1f}" for top in ("r1", "r5", "r10")]
+        rows.append([name, *recalls, f"{found['median_rank']:g}"])
+    head = ["retrieval, %", "R@1", "R@5", "R@10", "median rank"]
+    protocol = figures["protocol"]
+    counts = f"{figures['clips']} clips, {figures['captions']} captions"
+    if left_out := protocol["clips_left_out"]:
+        counts += f"; {left_out} LEFT OUT"
+    counts += f"; {protocol['name']}, {protocol['frames']} frames a clip"
+    return f"{format_table(head, rows)}\nrsum {figures['rsum']:.1f}  ({counts})"
+
+
 def measured_lines(figures: dict) -> str:
     """What was measured, on what, and the seconds of each stage."""
     protocol, measured = figures["protocol"], figures["measured"]

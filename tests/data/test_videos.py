@@ -1,0 +1,103 @@
+"""Captions of clips in the layouts people have, and the files that are meant."""
+
+import json
+
+import pytest
+
+from tests.data.make_files import picture
+from vilem_jax.config import UserError
+from vilem_jax.data.video_frames import VideoError
+from vilem_jax.data.videos import MSRVTT_1KA, VideoClips, read_pairs
+
+LAYOUTS = {
+    "lines.jsonl": '{"clip_name": "a", "caption": "a dog", "retrieval_key": "ret0"}\n'
+    '\n{"clip_name": "b", "caption": "two, \\u00e4"}\n'
+    '{"clip_name": "a", "caption": "one dog"}\n',
+    "table.csv": "key,vid_key,video_id,sentence\nret0,msr0,a,a dog\n"
+    'ret1,msr1,b,"two, ä"\nret2,msr2,a,one dog\n',
+    "list.json": '[{"video": "a", "caption": ["a dog", "one dog"], "fps": 8},'
+    ' {"video": "b", "caption": "two, ä"}]',
+}
+
+
+def write(folder, name, content):
+    file = folder / name
+    file.write_bytes(content.encode("utf-8-sig"))
+    return file
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(tmp_path, name):
+    clips = VideoClips(write(tmp_path, name, LAYOUTS[name]), None)
+    assert clips.clips == ("a", "b") and clips.num_pairs == 3
+    assert clips.captions == (("a dog", "one dog"), ("two, ä",))
+
+
+def test_splits(tmp_path):
+    rows = [
+        {"video": "a", "caption": "x", "split": "test"},
+        {"video": "b", "caption": "y", "split": "val"},
+    ]
+    file = write(tmp_path, "c.json", json.dumps(rows))
+    assert VideoClips(file, None, "val").clips == ("b",)
+    with pytest.raises(UserError, match=r"no clip of the split 'train' \(has: test, v"):
+        VideoClips(file, None, "train")
+
+
+def test_clips_by_file_by_stem_and_by_folder(tmp_path):
+    rows = [{"video": name, "caption": "x"} for name in ("a.mp4", "b", "c", "d")]
+    file = write(tmp_path, "c.json", json.dumps(rows))
+    for name in ("a.mp4", "b.avi", "b.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "1.png").write_bytes(picture(7))
+    clips = VideoClips(file, None)
+    names = [f and f.name for f in map(clips.file, range(4))]
+    assert names == ["a.mp4", "b.avi", "c", None]
+    assert clips.read_frames(2, 3)[2][0, 0, 0] == 7
+    with pytest.raises(VideoError, match="missing"):
+        clips.read_frames(3, 3)
+    (tmp_path / "b.mkv").touch()
+    with pytest.raises(UserError, match=r"b\.avi and b\.mkv: which is clip b"):
+        VideoClips(file, tmp_path).file(1)
+
+
+def test_the_protocol_demands_a_thousand(tmp_path):
+    def clips(rows):
+        lines = [json.dumps({"clip_name": c, "caption": t}) for c, t in rows]
+        return VideoClips(write(tmp_path, "c.jsonl", "\n".join(lines)), None)
+
+    rows = [(f"video{i}", f"caption {i}") for i in range(1000)]
+    clips(rows).check_protocol(MSRVTT_1KA)
+    clips(rows[:999]).check_protocol("")
+    for wrong, sentence in (
+        (rows[:999], "holds 999 pairs of 999 clips"),
+        ([*rows, ("video1000", "x")], "holds 1,001 pairs of 1,001 clips"),
+        ([*rows[:999], ("video0", "x")], "holds 1,000 pairs of 999 clips"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            clips(wrong).check_protocol(MSRVTT_1KA)
+
+
+def test_other_files_are_refused(tmp_path):
+    wrong = {
+        "": "is empty",
+        "a,b\n1,2\n": "none of the known layouts",
+        "video_id,sentence\n": "holds no pair",
+        "video_id,sentence\na\n": "row at line 2 has no caption",
+        "[1]": "record 0 is not an object",
+        "[": "is not JSON: line 1",
+        "[]": "holds no pair",
+        '{"clip_name": "a"}': ":1 has no caption",
+        '{"caption": "a"}': ":1 names no clip",
+        '{"clip_name": "a", "caption": []}': ":1 has no caption",
+        '{"clip_name": "a", "caption": "x"}\n{"clip': ":2 is not JSON",
+    }
+    for content, sentence in wrong.items():
+        with pytest.raises(UserError, match=sentence):
+            read_pairs(write(tmp_path, "file", content))
+    with pytest.raises(UserError, match="does not exist"):
+        read_pairs(tmp_path / "nothing")
+    file = write(tmp_path, "file", LAYOUTS["list.json"])
+    with pytest.raises(UserError, match="is not a folder: say with --videos"):
+        VideoClips(file, tmp_path / "nowhere")

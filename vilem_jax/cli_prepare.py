@@ -1,0 +1,159 @@
+"""`vilem data prepare`: sources -> ArrayRecord with pictures resized, once."""
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from pathlib import Path
+
+from vilem_jax.cli_arguments import EMBEDDED, count, kind_of
+from vilem_jax.config import SourceConfig, UserError
+
+_NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)")  # SPLIT=PATH
+
+
+def add_verb(looks) -> None:
+    prepare = looks.add_parser(
+        "prepare",
+        help="pictures resized and packed once, for kind='tfds'",
+        description="Packs sources as a TFDS data set in ArrayRecord, with pictures "
+        "no larger than needed. Stopped, the same command goes on.",
+        allow_abbrev=False,
+    )
+    prepare.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="annotations (JSON, or FILE.zip/FILE.json), tars, a TFDS name, or "
+        f"{EMBEDDED!r}; SPLIT=SOURCE puts all of it into that split",
+    )
+    prepare.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
+    prepare.add_argument(
+        "--images",
+        action="append",
+        default=[],
+        metavar="FOLDER_OR_ZIP",
+        help="of the pictures, or TFDS's folder; once for all, or once a source",
+    )
+    prepare.add_argument(
+        "--kind",
+        choices=("json", "webdataset", "tfds", EMBEDDED),
+        help="of the sources, where their names do not tell",
+    )
+    prepare.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        help="of the sources, to be prepared under its name; may be given again; "
+        "without it all goes into 'train'",
+    )
+    prepare.add_argument("--num-images", type=count, default=0, help="of each source")
+    prepare.add_argument("--seed", type=int, default=0, help=f"of {EMBEDDED!r}")
+    prepare.add_argument("--short-side", type=int, default=288, help="pixels; 288")
+    prepare.add_argument("--quality", type=int, default=95, help="of JPEG; 95")
+    prepare.add_argument(
+        "--pictures-per-shard", type=count, default=4096, help="of a file; 4096"
+    )
+    prepare.add_argument(
+        "--workers",
+        type=count,
+        default=os.cpu_count() or 1,
+        help="processes; as many as processors by default",
+    )
+    prepare.add_argument(
+        "--beam-runner",
+        metavar="RUNNER",
+        help="prepare on many machines: a runner of Apache Beam, such as "
+        "DataflowRunner; DirectRunner is this machine",
+    )
+    prepare.add_argument(
+        "--beam-options", default="", metavar="OPTIONS", help="of Beam, in quotes"
+    )
+    prepare.set_defaults(verb=_prepare)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from vilem_jax.data.prepare_records import Settings
+    from vilem_jax.data.sources import open_source
+
+    settings = Settings(options.short_side, options.quality, options.pictures_per_shard)
+    settings.check()
+    if options.beam_options and not options.beam_runner:
+        raise UserError("--beam-options belongs to --beam-runner: give both")
+    splits = source_configs(options)
+    if options.beam_runner:
+        from vilem_jax.data.prepare_beam import prepare_with_beam
+
+        report = prepare_with_beam(
+            splits,
+            options.out,
+            settings,
+            runner=options.beam_runner,
+            options=options.beam_options,
+        )
+    else:
+        from vilem_jax.data.prepare import prepare
+
+        # Opened here: parsing annotations again in every process would take longer.
+        splits = {name: list(map(open_source, parts)) for name, parts in splits.items()}
+        report = prepare(splits, options.out, settings, num_workers=options.workers)
+    _print_report(options.out, report)
+
+
+def source_configs(options: argparse.Namespace) -> dict[str, list[SourceConfig]]:
+    """The sources of every split of the result, by the command line.
+
+    Raises:
+      UserError: neither none, one nor as many --images as sources; a split named twice
+        over; a kind that cannot be told.
+    """
+    images, num_sources = options.images, len(options.sources)
+    if len(images) not in (0, 1, num_sources):
+        raise UserError(
+            f"{len(images)} --images for {num_sources} sources: give one for all, or "
+            "one for each in their order"
+        )
+    images = images if len(images) > 1 else (images or [""]) * num_sources
+    configs: dict[str, list[SourceConfig]] = {}
+    for text, place in zip(options.sources, images, strict=True):
+        named = None if Path(text).exists() else _NAMED.fullmatch(text)
+        if named and options.split:
+            raise UserError(f"say {text} without {named[1]}=, or leave out --split")
+        config = _source_config(options, named[2] if named else text, place)
+        if named or not options.split:
+            configs.setdefault(named[1] if named else "train", []).append(config)
+        for split in dict.fromkeys(options.split):
+            part = dataclasses.replace(config, split=split)
+            configs.setdefault(split, []).append(part)
+    return configs
+
+
+def _source_config(options: argparse.Namespace, path: str, images: str) -> SourceConfig:
+    kind = options.kind or kind_of(path)
+    return SourceConfig(
+        name=Path(path).stem,
+        kind=kind,
+        path="" if kind == EMBEDDED else path,
+        images=images,
+        seed=options.seed,
+        num_images=options.num_images,
+    )
+
+
+def _print_report(out: str, report: dict) -> None:
+    for split, counts in report["splits"].items():
+        print(
+            f"{out}: {split}: {counts['pictures']:,} pictures ({counts['resized']:,} "
+            f"resized, {counts['kept']:,} kept as they were), "
+            f"{counts['captions']:,} captions, {counts['picture_bytes'] / 1e6:,.1f} MB"
+        )
+        for note in counts["notes"]:
+            print(f"vilem: {split}: {note}", file=sys.stderr)
+        if counts["left_out"]:
+            first = counts["left_out_examples"][0]
+            print(
+                f"vilem: {split}: {counts['left_out']:,} pictures left out, such as "
+                f"{first['picture']} ({first['why']}); see {out}/prepared.json",
+                file=sys.stderr,
+            )

@@ -1,0 +1,229 @@
+"""TFDS's files, read and written without TensorFlow: all that imports the library.
+
+What `prepare` writes is a data set of TFDS: ArrayRecord files of encoded pictures with
+captions, beside the metadata that `builder_from_directory` opens it by.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vilem_jax.config import UserError
+
+VERSION = "1.0.0"  # of prepared data sets, a folder's name
+SUFFIX = "array_record"
+DESCRIPTION = (
+    "Pictures with captions, prepared by `vilem data prepare`: pictures above its "
+    "short side are resized, others are the files they were."
+)
+# One record to a chunk: any other makes reading one picture decode several.
+_WRITER_OPTIONS = "group_size:1"
+
+
+def open_builder(folder: Path):
+    """The builder of a prepared data set: its `info`, and its records."""
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(folder)
+
+
+def open_records(folder: Path, split: str, image: str):
+    """The records of a split by number, the picture `image` as encoded bytes.
+
+    Raises:
+      UserError: the data set is not stored as ArrayRecord.
+    """
+    import tensorflow_datasets as tfds
+
+    decoders = {image: tfds.decode.SkipDecoding()}
+    try:
+        return open_builder(folder).as_data_source(split, decoders=decoders)
+    except NotImplementedError:
+        raise UserError(
+            f"{folder} is not stored as ArrayRecord; prepare it again with "
+            "file_format='array_record'"
+        ) from None
+
+
+def is_image(feature) -> bool:
+    import tensorflow_datasets as tfds
+
+    return isinstance(feature, tfds.features.Image)
+
+
+def holds_text(feature) -> bool:
+    """Is it a text, a list of texts, or a list of structures with a text?"""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Text):
+        return True
+    inner = getattr(feature, "feature", feature)  # of a Sequence
+    if isinstance(inner, tfds.features.FeaturesDict):
+        return any(holds_text(inner[name]) for name in inner)
+    return isinstance(inner, tfds.features.Text)
+
+
+def caption_features():
+    """What a record of a prepared data set holds."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "filename": tfds.features.Text(),
+            "image_id": np.int64,
+        }
+    )
+
+
+def as_example(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the bytes of its picture, as `caption_features` takes it."""
+    return {**record, "image": io.BytesIO(record["image"])}
+
+
+class ShardWriter:
+    """One ArrayRecord file of records, whole when the `with` block ends well.
+
+    Raises:
+      OSError: the disk does not take it.
+    """
+
+    def __init__(self, path: Path):
+        from array_record.python import array_record_module
+
+        self._module, self._path, self._count = array_record_module, str(path), 0
+        self._features = caption_features()
+        with _told():
+            self._writer = self._module.ArrayRecordWriter(self._path, _WRITER_OPTIONS)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        example = _serialized(self._features, record)
+        with _told():
+            self._writer.write(example)
+        self._count += 1
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None:
+            with contextlib.suppress(RuntimeError):
+                self._writer.close()
+            return
+        with _told():
+            self._writer.close()
+            reader = self._module.ArrayRecordReader(self._path)
+            found = reader.num_records()
+            reader.close()
+        if found != self._count:
+            raise OSError(f"{found} of {self._count} records arrived on the disk")
+
+
+def _serialized(features, record: Mapping[str, Any]) -> bytes:
+    """The same bytes in every process: protobuf would order its maps by chance."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = features.serialize_example(as_example(record))
+    parsed = tf_example_pb2.Example.FromString(example)
+    return parsed.SerializeToString(deterministic=True)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """ArrayRecord's errors as OSError, without its own words around the reason."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).partition(";")[0]
+        raise OSError(first.rpartition("failed: ")[2].lower()) from error
+
+
+def shard_name(name: str, split: str, number: int, count: int) -> str:
+    """The file of shard `number` of `count`, as TFDS calls it."""
+    return f"{name}-{split}.{SUFFIX}-{number:05d}-of-{count:05d}"
+
+
+def write_metadata(
+    folder: Path, name: str, splits: Mapping[str, tuple[Sequence[int], int]]
+) -> None:
+    """dataset_info.json and features.json beside the shards in `folder`.
+
+    Args:
+      splits: by name, the number of records of each shard and the bytes of all.
+    """
+    import tensorflow_datasets as tfds
+
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=list(lengths),
+            num_bytes=num_bytes,
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=folder,
+                dataset_name=name,
+                split=split,
+                filetype_suffix=SUFFIX,
+            ),
+        )
+        for split, (lengths, num_bytes) in splits.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=caption_features(),
+        split_infos=infos,
+        version=VERSION,
+        check_data=False,  # it would read with TensorFlow
+        description=DESCRIPTION,
+        disable_shuffling=True,
+    )
+
+
+def build_with_beam(
+    folder: Path,
+    name: str,
+    splits: Mapping[str, Callable],
+    *,
+    runner: str,
+    options: Any,
+) -> Path:
+    """`download_and_prepare` of a data set whose splits are pipelines of Beam.
+
+    Args:
+      folder: TFDS's folder; the data set goes to folder/name/`VERSION`.
+      splits: by name, a function that takes a pipeline and gives a collection of
+        (number, example); the order of the numbers is that of the records.
+      options: Beam's `PipelineOptions`.
+
+    Returns:
+      the folder of the data set's files.
+    """
+    import tensorflow_datasets as tfds
+
+    class Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None  # TFDS would look for files of its own beside this one
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=DESCRIPTION,
+                features=caption_features(),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, _, pipeline):
+            return {split: begin(pipeline) for split, begin in splits.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Captions.name = name
+    builder = Captions(data_dir=folder, file_format=SUFFIX)
+    download = tfds.download.DownloadConfig(beam_runner=runner, beam_options=options)
+    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloading
+        builder.download_and_prepare(download_config=download)
+    return Path(builder.data_dir)

@@ -1,0 +1,200 @@
+"""Clips with captions: the annotation files people have, and where the clips lie.
+
+Told apart by content:
+
+  JSON lines  {"clip_name": "video7010", "caption": text}, one a pair
+  CSV         columns `video_id` and `sentence`, one row a pair
+  JSON        [{"video": "a.mp4", "caption": text or [text]}], one a pair or a clip
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vilem_jax.config import UserError
+from vilem_jax.data.video_frames import VideoError, read_frames
+
+SUFFIXES = (
+    *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v"),
+    *(".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".ts", ".3gp"),
+)
+# MSR-VTT's test split of JSFusion, "1k-A": one chosen caption a clip.
+MSRVTT_1KA, MSRVTT_1KA_PAIRS = "msrvtt-1ka", 1000
+
+_CLIP_KEYS = ("clip_name", "video", "video_id")
+_CAPTION_KEYS = ("caption", "sentence")
+Pair = tuple[str, str, str | None]  # clip, caption, split
+
+
+class VideoClips:
+    """Clips with their captions, frames read when asked for.
+
+    Args:
+      path: annotations, in one of the layouts above.
+      folder: where the clips are: files named as in the annotations, with or without
+        their ending, or folders of frames. None takes the folder of `path`.
+      split: rows with this "split"; "" takes all.
+
+    Raises:
+      UserError: no such file or folder, another layout, no pair of that split.
+    """
+
+    def __init__(self, path: str | Path, folder: str | Path | None, split: str = ""):
+        file = Path(path).expanduser()
+        self.name, self.split = file.stem, split
+        captions_of: dict[str, list[str]] = {}
+        seen = set()
+        for clip, caption, row_split in read_pairs(file):
+            seen.add(row_split)
+            if not split or row_split == split:
+                captions_of.setdefault(clip, []).append(caption)
+        if not captions_of:
+            known = ", ".join(sorted(s for s in seen if s)) or "it names none"
+            raise UserError(f"{path} has no clip of the split {split!r} (has: {known})")
+        self.clips = tuple(captions_of)
+        self.captions = tuple(tuple(each) for each in captions_of.values())
+        self.folder = Path(folder).expanduser() if folder else file.parent
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder} is not a folder: say with --videos where")
+        self._files = _files_by_name(self.folder)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def num_pairs(self) -> int:
+        return sum(map(len, self.captions))
+
+    def file(self, index: int) -> Path | None:
+        """The file or folder of clip `index`; None where there is none.
+
+        Raises:
+          UserError: several files could be meant.
+        """
+        name = self.clips[index]
+        if (self.folder / name).exists():
+            return self.folder / name
+        found = self._files.get(name, [])
+        if len(found) > 1:
+            names = " and ".join(file.name for file in found[:2])
+            raise UserError(f"{self.folder} holds {names}: which is clip {name}?")
+        return found[0] if found else None
+
+    def read_frames(self, index: int, num_frames: int) -> list[np.ndarray]:
+        """`video_frames.read_frames` of clip `index`.
+
+        Raises:
+          VideoError: it is missing, or cannot be decoded.
+        """
+        file = self.file(index)
+        if file is None:
+            raise VideoError("missing")
+        return read_frames(file, num_frames)
+
+    def check_protocol(self, protocol: str) -> None:
+        """That these are the clips of `protocol`: of "msrvtt-1ka", by their number.
+
+        Raises:
+          UserError: they are not.
+        """
+        if protocol != MSRVTT_1KA:
+            return
+        wanted = MSRVTT_1KA_PAIRS
+        if self.num_pairs != wanted or len(self) != wanted:
+            raise UserError(
+                f"{self.name} holds {self.num_pairs:,} pairs of {len(self):,} clips, "
+                f"and MSR-VTT 1k-A has {wanted:,} clips with one caption each: give "
+                "that test file, or leave out --protocol"
+            )
+
+
+def read_pairs(file: Path) -> list[Pair]:
+    """Clip, caption and split (None where the file names none), in the file's order.
+
+    Raises:
+      UserError: missing, empty, or of none of the layouts.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig", "replace")
+    except FileNotFoundError:
+        raise UserError(f"annotation file {file} does not exist") from None
+    except OSError as error:
+        raise UserError(
+            f"annotation file {file} cannot be read: {error.strerror.lower()}"
+        ) from None
+    if not text.strip():
+        raise UserError(f"{file} is empty; expected captions of clips")
+    pairs = list(_pairs(file, text))
+    if not pairs:
+        raise UserError(f"{file} holds no pair of a clip and a caption")
+    return pairs
+
+
+def _pairs(file: Path, text: str) -> Iterator[Pair]:
+    start = text.lstrip()[0]
+    if start == "[":
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{file} is not JSON: line {error.lineno}, column {error.colno}: "
+                f"{error.msg}"
+            ) from None
+        for number, record in enumerate(records):
+            yield from _record_pairs(record, f"{file}: record {number}")
+    elif start == "{":
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                yield from _record_pairs(_line(file, number, line), f"{file}:{number}")
+    else:
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        columns = rows.fieldnames or ()
+        if not {"video_id", "sentence"} <= set(columns):
+            raise UserError(
+                f"{file} is none of the known layouts: JSON lines with 'clip_name' and "
+                "'caption', a JSON list with 'video' and 'caption', or a CSV file with "
+                "the columns 'video_id' and 'sentence'"
+            )
+        for row in rows:
+            yield from _record_pairs(row, f"{file}: row at line {rows.line_num}")
+
+
+def _line(file: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{number} is not JSON: {error.msg}") from None
+
+
+def _record_pairs(record: Any, where: str) -> Iterator[Pair]:
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is not an object with a clip and a caption")
+    clip = _field(record, _CLIP_KEYS)
+    captions = _field(record, _CAPTION_KEYS)
+    captions = [captions] if isinstance(captions, str) else captions
+    if not isinstance(clip, str) or not clip:
+        raise UserError(f"{where} names no clip ({' or '.join(_CLIP_KEYS)})")
+    is_list = isinstance(captions, list) and captions
+    if not is_list or not all(isinstance(caption, str) for caption in captions):
+        keys = " or ".join(_CAPTION_KEYS)
+        raise UserError(f"{where} has no caption ({keys}), a text or a list of texts")
+    for caption in captions:
+        yield clip, caption, record.get("split")
+
+
+def _field(record: dict, keys: tuple[str, ...]) -> Any:
+    return next((record[key] for key in keys if key in record), None)
+
+
+def _files_by_name(folder: Path) -> dict[str, list[Path]]:
+    """Clips in `folder` by their name without its ending."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in SUFFIXES:
+            found.setdefault(file.stem, []).append(file)
+    return found

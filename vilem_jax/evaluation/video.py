@@ -1,0 +1,162 @@
+"""Text-video retrieval, zero-shot: a clip is the mean of a few of its frames.
+
+Section 4 of the paper: 8 uniform frames and the mean of their features. A frame goes
+through the image tower and its projection; the projected frames are averaged, and the
+mean is brought to unit length. Then clips are retrieved as pictures are.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from vilem_jax.config import UserError
+from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.images import resize_square
+from vilem_jax.data.video_frames import VideoError
+from vilem_jax.data.videos import VideoClips
+from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
+from vilem_jax.evaluation.retrieval import retrieval_metrics
+from vilem_jax.evaluation.timing import Stopwatch, measured
+
+NUM_FRAMES = 8
+
+
+def evaluate_video(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    clips: VideoClips,
+    *,
+    text_length: int,
+    num_frames: int = NUM_FRAMES,
+    protocol: str = "",
+    allow_missing: bool = False,
+    show_progress: bool = False,
+) -> dict:
+    """Recall of every caption's clip, and of every clip's captions.
+
+    Args:
+      text_length: L; longer captions are cut.
+      num_frames: F of each clip, at the middle of F equal intervals.
+      protocol: "msrvtt-1ka" demands its 1,000 pairs; "" takes any clips.
+      allow_missing: leave out clips that are not there or do not decode, with their
+        captions, and count them; else they are an error.
+      show_progress: a bar on stderr.
+
+    Returns:
+      {"t2v": {"r1", "r5", "r10", "median_rank"}, "v2t": {the same}, "rsum", "clips",
+      "captions", "left_out": [{"clip", "why"}], "protocol", "measured" (see
+      `timing.measured`)}: recalls in per cent, ranks from 1, ties count against the
+      model.
+
+    Raises:
+      UserError: not the pairs of `protocol`, a clip that is missing or does not decode,
+        no clip at all.
+    """
+    clips.check_protocol(protocol)
+    _check_present(clips, allow_missing)
+    clock = Stopwatch()
+    encoder = encoder.timed(clock)
+    taken, left_out = [], []
+    pixels = _pixels(
+        clips, encoder.image_size, num_frames, allow_missing, show_progress
+    )
+    frames = encoder.project_frames(_good_frames(pixels, clips, taken, left_out))
+    video_embedding = clip_embeddings(frames, num_frames)
+    said = [clips.captions[index] for index in taken]
+    captions = [caption for each in said for caption in each]
+    with clock.measure("tokenize"):
+        tokens = tokenizer.encode(captions, text_length)
+    text_embedding = encoder.encode_texts(tokens)
+    clip_of_text = np.repeat(np.arange(len(said)), [len(each) for each in said])
+    found = retrieval_metrics(
+        video_embedding, text_embedding, clip_of_text, clock=clock
+    )
+    stated = {
+        "name": protocol or "clips",
+        "data": clips.name,
+        "split": clips.split,
+        "clips_left_out": len(left_out),
+        "captions_left_out": clips.num_pairs - len(captions),
+        "frames": num_frames,
+        "frame_places": "the middle of equal intervals of the clip's time",
+        "frame_resize": "squashed to the square, bicubic, no crop",
+        "clip": "mean of the projected frames, then unit length",
+        "text_length": text_length,
+        "cleaning": tokenizer.cleaning,
+        "keeps_sep": tokenizer.keeps_sep,
+        "image_size": encoder.image_size,
+        "v2t": "the best-ranked of the clip's captions",
+        "ties": "count against the model",
+    }
+    return {
+        "t2v": found["t2i"],
+        "v2t": found["i2t"],
+        "rsum": found["rsum"],
+        "clips": found["images"],
+        "captions": found["captions"],
+        "left_out": left_out,
+        "protocol": stated,
+        "measured": measured(encoder, clock),
+    }
+
+
+def clip_embeddings(frames: np.ndarray, num_frames: int) -> np.ndarray:
+    """Mean of each clip's frames, then unit length: float32 [N F, E] -> [N, E].
+
+    Args:
+      frames: projected frames, not of unit length, those of a clip side by side.
+    """
+    means = frames.reshape(-1, num_frames, frames.shape[-1]).astype(np.float64).mean(1)
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    return (means / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def _check_present(clips: VideoClips, allow_missing: bool) -> None:
+    """Before an hour of decoding: are the files there?"""
+    missing = [index for index in range(len(clips)) if clips.file(index) is None]
+    if not missing:
+        return
+    told = f"{len(missing)} of {len(clips)} clips are not in {clips.folder}"
+    first = f"the first is {clips.clips[missing[0]]}"
+    if len(missing) == len(clips):
+        raise UserError(f"{told}, {first}: say where they are with --videos")
+    if not allow_missing:
+        raise UserError(
+            f"{told}, {first}: put them there, or leave them and their captions out "
+            "with --allow-missing"
+        )
+
+
+def _pixels(
+    clips: VideoClips, size: int, num_frames: int, allow_missing: bool, show: bool
+) -> Iterator[list[np.ndarray] | VideoError]:
+    """The frames of every clip, uint8 [R, R, 3] each, or why there are none."""
+
+    def read(index: int) -> list[np.ndarray] | VideoError:
+        try:
+            frames = clips.read_frames(index, num_frames)
+        except VideoError as error:
+            if allow_missing:
+                return error
+            raise UserError(
+                f"clip {clips.clips[index]} of {clips.name} cannot be decoded "
+                f"({error}): mend it, or leave it out with --allow-missing"
+            ) from error
+        return [resize_square(frame, size) for frame in frames]
+
+    return read_ahead(read, progress(range(len(clips)), "clip", show=show))
+
+
+def _good_frames(
+    pixels: Iterable, clips: VideoClips, taken: list[int], left_out: list[dict]
+) -> Iterator[np.ndarray]:
+    """All frames one after another; notes which clips they are of, and the others."""
+    for index, frames in enumerate(pixels):
+        if isinstance(frames, VideoError):
+            left_out.append({"clip": clips.clips[index], "why": str(frames)})
+            continue
+        taken.append(index)
+        yield from frames
+    if not taken:
+        first = f"{left_out[0]['clip']}: {left_out[0]['why']}"
+        raise UserError(f"not one clip of {clips.name} can be decoded ({first})")
