@@ -158,7 +158,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         # Opened here: of a broken file NumPy would leave its own open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError):
         raise UserError(
             f"{path} cannot be read: it is broken or no .npz of plain arrays; get it "
             "again"
