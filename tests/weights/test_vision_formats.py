@@ -326,7 +326,7 @@ def test_positions_from_224_to_256_to_384_and_back(torch, relative_error):
         old = 14
         for new in (16, 24, 16, 14):
             stored = params["vision"]["position_embedding"]
-            grid = torch.from_numpy(stored[1:].reshape(1, old, old, 6))
+            grid = torch.from_numpy(stored[1:].reshape(1, old, old, 6)).double()
             theirs = torch.nn.functional.interpolate(
                 grid.permute(0, 3, 1, 2), size=(new, new), mode="bicubic"
             )

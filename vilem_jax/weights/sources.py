@@ -155,9 +155,10 @@ def _check_allowed(path: Path, allow_pickle: bool) -> None:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: of a broken file NumPy would leave its own open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError):
         raise UserError(
             f"{path} cannot be read: it is broken or no .npz of plain arrays; get it "
             "again"
