@@ -16,8 +16,8 @@ from tests.weights.both_towers import (
 )
 from vilem_jax.config import TextConfig, UserError, VisionConfig
 from vilem_jax.weights import albef, starts, tables
+from vilem_jax.weights.foreign import open_foreign
 from vilem_jax.weights.formats import recognise
-from vilem_jax.weights.sources import open_source
 from vilem_jax.weights.whole_models import resized
 
 
@@ -31,7 +31,7 @@ def albef_file(request, torch, randomize, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def albef_source(albef_file):
-    return open_source(albef_file[0], allow_pickle=True)
+    return open_foreign(albef_file[0], allow_pickle=True)
 
 
 @pytest.fixture(scope="module")

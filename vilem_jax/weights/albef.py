@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from vilem_jax.config import ModelConfig, TextConfig, VisionConfig
 from vilem_jax.weights import huggingface_bert, positions, tables, timm_vit
 from vilem_jax.weights.folders import Tensors
-from vilem_jax.weights.sources import Source, part_of
+from vilem_jax.weights.foreign import Foreign, part_of
 from vilem_jax.weights.tables import Entry
 from vilem_jax.weights.whole_models import (
     NEW,
@@ -57,7 +57,7 @@ def is_here(names: Collection[str]) -> bool:
 
 
 def read_model(
-    source: Source, *, vision_heads: int = 0, text_heads: int = 0
+    source: Foreign, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
     """The whole model, at the picture's side that it was trained at.
 
@@ -110,26 +110,26 @@ def read_model(
 
 
 def read_vision_config(
-    source: Source, base: VisionConfig, *, num_heads: int = 0
+    source: Foreign, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The image tower's shape, as of `timm_vit.read_vision_config`."""
     tower = part_of(source, _names(source.files), VISION)
     return timm_vit.read_vision_config(tower, base, num_heads=num_heads)
 
 
-def load_vision(source: Source, config: VisionConfig) -> dict:
+def load_vision(source: Foreign, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, as of `timm_vit.load_vision`."""
     return timm_vit.load_vision(part_of(source, _names(source.files), VISION), config)
 
 
 def read_text_config(
-    source: Source, base: TextConfig, *, num_heads: int = 0
+    source: Foreign, base: TextConfig, *, num_heads: int = 0
 ) -> TextConfig:
     """The text encoder's shape; dropout from `base`."""
     return _encoder_config(source, _names(source.files), base, num_heads)
 
 
-def load_text(source: Source, config: TextConfig) -> dict:
+def load_text(source: Foreign, config: TextConfig) -> dict:
     """Parameters of `TextTower`, without cross-attention."""
     names = _names(source.files)
     fusion = _fusion_layers(names, config.num_layers)
@@ -140,7 +140,7 @@ def load_text(source: Source, config: TextConfig) -> dict:
 
 
 def vision_config(
-    source: Source, names: Mapping[str, str], base: VisionConfig, num_heads: int
+    source: Foreign, names: Mapping[str, str], base: VisionConfig, num_heads: int
 ) -> VisionConfig:
     """The image tower below VISION, at the picture's side that it was trained at."""
     files = part_of(source, names, VISION).files
@@ -152,7 +152,7 @@ def vision_config(
 
 
 def text_config(
-    source: Source, names: Mapping[str, str], base: TextConfig, num_heads: int
+    source: Foreign, names: Mapping[str, str], base: TextConfig, num_heads: int
 ) -> TextConfig:
     """The BERT below TEXT, all of its layers; dropout from `base`."""
     files = part_of(source, names, TEXT).files

@@ -8,8 +8,8 @@ import numpy as np
 from vilem_jax.config import VisionConfig
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
+from vilem_jax.weights.foreign import Foreign
 from vilem_jax.weights.huggingface_vit import expected_tower, stored_config
-from vilem_jax.weights.sources import Source
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, Entry, Form
 
 POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -90,7 +90,7 @@ def vision_table(config: VisionConfig) -> list[Entry]:
 
 
 def read_vision_config(
-    source: Source, base: VisionConfig, *, num_heads: int = 0
+    source: Foreign, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The shape as the arrays have it, heads too; the picture's side from `base`."""
     files, names = source.files, _names(source.files)
@@ -112,7 +112,7 @@ def read_vision_config(
     )
 
 
-def load_vision(source: Source, config: VisionConfig) -> dict:
+def load_vision(source: Foreign, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
 
     Raises:

@@ -12,7 +12,7 @@ import numpy as np
 from vilem_jax.config import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.weights import albef, huggingface_bert, tables, timm_vit
 from vilem_jax.weights.albef import BOOKKEEPING, MOMENTUM, ONLINE, POINTERS
-from vilem_jax.weights.sources import Source, part_of
+from vilem_jax.weights.foreign import Foreign, part_of
 from vilem_jax.weights.tables import Entry
 from vilem_jax.weights.whole_models import (
     NEW,
@@ -40,7 +40,7 @@ def is_here(names: Collection[str]) -> bool:
 
 
 def read_model(
-    source: Source, *, vision_heads: int = 0, text_heads: int = 0
+    source: Foreign, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
     """The whole model, at the picture's side that it was trained at.
 
@@ -100,26 +100,26 @@ def config_of(
 
 
 def read_vision_config(
-    source: Source, base: VisionConfig, *, num_heads: int = 0
+    source: Foreign, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The image tower's shape, as of `timm_vit.read_vision_config`."""
     tower = part_of(source, _names(source), VISION)
     return timm_vit.read_vision_config(tower, base, num_heads=num_heads)
 
 
-def load_vision(source: Source, config: VisionConfig) -> dict:
+def load_vision(source: Foreign, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, as of `timm_vit.load_vision`."""
     return timm_vit.load_vision(part_of(source, _names(source), VISION), config)
 
 
 def read_text_config(
-    source: Source, base: TextConfig, *, num_heads: int = 0
+    source: Foreign, base: TextConfig, *, num_heads: int = 0
 ) -> TextConfig:
     """The text tower's shape; dropout from `base`."""
     return albef.text_config(source, _names(source), base, num_heads)
 
 
-def load_text(source: Source, config: TextConfig) -> dict:
+def load_text(source: Foreign, config: TextConfig) -> dict:
     """Parameters of `TextTower`, without cross-attention: a run has its own M_1."""
     files = part_of(source, _names(source), TEXT).files
     expected = huggingface_bert.expected_tree(config)["text"]
@@ -169,5 +169,5 @@ def with_no_token_types(tower: dict) -> dict:
     return tower | {"embedding": tower["embedding"] | {"token_types": zeros}}
 
 
-def _names(source: Source) -> dict[str, str]:
+def _names(source: Foreign) -> dict[str, str]:
     return tables.spell(source.files.names, prefix="", folder=source.path)

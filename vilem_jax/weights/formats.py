@@ -14,7 +14,7 @@ from vilem_jax.weights import (
     huggingface_vit,
     timm_vit,
 )
-from vilem_jax.weights.sources import Source
+from vilem_jax.weights.foreign import Foreign
 
 
 class Format(NamedTuple):
@@ -39,7 +39,7 @@ FORMATS = {
 }
 
 
-def recognise(source: Source, wanted: str = "") -> str:
+def recognise(source: Foreign, wanted: str = "") -> str:
     """The name of the source's format, a key of FORMATS.
 
     Args:

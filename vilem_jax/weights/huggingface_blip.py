@@ -11,8 +11,8 @@ from typing import Any
 from vilem_jax.config import TextConfig, UserError, VisionConfig
 from vilem_jax.weights import blip, folders, positions, tables
 from vilem_jax.weights.blip import EXTRA_PIECES, TEXT
+from vilem_jax.weights.foreign import Foreign, part_of
 from vilem_jax.weights.huggingface_vit import expected_tower, stored_config
-from vilem_jax.weights.sources import Source, part_of
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
 from vilem_jax.weights.whole_models import (
     NEW,
@@ -65,7 +65,7 @@ def vision_table(num_layers: int) -> list[Entry]:
 
 
 def read_model(
-    source: Source, *, vision_heads: int = 0, text_heads: int = 0
+    source: Foreign, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
     """The whole model, at the picture's side that it was trained at.
 
@@ -105,7 +105,7 @@ def read_model(
 
 
 def read_vision_config(
-    source: Source, base: VisionConfig, *, num_heads: int = 0
+    source: Foreign, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The image tower's shape from config.json; the picture's side from `base`."""
     settings = _section(source, "vision_config")
@@ -115,7 +115,7 @@ def read_vision_config(
     return dataclasses.replace(base, patch_size=patch_size, **shape)
 
 
-def load_vision(source: Source, config: VisionConfig) -> dict:
+def load_vision(source: Foreign, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
 
     Raises:
@@ -137,7 +137,7 @@ def load_vision(source: Source, config: VisionConfig) -> dict:
 
 
 def read_text_config(
-    source: Source, base: TextConfig, *, num_heads: int = 0
+    source: Foreign, base: TextConfig, *, num_heads: int = 0
 ) -> TextConfig:
     """The text tower's shape from config.json; dropout from `base`."""
     settings, folder = _section(source, "text_config"), source.folder
@@ -153,7 +153,7 @@ def read_text_config(
 load_text = blip.load_text
 
 
-def _section(source: Source, name: str) -> Mapping[str, Any]:
+def _section(source: Foreign, name: str) -> Mapping[str, Any]:
     settings = source.settings
     folders.check_model_type(settings, source.folder, "blip")
     section = settings.get(name)
@@ -162,5 +162,5 @@ def _section(source: Source, name: str) -> Mapping[str, Any]:
     return section
 
 
-def _names(source: Source) -> dict[str, str]:
+def _names(source: Foreign) -> dict[str, str]:
     return tables.spell(source.files.names, prefix="", folder=source.path)

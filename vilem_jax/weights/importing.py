@@ -14,9 +14,9 @@ from vilem_jax import files
 from vilem_jax.config import TextConfig, UserError, VisionConfig
 from vilem_jax.data.captions import Tokenizer, extended_tokenizer, vocabulary_size
 from vilem_jax.weights import folders, huggingface_bert, huggingface_vit
+from vilem_jax.weights.foreign import Foreign, open_foreign
 from vilem_jax.weights.formats import FORMATS, recognise
 from vilem_jax.weights.model_folder import write_model_folder
-from vilem_jax.weights.sources import Source, open_source
 from vilem_jax.weights.whole_models import WholeModel, resized
 
 BERT = "bert-base-uncased"  # whose words ALBEF and BLIP read
@@ -61,7 +61,7 @@ def import_weights(
     out = Path(out).expanduser()
     if not out.is_dir():
         files.check_writable(out)
-    opened = open_source(source, allow_pickle=allow_pickle)
+    opened = open_foreign(source, allow_pickle=allow_pickle)
     key = recognise(opened, format)
     heads = {"vision": vision_heads, "text": text_heads}
     try:
@@ -140,7 +140,7 @@ def _check_same(own: Path, words: Tokenizer, model: WholeModel) -> None:
         )
 
 
-def _import_vision(opened: Source, key, out, image_size, num_heads) -> Imported:
+def _import_vision(opened: Foreign, key, out, image_size, num_heads) -> Imported:
     module, base = FORMATS[key].module, VisionConfig(image_size=image_size)
     if module is huggingface_vit:
         config = huggingface_vit.read_vision_config(opened.folder, base)
@@ -159,7 +159,7 @@ def _import_vision(opened: Source, key, out, image_size, num_heads) -> Imported:
     )
 
 
-def _import_text(opened: Source, out: Path, tokenizer: str) -> Imported:
+def _import_text(opened: Foreign, out: Path, tokenizer: str) -> Imported:
     folder, files_here = opened.folder, opened.files
     config = huggingface_bert.read_text_config(folder, TextConfig())
     words = Tokenizer(tokenizer or str(folder))
@@ -190,7 +190,7 @@ def _import_text(opened: Source, out: Path, tokenizer: str) -> Imported:
     )
 
 
-def _card(opened: Source, key: str, model: WholeModel) -> str:
+def _card(opened: Foreign, key: str, model: WholeModel) -> str:
     """The model card: where it is from, and what it cannot do."""
     vision, text = model.config.model.vision, model.config.model.text
     return f"""# {opened.path.name}, imported

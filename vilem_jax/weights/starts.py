@@ -8,9 +8,9 @@ from pathlib import Path
 
 from vilem_jax.config import TextConfig, UserError, VisionConfig
 from vilem_jax.weights import huggingface_bert, huggingface_vit, positions
+from vilem_jax.weights.foreign import open_foreign
 from vilem_jax.weights.formats import FORMATS, recognise
 from vilem_jax.weights.model_folder import is_model_folder, read_model_folder
-from vilem_jax.weights.sources import open_source
 
 
 def read_vision_config(
@@ -104,7 +104,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _open(name: str, tower: str, allow_pickle: bool):
-    source = open_source(name, allow_pickle=allow_pickle)
+    source = open_foreign(name, allow_pickle=allow_pickle)
     key = recognise(source)
     form = FORMATS[key]
     if not getattr(form, f"has_{tower}"):

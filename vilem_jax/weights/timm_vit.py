@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from vilem_jax.config import VisionConfig
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
+from vilem_jax.weights.foreign import Foreign
 from vilem_jax.weights.huggingface_vit import expected_tower, stored_config
-from vilem_jax.weights.sources import Source
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
 
 POSITIONS = "pos_embed"
@@ -77,7 +77,7 @@ def shape_config(
 
 
 def read_vision_config(
-    source: Source, base: VisionConfig, *, num_heads: int = 0
+    source: Foreign, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The shape as the tensors have it; the picture's side from `base`."""
     names = _names(source.files)
@@ -86,7 +86,7 @@ def read_vision_config(
     return config
 
 
-def load_vision(source: Source, config: VisionConfig) -> dict:
+def load_vision(source: Foreign, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
 
     Raises:

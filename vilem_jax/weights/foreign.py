@@ -37,7 +37,7 @@ class TensorsInMemory(Tensors):
 
 
 @dataclass(frozen=True)
-class Source:
+class Foreign:
     """Foreign weights, open for reading."""
 
     path: Path  # the folder or the file
@@ -76,7 +76,7 @@ class PartOf(Tensors):
         return self.whole.array(self.own[name])
 
 
-def part_of(source: Source, names: Mapping[str, str], prefix: str) -> Source:
+def part_of(source: Foreign, names: Mapping[str, str], prefix: str) -> Foreign:
     """What stands below `prefix`, as a source of its own.
 
     Args:
@@ -86,7 +86,7 @@ def part_of(source: Source, names: Mapping[str, str], prefix: str) -> Source:
     return dataclasses.replace(source, files=PartOf(source.files, own))
 
 
-def open_source(name: str | os.PathLike, *, allow_pickle: bool = False) -> Source:
+def open_foreign(name: str | os.PathLike, *, allow_pickle: bool = False) -> Foreign:
     """Opens a file, a folder or a hub name.
 
     Args:
@@ -98,11 +98,11 @@ def open_source(name: str | os.PathLike, *, allow_pickle: bool = False) -> Sourc
     """
     path = Path(name).expanduser()
     if os.fspath(name) and path.is_file():
-        return Source(path, _open_file(path, allow_pickle))
+        return Foreign(path, _open_file(path, allow_pickle))
     folder = folders.read_folder(
         name, also=("pytorch_model*.bin",) if allow_pickle else ()
     )
-    return Source(folder, _open_folder(folder, allow_pickle))
+    return Foreign(folder, _open_folder(folder, allow_pickle))
 
 
 def _open_folder(folder: Path, allow_pickle: bool) -> Tensors:
