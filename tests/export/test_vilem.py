@@ -71,7 +71,7 @@ def test_an_export_of_the_momentum_weights(run, exported, stored, tmp_path):
     assert_same_bits(found.params, stored.momentum_params)
     assert not (tmp_path / "slow" / "momentum.safetensors").exists()
     with pytest.raises(UserError, match="holds no momentum weights"):
-        vilem_jax.load(tmp_path / "slow", "momentum")
+        vilem_jax.load(tmp_path / "slow", weights="momentum")
     assert "momentum weights" in (tmp_path / "slow" / "README.md").read_text()
 
 
