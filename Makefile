@@ -6,6 +6,7 @@ PYTHON ?= python3
 # One environment for the demo, one a Python version for the tests.
 VENV := .venv
 TEST_VENV := $(VENV)-$(notdir $(PYTHON))
+BEAM_VENV := $(VENV)-beam
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 # What the parity tests compare with; never used by the package. Newer ones do as well.
 TORCH ?= torch==2.13.0
@@ -14,11 +15,12 @@ PYTEST_OPTIONS ?= --numprocesses=2 --dist=loadfile
 SOURCES := vilem_jax configs tests
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test lint format clean python
+.PHONY: help demo test test-beam lint format clean python
 
 help:
 	@echo "make demo     install into $(VENV), train and evaluate on the embedded data"
 	@echo "make test     install what the tests need into $(TEST_VENV), run them"
+	@echo "make test-beam  the test that needs Apache Beam, in an environment of its own"
 	@echo "make lint     check style"
 	@echo "make format   mend style"
 	@echo "make clean    remove environments and caches; runs/ stays"
@@ -28,6 +30,10 @@ demo: $(VENV)/installed
 
 test: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(TESTS)
+
+# Beam holds protobuf, Pillow and pyarrow back, so it has an environment of its own.
+test-beam: $(BEAM_VENV)/installed
+	$(BEAM_VENV)/bin/python -m pytest tests/data/test_prepare.py -k beam
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check $(SOURCES)
@@ -61,5 +67,11 @@ $(VENV)/installed: pyproject.toml $(shell find vilem_jax configs -name '*.py' -o
 $(TEST_VENV)/installed: pyproject.toml | python
 	@echo "Installing into $(TEST_VENV), which may take minutes ..."
 	test -x $(TEST_VENV)/bin/python || $(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/python $(PIP_INSTALL) --editable '.[test,video,beam]' $(TORCH)
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) --editable '.[test,video]' $(TORCH)
+	touch $@
+
+$(BEAM_VENV)/installed: pyproject.toml | python
+	@echo "Installing into $(BEAM_VENV), which may take minutes ..."
+	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
+	$(BEAM_VENV)/bin/python $(PIP_INSTALL) --editable '.[beam]' pytest pytest-timeout
 	touch $@

