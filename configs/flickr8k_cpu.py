@@ -1,4 +1,4 @@
-"""ViLEM on Flickr8k within two hours of 2 CPU cores: `flickr8k` made small.
+"""ViLEM on Flickr8k in an hour of 2 CPU cores: `flickr8k` made small.
 
 The commands are those of `flickr8k`, with `--config=flickr8k_cpu`. The same run without
 ViLEM's losses, a plain dual encoder to compare with:
@@ -7,8 +7,9 @@ ViLEM's losses, a plain dual encoder to compare with:
         --config.loss.global_detect=False --config.loss.global_correct=False
 
 Hardware: 2 CPU cores.
-Expected result: not measured yet. It is to show that the whole way works on photographs
-and real weights, and how far two hours take a ViT that has seen nothing else.
+Expected result: text-to-image R@10 16.5 and image-to-text 13.6 on the test split after
+an hour, where chance is 1.0; docs/results.md. It shows that the whole way works on
+photographs and real weights, and how far an hour takes a ViT that has seen nothing else.
 """
 
 from vilem_jax.config_files import packaged_config
