@@ -9,7 +9,7 @@ ViLEM's losses, a plain dual encoder to compare with:
 Hardware: 2 CPU cores.
 Expected result: text-to-image R@10 16.5 and image-to-text 13.6 on the test split after
 an hour, where chance is 1.0; docs/results.md. It shows that the whole way works on
-photographs and real weights, and how far an hour takes a ViT that has seen nothing else.
+photographs and real weights, and how far an hour takes a ViT from scratch.
 """
 
 from vilem_jax.config_files import packaged_config
