@@ -263,7 +263,8 @@ def test_workers_and_restarts_change_nothing(tmp_path, tokenizer):
     workers = dataclasses.replace(config, num_workers=2)
     for batch, other in zip(whole[4:], later, strict=True):
         assert_same(batch, other)
-    for batch, other in zip(whole[3:], read(workers, tokenizer, 5, start_step=3)):  # noqa: B905
+    by_workers = read(workers, tokenizer, 5, start_step=3)
+    for batch, other in zip(whole[3:], by_workers, strict=True):
         assert type(other["pixels"]) is np.ndarray
         assert_same(batch, other)
 

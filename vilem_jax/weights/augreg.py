@@ -9,7 +9,7 @@ from vilem_jax.config import VisionConfig
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import Foreign
-from vilem_jax.weights.huggingface_vit import expected_tower, stored_config
+from vilem_jax.weights.huggingface_vit import read_tower
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, Entry, Form
 
 POSITIONS = "Transformer/posembed_input/pos_embedding"
@@ -119,17 +119,14 @@ def load_vision(source: Foreign, config: VisionConfig) -> dict:
       UserError: arrays that are missing, unknown, or of another shape than `config`.
     """
     files, names = source.files, _names(source.files)
-    stored = stored_config(files, names, config, POSITIONS)
-    tree = tables.read_tree(
+    return read_tower(
         vision_table(config),
         files,
         names,
+        config,
+        position_name=POSITIONS,
         dropped=DROPPED,
-        expected=expected_tower(stored),
     )
-    side = config.image_size // config.patch_size
-    tree["position_embedding"] = positions.resize(tree["position_embedding"], side)
-    return tree
 
 
 def _names(files: Tensors) -> dict[str, str]:

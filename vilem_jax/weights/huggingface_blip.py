@@ -12,7 +12,7 @@ from vilem_jax.config import TextConfig, UserError, VisionConfig
 from vilem_jax.weights import blip, folders, positions, tables
 from vilem_jax.weights.blip import EXTRA_PIECES, TEXT
 from vilem_jax.weights.foreign import Foreign, part_of
-from vilem_jax.weights.huggingface_vit import expected_tower, stored_config
+from vilem_jax.weights.huggingface_vit import read_tower
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
 from vilem_jax.weights.whole_models import (
     NEW,
@@ -123,17 +123,14 @@ def load_vision(source: Foreign, config: VisionConfig) -> dict:
     """
     files = part_of(source, _names(source), VISION).files
     names = {name: name for name in files.names}
-    stored = stored_config(files, names, config, POSITIONS)
-    tree = tables.read_tree(
+    return read_tower(
         vision_table(config.num_layers),
         files,
         names,
+        config,
+        position_name=POSITIONS,
         dropped=("embeddings.position_ids",),
-        expected=expected_tower(stored),
     )
-    side = config.image_size // config.patch_size
-    tree["position_embedding"] = positions.resize(tree["position_embedding"], side)
-    return tree
 
 
 def read_text_config(

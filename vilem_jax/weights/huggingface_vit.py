@@ -1,7 +1,7 @@
 """Hugging Face's ViTModel, in and out; ViTForImageClassification and DeiT, in."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from flax import nnx
@@ -107,17 +107,15 @@ def load_vision(
     files = files or folders.open_tensors(folder)
     names = tables.spell(files.names, prefix=PREFIXES, folder=folder)
     is_distilled = DISTILLATION in names
-    stored = stored_config(files, names, config, POSITIONS, is_distilled=is_distilled)
-    tree = tables.read_tree(
+    return read_tower(
         vision_table(config.num_layers, is_distilled=is_distilled),
         files,
         names,
+        config,
+        position_name=POSITIONS,
         dropped=DROPPED,
-        expected=expected_tower(stored),
+        is_distilled=is_distilled,
     )
-    side = config.image_size // config.patch_size
-    tree["position_embedding"] = positions.resize(tree["position_embedding"], side)
-    return tree
 
 
 def save_vision(folder: Path, params: Mapping, config: VisionConfig) -> None:
@@ -147,6 +145,37 @@ def save_vision(folder: Path, params: Mapping, config: VisionConfig) -> None:
         "qkv_bias": True,
     }
     folders.write_folder(Path(folder), settings, tensors)
+
+
+def read_tower(
+    table: Sequence[Entry],
+    files: folders.Tensors,
+    names: Mapping[str, str],
+    config: VisionConfig,
+    *,
+    position_name: str,
+    dropped: Sequence[str],
+    is_distilled: bool = False,
+) -> dict:
+    """Parameters of `VisionTower` by a format's table, positions resized to `config`.
+
+    Args:
+      table: of the format; every entry is used once.
+      position_name: that of the position embeddings in it.
+      dropped: left out on purpose.
+
+    Raises:
+      UserError: tensors that are missing, unknown, or of another shape than `config`.
+    """
+    stored = stored_config(
+        files, names, config, position_name, is_distilled=is_distilled
+    )
+    tree = tables.read_tree(
+        table, files, names, dropped=dropped, expected=expected_tower(stored)
+    )
+    side = config.image_size // config.patch_size
+    tree["position_embedding"] = positions.resize(tree["position_embedding"], side)
+    return tree
 
 
 def stored_config(

@@ -10,7 +10,7 @@ from vilem_jax.config import VisionConfig
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import Foreign
-from vilem_jax.weights.huggingface_vit import expected_tower, stored_config
+from vilem_jax.weights.huggingface_vit import read_tower
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
 
 POSITIONS = "pos_embed"
@@ -95,17 +95,15 @@ def load_vision(source: Foreign, config: VisionConfig) -> dict:
     files = source.files
     names = _names(files)
     is_distilled = "dist_token" in names
-    stored = stored_config(files, names, config, POSITIONS, is_distilled=is_distilled)
-    tree = tables.read_tree(
+    return read_tower(
         vision_table(config.num_layers, is_distilled=is_distilled),
         files,
         names,
+        config,
+        position_name=POSITIONS,
         dropped=DROPPED,
-        expected=expected_tower(stored),
+        is_distilled=is_distilled,
     )
-    side = config.image_size // config.patch_size
-    tree["position_embedding"] = positions.resize(tree["position_embedding"], side)
-    return tree
 
 
 def _names(files: Tensors) -> dict[str, str]:
