@@ -154,6 +154,8 @@ class LossConfig:
     global_detect: bool = True
     global_correct: bool = True
     detect_reduction: Literal["sum", "per_edit", "mean"] = "sum"  # over a text's words
+    # Steps over which both weights rise from 0, so that contrast sees words first.
+    proofread_ramp_steps: int = 0
     soft_target_weight: float = 0.0  # alpha of ALBEF's momentum targets
     soft_target_ramp_steps: int = 0
     pairing: Literal["online", "cross"] = "online"

@@ -316,6 +316,7 @@ _NOT_NEGATIVE = (
     "loss.local_weight",
     "loss.global_weight",
     "loss.queue_length",
+    "loss.proofread_ramp_steps",
     "loss.soft_target_ramp_steps",
     "model.init_std",
     "optimizer.learning_rate",

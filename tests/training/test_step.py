@@ -1,5 +1,7 @@
 """The order of a step and what each part does, on a tiny model without dropout."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,8 @@ from vilem_jax.training import losses
 from vilem_jax.training.optimizer import decays, make_schedule
 from vilem_jax.training.state import model_graph
 from vilem_jax.training.step import (
+    ramp,
     sample_keys,
-    soft_weight,
     split,
     step_metrics,
     unsplit,
@@ -182,12 +184,28 @@ def test_accuracy_metrics_come_from_the_counts():
     assert metrics["loss"] == 1.5 and "global_detect_f1" not in metrics
 
 
-def test_soft_targets_ramp_up():
-    config = tiny_config(loss={"soft_target_weight": 0.4, "soft_target_ramp_steps": 10})
-    found = [float(soft_weight(config, jnp.asarray(step))) for step in (0, 5, 10, 99)]
-    np.testing.assert_allclose(found, [0.0, 0.2, 0.4, 0.4], rtol=1e-6)
-    at_once = tiny_config(loss={"soft_target_weight": 0.4})
-    assert float(soft_weight(at_once, jnp.asarray(0))) == np.float32(0.4)
+def test_a_ramp_rises_to_one():
+    found = [float(ramp(10, jnp.asarray(step))) for step in (0, 5, 10, 99)]
+    np.testing.assert_allclose(found, [0.0, 0.5, 1.0, 1.0], rtol=1e-6)
+    assert float(ramp(0, jnp.asarray(0))) == 1.0
+
+
+def test_proofreading_counts_by_its_ramp():
+    """Eq. (13) with both weights at their share of the ramp."""
+    config = tiny_config(loss={"proofread_ramp_steps": 10})
+    update, state = compiled_update(config), tiny_state(config)
+    for step, share in ((0, 0.0), (3, 0.3), (20, 1.0)):
+        now = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
+        _, metrics = update(now, tiny_samples(0))
+        local, over_all = (
+            metrics[f"loss_{branch}_detect"] + metrics[f"loss_{branch}_correct"]
+            for branch in ("local", "global")
+        )
+        proofread = 0.8 * local + 0.2 * over_all
+        contrast = (metrics["loss_i2t"] + metrics["loss_t2i"]) / 2
+        expected = contrast + share * proofread
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=2e-6)
+        assert proofread > 0.1
 
 
 def test_a_sample_s_keys_depend_on_seed_step_and_its_number_alone():

@@ -61,6 +61,7 @@ def loss_sums(
     counts: Denominators,
     config: Config,
     num_groups: int,
+    proofread_ramp: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The part of every loss that these samples contribute; parts add up.
 
@@ -72,6 +73,7 @@ def loss_sums(
       contrast: keys of the whole batch, and the queues.
       counts: whole-batch denominators.
       num_groups: see `contrastive.info_nce`.
+      proofread_ramp: scalar, 0 to 1: of lambda_1 and lambda_2, so much counts now.
 
     Returns:
       Eq. (13) of these samples, and sums by name (losses, counts, moments).
@@ -97,7 +99,8 @@ def loss_sums(
         )
         for task in ("detect", "correct"):
             if getattr(config.loss, f"{branch}_{task}"):
-                total += weight * branch_sums[f"loss_{branch}_{task}"]
+                loss = branch_sums[f"loss_{branch}_{task}"]
+                total += proofread_ramp * weight * loss
         sums |= branch_sums
     sums["embedding_sum"] = image_embedding.sum(axis=0)
     sums["embedding_square_sum"] = jnp.square(image_embedding).sum(axis=0)

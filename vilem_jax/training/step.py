@@ -150,7 +150,8 @@ def make_gradients(
             state.image_queue,
             state.text_queue,
             state.queue_count,
-            soft_weight(config, state.step),
+            config.loss.soft_target_weight
+            * ramp(config.loss.soft_target_ramp_steps, state.step),
         )
         if is_by_image:
             contrast = contrast._replace(
@@ -158,6 +159,7 @@ def make_gradients(
                 queue_image_ids=state.queue_image_ids,
             )
         counts = losses.denominators(samples)
+        proofread_ramp = ramp(config.loss.proofread_ramp_steps, state.step)
 
         def part_loss(params, part, part_row):
             model = nnx.merge(graph, params)
@@ -170,6 +172,7 @@ def make_gradients(
                 counts,
                 config,
                 groups,
+                proofread_ramp,
             )
 
         value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
@@ -207,11 +210,9 @@ def unsplit(values: jax.Array) -> jax.Array:
     return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
 
 
-def soft_weight(config: Config, step: jax.Array) -> jax.Array:
-    """alpha, rising linearly over the ramp."""
-    ramp = jnp.minimum(1.0, step / max(config.loss.soft_target_ramp_steps, 1))
-    is_ramped = config.loss.soft_target_ramp_steps > 0
-    return config.loss.soft_target_weight * (ramp if is_ramped else jnp.ones(()))
+def ramp(num_steps: int, step: jax.Array) -> jax.Array:
+    """Rises linearly from 0 at step 0 to 1 at `num_steps`; 1 where that is 0."""
+    return jnp.minimum(1.0, step / num_steps) if num_steps else jnp.ones(())
 
 
 def make_update(
