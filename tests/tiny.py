@@ -20,7 +20,11 @@ from vilem_jax.objectives.editing import Places, WordTables, apply_edits
 from vilem_jax.training import masked_language
 from vilem_jax.training.losses import Samples
 from vilem_jax.training.optimizer import make_schedule
-from vilem_jax.training.state import initial_params, initial_state
+from vilem_jax.training.state import (
+    initial_params,
+    initial_state,
+    state_sharding,
+)
 from vilem_jax.training.step import make_train_step, make_update
 
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -157,7 +161,9 @@ class Runner:
     """The step as training runs it: jitted once, with shardings, the state donated."""
 
     def __init__(self, config: Config, num_devices: int = 1):
-        self.mesh = sharding.make_mesh(num_devices)
+        layout = sharding.make_layout(config.compute, num_devices)
+        self.mesh = layout.mesh
+        self.places = state_sharding(tiny_state(config), layout)
         whole = sharding.replicated(self.mesh)
         rows = sharding.over_batch(self.mesh)
         needs_editor = config.loss.has_proofreading
@@ -177,16 +183,15 @@ class Runner:
                 graph,
                 pad_id=PAD,
                 mask_id=MASK,
-                num_groups=self.mesh.size,
-                gather=sharding.gather_over(self.mesh),
+                layout=layout,
             ),
-            in_shardings=(whole, whole, rows, whole),
-            out_shardings=(whole, whole),
+            in_shardings=(self.places, whole, rows, whole),
+            out_shardings=(self.places, whole),
             donate_argnames="state",
         )
 
     def begin(self, config: Config):
-        return sharding.put_replicated(tiny_state(config), self.mesh)
+        return sharding.put(tiny_state(config), self.places)
 
     def step(self, state, batch):
         batch = sharding.put_batch(batch, self.mesh)

@@ -228,6 +228,10 @@ class ComputeConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     attention: Literal["xla", "cudnn"] = "xla"  # of the ViT
     recompute: bool = False  # activations of each block in the backward pass
+    scan_blocks: bool = False  # of the ViT: compiled once, run in a loop
+    # What devices split among them; see sharding.py.
+    sharding: Literal["replicated", "zero1", "fsdp"] = "replicated"
+    fsdp_devices: int = 0  # that share one copy; 0: all of them
     cls_only_last_layer: bool = True  # exact savings; switches for the equality tests
     joint_text_pass: bool = True
     editor_at_places: bool = True

@@ -57,18 +57,26 @@ def test_levels_are_the_patches_after_the_block(build, vision_config, pixels):
         np.testing.assert_allclose(ours, seen[number - 1], rtol=1e-5, atol=1e-5)
 
 
-def test_recomputing_changes_no_gradient(build, vision_config, pixels, assert_close):
+@pytest.mark.parametrize("levels", [(2,), (1, 3)])
+def test_recomputing_and_scanning_change_no_gradient(
+    build, vision_config, pixels, assert_close, levels
+):
+    """Level 3 is the last block: then the scan runs through all of them."""
     grads = []
-    for recompute in (False, True):
-        tower = build(VisionTower, vision_config, recompute=recompute)
+    for recompute, scan in ((False, False), (True, False), (False, True), (True, True)):
+        tower = build(
+            VisionTower, vision_config, recompute=recompute, scan_blocks=scan
+        )
         graph, params = nnx.split(tower, nnx.Param)
 
         def loss(params, graph=graph):
-            features = nnx.merge(graph, params)(pixels, levels=(2,))
-            return features.class_feature[:, 0].sum() + features.levels[0].sum()
+            features = nnx.merge(graph, params)(pixels, levels=levels)
+            seen = sum(jnp.square(level).sum() for level in features.levels)
+            return features.class_feature[:, 0].sum() + seen
 
         grads.append(nnx.to_pure_dict(jax.jit(jax.grad(loss))(params)))
-    assert_close(*grads)
+    for other in grads[1:]:
+        assert_close(other, grads[0])
 
 
 def test_another_size_is_refused(build, vision_config):

@@ -83,8 +83,8 @@ def begin(settings, workdir):
     """The state of step 0, on the host."""
     config = starting.complete(freeze(settings), workdir)
     tokenizer = starting.open_tokenizer(config, workdir)
-    mesh = sharding.make_mesh(1)
-    task = tasks.make_task(config, mesh, tokenizer, lambda step: 0.0, workdir)
+    layout = sharding.Layout(sharding.make_mesh(1))
+    task = tasks.make_task(config, layout, tokenizer, lambda step: 0.0, workdir)
     return jax.device_get(task.begin(jax.random.key(0))), config
 
 

@@ -128,7 +128,7 @@ def test_validation_has_proofreading_where_there_is_an_editor(
 ):
     asked = []
     monkeypatch.setattr(tasks, "make_edits", lambda *given, **_: asked.append(given))
-    mesh = sharding.make_mesh(1)
+    layout = sharding.Layout(sharding.make_mesh(1))
     for path, number in (("", 0), (str(editor_folder), 1)):
         named = changed(
             offline,
@@ -138,7 +138,7 @@ def test_validation_has_proofreading_where_there_is_an_editor(
         )
         config = starting.complete(freeze(named), tmp_path)
         tokenizer = starting.open_tokenizer(config, tmp_path)
-        tasks.make_task(config, mesh, tokenizer, lambda step: 0.0, tmp_path)
+        tasks.make_task(config, layout, tokenizer, lambda step: 0.0, tmp_path)
         assert len(asked) == number
     (given,) = asked
     assert config.evaluation_editor in given and config.editor not in given

@@ -106,8 +106,8 @@ def test_tower_and_heads_start_from_the_editor(editor_folder, settings, tmp_path
 
     config = program.starting.complete(freeze(settings), tmp_path)
     tokenizer = program.starting.open_tokenizer(config, tmp_path)
-    mesh = program.sharding.make_mesh(1)
-    task = program.make_task(config, mesh, tokenizer, lambda step: 0.0, tmp_path)
+    layout = program.sharding.make_layout(config.compute, 1)
+    task = program.make_task(config, layout, tokenizer, lambda step: 0.0, tmp_path)
     params = task.begin(program.jax.random.key(0)).params
     stored = load_file(editor_folder / "model.safetensors")
     words = next(v for n, v in stored.items() if n.endswith("word_embeddings.weight"))

@@ -86,21 +86,46 @@ class VisionTower(nnx.Module):
           ValueError: pixels of another side than the config's.
         """
         hidden = self._embed(pixels)
-        patches = {}
         last = self.config.num_layers
-        for number, block in enumerate(self.blocks, start=1):
-            # The losses read nothing but [CLS] of the last block, unless it is a level.
-            cls_only = (
-                self.compute.cls_only_last_layer
-                and number == last
-                and last not in levels
-            )
-            run = _block_runner(block, cls_only, self.compute.recompute)
-            hidden = run(hidden)
+        # The losses read nothing but [CLS] of the last block, unless it is a level.
+        cls_only = self.compute.cls_only_last_layer and last not in levels
+        num_alike = last - 1 if cls_only else last
+        run = self._scan if self.compute.scan_blocks else self._loop
+        hidden, patches = run(hidden, num_alike, levels)
+        if cls_only:
+            hidden = self._runner(self.blocks[-1], cls_only=True)(hidden)
+        raw = hidden[:, 0]
+        return ImageFeatures(self.norm(raw), raw, patches)
+
+    def _loop(self, hidden, num_blocks: int, levels):
+        """The first blocks one by one: hidden [B, P + 1, W], patches of the levels."""
+        patches = {}
+        for number, block in enumerate(list(self.blocks)[:num_blocks], start=1):
+            hidden = self._runner(block)(hidden)
             if number in levels:
                 patches[number] = hidden[:, 1:]
-        raw = hidden[:, 0]
-        return ImageFeatures(self.norm(raw), raw, tuple(patches[n] for n in levels))
+        return hidden, tuple(patches[number] for number in levels)
+
+    def _scan(self, hidden, num_blocks: int, levels):
+        """The same with one compiled block, whose parameters are stacked."""
+        if not num_blocks:
+            return hidden, ()
+        graph, _ = nnx.split(self.blocks[0], nnx.Param)
+        params = [nnx.state(block, nnx.Param) for block in self.blocks]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *params[:num_blocks])
+
+        def step(hidden, block_params):
+            hidden = self._runner(nnx.merge(graph, block_params))(hidden)
+            return hidden, hidden[:, 1:] if levels else None
+
+        hidden, patches = jax.lax.scan(step, hidden, stacked)
+        return hidden, tuple(patches[number - 1] for number in levels)
+
+    def _runner(self, block: VisionBlock, *, cls_only: bool = False):
+        def run(hidden):
+            return block(hidden, cls_only=cls_only)
+
+        return jax.checkpoint(run) if self.compute.recompute else run
 
     def _embed(self, pixels: jax.Array) -> jax.Array:
         """[B, R, R, 3] -> [B, P + 1, W]: patches row by row, after [CLS]."""
@@ -118,10 +143,3 @@ class VisionTower(nnx.Module):
         class_token = jnp.broadcast_to(class_token, (batch, 1, embedded.shape[-1]))
         hidden = jnp.concatenate([class_token, embedded], axis=1)
         return hidden + self.position_embedding[...].astype(hidden.dtype)[None]
-
-
-def _block_runner(block, cls_only: bool, recompute: bool):
-    def run(hidden):
-        return block(hidden, cls_only=cls_only)
-
-    return jax.checkpoint(run) if recompute else run

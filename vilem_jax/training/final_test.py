@@ -13,6 +13,7 @@ import jax
 
 from vilem_jax.config import Config, UserError
 from vilem_jax.files import write_json
+from vilem_jax.sharding import on_one_device
 from vilem_jax.training.best import best_step
 from vilem_jax.training.checkpoints import restore_params
 from vilem_jax.training.metrics import say
@@ -37,8 +38,8 @@ def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) 
     if best:
         params, _ = restore_params(workdir, abstract_params=state.params, step="best")
         params = jax.device_put(params)
-    else:  # one device scores, as in validation
-        params = jax.tree.map(lambda x: x.addressable_data(0), state.params)
+    else:
+        params = on_one_device(state.params)  # as in validation
     scores = {
         "step": best[0] if best else step,
         "chosen_by": "best mean recall of validation" if best else "last step",

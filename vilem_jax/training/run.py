@@ -54,7 +54,8 @@ def train(
 
     # ---- settings and mesh ----
     config = starting.complete(config, folder)
-    mesh = sharding.make_mesh(num_devices)
+    layout = sharding.make_layout(config.compute, num_devices)
+    mesh = layout.mesh
     sharding.check_batch(config.train.batch_size, config.train.num_microbatches, mesh)
 
     # ---- data ----
@@ -82,7 +83,7 @@ def train(
 
     # ---- task ----
     schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
-    task = make_task(config, mesh, tokenizer, schedule, folder)
+    task = make_task(config, layout, tokenizer, schedule, folder)
     key = sharding.put_replicated(jax.random.key(config.seed), mesh)
 
     def batches(start_step: int):
@@ -110,7 +111,7 @@ def train(
         )
         keeps_best = config.checkpoint.keep_best
         best = stack.enter_context(KeepBest(folder)) if keeps_best else None
-        state, first_step = _restore_or_begin(checkpoints, task, mesh, key)
+        state, first_step = _restore_or_begin(checkpoints, task, key)
         log = stack.enter_context(
             MetricsLog(
                 folder,
@@ -183,20 +184,16 @@ def _is_due(step: int, num_steps: int, every: int) -> bool:
     return step == num_steps or (every > 0 and step % every == 0)
 
 
-def _restore_or_begin(checkpoints: Checkpoints, task: Task, mesh, key):
+def _restore_or_begin(checkpoints: Checkpoints, task: Task, key):
     """The newest state in the work directory, or that of step 0."""
-    whole = sharding.replicated(mesh)
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-        task.abstract_state,
-    )
-    restored = checkpoints.restore_latest(target)
+    restored = checkpoints.restore_latest(task.abstract_state)
     if restored is None:
         return task.begin(key), 0
     state, step = restored
     say(f"resuming at step {step}")
     # What Orbax hands over may share memory with its reader; the state is donated.
-    return sharding.put_replicated(state, mesh), step
+    places = jax.tree.map(lambda x: x.sharding, task.abstract_state)
+    return sharding.put(state, places), step
 
 
 def _dry_run(task: Task, batches, mesh, key, num_steps: int) -> dict:

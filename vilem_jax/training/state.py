@@ -1,5 +1,6 @@
 """What changes while training, and how it begins."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from flax import nnx
 
 from vilem_jax.config import ComputeConfig, Config, ModelConfig
 from vilem_jax.models.vilem import ViLEM, new_params
+from vilem_jax.sharding import Layout, on_mesh, replicated
 from vilem_jax.training.optimizer import make_optimizer
 
 Params = dict[str, Any]  # nested, float32
@@ -76,4 +78,30 @@ def abstract_state(config: Config) -> TrainState:
     return jax.eval_shape(
         lambda key: initial_state(config, initial_params(config, key)),
         jax.random.key(0),
+    )
+
+
+def state_sharding(state: TrainState, layout: Layout) -> TrainState:
+    """Where each array of the state lies: the queues and counters whole everywhere.
+
+    With a whole queue on every device, enqueueing moves only the keys; a split one
+    would be gathered for the logits of every step.
+    """
+    mesh = layout.mesh
+    return dataclasses.replace(
+        jax.tree.map(lambda _: replicated(mesh), state),
+        params=on_mesh(layout.param_specs(state.params), mesh),
+        momentum_params=on_mesh(layout.param_specs(state.momentum_params), mesh),
+        opt_state=on_mesh(layout.moment_specs(state.opt_state), mesh),
+    )
+
+
+def place(state: Any, shardings: Any) -> Any:
+    """Shapes with the shardings they will have; one sharding or a tree of them."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, state)
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        state,
+        shardings,
     )

@@ -19,10 +19,12 @@ from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.models.layers import dropout_seeds
 from vilem_jax.models.text import is_real_token
 from vilem_jax.objectives import contrastive, editing
-from vilem_jax.training import augment, losses
+from vilem_jax.sharding import Layout
+from vilem_jax.training import augment
+from vilem_jax.training.gradients import make_gradients
 from vilem_jax.training.losses import Contrast, Samples
 from vilem_jax.training.optimizer import make_optimizer
-from vilem_jax.training.state import TrainState, model_graph
+from vilem_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 
@@ -109,119 +111,17 @@ def make_edit(
     return prepared if config.editor.prepared else by_editor
 
 
-def make_gradients(
-    config: Config,
-    *,
-    num_groups: int = 1,
-    gather: Callable[[jax.Array], jax.Array] = lambda values: values,
-) -> Callable:
-    """`gradients(params, momentum_params, state, samples)`: gradients, sums of losses,
-    and what the batch was contrasted with.
-
-    Microbatches are exact: keys carry no gradient, so the losses separate over samples,
-    and every sum is divided by whole-batch counts.
-
-    Args:
-      num_groups: devices, where negatives="device"; else ignored.
-      gather: puts the keys of the whole batch on every device.
-    """
-    graph = model_graph(config.model, config.compute)
-    groups = num_groups if config.loss.negatives == "device" else 1
-    parts = config.train.num_microbatches
-    is_by_image = config.loss.positives == "image"
-
-    def gradients(params, momentum_params, state: TrainState, samples: Samples):
-        momentum_model = nnx.merge(graph, momentum_params)
-
-        def keys_of(part):
-            return losses.momentum_keys(
-                momentum_model, part, has_dropout=config.loss.momentum_dropout
-            )
-
-        batch_size = samples.tokens.shape[0]
-        row = jnp.arange(batch_size)
-        pieces = split(samples, parts)
-        image_keys, text_keys = jax.tree.map(
-            lambda keys: gather(unsplit(keys)), jax.lax.map(keys_of, pieces)
-        )
-        contrast = Contrast(
-            image_keys,
-            text_keys,
-            state.image_queue,
-            state.text_queue,
-            state.queue_count,
-            config.loss.soft_target_weight
-            * ramp(config.loss.soft_target_ramp_steps, state.step),
-        )
-        if is_by_image:
-            contrast = contrast._replace(
-                image_ids=gather(samples.image_id),
-                queue_image_ids=state.queue_image_ids,
-            )
-        counts = losses.denominators(samples)
-        proofread_ramp = ramp(config.loss.proofread_ramp_steps, state.step)
-
-        def part_loss(params, part, part_row):
-            model = nnx.merge(graph, params)
-            return losses.loss_sums(
-                model,
-                momentum_model,
-                part,
-                part_row,
-                contrast,
-                counts,
-                config,
-                groups,
-                proofread_ramp,
-            )
-
-        value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
-
-        def add_part(total, piece):
-            (_, sums), grads = value_and_grad(params, *piece)
-            return jax.tree.map(jnp.add, total, (grads, sums)), None
-
-        if parts == 1:
-            (_, sums), grads = value_and_grad(params, samples, row)
-            return grads, sums, contrast
-        first = jax.tree.map(lambda x: x[0], (pieces, split(row, parts)))
-        shapes = jax.eval_shape(lambda piece: value_and_grad(params, *piece), first)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), (shapes[1], shapes[0][1])
-        )
-        (grads, sums), _ = jax.lax.scan(add_part, zeros, (pieces, split(row, parts)))
-        return grads, sums, contrast
-
-    return gradients
-
-
-def split(tree, parts: int):
-    """[B, ...] -> [parts, B / parts, ...], strided: row i goes to part i mod parts.
-
-    Contiguous parts would move rows between devices; strided ones do not.
-    """
-    return jax.tree.map(
-        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree
-    )
-
-
-def unsplit(values: jax.Array) -> jax.Array:
-    """The inverse of `split`: [parts, B / parts, ...] -> [B, ...]."""
-    return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
-
-
-def ramp(num_steps: int, step: jax.Array) -> jax.Array:
-    """Rises linearly from 0 at step 0 to 1 at `num_steps`; 1 where that is 0."""
-    return jnp.minimum(1.0, step / num_steps) if num_steps else jnp.ones(())
-
-
 def make_update(
-    config: Config, schedule: Callable, *, num_groups: int = 1, gather=lambda x: x
+    config: Config, schedule: Callable, layout: Layout | None = None
 ) -> Callable[[TrainState, Samples], tuple[TrainState, Metrics]]:
     """`update(state, samples)`: everything of a step that needs no randomness but
     dropout's. A step whose loss, gradient or update is not finite changes counters
-    alone."""
-    gradients = make_gradients(config, num_groups=num_groups, gather=gather)
+    alone.
+
+    Args:
+      layout: of the run on its devices; None: all on one.
+    """
+    gradients = make_gradients(config, layout)
     optimizer = make_optimizer(config.optimizer)
     loss = config.loss
 
@@ -329,12 +229,11 @@ def make_train_step(
     *,
     pad_id: int,
     mask_id: int,
-    num_groups: int = 1,
-    gather=lambda x: x,
+    layout: Layout | None = None,
 ) -> Callable:
     """`train_step(state, editor, batch, key) -> (state, metrics)`, to be jitted."""
     prepare = make_prepare(config, editor_graph, pad_id=pad_id, mask_id=mask_id)
-    update = make_update(config, schedule, num_groups=num_groups, gather=gather)
+    update = make_update(config, schedule, layout)
 
     def train_step(state, editor, batch, key):
         keys = sample_keys(key, state.step, batch["sample_id"])

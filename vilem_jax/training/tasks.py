@@ -21,6 +21,7 @@ from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading, make_edits
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
+from vilem_jax.sharding import Layout
 from vilem_jax.training import masked_language, starting
 from vilem_jax.training.origin import load_origin
 from vilem_jax.training.state import (
@@ -28,6 +29,8 @@ from vilem_jax.training.state import (
     initial_params,
     initial_state,
     model_graph,
+    place,
+    state_sharding,
 )
 from vilem_jax.training.step import make_train_step
 from vilem_jax.weights.huggingface_bert import save_masked_language_model
@@ -40,7 +43,7 @@ class Task:
     """What `run.py` needs to know."""
 
     image_size: int  # of the batches; 0: captions alone
-    abstract_state: Any  # the state's shapes
+    abstract_state: Any  # the state's shapes and where they lie
     begin: Callable[[jax.Array], Any]  # key -> the state of step 0, on the mesh
     step: Callable  # (state, batch, key) -> (state, metrics), compiled
     evaluate: Callable[[Any], dict]  # state -> figures on validation
@@ -49,13 +52,18 @@ class Task:
 
 
 def make_task(
-    config: Config, mesh, tokenizer: Tokenizer, schedule: Callable, workdir: Path
+    config: Config,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    schedule: Callable,
+    workdir: Path,
 ) -> Task:
     make = {"vilem": _vilem_task, "editor": _editor_task}[config.task]
-    return make(config, mesh, tokenizer, schedule, workdir)
+    return make(config, layout, tokenizer, schedule, workdir)
 
 
-def _vilem_task(config, mesh, tokenizer, schedule, workdir) -> Task:
+def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
+    mesh = layout.mesh
     vocabulary = tokenizer.vocabulary
     tables = starting.word_tables(tokenizer)
     editor, editor_graph = FrozenEditor({}, tables), None
@@ -70,14 +78,15 @@ def _vilem_task(config, mesh, tokenizer, schedule, workdir) -> Task:
         editor_graph,
         pad_id=vocabulary.pad_id,
         mask_id=vocabulary.mask_id,
-        num_groups=mesh.size,
-        gather=sharding.gather_over(mesh),
+        layout=layout,
     )
+    shapes = abstract_state(config)
+    places = state_sharding(shapes, layout)
     whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     compiled = jax.jit(
         train_step,
-        in_shardings=(whole, whole, rows, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(places, whole, rows, whole),
+        out_shardings=(places, whole),
         donate_argnames="state",
     )
 
@@ -87,12 +96,12 @@ def _vilem_task(config, mesh, tokenizer, schedule, workdir) -> Task:
         else:
             params = jax.jit(lambda k: initial_params(config, k))(key)
             params = slow = starting.pretrained(config, params)
-        make = jax.jit(lambda p, m: initial_state(config, p, m), out_shardings=whole)
+        make = jax.jit(lambda p, m: initial_state(config, p, m), out_shardings=places)
         return make(params, slow)
 
     return Task(
         image_size=config.model.vision.image_size,
-        abstract_state=abstract_state(config),
+        abstract_state=place(shapes, places),
         begin=begin,
         step=lambda state, batch, key: compiled(state, editor, batch, key),
         evaluate=_make_vilem_evaluation(config, tokenizer, editor_graph, editor),
@@ -147,8 +156,7 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
     ]
 
     def evaluate(state) -> dict:
-        # One device scores; replicated parameters lie on it already.
-        params = jax.tree.map(lambda x: x.addressable_data(0), state.params)
+        params = sharding.on_one_device(state.params)  # which scores alone
         now = dataclasses.replace(encoder, params=params)
         figures = {}
         for number, source in enumerate(sources):
@@ -165,7 +173,8 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
     return evaluate
 
 
-def _editor_task(config, mesh, tokenizer, schedule, workdir) -> Task:
+def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
+    mesh = layout.mesh
     vocabulary = tokenizer.vocabulary
     ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
     tables = starting.word_tables(tokenizer)
@@ -196,11 +205,14 @@ def _editor_task(config, mesh, tokenizer, schedule, workdir) -> Task:
 
     return Task(
         image_size=0,
-        abstract_state=jax.eval_shape(
-            lambda key: masked_language.initial_editor_state(
-                config, masked_language.initial_editor_params(config, key)
+        abstract_state=place(
+            jax.eval_shape(
+                lambda key: masked_language.initial_editor_state(
+                    config, masked_language.initial_editor_params(config, key)
+                ),
+                jax.random.key(0),
             ),
-            jax.random.key(0),
+            whole,
         ),
         begin=begin,
         step=compiled,
@@ -221,7 +233,7 @@ def _make_editor_evaluation(config, tokenizer, tables):
     size = config.evaluation.batch_size
 
     def evaluate(state) -> dict:
-        params = jax.tree.map(lambda x: x.addressable_data(0), state.params)
+        params = sharding.on_one_device(state.params)
         figures = {}
         for source in sources:
             texts = [text for i in range(len(source)) for text in source.captions(i)]

@@ -1,0 +1,166 @@
+"""Losses and gradients of a whole batch, part by part on every device.
+
+Keys carry no gradient, so the losses separate over samples: a device works on its own
+rows in microbatches, and one sum over the devices ends the step. Every sum is divided
+by whole-batch counts, so that neither number changes the result.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vilem_jax import sharding
+from vilem_jax.config import Config
+from vilem_jax.sharding import ROWS, WHOLE, Layout
+from vilem_jax.training import losses
+from vilem_jax.training.losses import Contrast, Denominators, Samples
+from vilem_jax.training.state import Params, TrainState, model_graph
+
+
+def make_gradients(config: Config, layout: Layout | None = None) -> Callable:
+    """`gradients(params, momentum_params, state, samples)`: gradients, sums of losses,
+    and what the batch was contrasted with.
+
+    Collectives of a step: the keys gathered, gradients and sums reduced, each once
+    however many microbatches there are; with compute.sharding="fsdp" also the
+    parameters gathered.
+
+    Args:
+      layout: of the run on its devices; None: all on one.
+    """
+    layout = layout or Layout(sharding.make_mesh(1))
+    part_of_device = _make_device_part(config, layout)
+
+    def gradients(params, momentum_params, state: TrainState, samples: Samples):
+        param_specs = layout.param_specs(params)
+        grad_specs = layout.moment_specs(params)
+
+        def on_device(params, momentum_params, *rest):
+            params = layout.gather_params(params, param_specs)
+            momentum_params = layout.gather_params(momentum_params, param_specs)
+            grads, sums, contrast = part_of_device(params, momentum_params, *rest)
+            grads = layout.sum_gradients(grads, grad_specs)
+            return grads, sharding.sum_over_devices(sums), contrast
+
+        run = layout.on_each_device(
+            on_device,
+            in_specs=(param_specs, param_specs, WHOLE, WHOLE, WHOLE, ROWS, ROWS),
+            out_specs=(grad_specs, WHOLE, WHOLE),
+        )
+        return run(
+            params,
+            momentum_params,
+            _queued(config, state),
+            losses.denominators(samples),
+            ramp(config.loss.proofread_ramp_steps, state.step),
+            samples,
+            jnp.arange(samples.tokens.shape[0]),
+        )
+
+    return gradients
+
+
+def _queued(config: Config, state: TrainState) -> Contrast:
+    """What a batch contrasts itself with, but for its own keys."""
+    alpha = ramp(config.loss.soft_target_ramp_steps, state.step)
+    return Contrast(
+        image_keys=None,
+        text_keys=None,
+        image_queue=state.image_queue,
+        text_queue=state.text_queue,
+        queue_count=state.queue_count,
+        soft_weight=config.loss.soft_target_weight * alpha,
+        queue_image_ids=state.queue_image_ids,
+    )
+
+
+def _make_device_part(config: Config, layout: Layout) -> Callable:
+    """What one device contributes, from whole parameters and its rows of the batch."""
+    graph = model_graph(config.model, config.compute)
+    groups = layout.mesh.size if config.loss.negatives == "device" else 1
+    parts = config.train.num_microbatches
+
+    def with_keys(contrast: Contrast, momentum_model, pieces, samples) -> Contrast:
+        def keys_of(piece):
+            return losses.momentum_keys(
+                momentum_model, piece, has_dropout=config.loss.momentum_dropout
+            )
+
+        image_keys, text_keys = jax.tree.map(
+            lambda keys: sharding.gather_rows(unsplit(keys)),
+            jax.lax.map(keys_of, pieces),
+        )
+        is_by_image = config.loss.positives == "image"
+        return contrast._replace(
+            image_keys=image_keys,
+            text_keys=text_keys,
+            image_ids=sharding.gather_rows(samples.image_id) if is_by_image else None,
+        )
+
+    def part(
+        params: Params,
+        momentum_params: Params,
+        contrast: Contrast,
+        counts: Denominators,
+        proofread_ramp: jax.Array,
+        samples: Samples,
+        row: jax.Array,
+    ):
+        momentum_model = nnx.merge(graph, momentum_params)
+        pieces = split(samples, parts)
+        contrast = with_keys(contrast, momentum_model, pieces, samples)
+
+        def loss_of(params, piece, piece_row):
+            return losses.loss_sums(
+                nnx.merge(graph, params),
+                momentum_model,
+                piece,
+                piece_row,
+                contrast,
+                counts,
+                config,
+                groups,
+                proofread_ramp,
+            )
+
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        (_, sums), grads = _summed(
+            lambda piece: value_and_grad(params, *piece), (pieces, split(row, parts))
+        )
+        return grads, sums, contrast
+
+    return part
+
+
+def _summed(function: Callable, pieces):
+    """The sum of `function` over the leading axis of `pieces`, one after the other."""
+    first = jax.tree.map(lambda x: x[0], pieces)
+    if jax.tree.leaves(pieces)[0].shape[0] == 1:
+        return function(first)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first)
+    )
+
+    def add(total, piece):
+        return jax.tree.map(jnp.add, total, function(piece)), None
+
+    return jax.lax.scan(add, zeros, pieces)[0]
+
+
+def split(tree, parts: int):
+    """[b, ...] -> [parts, b / parts, ...], strided: row i goes to part i mod parts."""
+    return jax.tree.map(
+        lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), tree
+    )
+
+
+def unsplit(values: jax.Array) -> jax.Array:
+    """The inverse of `split`: [parts, b / parts, ...] -> [b, ...]."""
+    return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
+
+
+def ramp(num_steps: int, step: jax.Array) -> jax.Array:
+    """Rises linearly from 0 at step 0 to 1 at `num_steps`; 1 where that is 0."""
+    return jnp.minimum(1.0, step / num_steps) if num_steps else jnp.ones(())
