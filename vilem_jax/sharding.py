@@ -97,12 +97,14 @@ class Layout:
             axis = _split_axis(spec)
             if axis is None:
                 return sum_over_devices(value)
-            part = jax.lax.psum_scatter(
-                value, FSDP, scatter_dimension=axis, tiled=True
-            )
+            part = jax.lax.psum_scatter(value, FSDP, scatter_dimension=axis, tiled=True)
             return jax.lax.psum(part, DATA)
 
         return _map_specs(reduce, specs, gradients)
+
+
+def one_device() -> Layout:
+    return Layout(make_mesh(1))
 
 
 def make_layout(compute: ComputeConfig, num_devices: int | None = None) -> Layout:

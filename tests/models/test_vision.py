@@ -64,9 +64,7 @@ def test_recomputing_and_scanning_change_no_gradient(
     """Level 3 is the last block: then the scan runs through all of them."""
     grads = []
     for recompute, scan in ((False, False), (True, False), (False, True), (True, True)):
-        tower = build(
-            VisionTower, vision_config, recompute=recompute, scan_blocks=scan
-        )
+        tower = build(VisionTower, vision_config, recompute=recompute, scan_blocks=scan)
         graph, params = nnx.split(tower, nnx.Param)
 
         def loss(params, graph=graph):

@@ -30,7 +30,7 @@ def make_gradients(config: Config, layout: Layout | None = None) -> Callable:
     Args:
       layout: of the run on its devices; None: all on one.
     """
-    layout = layout or Layout(sharding.make_mesh(1))
+    layout = layout or sharding.one_device()
     part_of_device = _make_device_part(config, layout)
 
     def gradients(params, momentum_params, state: TrainState, samples: Samples):

@@ -19,7 +19,7 @@ from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.models.layers import dropout_seeds
 from vilem_jax.models.text import is_real_token
 from vilem_jax.objectives import contrastive, editing
-from vilem_jax.sharding import Layout
+from vilem_jax.sharding import ROWS, WHOLE, Layout, one_device
 from vilem_jax.training import augment
 from vilem_jax.training.gradients import make_gradients
 from vilem_jax.training.losses import Contrast, Samples
@@ -232,7 +232,14 @@ def make_train_step(
     layout: Layout | None = None,
 ) -> Callable:
     """`train_step(state, editor, batch, key) -> (state, metrics)`, to be jitted."""
-    prepare = make_prepare(config, editor_graph, pad_id=pad_id, mask_id=mask_id)
+    layout = layout or one_device()
+    # Each device prepares its own rows: left to itself, the compiler would gather the
+    # logits of all words for top-k, gigabytes at full size.
+    prepare = layout.on_each_device(
+        make_prepare(config, editor_graph, pad_id=pad_id, mask_id=mask_id),
+        in_specs=(WHOLE, ROWS, ROWS),
+        out_specs=ROWS,
+    )
     update = make_update(config, schedule, layout)
 
     def train_step(state, editor, batch, key):
