@@ -4,6 +4,7 @@ The state is replicated and the batch is split over `data`. Momentum keys are ga
 once a step, so that every device contrasts its samples with the whole global batch.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -67,3 +68,23 @@ def gather_over(mesh: Mesh):
     """A function that puts a whole array on every device (inside `jit`)."""
     sharding = replicated(mesh)
     return lambda values: jax.lax.with_sharding_constraint(values, sharding)
+
+
+def on_own_rows(function: Callable, mesh: Mesh) -> Callable:
+    """`function(shared, rows)` run by every device on its own part of the rows.
+
+    Args:
+      function: takes `shared`, the same on all devices, and a tree of rows
+        [N / devices, ...]; what it returns has a leading axis.
+
+    Returns:
+      a function of `shared` and the rows [N, ...], for inside `jit`: what the devices
+      return, joined along the leading axis.
+    """
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(DATA)),
+        out_specs=PartitionSpec(DATA),
+        check_vma=False,  # else a scan could not begin with constants
+    )
