@@ -144,15 +144,15 @@ class ExactSearch:
             exact = np.einsum(
                 "qe,qce->qc",
                 queries[here].astype(np.float64),
-                self._take(candidates).astype(np.float64),
+                self.take(candidates).astype(np.float64),
             ).astype(np.float32)
             order = np.lexsort((candidates, -exact))[:, :top_k]
             rows[here] = np.take_along_axis(candidates, order, axis=1)
             scores[here] = np.take_along_axis(exact, order, axis=1)
         return Found(rows, scores)
 
-    def _take(self, rows: np.ndarray) -> np.ndarray:
-        """[...] -> [..., E], from the host's parts."""
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Rows by their numbers, int64 [...] -> [..., E], from the host's parts."""
         if len(self.parts) == 1:
             return self.parts[0][rows]
         part_of = np.searchsorted(self.starts, rows, side="right") - 1
