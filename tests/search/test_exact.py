@@ -100,10 +100,12 @@ def test_half_precision_and_parts(small_chunks):
     assert list(exact.place(parts).top(queries[:1], 4).rows[0]) == [0, 1, 2, 3]
 
 
-def test_nothing_compiles_anew(small_chunks):
+def test_nothing_compiles_anew(monkeypatch):
+    monkeypatch.setattr(exact, "_chunks", lambda: (32, 2048))
     rng = np.random.default_rng(1)
-    search = exact.place([unit(rng, 3000, 8)])
-    search.top(unit(rng, 3, 8), 10), search.top(unit(rng, 40, 8), 10)
+    search = exact.place([unit(rng, 3000, 8)], num_devices=1)
+    for count in (1, 3, 40):
+        search.top(unit(rng, count, 8), 10)
     before = exact._find._cache_size()
     for count in (1, 2, 8, 9, 16, 17, 31, 100):
         for top_k in (5, 7, 10, 12):

@@ -23,7 +23,7 @@ BLOCK = 32  # rows of which only the best score is looked at first
 SPARE = 4  # candidates more than asked for, at least
 WIDER = 8  # times as many candidates, where they do not settle a query
 MOST = 4096  # candidates to ask for; what they do not settle, the host sums
-FEW = 8  # queries of a small chunk
+FEW = (1, 16)  # queries of small chunks; padding a single one costs a third
 HOST_NUMBERS = 1 << 24  # float64 that the host holds at a time: 134 MB
 
 
@@ -113,8 +113,8 @@ class ExactSearch:
 
     def _candidates(self, queries: np.ndarray, count: int) -> Found:
         """The `count` best rows, or all, by the devices' float32 scores."""
-        is_small = len(queries) <= FEW or count > MOST // WIDER
-        size = FEW if is_small else self.query_chunk
+        most = self.query_chunk if count <= MOST // WIDER else FEW[-1]
+        size = next((size for size in FEW if len(queries) <= size), most)
         waiting = []
         for start in range(0, len(queries), size):
             part = queries[start : start + size]
