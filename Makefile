@@ -67,7 +67,7 @@ $(VENV)/installed: pyproject.toml $(shell find vilem_jax configs -name '*.py' -o
 $(TEST_VENV)/installed: pyproject.toml | python
 	@echo "Installing into $(TEST_VENV), which may take minutes ..."
 	test -x $(TEST_VENV)/bin/python || $(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/python $(PIP_INSTALL) --editable '.[test,video]' $(TORCH)
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) --editable '.[test,video,search]' $(TORCH)
 	touch $@
 
 $(BEAM_VENV)/installed: pyproject.toml | python

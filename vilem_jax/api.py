@@ -151,6 +151,12 @@ class Model:
             raise UserError(f"cannot read {name}: {reason}") from error
         return resize_square(pixels, self.encoder.image_size)
 
+    @property
+    def embedding_width(self) -> int:
+        """E of `encode_image` and `encode_text`."""
+        width = self.config.model.embedding_width
+        return 2 * width if self.weights == "mixed" else width
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Digest of all that decides an embedding: weights, vocabulary, sizes."""

@@ -9,7 +9,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vilem_jax import __version__, cli_data, cli_evaluate, cli_use, cli_weights
+from vilem_jax import (
+    __version__,
+    cli_data,
+    cli_evaluate,
+    cli_use,
+    cli_vectors,
+    cli_weights,
+)
 from vilem_jax.cli_arguments import add_config, hours
 from vilem_jax.config import UserError
 from vilem_jax.config_files import Override, config_names, load_config
@@ -91,6 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     cli_evaluate.add_verbs(verbs)
     cli_use.add_verbs(verbs)
+    cli_vectors.add_verbs(verbs)
     cli_data.add_verbs(verbs)
     cli_weights.add_verbs(verbs)
     return parser

@@ -21,11 +21,11 @@ def add_config(verb: argparse.ArgumentParser) -> None:
     verb.set_defaults(overrides=[])
 
 
-def add_model(verb: argparse.ArgumentParser) -> None:
+def add_model(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
     """--model, --weights and --step, for `open_model`."""
     verb.add_argument(
         "--model",
-        required=True,
+        required=required,
         metavar="RUN_OR_MODEL",
         help="work directory of a run, an exported model's folder, or its hub name",
     )

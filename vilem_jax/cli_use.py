@@ -77,7 +77,7 @@ def _add_search(verbs) -> None:
         "search", help="pictures by words, or by a picture", allow_abbrev=False
     )
     add_model(search)
-    search.add_argument("index", help="what `vilem index` wrote")
+    search.add_argument("index", help="what `vilem index` or `embed` wrote")
     search.add_argument("words", nargs="?")
     search.add_argument("--picture", metavar="FILE", help="instead of words")
     search.add_argument("--top", type=count, default=10, help="how many")

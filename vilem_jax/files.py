@@ -39,6 +39,30 @@ def replace_file(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def create_file(path: Path, content: bytes) -> bool:
+    """Writes `path` whole where nobody has yet; False where somebody has.
+
+    Of several that call it at once, on one file system, one creates the file.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with open(draft, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)  # unlike a rename, refuses to replace
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            os.replace(draft, path)
+        return True
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def check_writable(path: str | Path) -> None:
     """That `write_bytes` may write there: to be asked before hours of work; makes the
     folder.

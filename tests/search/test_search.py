@@ -36,7 +36,7 @@ class ColourModel:
         return self._unit(means)
 
     def encode_text(self, words):
-        return self._unit(np.array([COLOURS[words]]))
+        return self._unit(np.array([COLOURS[text] for text in words]))
 
     def _unit(self, rows):
         rows = rows.astype(np.float32)

@@ -6,7 +6,6 @@ Making it again encodes only what is new or changed; a picture that is gone leav
 import dataclasses
 import io
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -18,32 +17,9 @@ from vilem_jax.api import Model
 from vilem_jax.config import UserError
 from vilem_jax.evaluation.encoding import read_ahead
 from vilem_jax.files import reason, write_bytes
+from vilem_jax.search.folder import Entry, list_pictures
 
 FORMAT = 1
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-    ]
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One picture: its path below the folder, and what tells that it changed."""
-
-    path: str
-    size: int  # bytes
-    modified: int  # nanoseconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +59,8 @@ def index(
         that is not an index.
     """
     root = Path(folder).expanduser().absolute()
-    if not root.is_dir():
-        raise UserError(f"there is no folder {folder}")
+    entries = list_pictures(folder)
     before = load_index(out) if Path(out).expanduser().exists() else None
-    entries = list(_pictures_in(root))
-    if not entries:
-        raise UserError(
-            f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}), nor do the "
-            "folders in it"
-        )
     known = _known(before, str(root), model.fingerprint)
     new = [entry for entry in entries if entry not in known]
     encoded, broken = _encode(root, new, model, show_progress)
@@ -154,22 +123,6 @@ def _known(before: Index | None, folder: str, fingerprint: str) -> dict:
     if before is None or (before.folder, before.fingerprint) != (folder, fingerprint):
         return {}
     return dict(zip(before.entries, before.embedding, strict=True))
-
-
-def _pictures_in(root: Path) -> Iterator[Entry]:
-    """Pictures below `root`, in the order of their paths."""
-    for here, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(here, name)
-            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
-                continue
-            try:
-                status = path.stat()
-            except OSError:  # a link to nowhere, or a file deleted just now
-                status = None
-            size, modified = (status.st_size, status.st_mtime_ns) if status else (0, 0)
-            yield Entry(str(path.relative_to(root)), size, modified)
 
 
 def _encode(root, entries, model, show_progress):

@@ -1,5 +1,10 @@
-"""Search an index of pictures by words, or by a picture."""
+"""Search pictures by words, by a picture, or by vectors.
 
+searcher = Searcher("pictures.index", vilem_jax.load("RUN"))
+searcher.by_words(["a dog on grass"], top_k=5)    # [[Hit(path, score), ...]]
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,26 +12,85 @@ import numpy as np
 
 from vilem_jax.api import Model, Picture
 from vilem_jax.config import UserError
-from vilem_jax.search.index import Index, load_index
+from vilem_jax.search.exact import place
+from vilem_jax.search.index import Index
+from vilem_jax.search.vectors import Vectors, open_vectors
 
 
 class Hit(NamedTuple):
-    path: Path
+    path: Path  # or what the picture is called, where it is no file of its own
     score: float  # cosine, -1..1
 
 
+class Searcher:
+    """Embeddings on the devices, ready for any number of questions.
+
+    Args:
+      vectors: a file of `vilem index`, a folder of `vilem embed`, or either opened.
+      model: whose embeddings they are; None where only vectors will be asked for.
+
+    Raises:
+      UserError: no embeddings there, or another model's.
+    """
+
+    def __init__(self, vectors: Vectors | Index | str | Path, model: Model | None):
+        if isinstance(vectors, Index):
+            vectors = Vectors.of_index(vectors)
+        self.vectors = (
+            vectors if isinstance(vectors, Vectors) else open_vectors(vectors)
+        )
+        self.model = model
+        if model is not None:
+            self.vectors.check_model(model.fingerprint)
+        self.search = place(self.vectors.parts)
+
+    def by_words(
+        self, words: Iterable[str] | str, *, top_k: int = 10
+    ) -> list[list[Hit]]:
+        """The pictures that fit each of these texts best, the best first.
+
+        Raises:
+          UserError: a text without words, or none; top_k below 1.
+        """
+        words = [words] if isinstance(words, str) else list(words)
+        if not all(text.strip() for text in words) or not words:
+            raise UserError("there are no words to search for")
+        return self.by_vectors(self._model().encode_text(words), top_k=top_k)
+
+    def by_picture(self, picture: Picture, *, top_k: int = 10) -> list[Hit]:
+        """The pictures most like this one; itself, where it is among them."""
+        (hits,) = self.by_vectors(self._model().encode_image(picture), top_k=top_k)
+        return hits
+
+    def by_vectors(self, queries: np.ndarray, *, top_k: int = 10) -> list[list[Hit]]:
+        """As `by_words`, for embeddings float32 [Q, E], unit rows."""
+        found = self.search.top(queries, top_k)
+        return [
+            [
+                Hit(self.vectors.path(int(row)), float(score))
+                for row, score in zip(rows, scores, strict=True)
+            ]
+            for rows, scores in zip(found.rows, found.scores, strict=True)
+        ]
+
+    def _model(self) -> Model:
+        if self.model is None:
+            raise UserError("to search by words or pictures, give the model as well")
+        return self.model
+
+
 def search(
-    index: Index | str | Path,
+    index: Index | Vectors | str | Path,
     model: Model,
     *,
     words: str | None = None,
     picture: Picture | None = None,
     top_k: int = 10,
 ) -> list[Hit]:
-    """The pictures that fit best, the best first; equal scores in order of paths.
+    """One question to a `Searcher`: the pictures that fit best, the best first.
 
     Args:
-      index: an `Index`, or the file that holds it.
+      index: as of `Searcher`.
       words: what to look for; or
       picture: what the pictures shall look like; exactly one of the two.
 
@@ -40,15 +104,7 @@ def search(
         raise UserError("there are no words to search for")
     if top_k < 1:
         raise UserError(f"top_k is {top_k}: ask for 1 or more pictures")
-    if not isinstance(index, Index):
-        index = load_index(index)
-    if index.fingerprint != model.fingerprint:
-        raise UserError(
-            "the index was made with another model (or its other weights, online or "
-            "momentum): make it again with `vilem index`, or give its own model"
-        )
-    query = model.encode_image(picture) if words is None else model.encode_text(words)
-    scores = index.embedding @ query[0]
-    best = np.argsort(-scores, kind="stable")[:top_k]
-    folder = Path(index.folder)
-    return [Hit(folder / index.entries[row].path, float(scores[row])) for row in best]
+    searcher = Searcher(index, model)
+    if words is None:
+        return searcher.by_picture(picture, top_k=top_k)
+    return searcher.by_words(words, top_k=top_k)[0]

@@ -1,0 +1,206 @@
+"""Retrieval at scale: embed by many workers, hand over to a search engine."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from vilem_jax.cli_arguments import EMBEDDED, add_model, count, kind_of, open_model
+from vilem_jax.config import SourceConfig, UserError
+
+
+def add_verbs(verbs) -> None:
+    _add_embed(verbs)
+    parts = verbs.add_parser(
+        "vectors", help="what `vilem embed` made, for elsewhere", allow_abbrev=False
+    ).add_subparsers(metavar="WHAT", required=True)
+    _add_export(parts)
+
+
+# ---- vilem embed ----
+
+
+def _add_embed(verbs) -> None:
+    embed = verbs.add_parser(
+        "embed",
+        help="encode a large set of pictures, by any number of workers",
+        description="Encodes pictures into shards in a folder. Run the same on as many "
+        "machines as share the folder; stopped, the same command goes on.",
+        allow_abbrev=False,
+    )
+    add_model(embed)
+    embed.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder of pictures, annotations (JSON), tars, a TFDS name or folder "
+        f"(with --kind=tfds), or {EMBEDDED!r}",
+    )
+    embed.add_argument("--out", required=True, metavar="FOLDER", help="of the shards")
+    embed.add_argument(
+        "--images", default="", help="folder or zip of the pictures, or TFDS's folder"
+    )
+    embed.add_argument(
+        "--kind",
+        choices=("folder", "json", "webdataset", "tfds", EMBEDDED),
+        help="of SOURCE, where its name does not tell",
+    )
+    embed.add_argument("--split", default="", help='of the data; several as "a+b"')
+    embed.add_argument("--num-images", type=count, default=0, help="the first so many")
+    embed.add_argument(
+        "--shard",
+        type=_part,
+        default=(0, 1),
+        metavar="I/N",
+        help="only every N-th shard, from the I-th, 0 to N-1; all that are free by "
+        "default",
+    )
+    embed.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    embed.add_argument(
+        "--pictures-per-shard", type=count, default=16384, help="of a file; 16384"
+    )
+    embed.set_defaults(verb=_embed)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from vilem_jax.files import check_writable
+    from vilem_jax.search.embed import embed
+    from vilem_jax.search.vectors import PLAN
+
+    source = _open(options)
+    check_writable(Path(options.out) / PLAN)
+    done = embed(
+        source,
+        open_model(options),
+        options.out,
+        dtype=options.dtype,
+        pictures_per_shard=options.pictures_per_shard,
+        part=options.shard,
+        model_name=options.model,
+        show_progress=sys.stderr.isatty(),
+    )
+    for note in getattr(source, "notes", ()):
+        print(f"vilem: {options.source}: {note}", file=sys.stderr)
+    for file in done.remade:
+        print(f"vilem: {file} was damaged and has been made anew", file=sys.stderr)
+    told = f"{options.out}: {done.made} of {done.shards} shards made now"
+    if done.manifest is None:
+        print(
+            f"{told}, {done.missing} not there yet: in work elsewhere or other workers'"
+        )
+        return
+    embedded, broken = done.manifest["embedded"], done.manifest["broken"]
+    print(f"{told}, all are there: {embedded:,} pictures, {broken:,} could not be read")
+    if broken:
+        print(
+            f"vilem: {broken:,} pictures left out: see {options.out}/broken.jsonl",
+            file=sys.stderr,
+        )
+
+
+def _open(options: argparse.Namespace):
+    from vilem_jax.data.sources import open_source
+    from vilem_jax.search.folder import FolderPictures
+
+    path = options.source
+    kind = options.kind or ("folder" if Path(path).is_dir() else "")
+    if not kind and not Path(path).suffix and path != EMBEDDED:
+        raise UserError(f"there is no folder {path}")
+    kind = kind or kind_of(path)
+    if kind == "folder":
+        for name in ("images", "split", "num_images"):
+            if value := getattr(options, name):
+                option = name.replace("_", "-")
+                raise UserError(f"--{option}={value} has no meaning for a folder")
+        return FolderPictures(path)
+    return open_source(
+        SourceConfig(
+            name=EMBEDDED if kind == EMBEDDED else Path(path).stem,
+            kind=kind,
+            path="" if kind == EMBEDDED else path,
+            images=options.images,
+            split=options.split or ("test" if kind == EMBEDDED else ""),
+            num_images=options.num_images,
+        )
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    part = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not part[0] < part[1]:
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 0 to N-1")
+    return part
+
+
+# ---- vilem vectors export ----
+
+
+def _add_export(parts) -> None:
+    export = parts.add_parser(
+        "export",
+        help="for faiss or LanceDB, with its recall against exact search",
+        allow_abbrev=False,
+    )
+    export.add_argument(
+        "vectors", help="what `vilem embed` or `vilem index` wrote", metavar="VECTORS"
+    )
+    export.add_argument("--to", choices=("faiss", "lancedb"), required=True)
+    export.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
+    export.add_argument(
+        "--index",
+        choices=("flat", "ivf", "hnsw"),
+        default="flat",
+        help="flat looks at all; ivf and hnsw at a part",
+    )
+    export.add_argument("--top", type=count, default=10, help="of the recall; 10")
+    export.add_argument(
+        "--queries",
+        metavar="FILE.txt",
+        help="texts to measure the recall with, one a line, by --model; 1,000 of the "
+        "pictures by default",
+    )
+    add_model(export, required=False)
+    export.set_defaults(verb=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from vilem_jax.search.handover import RECALL, check_installed, hand_over
+    from vilem_jax.search.vectors import open_vectors
+
+    check_installed(options.to)
+    vectors = open_vectors(options.vectors)
+    figures = hand_over(
+        vectors,
+        options.out,
+        to=options.to,
+        kind=options.index,
+        queries=_queries(options, vectors),
+        top_k=options.top,
+    )
+    print(
+        f"{options.out}: {figures['pictures']:,} pictures for {options.to}, "
+        f"{options.index}; it finds {100 * figures['recall']:.2f} % of the exact top "
+        f"{figures['top_k']} for {figures['queries']}, at worst "
+        f"{100 * figures['worst']:.0f} % ({options.out}/{RECALL})"
+    )
+
+
+def _queries(options: argparse.Namespace, vectors):
+    """--queries as embeddings; None without."""
+    from vilem_jax.files import reason
+    from vilem_jax.search.handover import Queries
+
+    if not options.queries:
+        return None
+    if not options.model:
+        raise UserError("--queries are texts: give the --model that made the vectors")
+    try:
+        content = Path(options.queries).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{options.queries} cannot be read: {reason(error)}") from error
+    texts = [line for line in content.decode("utf-8", "replace").splitlines() if line]
+    if not texts:
+        raise UserError(f"{options.queries} holds no text to ask with")
+    model = open_model(options)
+    vectors.check_model(model.fingerprint)
+    return Queries(model.encode_text(texts), f"{len(texts)} texts")

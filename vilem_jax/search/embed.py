@@ -1,0 +1,247 @@
+"""Embeds a large set of pictures, shard by shard, by any number of workers.
+
+All workers run the same call on one folder. The first writes down what is to be done;
+each takes a shard that is neither there nor in work, embeds its pictures and writes it
+whole. A worker that is killed loses the shard in work and no other.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from vilem_jax.api import Model
+from vilem_jax.config import UserError
+from vilem_jax.data.images import ImageError, decode, resize_square
+from vilem_jax.data.packed import PackedTexts
+from vilem_jax.data.sources import Source
+from vilem_jax.evaluation.encoding import read_ahead
+from vilem_jax.files import check_writable, create_file, reason, write_bytes, write_json
+from vilem_jax.search import vectors
+from vilem_jax.search.claims import claimed
+from vilem_jax.search.folder import FolderPictures
+from vilem_jax.search.vectors import Shard, is_whole, read_shard, shard_file
+
+PICTURES_PER_SHARD = 16384
+CLAIMS = ".claims"
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedReport:
+    """What one worker did, and what there is now."""
+
+    shards: int  # of the whole
+    made: int  # of them here and now
+    missing: int  # neither there nor made here: in work elsewhere, or not our part
+    remade: tuple[str, ...]  # files that were there, but damaged
+    manifest: dict[str, Any] | None  # where all shards are there
+
+
+def embed(
+    source: Source | FolderPictures,
+    model: Model,
+    out: str | Path,
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+    pictures_per_shard: int = PICTURES_PER_SHARD,
+    part: tuple[int, int] = (0, 1),
+    model_name: str = "",
+    show_progress: bool = False,
+) -> EmbedReport:
+    """Makes the shards in folder `out` that are not there yet.
+
+    Called again, or by others at the same time, it makes only what is missing.
+
+    Args:
+      source: the pictures, the same for all workers.
+      dtype: of the embeddings on disk.
+      part: (i, n) takes only the shards i, i + n, i + 2n, ...
+      model_name: what the manifest calls the model.
+      show_progress: a bar on stderr.
+
+    Raises:
+      UserError: `out` is begun with another model, other pictures or settings, holds
+        something else or cannot be written; no picture can be read; a part that is
+        none; an embedding that is not finite.
+    """
+    if dtype not in ("float32", "float16"):
+        raise UserError(f"dtype is float32 or float16, not {dtype!r}")
+    if pictures_per_shard < 1:
+        raise UserError(f"pictures_per_shard is {pictures_per_shard}: use 1 or more")
+    if not 0 <= part[0] < part[1]:
+        raise UserError(f"shard {part[0]}/{part[1]}: use 0/n to {{n-1}}/n of n parts")
+    folder = Path(out).expanduser()
+    plan = _begin(folder, _make_plan(source, model, dtype, pictures_per_shard))
+    made, remade = 0, []
+    numbers = range(plan["shards"])[part[0] :: part[1]]
+    for number in numbers:
+        file = shard_file(folder, number)
+        if is_whole(file, plan):
+            continue
+        title = f"{file.stem} of {plan['shards']}" if show_progress else ""
+        try:
+            with claimed(folder / CLAIMS / f"{number:05d}") as sign:
+                if sign is None or is_whole(file, plan):
+                    continue
+                if file.exists():
+                    remade.append(file.name)
+                _make_shard(file, number, plan, source, model, sign, title)
+                made += 1
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {reason(error)}") from error
+    missing = sum(
+        not is_whole(shard_file(folder, n), plan) for n in range(plan["shards"])
+    )
+    manifest = None if missing else _finish(folder, plan, model_name)
+    return EmbedReport(plan["shards"], made, missing, tuple(remade), manifest)
+
+
+def _make_plan(source, model: Model, dtype: str, per_shard: int) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(source.image_name(index).encode("utf-8", "surrogatepass") + b"\0")
+    is_folder = isinstance(source, FolderPictures)
+    if is_folder:  # files may change; what a source packs is taken to stay
+        for entry in source.entries:
+            digest.update(f"{entry.size} {entry.modified}\n".encode())
+    return {
+        "format": vectors.FORMAT,
+        "fingerprint": model.fingerprint,
+        "image_size": model.encoder.image_size,
+        "dimension": model.embedding_width,
+        "dtype": dtype,
+        "pictures": len(source),
+        "pictures_digest": digest.hexdigest(),
+        "pictures_per_shard": per_shard,
+        "shards": -(-len(source) // per_shard),
+        "root": str(source.root) if is_folder else "",
+    }
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the folder: this one, unless it has one already, which must agree."""
+    check_writable(folder / vectors.PLAN)
+    if not (folder / vectors.PLAN).exists():
+        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if others and not (folder / vectors.PLAN).exists():
+            raise UserError(
+                f"{folder} holds something else ({others[0]}): name a new "
+                "folder with --out"
+            )
+        text = json.dumps(plan, indent=2) + "\n"
+        try:
+            create_file(folder / vectors.PLAN, text.encode())
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {reason(error)}") from error
+    stored = vectors.read_plan(folder)
+    for key, what in (
+        ("fingerprint", "another model, or its other weights"),
+        ("pictures", f"{stored.get('pictures')} pictures, now {plan['pictures']}"),
+        ("pictures_digest", "other pictures, or they have changed since"),
+        ("dtype", f"--dtype={stored.get('dtype')}"),
+        (
+            "pictures_per_shard",
+            f"--pictures-per-shard={stored.get('pictures_per_shard')}",
+        ),
+    ):
+        if stored.get(key) != plan[key]:
+            raise UserError(
+                f"{folder} was begun with {what}: go on as it was begun, or name a new "
+                "folder with --out"
+            )
+    return stored
+
+
+def _make_shard(
+    file: Path, number: int, plan, source, model: Model, sign, title: str
+) -> None:
+    first = number * plan["pictures_per_shard"]
+    rows = range(first, min(first + plan["pictures_per_shard"], plan["pictures"]))
+    names, broken = [], []
+    shown = tqdm(
+        rows,
+        desc=title,
+        unit="picture",
+        leave=False,
+        file=sys.stderr,
+        disable=not title,
+    )
+    read = zip(rows, _read(source, shown, model.encoder.image_size), strict=True)
+    pictures = _good(source, read, names, broken, sign)
+    embedding = np.zeros((0, plan["dimension"]), np.float32)
+    head = next(pictures, None)
+    if head is not None:
+        embedding = model.encoder.encode_images(_with_first(head, pictures))
+    is_finite = np.isfinite(embedding).all(axis=1)
+    if not is_finite.all():
+        name = names[int(np.argmin(is_finite))]
+        raise UserError(f"the embedding of {name} is not finite: has the run diverged?")
+    shard = Shard(embedding.astype(plan["dtype"]), PackedTexts(names), broken)
+    vectors.write_shard(file, plan, shard)
+
+
+def _read(source, rows, size: int) -> Iterator:
+    """The pictures uint8 [R, R, 3], or what is wrong with them."""
+
+    def read(index: int):
+        try:
+            return resize_square(decode(source.read_image(index)), size)
+        except (OSError, ImageError) as error:
+            return error
+
+    return read_ahead(read, rows)
+
+
+def _good(source, read, names: list, broken: list, sign) -> Iterator[np.ndarray]:
+    """The pictures that could be read; fills `names` and `broken`."""
+    for index, picture in read:
+        sign()
+        if isinstance(picture, Exception):
+            broken.append((source.image_name(index), reason(picture)))
+        else:
+            names.append(source.image_name(index))
+            yield picture
+
+
+def _finish(folder: Path, plan, model_name: str) -> dict[str, Any]:
+    """Counts what the shards hold; the same, whoever does it."""
+    shards = [read_shard(shard_file(folder, n), plan) for n in range(plan["shards"])]
+    broken = [each for shard in shards for each in shard.broken]
+    counts = [len(shard.names) for shard in shards]
+    manifest = {
+        "model": model_name,
+        "fingerprint": plan["fingerprint"],
+        "pictures": plan["pictures"],
+        "embedded": sum(counts),
+        "broken": len(broken),
+        "dimension": plan["dimension"],
+        "dtype": plan["dtype"],
+        "root": plan["root"],
+        "shards": [
+            {"file": shard_file(folder, number).name, "embedded": count}
+            for number, count in enumerate(counts)
+        ],
+    }
+    lines = (json.dumps({"picture": name, "why": why}) for name, why in broken)
+    write_bytes(folder / vectors.BROKEN, "".join(f"{x}\n" for x in lines).encode())
+    if not manifest["embedded"]:
+        name, why = broken[0]
+        raise UserError(
+            f"none of the {plan['pictures']} pictures can be read; {name}: {why}"
+        )
+    write_json(folder / vectors.MANIFEST, manifest)
+    with contextlib.suppress(OSError):  # somebody has a claim still, or it is gone
+        (folder / CLAIMS).rmdir()
+    return manifest
+
+
+def _with_first(first, others) -> Iterator:
+    yield first
+    yield from others

@@ -1,0 +1,336 @@
+"""Exact search: the rows of largest inner product, whatever the devices.
+
+The devices find a few candidates more than asked for, by one matmul in float32 with
+`top_k`. How far float32 can be off is known; where that could change which rows are
+found, or their order, the host sums the candidates again in float64, and where the
+candidates may not hold all, more are asked for. So the result is that of a loop over
+all rows in float64, and does not depend on devices, chunks or the order of sums.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vilem_jax import sharding
+from vilem_jax.config import UserError
+from vilem_jax.sharding import ROWS, WHOLE
+
+BLOCK = 32  # rows of which only the best score is looked at first
+SPARE = 4  # candidates more than asked for, at least
+WIDER = 8  # times as many candidates, where they do not settle a query
+MOST = 4096  # candidates to ask for; what they do not settle, the host sums
+FEW = (1, 16)  # queries of small chunks; padding a single one costs a third
+HOST_NUMBERS = 1 << 24  # float64 that the host holds at a time: 134 MB
+
+
+class Found(NamedTuple):
+    """The best rows for each query, K = min(top_k, N) of them."""
+
+    rows: np.ndarray  # int64 [Q, K], the best first; equal scores by lower row
+    scores: np.ndarray  # float32 [Q, K]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactSearch:
+    """Rows on the devices, ready to be searched. Made by `place`."""
+
+    parts: tuple[np.ndarray, ...]  # float32 or float16 [N_i, E], on the host
+    starts: np.ndarray  # int64 [parts + 1], the row that each part begins with
+    rows: jax.Array  # [devices * M, E]: the parts, and zeros at the end
+    num_valid: jax.Array  # int32 [devices], rows that are no padding
+    norm: float  # of the longest row
+    mesh: jax.sharding.Mesh
+    query_chunk: int
+    row_chunk: int  # M is a multiple
+
+    @property
+    def width(self) -> int:
+        return self.parts[0].shape[1]
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def top(self, queries: np.ndarray, top_k: int) -> Found:
+        """The `top_k` rows of largest inner product for each query.
+
+        Scores are summed in float64 and compared in float32, ties by lower row; those
+        told are float32 sums where nothing depends on more.
+
+        Args:
+          queries: [Q, E], any Q.
+          top_k: 1 or more; where there are fewer rows, all are found.
+
+        Raises:
+          UserError: queries of another width, none, or not finite; top_k below 1.
+        """
+        queries = self._checked(queries, top_k)
+        top_k = min(top_k, len(self))
+        rows = np.empty((len(queries), top_k), np.int64)
+        scores = np.empty((len(queries), top_k), np.float32)
+        error = self._error_of(queries)
+        left, count = np.arange(len(queries)), _power_of_2(top_k + SPARE)
+        while len(left):
+            found = self._candidates(queries[left], count)
+            is_settled = _is_settled(found, top_k, error[left], len(self))
+            done = left[is_settled]
+            found = Found(*(part[is_settled] for part in found))
+            found = self._ordered(queries[done], found, top_k, error[done])
+            rows[done], scores[done] = found
+            left, count = left[~is_settled], count * WIDER
+            if count > MOST:
+                break
+        for query in left:
+            rows[query], scores[query] = self._by_host(queries[query], top_k)
+        return Found(rows, scores)
+
+    def _checked(self, queries: np.ndarray, top_k: int) -> np.ndarray:
+        queries = np.asarray(queries, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.width:
+            raise UserError(
+                f"queries of shape {list(queries.shape)} cannot be compared with "
+                f"embeddings of width {self.width}: give [Q, {self.width}]"
+            )
+        if not len(queries):
+            raise UserError("there is nothing to search for: no query")
+        if not np.isfinite(queries).all():
+            raise UserError("a query is not finite: has the run diverged?")
+        if top_k < 1:
+            raise UserError(f"top_k is {top_k}: ask for 1 or more pictures")
+        return queries
+
+    def _error_of(self, queries: np.ndarray) -> np.ndarray:
+        """How far a float32 score can be off: [Q].
+
+        E products and their sum, in any order, lose at most E units in the last place
+        of sum |q_i x_i| <= |q| |x|; one more for what is then compared in float32.
+        """
+        norms = np.linalg.norm(queries.astype(np.float64), axis=1)
+        return (self.width + 1) * 2.0**-24 * norms * self.norm
+
+    def _candidates(self, queries: np.ndarray, count: int) -> Found:
+        """The `count` best rows, or all, by the devices' float32 scores."""
+        most = self.query_chunk if count <= MOST // WIDER else FEW[-1]
+        size = next((size for size in FEW if len(queries) <= size), most)
+        waiting = []
+        for start in range(0, len(queries), size):
+            part = queries[start : start + size]
+            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
+            arrays = (padded, self.rows, self.num_valid)
+            waiting.append(
+                _find(*arrays, count=count, chunk=self.row_chunk, mesh=self.mesh)
+            )
+        scores, devices, local = (
+            np.concatenate([np.asarray(part) for part in parts])[: len(queries)]
+            for parts in zip(*waiting, strict=True)
+        )
+        rows = devices.astype(np.int64) * (len(self.rows) // self.mesh.size) + local
+        count = min(count, len(self))  # padding stands last
+        return Found(rows[:, :count], scores[:, :count])
+
+    def _ordered(self, queries, found: Found, top_k: int, error) -> Found:
+        """The first `top_k` candidates in their true order."""
+        gaps = found.scores[:, :-1] - found.scores[:, 1:]
+        is_close = (gaps[:, :top_k] <= 2 * error[:, None]).any(axis=1)
+        rows, scores = (np.array(part[:, :top_k]) for part in found)
+        close = np.flatnonzero(is_close)
+        step = max(1, HOST_NUMBERS // (found.rows.shape[1] * self.width))
+        for start in range(0, len(close), step):
+            here = close[start : start + step]
+            candidates = found.rows[here]
+            exact = np.einsum(
+                "qe,qce->qc",
+                queries[here].astype(np.float64),
+                self.take(candidates).astype(np.float64),
+            ).astype(np.float32)
+            order = np.lexsort((candidates, -exact))[:, :top_k]
+            rows[here] = np.take_along_axis(candidates, order, axis=1)
+            scores[here] = np.take_along_axis(exact, order, axis=1)
+        return Found(rows, scores)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Rows by their numbers, int64 [...] -> [..., E], from the host's parts."""
+        if len(self.parts) == 1:
+            return self.parts[0][rows]
+        part_of = np.searchsorted(self.starts, rows, side="right") - 1
+        taken = np.empty((*rows.shape, self.width), self.rows.dtype)
+        for part in np.unique(part_of):
+            here = part_of == part
+            taken[here] = self.parts[part][rows[here] - self.starts[part]]
+        return taken
+
+    def _by_host(self, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """One query against all rows in float64: thousands of equal pictures."""
+        query = query.astype(np.float64)
+        rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        step = max(1, HOST_NUMBERS // self.width)
+        for part, first in zip(self.parts, self.starts, strict=False):
+            for start in range(0, len(part), step):
+                block = part[start : start + step].astype(np.float64)
+                exact = (block @ query).astype(np.float32)
+                numbers = first + start + np.arange(len(block))
+                if len(rows) == top_k:  # later rows lose a tie
+                    better = exact > scores[-1]
+                    exact, numbers = exact[better], numbers[better]
+                rows = np.concatenate([rows, numbers])
+                scores = np.concatenate([scores, exact])
+                order = np.lexsort((rows, -scores))[:top_k]
+                rows, scores = rows[order], scores[order]
+        return rows, scores
+
+
+def place(
+    parts: Sequence[np.ndarray], *, num_devices: int | None = None
+) -> ExactSearch:
+    """Puts rows on the devices, each its share, to be searched.
+
+    Args:
+      parts: float32 or float16 [N_i, E], all of one kind; may be memory-mapped.
+      num_devices: of this process; None takes all.
+
+    Raises:
+      UserError: no row, several widths or kinds of number, a row that is not finite.
+    """
+    parts = tuple(part for part in parts if len(part))
+    if not parts:
+        raise UserError("there is no embedding to search in")
+    kinds = sorted({f"{part.dtype} [N, {part.shape[1]}]" for part in parts})
+    if len(kinds) > 1 or parts[0].dtype not in (np.float32, np.float16):
+        raise UserError(
+            f"embeddings of {' and '.join(kinds)} cannot be searched together: they "
+            "must all be float32, or all float16, of one width"
+        )
+    starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+    mesh = sharding.make_mesh(num_devices)
+    query_chunk, most_rows = _chunks()
+    each = -(-int(starts[-1]) // mesh.size)
+    num_chunks = -(-each // most_rows)
+    row_chunk = BLOCK * -(-each // (num_chunks * BLOCK))
+    each = num_chunks * row_chunk
+    over_rows = sharding.over_batch(mesh)
+    shape = (mesh.size * each, parts[0].shape[1])
+    rows = jax.make_array_from_callback(
+        shape,
+        over_rows,
+        lambda at: _slice(parts, starts, *at[0].indices(shape[0])[:2]),
+    )
+    is_first = np.arange(mesh.size, dtype=np.int64) * each
+    num_valid = np.clip(starts[-1] - is_first, 0, each).astype(np.int32)
+    norm = float(_largest_norm(rows))
+    if not np.isfinite(norm):
+        raise UserError("an embedding is not finite: has the run diverged?")
+    return ExactSearch(
+        parts,
+        starts,
+        rows,
+        jax.device_put(num_valid, over_rows),
+        norm * (1 + 1e-4),  # was summed in float32
+        mesh,
+        query_chunk,
+        row_chunk,
+    )
+
+
+def _chunks() -> tuple[int, int]:
+    """Queries and rows of a chunk: their scores are held, in float32."""
+    # On a CPU they shall stay in its cache (16 MB); see docs/search.md for others.
+    return (256, 16384) if jax.default_backend() == "cpu" else (1024, 131072)
+
+
+def _slice(parts, starts, first: int, stop: int) -> np.ndarray:
+    """Rows first..stop of the parts, zeros where there are none."""
+    rows = np.zeros((stop - first, parts[0].shape[1]), parts[0].dtype)
+    for part, start in zip(parts, starts, strict=False):
+        begin, end = max(first, start), min(stop, start + len(part))
+        if begin < end:
+            rows[begin - first : end - first] = part[begin - start : end - start]
+    return rows
+
+
+def _is_settled(found: Found, top_k: int, error: np.ndarray, num_rows: int):
+    """Whether no row outside the candidates can be among the best: bool [Q]."""
+    if found.rows.shape[1] == num_rows:
+        return np.ones(len(found.rows), bool)
+    return found.scores[:, top_k - 1] - found.scores[:, -1] > 2 * error
+
+
+@functools.partial(jax.jit, static_argnames=("count", "chunk", "mesh"))
+def _find(queries, rows, num_valid, *, count: int, chunk: int, mesh):
+    """Scores, devices and rows on them of the best: [Q, C] each, C >= min(count, N)."""
+
+    def on_device(queries, mine):
+        rows, num_valid = mine
+        count_here = min(count, len(rows))
+        chunks = rows.reshape(-1, chunk, rows.shape[1])
+
+        def step(best, numbered):
+            number, part = numbered
+            first = number * chunk
+            scores, local = _best(queries, part, num_valid[0] - first, count_here)
+            return _merged(best, (scores, local + first), count_here), None
+
+        size = (len(queries), count_here)
+        begin = (jnp.full(size, -jnp.inf), jnp.zeros(size, jnp.int32))
+        numbers = jnp.arange(len(chunks), dtype=jnp.int32)
+        best, _ = jax.lax.scan(step, begin, (numbers, chunks))
+        return tuple(part[None] for part in best)
+
+    run = sharding.Layout(mesh).on_each_device(
+        on_device, in_specs=(WHOLE, ROWS), out_specs=ROWS
+    )
+    scores, local = run(queries, (rows, num_valid))
+    devices = jnp.broadcast_to(
+        jnp.arange(mesh.size, dtype=jnp.int32)[:, None, None], local.shape
+    )
+    scores, devices, local = (
+        jnp.moveaxis(part, 0, 1).reshape(len(queries), -1)
+        for part in (scores, devices, local)
+    )
+    scores, at = jax.lax.top_k(scores, min(count, scores.shape[1]))
+    return scores, _pick(devices, at), _pick(local, at)
+
+
+def _best(queries, rows, num_valid, count: int):
+    """The best of one chunk: scores and rows [Q, min(count, chunk)]."""
+    numbers = (((1,), (1,)), ((), ()))
+    scores = jax.lax.dot_general(
+        queries,
+        rows.astype(jnp.float32),
+        numbers,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    is_row = jnp.arange(len(rows), dtype=jnp.int32)[None] < num_valid
+    scores = jnp.where(is_row, scores, -jnp.inf)
+    if 2 * count * BLOCK > len(rows):
+        return jax.lax.top_k(scores, min(count, len(rows)))
+    # The best rows lie in the blocks of the best maxima: two short searches.
+    blocks = scores.reshape(len(queries), -1, BLOCK)
+    _, chosen = jax.lax.top_k(blocks.max(axis=-1), count)
+    inside = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
+    scores, at = jax.lax.top_k(inside.reshape(len(queries), -1), count)
+    return scores, _pick(chosen, at // BLOCK) * BLOCK + at % BLOCK
+
+
+def _merged(one, other, count: int):
+    scores, rows = (
+        jnp.concatenate(parts, axis=1) for parts in zip(one, other, strict=True)
+    )
+    scores, at = jax.lax.top_k(scores, count)
+    return scores, _pick(rows, at)
+
+
+def _pick(values: jax.Array, at: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(values, at, axis=1)
+
+
+@jax.jit
+def _largest_norm(rows: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.max(jnp.sum(jnp.square(rows.astype(jnp.float32)), axis=1)))
+
+
+def _power_of_2(number: int) -> int:
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,87 @@
+"""Pictures in a folder and below it, without captions."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vilem_jax.config import UserError
+
+SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pnm",
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One picture: its path below the folder, and what tells that it changed."""
+
+    path: str
+    size: int  # bytes
+    modified: int  # nanoseconds
+
+
+class FolderPictures:
+    """The pictures below a folder as a source that has no captions.
+
+    Raises:
+      UserError: no such folder, or no picture in it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.root = Path(folder).expanduser().absolute()
+        self.name = self.root.name
+        self.entries = list_pictures(folder)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def image_name(self, index: int) -> str:
+        return self.entries[index].path
+
+    def read_image(self, index: int) -> bytes:
+        return (self.root / self.entries[index].path).read_bytes()
+
+
+def list_pictures(folder: str | Path) -> list[Entry]:
+    """The pictures below `folder` in the order of their paths; hidden ones left out.
+
+    Raises:
+      UserError: no such folder, or no picture in it.
+    """
+    root = Path(folder).expanduser().absolute()
+    if not root.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    if entries := list(_walk(root)):
+        return entries
+    raise UserError(
+        f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}), nor do the "
+        "folders in it"
+    )
+
+
+def _walk(root: Path) -> Iterator[Entry]:
+    for here, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(here, name)
+            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
+                continue
+            try:
+                status = path.stat()
+            except OSError:  # a link to nowhere, or a file deleted just now
+                status = None
+            size, modified = (status.st_size, status.st_mtime_ns) if status else (0, 0)
+            yield Entry(str(path.relative_to(root)), size, modified)

@@ -1,0 +1,260 @@
+"""Embeddings handed over to a search engine, and how much of the truth it finds.
+
+Exact search by matmul costs time in proportion to the rows. Engines that look at a part
+of them are others' work: this writes what they read, and counts what they miss.
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from vilem_jax.config import UserError
+from vilem_jax.files import check_writable, reason, replacing, write_json
+from vilem_jax.search.exact import ExactSearch, place
+from vilem_jax.search.vectors import Vectors
+
+To = Literal["faiss", "lancedb"]
+Kind = Literal["flat", "ivf", "hnsw"]
+Ask = Callable[[np.ndarray, int], np.ndarray]  # [Q, E], k -> int64 [Q, k], -1: none
+BATCH = 65536  # rows handed over at a time
+FAISS_FILE, NAMES, TABLE, RECALL = (
+    "index.faiss",
+    "names.jsonl",
+    "pictures",
+    "recall.json",
+)
+NEIGHBOURS = 32  # links of a picture in HNSW
+PER_CELL = 39  # pictures that faiss wants, at least, to train one cell of IVF
+NUM_QUERIES = 1000
+
+
+class Queries(NamedTuple):
+    """What the recall is measured with."""
+
+    embedding: np.ndarray  # float32 [Q, E]
+    what: str  # for people
+
+
+def hand_over(
+    vectors: Vectors,
+    out: str | Path,
+    *,
+    to: To,
+    kind: Kind = "flat",
+    queries: Queries | None = None,
+    top_k: int = 10,
+) -> dict[str, Any]:
+    """Writes folder `out` for faiss or LanceDB, and measures its recall.
+
+    Args:
+      out: must not exist, or be empty.
+      kind: "flat", all rows looked at; "ivf" or "hnsw", a part of them.
+      queries: None takes `NUM_QUERIES` of the embeddings, evenly spread.
+      top_k: of the recall.
+
+    Returns:
+      what `out`/recall.json holds, see `recall_against_exact`.
+
+    Raises:
+      UserError: the library is not installed; `out` holds something or cannot be
+        written; queries of another width.
+    """
+    if to not in _WRITERS:
+        raise UserError(
+            f"embeddings are handed over to faiss or lancedb, not to {to!r}"
+        )
+    if kind not in ("flat", "ivf", "hnsw"):
+        raise UserError(f"an index is flat, ivf or hnsw, not {kind!r}")
+    check_installed(to)
+    search = place(vectors.parts)
+    queries = queries or own_queries(vectors)
+    truth = search.top(queries.embedding, top_k)  # refuses what cannot be asked
+    with _new_folder(out) as folder:
+        ask, about = _WRITERS[to](vectors, folder, kind)
+        figures = recall_against_exact(search, ask, queries, truth)
+        figures = {"to": to, "index": kind, **about, **figures}
+        write_json(folder / RECALL, figures)
+    return figures
+
+
+def check_installed(to: To) -> None:
+    """A UserError where the library is not there."""
+    if find_spec(to) is None:
+        raise UserError(
+            f"{to} is not installed: pip install 'vilem-jax[search]' brings faiss and "
+            "LanceDB"
+        )
+
+
+def own_queries(vectors: Vectors, count: int = NUM_QUERIES) -> Queries:
+    """`count` of the embeddings, evenly spread."""
+    rows = np.unique(np.linspace(0, len(vectors) - 1, count).astype(np.int64))
+    starts = np.cumsum([0, *(len(part) for part in vectors.parts)])
+    part_of = np.searchsorted(starts, rows, side="right") - 1
+    picked = [
+        vectors.parts[part][row - starts[part]]
+        for part, row in zip(part_of, rows, strict=True)
+    ]
+    return Queries(np.stack(picked).astype(np.float32), f"{len(rows)} of the pictures")
+
+
+def recall_against_exact(
+    search: ExactSearch, ask: Ask, queries: Queries, truth
+) -> dict[str, Any]:
+    """How many of the exact best an engine finds.
+
+    A row counts that scores as high as the last of the exact ones, so that ties are
+    nobody's fault.
+
+    Args:
+      truth: of `search.top(queries.embedding, top_k)`.
+
+    Returns:
+      {"pictures", "dimension", "queries", "top_k", "recall": mean over the queries,
+      0..1, "worst": the lowest of one query}.
+    """
+    top_k = truth.rows.shape[1]
+    found = ask(queries.embedding, top_k)
+    taken = search.take(np.maximum(found, 0)).astype(np.float64)
+    scores = np.einsum("qe,qke->qk", queries.embedding.astype(np.float64), taken)
+    # Engines compare in float32 sums of their own.
+    is_good = (scores >= truth.scores[:, -1:] - 2e-6) & (found >= 0)
+    recall = is_good.mean(axis=1)
+    return {
+        "pictures": len(search),
+        "dimension": search.width,
+        "queries": queries.what,
+        "top_k": top_k,
+        "recall": float(recall.mean()),
+        "worst": float(recall.min()),
+    }
+
+
+def _to_faiss(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
+    """index.faiss, and names.jsonl whose line n names row n."""
+    import faiss
+
+    count, width = len(vectors), vectors.width
+    about = {}
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 200, 128
+        about = {"neighbours": NEIGHBOURS, "ef_construction": 200, "ef_search": 128}
+    elif kind == "ivf":
+        cells = _cells(count)
+        coarse = faiss.IndexFlatIP(width)
+        index = faiss.IndexIVFFlat(coarse, width, cells, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = _probes(cells)
+        index.train(own_queries(vectors, 256 * cells).embedding)
+        about = {"cells": cells, "probes": index.nprobe}
+    else:
+        index = faiss.IndexFlatIP(width)
+    for _, rows in _batches(vectors):
+        index.add(rows)
+    faiss.write_index(index, str(folder / FAISS_FILE))
+    with replacing(folder / NAMES) as file:
+        for row in range(count):
+            file.write(f"{json.dumps(str(vectors.path(row)))}\n".encode())
+    return (lambda queries, top_k: index.search(queries, top_k)[1]), about
+
+
+def _to_lancedb(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
+    """A table `pictures` of row, name and vector."""
+    import lancedb
+    import pyarrow
+    from lancedb.index import HnswFlat, IvfFlat
+
+    number = pyarrow.from_numpy_dtype(vectors.parts[0].dtype)
+    schema = pyarrow.schema(
+        [
+            ("row", pyarrow.int64()),
+            ("name", pyarrow.string()),
+            ("vector", pyarrow.list_(number, vectors.width)),
+        ]
+    )
+    table = lancedb.connect(str(folder)).create_table(TABLE, schema=schema)
+    for first, rows in _batches(vectors):
+        numbers = range(first, first + len(rows))
+        flat = pyarrow.array(rows.astype(vectors.parts[0].dtype).ravel())
+        columns = {
+            "row": pyarrow.array(numbers, pyarrow.int64()),
+            # Names that are not UTF-8 on disk: LanceDB has no other text.
+            "name": [
+                str(vectors.path(row)).encode("utf-8", "replace").decode()
+                for row in numbers
+            ],
+            "vector": pyarrow.FixedSizeListArray.from_arrays(flat, vectors.width),
+        }
+        table.add(pyarrow.table(columns, schema=schema))
+    cells = _cells(len(vectors))
+    about = {} if kind == "flat" else {"cells": cells, "probes": _probes(cells)}
+    if kind == "ivf":
+        config = IvfFlat(distance_type="dot", num_partitions=cells)
+        table.create_index("vector", config=config)
+    elif kind == "hnsw":
+        config = HnswFlat(distance_type="dot", num_partitions=1, m=NEIGHBOURS)
+        about = {"neighbours": NEIGHBOURS, "ef_search": 128}
+        table.create_index("vector", config=config)
+
+    def ask(queries: np.ndarray, top_k: int) -> np.ndarray:
+        found = np.full((len(queries), top_k), -1, np.int64)
+        for number, query in enumerate(queries):
+            asked = table.search(query).distance_type("dot").limit(top_k)
+            if kind == "ivf":
+                asked = asked.nprobes(_probes(cells))
+            elif kind == "hnsw":
+                asked = asked.ef(max(128, top_k))
+            rows = asked.select(["row", "_distance"]).to_arrow()["row"].to_numpy()
+            found[number, : len(rows)] = rows
+        return found
+
+    return ask, about
+
+
+_WRITERS = {"faiss": _to_faiss, "lancedb": _to_lancedb}
+
+
+def _batches(vectors: Vectors) -> Iterator[tuple[int, np.ndarray]]:
+    """The first row, and float32 rows, of all of them in turn."""
+    first = 0
+    for part in vectors.parts:
+        for start in range(0, len(part), BATCH):
+            rows = np.ascontiguousarray(part[start : start + BATCH], np.float32)
+            yield first + start, rows
+        first += len(part)
+
+
+def _cells(count: int) -> int:
+    """Cells of IVF: about 4 sqrt(N), each with enough pictures to be trained."""
+    return max(1, min(int(4 * math.sqrt(count)), count // PER_CELL))
+
+
+def _probes(cells: int) -> int:
+    return min(cells, max(8, cells // 16))
+
+
+@contextlib.contextmanager
+def _new_folder(out: str | Path) -> Iterator[Path]:
+    """A folder to write to that becomes `out` at the end of the block."""
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{out} holds something already: name a new folder with --out")
+    check_writable(folder.parent / f".{folder.name}")
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        draft.mkdir()
+        yield draft
+        os.replace(draft, folder)
+    except (OSError, RuntimeError) as error:  # the libraries' own, and a full disk
+        raise UserError(f"cannot write {out}: {reason(error)}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
