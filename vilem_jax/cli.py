@@ -10,7 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from vilem_jax import __version__, cli_data, cli_evaluate, cli_use, cli_weights
-from vilem_jax.cli_arguments import add_config, hours
+from vilem_jax.cli_arguments import (
+    add_config,
+    add_distributed,
+    find_my_place,
+    hours,
+)
 from vilem_jax.config import UserError
 from vilem_jax.config_files import Override, config_names, load_config
 
@@ -46,7 +51,13 @@ def _run(given: list[str]) -> int:
         parser.error(f"--config.{overrides[0][0]} belongs to a verb with --config")
     if overrides:
         options.overrides = overrides
-    options.verb(options)
+    if "distributed" not in options:
+        options.verb(options)
+    else:
+        from vilem_jax.hosts import joined
+
+        with joined(find_my_place(options)):
+            options.verb(options)
     sys.stdout.flush()
     return 0
 
@@ -131,6 +142,7 @@ def _add_train(verbs) -> None:
     train.add_argument(
         "--max-hours", type=hours, help="save and leave after so much wall time"
     )
+    add_distributed(train)
     train.set_defaults(verb=_train)
 
 
