@@ -142,6 +142,14 @@ def _add_train(verbs) -> None:
     train.add_argument(
         "--max-hours", type=hours, help="save and leave after so much wall time"
     )
+    train.add_argument(
+        "--stop-code",
+        type=int,
+        default=0,
+        metavar="CODE",
+        help="exit code of a run that a signal or --max-hours stopped before its end, "
+        "for schedulers that start again what failed; 0 by default",
+    )
     add_distributed(train)
     train.set_defaults(verb=_train)
 
@@ -155,6 +163,7 @@ def _train(options: argparse.Namespace) -> None:
         options.workdir,
         max_hours=options.max_hours,
         dry_run=options.dry_run,
+        stop_code=options.stop_code,
     )
     if not options.dry_run:
         _print_test(options.workdir)

@@ -85,6 +85,15 @@ def find_my_place(options: argparse.Namespace) -> Place | None:
     )
 
 
+def is_first(options: argparse.Namespace) -> bool:
+    """Whether this process tells and writes; of several the first one does."""
+    if "distributed" not in options:  # such a verb is one process, without JAX maybe
+        return True
+    from vilem_jax import hosts
+
+    return hosts.is_first()
+
+
 def add_data(verb: argparse.ArgumentParser) -> None:
     """--data and what belongs to it, for `source_config`."""
     verb.add_argument(

@@ -76,8 +76,14 @@ def joined(place: Place | None) -> Iterator[None]:
     # way would wait for processes that wait for this one.
     try:
         _join(place)
-        yield
+        try:
+            yield
+        except SystemExit:  # no error: all leave so
+            jax.distributed.shutdown()
+            raise
         jax.distributed.shutdown()
+    except SystemExit:
+        raise
     except BaseException as error:
         _leave(error)
 
@@ -112,9 +118,7 @@ def _join(place: Place) -> None:
 def _leave(error: BaseException) -> None:
     """Says what happened and ends the process; never returns."""
     code = 1
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else 1
-    elif isinstance(error, UserError):
+    if isinstance(error, UserError):
         code = EXIT_USER
         if is_first() or not isinstance(error, EverywhereError):
             _tell(str(error))

@@ -33,6 +33,7 @@ def train(
     *,
     max_hours: float | None = None,
     dry_run: bool = False,
+    stop_code: int = 0,
     num_devices: int | None = None,
     hooks: Sequence[Callable] = (),
 ) -> dict:
@@ -40,6 +41,8 @@ def train(
 
     Args:
       max_hours: after this wall time the run saves and leaves, to be resumed.
+      stop_code: where not 0, SystemExit with it ends a run that was stopped before its
+        last step, so that a scheduler starts it again.
       dry_run: compile, take one step on the first batch, write nothing.
       num_devices: use so many of the devices; None uses all.
       hooks: called with (step, record) for each record, see `MetricsLog`.
@@ -171,6 +174,8 @@ def train(
             say(
                 f"stopped at step {step} of {num_steps}; the same command goes on there"
             )
+            if stop_code:
+                raise SystemExit(stop_code)
         else:
             task.finish(state)
             score_test(config, folder, task, state, step)
