@@ -14,7 +14,7 @@
 #                 (xpk's --storage)
 #
 # A pod that is moved away gets SIGTERM; the run saves and leaves with code 75. That and
-# code 3 (another pod is gone) make JobSet start all pods again, --max-restarts times,
+# code 3 (another pod is gone) make JobSet start all pods again, up to 100 times,
 # and they resume; an error (codes 1 and 2) does not. `exec` hands xpk's SIGTERM on to
 # the program. --dry-run shows what xpk would do.
 set -euo pipefail
@@ -37,6 +37,6 @@ esac
 exec xpk workload create \
   --cluster="${CLUSTER:?}" --project="${PROJECT:?}" --zone="${ZONE:?}" \
   --workload="${NAME:?}" --docker-image="${IMAGE:?}" "${devices[@]}" \
-  --max-restarts="${MAX_RESTARTS:-100}" --restart-on-exit-codes=3,75 \
+  --max-restarts=100 --restart-on-exit-codes=3,75 \
   --termination-grace-period-seconds=120 \
   --command="$train" "$@"
