@@ -71,9 +71,14 @@ def start_two(folder, arguments, *, workdirs=None):
     """Both tasks; what they say on stderr goes to FOLDER/errors-I."""
     port = free_port()
     workdirs = workdirs or [folder / "run"] * 2
+    if arguments[0][0] == "train":
+        arguments = [
+            [*given, f"--workdir={workdir}"]
+            for given, workdir in zip(arguments, workdirs, strict=True)
+        ]
     return [
         start(
-            [*arguments[i], f"--workdir={workdirs[i]}"],
+            arguments[i],
             ids=folder / f"ids-{i}",
             errors=folder / f"errors-{i}",
             **as_task(i, port),
@@ -84,7 +89,9 @@ def start_two(folder, arguments, *, workdirs=None):
 
 def finish(process, seconds=PATIENCE):
     said, _ = process.communicate(timeout=seconds)
-    return process.returncode, said
+    # Gloo's library greets on stdout, from where no Python can keep it.
+    lines = [line for line in said.splitlines() if not line.startswith("[Gloo]")]
+    return process.returncode, "\n".join(lines)
 
 
 def said_by(folder):
@@ -226,6 +233,18 @@ def test_one_of_them_writes_and_talks(two):
     assert not list((two / "run").glob(".shared*"))
 
 
+def test_vilem_evaluate_in_two_processes(two, tmp_path):
+    out = tmp_path / "retrieval.json"
+    command = ["evaluate", "retrieval", f"--model={two / 'run'}", f"--out={out}"]
+    told = [finish(process) for process in start_two(tmp_path, [command] * 2)]
+    assert [code for code, _ in told] == [0, 0], said_by(tmp_path)
+    assert "t2i" in told[0][1] and not told[1][1]
+    found = json.loads(out.read_text())
+    [*_, last] = read_records(two / "run/metrics.jsonl")
+    assert found["rsum"] == pytest.approx(last["validation/held_out/rsum"])
+    assert found["images"] == HELD_OUT["num_images"]
+
+
 def test_a_signal_to_one_stops_both_at_one_step(two, two_in_one, longer, tmp_path):
     shutil.copytree(two / "run", tmp_path / "run")
     command = train_command(tmp_path, longer)
@@ -251,9 +270,11 @@ def test_one_killed_the_other_leaves(one, two_in_one, longer, tmp_path, killed):
     both[killed].kill()
     code, _ = finish(both[1 - killed], seconds=GONE_WITHIN)
     finish(both[killed])
-    assert code > 0
+    assert code != 0
     errors = said_by(tmp_path)[1 - killed]
-    assert "another process is gone or out of reach" in errors, errors
+    # Ours, where a collective fails first; else JAX's own service ends the process.
+    ours = "another process is gone or out of reach" in errors
+    assert ours or "Terminating process" in errors, errors
     assert "Traceback" not in errors
     steps = range(NUM_STEPS + 1, NUM_STEPS + 5)
     assert_same_losses(losses(tmp_path / "run"), two_in_one, steps)

@@ -79,12 +79,9 @@ class Checkpoints:
         self._keep, self._say = keep, say
         self._saving: int | None = None  # the step that is on its way to the disk
         self._failed = 0  # saves in a row
-        hosts.first_does(self._clear)
+        left = self._folder.glob(f"{_OLD}*")
+        hosts.first_does(lambda: [shutil.rmtree(p, ignore_errors=True) for p in left])
         self._manager = self._open()
-
-    def _clear(self) -> None:
-        for left in self._folder.glob(f"{_OLD}*"):
-            shutil.rmtree(left, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """The finished checkpoints, oldest first, as process 0 sees the disk."""
@@ -148,6 +145,8 @@ class Checkpoints:
                 list_files(place)
 
     def _fail(self, error: Exception) -> None:
+        if hosts.is_lost(error):
+            raise error
         step, self._saving = self._saving, None
         self._failed += 1
         kept = _steps(self._folder)
