@@ -1,11 +1,12 @@
 """`vilem` as one of two processes, which notes the ids of every pair it reads.
 
-As a script: `python -m tests.training.one_of_two IDS_FILE ARGUMENT...`. An IDS_FILE of
-"-" notes nothing.
+As a script: `python -m tests.training.one_of_two IDS_FILE SECONDS ARGUMENT...`. An
+IDS_FILE of "-" notes nothing; reading a batch takes so many seconds longer.
 """
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from vilem_jax import cli
@@ -29,7 +30,7 @@ def write_config(folder: Path, settings: dict) -> Path:
     return file
 
 
-def main(ids_file: str, *arguments: str) -> int:
+def main(ids_file: str, seconds: str, *arguments: str) -> int:
     if ids_file == "-":
         return cli.main(arguments)
     plain, file = run.train_batches, Path(ids_file)
@@ -42,6 +43,7 @@ def main(ids_file: str, *arguments: str) -> int:
 
         def __next__(self):
             batch = next(self.reader)
+            time.sleep(float(seconds))
             with file.open("a") as notes:
                 notes.write(json.dumps(batch["sample_id"].tolist()) + "\n")
             return batch

@@ -47,11 +47,18 @@ def as_task(index: int, port: int) -> dict[str, str]:
     }
 
 
-def start(arguments, *, num_devices=1, ids="-", errors=None, **environment):
+def start(arguments, *, num_devices=1, ids="-", seconds=0, errors=None, **environment):
     plain = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     with errors.open("w") if errors else contextlib.nullcontext() as stderr:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.training.one_of_two", str(ids), *arguments],
+            [
+                sys.executable,
+                "-m",
+                "tests.training.one_of_two",
+                str(ids),
+                str(seconds),
+                *arguments,
+            ],
             cwd=ROOT,
             env=plain
             | {
@@ -67,7 +74,7 @@ def start(arguments, *, num_devices=1, ids="-", errors=None, **environment):
         )
 
 
-def start_two(folder, arguments, *, workdirs=None):
+def start_two(folder, arguments, *, workdirs=None, seconds=0):
     """Both tasks; what they say on stderr goes to FOLDER/errors-I."""
     port = free_port()
     workdirs = workdirs or [folder / "run"] * 2
@@ -80,6 +87,7 @@ def start_two(folder, arguments, *, workdirs=None):
         start(
             arguments[i],
             ids=folder / f"ids-{i}",
+            seconds=seconds,
             errors=folder / f"errors-{i}",
             **as_task(i, port),
         )
@@ -171,24 +179,15 @@ def two(settings, one, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def longer(settings, editor_folder):
-    """The same run, to be gone on with: it ends when it is told to."""
-    return {**settings, "train": {**settings["train"], "num_steps": 100_000}}
-
-
-@pytest.fixture(scope="module")
-def two_in_one(two, longer, tmp_path_factory):
-    """Records of a run that two processes began and one goes on with."""
-    folder = tmp_path_factory.mktemp("two_in_one")
-    shutil.copytree(two / "run", folder / "run")
-    arguments = [*train_command(folder, longer), f"--workdir={folder / 'run'}"]
-    process = start(arguments, num_devices=2)
-    wait_for_step(folder / "run", NUM_STEPS + 4, [process])
-    process.send_signal(signal.SIGTERM)
-    code, said = finish(process)
-    assert code == 0 and f"resuming at step {NUM_STEPS}" in said
-    return losses(folder / "run")
+def half_way(run, folder):
+    """A copy of a finished run as it was after its first checkpoint."""
+    shutil.copytree(run, folder)
+    shutil.rmtree(folder / "checkpoints" / str(NUM_STEPS))
+    (folder / "test.json").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= SAVE_EVERY]
+    (folder / "metrics.jsonl").write_text("".join(kept))
+    return folder
 
 
 def test_two_processes_are_one(one, two):
@@ -245,39 +244,49 @@ def test_vilem_evaluate_in_two_processes(two, tmp_path):
     assert found["images"] == HELD_OUT["num_images"]
 
 
-def test_a_signal_to_one_stops_both_at_one_step(two, two_in_one, longer, tmp_path):
-    shutil.copytree(two / "run", tmp_path / "run")
-    command = train_command(tmp_path, longer)
-    both = start_two(tmp_path, [command] * 2)
-    wait_for_step(tmp_path / "run", NUM_STEPS + 4, both)
+def test_what_two_began_one_goes_on_with(one, two, settings, tmp_path):
+    workdir = half_way(two / "run", tmp_path / "run")
+    arguments = [*train_command(tmp_path, settings), f"--workdir={workdir}"]
+    code, said = finish(start(arguments, num_devices=2))
+    assert code == 0 and f"resuming at step {SAVE_EVERY}" in said, said
+    steps = range(SAVE_EVERY + 1, NUM_STEPS + 1)
+    assert_same_losses(losses(workdir), losses(one / "run"), steps)
+
+
+def test_a_signal_to_one_stops_both_at_one_step(one, settings, tmp_path):
+    """And what one process began goes on in two."""
+    workdir = half_way(one / "run", tmp_path / "run")
+    command = [*train_command(tmp_path, settings), "--stop-code=75"]
+    both = start_two(tmp_path, [command] * 2, seconds=1)
+    wait_for_step(workdir, SAVE_EVERY + 2, both)
     both[1].send_signal(signal.SIGTERM)
-    assert [finish(process)[0] for process in both] == [0, 0], said_by(tmp_path)
+    assert [finish(process)[0] for process in both] == [75, 75], said_by(tmp_path)
     assert "stopped at step" in said_by(tmp_path)[0]
-    last = max(steps_of(tmp_path / "run"))
-    saved = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()]
-    assert max(saved) == last
-    steps = range(NUM_STEPS + 1, NUM_STEPS + 5)
-    assert_same_losses(losses(tmp_path / "run"), two_in_one, steps)
+    last = max(steps_of(workdir))
+    saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    assert SAVE_EVERY + 2 <= max(saved) == last < NUM_STEPS
+    steps = range(SAVE_EVERY + 1, last + 1)
+    assert_same_losses(losses(workdir), losses(one / "run"), steps)
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_one_killed_the_other_leaves(one, two_in_one, longer, tmp_path, killed):
-    """R8; and a checkpoint of one process goes on in two."""
-    shutil.copytree(one / "run", tmp_path / "run")
-    command = train_command(tmp_path, longer)
-    both = start_two(tmp_path, [command] * 2)
-    wait_for_step(tmp_path / "run", NUM_STEPS + 4, both)
+def test_one_killed_the_other_leaves(two, settings, tmp_path, killed):
+    """R8."""
+    workdir = half_way(two / "run", tmp_path / "run")
+    command = train_command(tmp_path, settings)
+    both = start_two(tmp_path, [command] * 2, seconds=1)
+    wait_for_step(workdir, SAVE_EVERY + 2, both)
     both[killed].kill()
     code, _ = finish(both[1 - killed], seconds=GONE_WITHIN)
     finish(both[killed])
-    assert code != 0
+    assert code != 0 and max(steps_of(workdir)) < NUM_STEPS
     errors = said_by(tmp_path)[1 - killed]
     # Ours, where a collective fails first; else JAX's own service ends the process.
     ours = "another process is gone or out of reach" in errors
     assert ours or "Terminating process" in errors, errors
     assert "Traceback" not in errors
-    steps = range(NUM_STEPS + 1, NUM_STEPS + 5)
-    assert_same_losses(losses(tmp_path / "run"), two_in_one, steps)
+    saved = [path.name for path in (workdir / "checkpoints").iterdir()]
+    assert str(SAVE_EVERY) in saved
 
 
 def test_processes_that_differ_are_told(settings, tmp_path):
