@@ -237,7 +237,7 @@ def test_vilem_evaluate_in_two_processes(two, tmp_path):
     command = ["evaluate", "retrieval", f"--model={two / 'run'}", f"--out={out}"]
     told = [finish(process) for process in start_two(tmp_path, [command] * 2)]
     assert [code for code, _ in told] == [0, 0], said_by(tmp_path)
-    assert "t2i" in told[0][1] and not told[1][1]
+    assert "text to image" in told[0][1] and not told[1][1]
     found = json.loads(out.read_text())
     [*_, last] = read_records(two / "run/metrics.jsonl")
     assert found["rsum"] == pytest.approx(last["validation/held_out/rsum"])
