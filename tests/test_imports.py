@@ -16,8 +16,8 @@ MAX_LINES = 400
 # one level do not know each other.
 LEVELS = [
     {"config", "freeze", "config_files"},
-    {"files"},
-    {"data", "models", "objectives", "sharding"},
+    {"files", "clusters"},
+    {"data", "models", "objectives", "sharding", "hosts"},
     {"weights"},
     {"evaluation"},
     {"training"},

@@ -17,7 +17,12 @@ from vilem_jax import (
     cli_vectors,
     cli_weights,
 )
-from vilem_jax.cli_arguments import add_config, hours
+from vilem_jax.cli_arguments import (
+    add_config,
+    add_distributed,
+    find_my_place,
+    hours,
+)
 from vilem_jax.config import UserError
 from vilem_jax.config_files import Override, config_names, load_config
 
@@ -53,7 +58,13 @@ def _run(given: list[str]) -> int:
         parser.error(f"--config.{overrides[0][0]} belongs to a verb with --config")
     if overrides:
         options.overrides = overrides
-    options.verb(options)
+    if "distributed" not in options:
+        options.verb(options)
+    else:
+        from vilem_jax.hosts import joined
+
+        with joined(find_my_place(options)):
+            options.verb(options)
     sys.stdout.flush()
     return 0
 
@@ -139,6 +150,15 @@ def _add_train(verbs) -> None:
     train.add_argument(
         "--max-hours", type=hours, help="save and leave after so much wall time"
     )
+    train.add_argument(
+        "--stop-code",
+        type=int,
+        default=0,
+        metavar="CODE",
+        help="exit code of a run that a signal or --max-hours stopped before its end, "
+        "for schedulers that start again what failed; 0 by default",
+    )
+    add_distributed(train)
     train.set_defaults(verb=_train)
 
 
@@ -151,6 +171,7 @@ def _train(options: argparse.Namespace) -> None:
         options.workdir,
         max_hours=options.max_hours,
         dry_run=options.dry_run,
+        stop_code=options.stop_code,
     )
     if not options.dry_run:
         _print_test(options.workdir)

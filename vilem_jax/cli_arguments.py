@@ -2,9 +2,11 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vilem_jax.clusters import SWITCHES, Place, find_place
 from vilem_jax.config import SourceConfig, UserError
 
 EMBEDDED = "scenes"  # as --data
@@ -57,6 +59,39 @@ def open_model(options: argparse.Namespace):
         batch_size=options.batch_size,
         step=options.step,
     )
+
+
+def add_distributed(verb: argparse.ArgumentParser) -> None:
+    """What makes a verb one of several processes, for `find_my_place`."""
+    group = verb.add_argument_group("one of several processes")
+    group.add_argument(
+        "--distributed",
+        choices=SWITCHES,
+        default="auto",
+        help="auto: where SLURM, Open MPI, Kubernetes or a TPU slice starts several",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--num-processes", type=count, metavar="N")
+    group.add_argument("--process-id", type=int, metavar="I", help="from 0")
+
+
+def find_my_place(options: argparse.Namespace) -> Place | None:
+    return find_place(
+        options.distributed,
+        os.environ,
+        coordinator=options.coordinator,
+        num_processes=options.num_processes,
+        process_id=options.process_id,
+    )
+
+
+def is_first(options: argparse.Namespace) -> bool:
+    """Whether this process tells and writes; of several the first one does."""
+    if "distributed" not in options:  # such a verb is one process, without JAX maybe
+        return True
+    from vilem_jax import hosts
+
+    return hosts.is_first()
 
 
 def add_data(verb: argparse.ArgumentParser) -> None:

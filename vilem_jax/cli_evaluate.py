@@ -8,8 +8,10 @@ from vilem_jax import cli_video
 from vilem_jax.cli_arguments import (
     EMBEDDED,
     add_data,
+    add_distributed,
     add_model,
     count,
+    is_first,
     open_model,
     refuse_options,
     source_config,
@@ -34,6 +36,7 @@ def _add_measure(measures, name: str, sentence: str) -> argparse.ArgumentParser:
     measure = measures.add_parser(name, help=sentence, allow_abbrev=False)
     add_model(measure)
     add_data(measure)
+    add_distributed(measure)
     _add_out(measure)
     return measure
 
@@ -65,15 +68,18 @@ def _check_out(options: argparse.Namespace) -> None:
     """Before hours of work: can --out be written?"""
     from vilem_jax.files import check_writable
 
-    if options.out:
+    if options.out and is_first(options):
         check_writable(options.out)
 
 
 def _tell(options: argparse.Namespace, table: str, figures: dict) -> None:
-    """Prints the table and on what it was measured; writes --out."""
+    """Prints the table and on what it was measured; writes --out. Of several processes
+    the first one does."""
     from vilem_jax.files import write_json
     from vilem_jax.report.tables import measured_lines
 
+    if not is_first(options):
+        return
     print(table)
     print(measured_lines(figures))
     for note in figures["protocol"].get("notes", ()):
@@ -141,6 +147,8 @@ def _retrieval(options: argparse.Namespace) -> None:
     protocol = _protocol(options, split=config.split) | figures["protocol"]
     figures["protocol"] = protocol
     _tell(options, retrieval_table(figures), figures)
+    if not is_first(options):
+        return
     if missing := protocol["missing_images"]:
         captions = protocol["missing_captions"]
         print(
@@ -288,15 +296,17 @@ def _proofreading(options: argparse.Namespace) -> None:
 def _open_edits(options: argparse.Namespace, model, source):
     from pathlib import Path
 
+    from vilem_jax import hosts
     from vilem_jax.api import make_run_edits
     from vilem_jax.evaluation.proofread import load_edits, save_edits
 
-    if options.edits and Path(options.edits).expanduser().exists():
+    has_edits = options.edits and Path(options.edits).expanduser().exists()
+    if hosts.of_first(has_edits):
         return load_edits(options.edits, model.tokenizer)
     model.encoder.check_trained()  # before anything is asked of an editor
     edits = make_run_edits(model, source, seed=options.seed)
     if options.edits:
-        save_edits(edits, options.edits)
+        hosts.first_does(lambda: save_edits(edits, options.edits))
     return edits
 
 
@@ -350,6 +360,7 @@ def _add_suite(measures) -> None:
         help="leave out pictures of retrieval that are not there, and count them",
     )
     _add_text_length(measure)
+    add_distributed(measure)
     measure.set_defaults(verb=_suite)
 
 
@@ -372,6 +383,8 @@ def _suite(options: argparse.Namespace) -> None:
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
+    if not is_first(options):
+        return
     for name, figures in done.figures.items():
         figures["protocol"] = _protocol(options) | figures["protocol"]
         write_json(out / f"{name}.json", figures)

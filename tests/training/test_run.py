@@ -191,6 +191,7 @@ class Steps:
             number = int(state["number"]) + 1
             in_a_row = in_a_row + 1 if number in self.bad else 0
             metrics = {"loss": 1.0, "skipped_in_a_row": jnp.asarray(in_a_row)}
+            metrics["bad_images"] = batch["is_bad"].sum()
             return {"number": jnp.asarray(number, jnp.int32)}, metrics
 
         return types.SimpleNamespace(
@@ -255,14 +256,21 @@ def test_broken_pictures_are_counted_in_the_log(settings, tmp_path, monkeypatch)
 
 
 def test_too_many_broken_pictures_stop_the_run():
-    watch = program._Watch(freeze({"data": {"max_bad_fraction": 0.01}}))
-    bad = {"is_bad": np.arange(100) < 1}
-    for _ in range(20):
-        watch.see(bad)  # 1 %
-    with pytest.raises(UserError, match=r"21 of 2001 .*max_bad_fraction=0.01"):
-        watch.see({"is_bad": np.ones(1, bool)})
-    few = program._Watch(freeze({}))
-    few.see({"is_bad": np.arange(20) < 10})  # in the first batch: no fraction yet
+    data, train = {"max_bad_fraction": 0.01}, {"batch_size": 100}
+    watch = program._Watch(freeze({"data": data, "train": train}))
+
+    def bad(count):
+        """Metrics of a step; judged by the next call."""
+        return {"skipped_in_a_row": jnp.zeros(()), "bad_images": jnp.asarray(count)}
+
+    for step in range(20):
+        assert watch.trouble_before(step, bad(1)) is None  # 1 %
+    assert watch.trouble_before(20, bad(2)) is None
+    trouble = watch.trouble_before(21, bad(0))
+    assert trouble.startswith("22 of 2100 ") and "max_bad_fraction=0.01" in trouble
+    few = program._Watch(freeze({"train": train}))
+    few.trouble_before(0, bad(10))
+    assert few.trouble_before(1, {}) is None  # in the first batch: no fraction yet
 
 
 def refused(config, workdir, *words, **settings):

@@ -43,8 +43,8 @@ def open_corpus(config: DataConfig) -> Corpus:
 class BatchMaker:
     """step -> host batch; nothing else decides what a batch holds.
 
-    A host makes rows [host_index * batch_size / num_hosts, ...) of each global batch:
-    contiguous, for a queue that is no multiple of the batch would notice another order.
+    Each row has its place in the global batch, whichever host makes it: a queue that
+    is no multiple of the batch would notice another order.
     """
 
     corpus: Corpus
@@ -55,21 +55,12 @@ class BatchMaker:
     seed: int
     batch_size: int  # global
     edits: PreparedEdits | None = None
-    host_index: int = 0
-    num_hosts: int = 1
-
-    def __post_init__(self):
-        if self.batch_size % self.num_hosts:
-            raise UserError(
-                f"a batch of {self.batch_size} does not divide over "
-                f"{self.num_hosts} hosts"
-            )
+    rows: tuple[int, ...] = ()  # of the global batch, made here; () makes all
 
     def __call__(self, step: int) -> HostBatch:
         """The batch of `step` (0, 1, ...); see `train_batches` for what it holds."""
-        num_rows = self.batch_size // self.num_hosts
-        first = int(step) * self.batch_size + self.host_index * num_rows
-        rows = [self._row(first + i) for i in range(num_rows)]
+        first = int(step) * self.batch_size
+        rows = [self._row(first + row) for row in self.rows or range(self.batch_size)]
         captions = [row.pop("caption") for row in rows]
         visits = [row.pop("visit") for row in rows]
         batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -190,29 +181,28 @@ def train_batches(
     image_size: int,
     edits: PreparedEdits | None = None,
     start_step: int = 0,
-    host_index: int = 0,
-    num_hosts: int = 1,
+    rows: tuple[int, ...] = (),
 ) -> Batches:
     """The endless batches of a run, from `start_step` on.
 
     The batch of a step depends on `seed` and the step alone: not on where the run
-    started, nor on workers or prefetching; hosts hold contiguous parts of it.
+    started, nor on workers or prefetching; each host makes its rows of it.
 
     Args:
       batch_size: pairs a step over all hosts.
       image_size: R, pixels a side; 0 reads no pictures, for training on captions.
       edits: of the pairs of `corpus`; None leaves captions to an editor.
+      rows: of the global batch that this host makes; () makes all.
 
     Returns:
-      an iterator, to be closed, of dicts of arrays; B is batch_size / num_hosts:
+      an iterator, to be closed, of dicts of arrays; B is the number of rows made here:
       "pixels" uint8 [B, R, R, 3]; "tokens" int32 [B, L]; "sample_id" int32 [B], the
       pair's number in the corpus; "image_id" int32 [B], the picture's; "is_bad" bool
       [B], where a broken picture was replaced by the next whole one. With `edits` also
       what `PreparedEdits.rows` gives.
 
     Raises:
-      UserError: the batch does not divide over the hosts; too many broken pictures in
-        a row (from the iterator).
+      UserError: too many broken pictures in a row (from the iterator).
     """
     maker = BatchMaker(
         corpus=corpus,
@@ -223,8 +213,7 @@ def train_batches(
         seed=seed,
         batch_size=batch_size,
         edits=edits,
-        host_index=host_index,
-        num_hosts=num_hosts,
+        rows=rows,
     )
     return Batches(maker, start_step, config)
 

@@ -22,6 +22,7 @@ from vilem_jax.data.captions import Vocabulary
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.timing import Stopwatch, measure
+from vilem_jax.hosts import is_first
 from vilem_jax.models.text import is_real_token
 
 Branch = Literal["local", "global"]
@@ -280,7 +281,7 @@ def read_pictures(
 
 def progress(items: Sequence, unit: str, *, show: bool) -> Iterable:
     """`items`, with a bar on stderr that tells speed and time left, where `show`."""
-    if not show:
+    if not (show and is_first()):
         return items
     from tqdm import tqdm
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vilem_jax import hosts
 from vilem_jax.config import UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import ImageError, decode, resize_square
@@ -162,18 +163,23 @@ def evaluate_pairs(
         except (OSError, ImageError) as error:
             raise UserError(f"picture {image} cannot be read: {error}") from error
 
+    # Of several processes each encodes its part of both.
+    def encode_images(images: list) -> np.ndarray:
+        here = [images[row] for row in hosts.part(len(images))]
+        pixels = read_ahead(read, progress(here, "picture", show=show_progress))
+        return hosts.gather(encoder.encode_images(pixels), len(images))
+
     def encode_texts(texts: list[str]) -> np.ndarray:
         with clock.measure("tokenize"):
-            tokens = tokenizer.encode(texts, text_length)
-        return encoder.encode_texts(tokens)
+            here = [texts[row] for row in hosts.part(len(texts))]
+            tokens = tokenizer.encode(here, text_length)
+        return hosts.gather(encoder.encode_texts(tokens), len(texts))
 
     clock = Stopwatch()
     encoder = encoder.timed(clock)
     score_true, score_wrong = pair_scores(
         pairs,
-        encode_images=lambda images: encoder.encode_images(
-            read_ahead(read, progress(images, "picture", show=show_progress))
-        ),
+        encode_images=encode_images,
         encode_texts=encode_texts,
         clock=clock,
     )

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vilem_jax import hosts
 from vilem_jax.config import EditorConfig, UserError
 from vilem_jax.data.captions import Tokenizer, vocabulary_digest
 from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
-from vilem_jax.evaluation.encoding import Encoder, read_pictures
+from vilem_jax.evaluation.encoding import Encoder, Proofreading, read_pictures
 from vilem_jax.files import write_bytes
 
 EDIT_ROWS = 64  # captions the editor takes at a time
@@ -206,16 +207,21 @@ def evaluate_proofreading(
 
 
 def _branches(encoder, edits, source, images, is_word, show_progress) -> dict:
+    here = hosts.part(len(images))  # of several processes each judges its part
     judged = encoder.proofread(
         read_pictures(
-            source, images.tolist(), encoder.image_size, show_progress=show_progress
+            source,
+            images[here].tolist(),
+            encoder.image_size,
+            show_progress=show_progress,
         ),
-        edits.edited,
-        edits.places,
-        edits.labels,
+        edits.edited[here],
+        edits.places[here],
+        edits.labels[here],
     )
     figures = {}
-    for branch, one in judged.items():
+    for branch, part in judged.items():
+        one = Proofreading(*(hosts.gather(rows, len(images)) for rows in part))
         both = proofread_metrics(
             one.p_wrong,
             edits.edited != edits.tokens,

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from vilem_jax import hosts
 from vilem_jax.config import UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.missing import present_pictures
@@ -68,15 +69,17 @@ def encode_source(
                 "leave it out of the data, or caption it"
             )
     captions = tuple(caption for each in said for caption in each)
+    here = hosts.part(len(source))  # of several processes each encodes its part
     pictures = read_pictures(
-        source, range(len(source)), encoder.image_size, show_progress=show_progress
+        source, here, encoder.image_size, show_progress=show_progress
     )
-    image_embedding = encoder.encode_images(pictures)
+    image_embedding = hosts.gather(encoder.encode_images(pictures), len(source))
     with measure(encoder.clock, "tokenize"):
-        tokens = tokenizer.encode(captions, text_length)
+        said_here = [captions[row] for row in hosts.part(len(captions))]
+        tokens = tokenizer.encode(said_here, text_length)
     return EncodedSource(
         image_embedding=image_embedding,
-        text_embedding=encoder.encode_texts(tokens),
+        text_embedding=hosts.gather(encoder.encode_texts(tokens), len(captions)),
         captions=captions,
         image_of_text=np.repeat(np.arange(len(said)), [len(each) for each in said]),
     )

@@ -69,8 +69,6 @@ def see_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[Seen
         image_size=config.model.vision.image_size,
         edits=starting.open_edits(config, corpus, tokenizer),
         start_step=0,
-        host_index=0,
-        num_hosts=1,
     )
     with reader:
         batch = next(reader)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from vilem_jax.config import UserError
 from vilem_jax.files import reason, replace_file
@@ -54,6 +55,18 @@ def nest(flat: Flat) -> dict[str, Any]:
     return nested
 
 
+def placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and where it shall lie: by its own sharding, or a device here."""
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def no_elements(leaf: Any) -> jax.Array:
+    return jax.device_put(np.zeros(leaf.shape, leaf.dtype), placed(leaf).sharding)
+
+
 def shapes(flat: Flat) -> dict[str, Entry]:
     return {
         name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
@@ -80,8 +93,21 @@ def _checksums(flat: Flat) -> dict[str, int]:
         array = np.ascontiguousarray(leaf)
         return zlib.crc32(array.reshape(-1).view(np.uint8))
 
+    # What is split over processes is gathered by all of them, one after another.
+    split = {name: checksum(_gathered(v)) for name, v in flat.items() if _is_split(v)}
+    rest = {name: leaf for name, leaf in flat.items() if name not in split}
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return dict(zip(flat, pool.map(checksum, flat.values()), strict=True))
+        sums = dict(zip(rest, pool.map(checksum, rest.values()), strict=True))
+    return {name: (split | sums)[name] for name in flat}
+
+
+def _is_split(leaf: Any) -> bool:
+    is_array = isinstance(leaf, jax.Array)
+    return is_array and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+
+
+def _gathered(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
 
 def read_description(where: Path, part: str = "tensors") -> dict[str, Any]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from vilem_jax import hosts
 from vilem_jax.config import Config, UserError
 from vilem_jax.files import reason
 from vilem_jax.training.checkpoint_contents import (
@@ -32,6 +32,8 @@ from vilem_jax.training.checkpoint_contents import (
     flatten,
     list_files,
     nest,
+    no_elements,
+    placed,
     read_description,
     read_fields,
     shapes,
@@ -48,6 +50,10 @@ MAX_FAILED_SAVES = 3  # in a row, then the run stops
 
 _OLD = ".old-"  # begins the name of a checkpoint on its way out
 _FOLDER = {"last": CHECKPOINTS_FOLDER, "best": BEST_FOLDER}
+
+
+class _NoRoomError(OSError):
+    """Found by all processes alike, before Orbax begins."""
 
 
 class Checkpoints:
@@ -73,24 +79,25 @@ class Checkpoints:
         self._keep, self._say = keep, say
         self._saving: int | None = None  # the step that is on its way to the disk
         self._failed = 0  # saves in a row
-        for left in self._folder.glob(f"{_OLD}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        left = self._folder.glob(f"{_OLD}*")
+        hosts.first_does(lambda: [shutil.rmtree(p, ignore_errors=True) for p in left])
         self._manager = self._open()
 
     def steps(self) -> list[int]:
-        """The finished checkpoints, oldest first."""
-        return _steps(self._folder)
+        """The finished checkpoints, oldest first, as process 0 sees the disk."""
+        return hosts.of_first(_steps(self._folder))
 
     def save(self, step: int, state: Any, figures: dict | None = None) -> None:
         """Starts to store `state`; returns once the arrays may be overwritten.
 
-        A save that fails is said and training goes on.
+        A save that fails is said and training goes on; but among several processes,
+        which all must call this, what not all of them see ends the run.
 
         Args:
           figures: what was measured of it, for `read_figures`.
 
         Raises:
-          UserError: the third failure in a row.
+          UserError: the third failure in a row, or one among several processes.
         """
         self.wait()
         if step in self.steps():
@@ -124,10 +131,10 @@ class Checkpoints:
     def _check_room(self, flat: Flat) -> None:
         """Fails at once where the disk is sure to fill up: Orbax would fail later and
         with many words. Compression takes about 7 % off a state."""
-        free = shutil.disk_usage(self._folder).free
+        free = hosts.of_first(shutil.disk_usage(self._folder).free)
         needed = 0.9 * sum(leaf.nbytes for leaf in flat.values())
         if free < needed:
-            raise OSError(
+            raise _NoRoomError(
                 f"no space: {free / 1e6:,.1f} MB are free, {needed / 1e6:,.1f} needed"
             )
 
@@ -138,11 +145,18 @@ class Checkpoints:
                 list_files(place)
 
     def _fail(self, error: Exception) -> None:
+        if hosts.is_lost(error):
+            raise error
         step, self._saving = self._saving, None
         self._failed += 1
-        kept = self.steps()
+        kept = _steps(self._folder)
         last = f"step {kept[-1]} is safe" if kept else "none is stored yet"
         trouble = f"saving step {step} to {self._folder} failed: {failure(error)}"
+        if hosts.several() and not isinstance(error, _NoRoomError):
+            raise UserError(
+                f"{trouble}, which processes cannot go on from together ({last}); mend "
+                "it and start all of them again with the same command"
+            ) from error
         with contextlib.suppress(Exception):
             self._manager.close()
         with contextlib.suppress(UserError):
@@ -193,20 +207,20 @@ class Checkpoints:
     def _restore(self, step: int, abstract_state: Any) -> Any:
         where = self._folder / str(step)
         wanted = flatten(abstract_state)
-        verify_files(where)
+        hosts.share_fate(lambda: verify_files(where), DamagedError)
         saved = read_description(where)
         check_same(saved, wanted, where)
-        target = {name: _abstract(leaf) for name, leaf in wanted.items() if leaf.size}
+        target = {name: placed(leaf) for name, leaf in wanted.items() if leaf.size}
         with damage():
             items = self._manager.restore(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
             )
         flat = dict(items["state"])
-        verify(flat, saved)
+        hosts.share_fate(lambda: verify(flat, saved), DamagedError)
         for name, leaf in wanted.items():
             if not leaf.size:
-                flat[name] = _no_elements(leaf)
+                flat[name] = no_elements(leaf)
         return jax.tree.unflatten(
             jax.tree.structure(abstract_state), [flat[name] for name in wanted]
         )
@@ -214,12 +228,20 @@ class Checkpoints:
     def drop(self, step: int) -> None:
         """Removes a finished checkpoint; renamed first, for half of one is damage."""
         old = self._folder / f"{_OLD}{step}"
-        (self._folder / str(step)).rename(old)
-        shutil.rmtree(old, ignore_errors=True)
+
+        def remove() -> None:
+            (self._folder / str(step)).rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+
+        hosts.first_does(remove)
         self._manager.reload()
 
     def set_aside(self, steps: list[int]) -> None:
         """Out of the way of the save that will come to the same step again."""
+        hosts.first_does(lambda: self._move_away(steps))
+        self._manager.reload()
+
+    def _move_away(self, steps: list[int]) -> None:
         folder = self._folder.parent / DAMAGED_FOLDER
         try:
             folder.mkdir(exist_ok=True)
@@ -232,7 +254,6 @@ class Checkpoints:
             raise UserError(
                 f"cannot move a damaged checkpoint to {folder}: {reason(error)}"
             ) from error
-        self._manager.reload()
 
     def _open(self) -> ocp.CheckpointManager:
         try:
@@ -308,7 +329,7 @@ def restore_params(
 def read_figures(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
     """What was measured of each whole checkpoint in RUN/`folder`: {step: figures}."""
     found, place = {}, Path(workdir).absolute() / folder
-    for step in _steps(place):
+    for step in hosts.of_first(_steps(place)):
         try:
             verify_files(place / str(step))
             found[step] = read_description(place / str(step), "figures")
@@ -376,14 +397,3 @@ def _steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _no_elements(leaf: Any) -> jax.Array:
-    return jax.device_put(np.zeros(leaf.shape, leaf.dtype), _abstract(leaf).sharding)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from vilem_jax import hosts
 from vilem_jax.config import Config, UserError
 from vilem_jax.files import write_json
 from vilem_jax.sharding import on_one_device
@@ -31,7 +32,7 @@ def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) 
     file = workdir / SCORES_FILE
     if not config.data.test:
         return
-    if file.exists():
+    if hosts.of_first(file.exists()):
         say(f"{file} holds the scores of the test split, which is scored once")
         return
     best = best_step(workdir) if config.checkpoint.keep_best else None
@@ -46,7 +47,7 @@ def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) 
         "mean_recall": best[1] if best else None,
         "test": task.test(params),
     }
-    write_json(file, scores)
+    hosts.first_does(lambda: write_json(file, scores))
 
 
 def read_scores(workdir: str | os.PathLike) -> dict[str, dict]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vilem_jax.files import reason, replace_file
+from vilem_jax.hosts import is_first
 from vilem_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
@@ -29,17 +30,20 @@ Hook = Callable[[int, Record], None]
 
 
 def say(message: str) -> None:
-    """A sentence on stderr, above the progress bar where there is one."""
+    """A sentence on stderr, above the progress bar where there is one; of several
+    processes the first one says it."""
     from tqdm import tqdm
 
-    tqdm.write(f"vilem: {message}", file=sys.stderr)
+    if is_first():
+        tqdm.write(f"vilem: {message}", file=sys.stderr)
 
 
 class MetricsLog:
     """The run's record, on every place that keeps one.
 
     Write a step's records before saving its checkpoint: records of later steps are
-    dropped on resuming, those up to the checkpoint are taken as complete.
+    dropped on resuming, those up to the checkpoint are taken as complete. Of several
+    processes the first one writes, and calls the hooks.
     """
 
     def __init__(
@@ -59,9 +63,11 @@ class MetricsLog:
             where Weights & Biases fits: `lambda step, r: wandb.log(r, step=step)`.
         """
         folder = Path(workdir)
+        self._writes, self._events = is_first(), None
+        if not self._writes:
+            return
         self._metrics = _Lines(folder / METRICS_FILE, start_step)
         self._timing = _Lines(folder / TIMING_FILE, start_step)
-        self._events = None
         if tensorboard:
             self._events = EventFile(folder / TENSORBOARD_FOLDER, start_step=start_step)
         self._hooks = tuple(hooks)
@@ -81,6 +87,8 @@ class MetricsLog:
             names are joined by "/". Floats keep every bit.
           timing: likewise, for what is not the same in the next run.
         """
+        if not self._writes:
+            return
         fixed, timed = flat_record(metrics), flat_record(timing or {})
         for lines, record in ((self._metrics, fixed), (self._timing, timed)):
             if record:
@@ -101,7 +109,7 @@ class MetricsLog:
             say(f"no more TensorBoard events: {reason(error)}; training goes on")
 
     def close(self) -> None:
-        for lines in (self._metrics, self._timing):
+        for lines in (self._metrics, self._timing) if self._writes else ():
             lines.close()
         if self._events:
             self._events.close()
@@ -275,7 +283,8 @@ class Progress:
         self._label, self._pause = label, seconds_between_lines
         self._began, self._said = time.monotonic(), -math.inf
         self._bar = None
-        if sys.stderr.isatty():
+        self._shows = is_first()
+        if self._shows and sys.stderr.isatty():
             self._bar = tqdm(
                 total=num_steps,
                 initial=start_step,
@@ -297,6 +306,8 @@ class Progress:
             parts.append(f"loss {float(metrics['loss']):.3f}")
         if "pairs_per_second" in metrics:
             parts.append(f"{float(metrics['pairs_per_second']):,.0f} pairs/s")
+        if not self._shows:
+            return
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(parts))
             return

@@ -1,7 +1,8 @@
 """The program that trains; reads top to bottom.
 
-config -> mesh -> data -> task -> restore or begin -> loop -> finish. One process per
-host runs this same code.
+config -> mesh -> data -> task -> restore or begin -> loop -> finish. Several processes
+run this same code (hosts.py): each reads its rows of a batch, the first one writes,
+and what ends the loop ends it at the same step for all.
 """
 
 import contextlib
@@ -11,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from vilem_jax import sharding
-from vilem_jax.config import Config, UserError
+from vilem_jax import hosts, sharding
+from vilem_jax.config import Config
 from vilem_jax.data.batches import open_corpus, train_batches
+from vilem_jax.data.captions import Tokenizer
 from vilem_jax.training import starting
 from vilem_jax.training.best import KeepBest, mean_recall
 from vilem_jax.training.checkpoints import Checkpoints
@@ -32,6 +33,7 @@ def train(
     *,
     max_hours: float | None = None,
     dry_run: bool = False,
+    stop_code: int = 0,
     num_devices: int | None = None,
     hooks: Sequence[Callable] = (),
 ) -> dict:
@@ -39,6 +41,8 @@ def train(
 
     Args:
       max_hours: after this wall time the run saves and leaves, to be resumed.
+      stop_code: where not 0, SystemExit with it ends a run that was stopped before its
+        last step, so that a scheduler starts it again.
       dry_run: compile, take one step on the first batch, write nothing.
       num_devices: use so many of the devices; None uses all.
       hooks: called with (step, record) for each record, see `MetricsLog`.
@@ -75,11 +79,10 @@ def train(
         )
 
     # ---- work directory ----
+    hosts.check_same(starting.must_agree(config, corpus, tokenizer))
     if not dry_run:
-        claim_workdir(folder, config)
-        note_command(folder)
-        if not starting.has_tokenizer(folder):  # another process may be reading it
-            tokenizer.save(folder / starting.TOKENIZER_FOLDER)
+        hosts.first_does(lambda: _claim(folder, config, tokenizer))
+        hosts.check_shared(folder)
 
     # ---- task ----
     schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
@@ -96,8 +99,7 @@ def train(
             image_size=task.image_size,
             edits=edits,
             start_step=start_step,
-            host_index=jax.process_index(),
-            num_hosts=jax.process_count(),
+            rows=hosts.rows_here(sharding.over_batch(mesh), config.train.batch_size),
         )
 
     if dry_run:
@@ -125,13 +127,12 @@ def train(
 
         # ---- loop ----
         clock = Clock()
-        watch = _Watch(config)
+        watch, votes = _Watch(config), hosts.Votes(mesh)
         last_logged, saved_step, figures = first_step, first_step, {}
-        step, trouble = first_step, None
-        while step < num_steps and not stop() and not trouble:
+        step, trouble, (stopped, late) = first_step, None, votes.sums(stop(), False)
+        while step < num_steps and not (stopped or late or trouble):
             with clock.waiting():
                 batch = next(reader)
-            watch.see(batch)
             state, metrics = task.step(state, sharding.put_batch(batch, mesh), key)
             step += 1
             trouble = watch.trouble_before(step, metrics)
@@ -141,8 +142,8 @@ def train(
                 record = jax.device_get(metrics)
                 lap = clock.lap((step - last_logged) * config.train.batch_size)
                 last_logged = step
-                if watch.bad_images:
-                    lap["bad_images_since_start"] = watch.bad_images
+                if bad := watch.bad_images + int(record.get("bad_images", 0)):
+                    lap["bad_images_since_start"] = bad
                 log.write(step, record, lap)
                 progress.show(record | lap)
             if _is_due(step, num_steps, config.evaluation.every_steps):
@@ -153,30 +154,40 @@ def train(
                         record["validation/mean_recall"] = mean_recall(figures)
                     log.write(step, record)
                     if best:
-                        best.see(step, mean_recall(figures), state)
+                        best.see(step, hosts.of_first(mean_recall(figures)), state)
             if _is_due(step, num_steps, config.checkpoint.every_steps):
                 with clock.apart():
                     checkpoints.save(step, state)
                     saved_step = step
-            if max_hours and time.monotonic() - began > 3600 * max_hours:
-                say(f"{max_hours} hours are over")
-                break
+            is_late = max_hours and time.monotonic() - began > 3600 * max_hours
+            stopped, late = votes.sums(stop(), bool(is_late))
 
         # ---- finish ----
+        if late:
+            say(f"{max_hours} hours are over")
         trouble = trouble or watch.trouble_before(step + 1, {})
         if step > saved_step:
             checkpoints.save(step, state)
         checkpoints.wait()
         if trouble:
-            raise UserError(trouble)
+            raise hosts.EverywhereError(trouble)
         if step < num_steps:
             say(
                 f"stopped at step {step} of {num_steps}; the same command goes on there"
             )
+            if stop_code:
+                raise SystemExit(stop_code)
         else:
             task.finish(state)
             score_test(config, folder, task, state, step)
     return figures
+
+
+def _claim(folder: Path, config: Config, tokenizer: Tokenizer) -> None:
+    claim_workdir(folder, config)
+    note_command(folder)
+    if not starting.has_tokenizer(folder):  # another program may be reading it
+        tokenizer.save(folder / starting.TOKENIZER_FOLDER)
 
 
 def _is_due(step: int, num_steps: int, every: int) -> bool:
@@ -230,28 +241,37 @@ class _Watch:
     def __init__(self, config: Config):
         self._max_bad_fraction = config.data.max_bad_fraction
         self._max_skipped = config.train.max_skipped_in_a_row
-        self._seen = self.bad_images = 0  # since this start
+        self._batch_size = config.train.batch_size
+        self._seen = self.bad_images = 0  # since this start, without the newest step
         self._before: dict = {}  # the metrics of the step before, on the device
-
-    def see(self, batch: dict[str, np.ndarray]) -> None:
-        """Counts; a UserError where too many pictures were replaced."""
-        self._seen += batch["is_bad"].size
-        self.bad_images += int(batch["is_bad"].sum())
-        # A few broken pictures in the first batches are no fraction yet.
-        if self.bad_images > max(self._max_bad_fraction * self._seen, 10):
-            raise UserError(
-                f"{self.bad_images} of {self._seen} pictures could not be read, more "
-                f"than config.data.max_bad_fraction={self._max_bad_fraction}; "
-                "`vilem data check` lists them"
-            )
 
     def trouble_before(self, step: int, metrics: dict) -> str | None:
         """Why the run must stop, judged by the step before: this one still computes.
 
-        So the host waits for the device one step late, and is at most one ahead.
+        So the host waits for the device one step late, and is at most one ahead. The
+        metrics are of the whole batch, so all processes judge alike.
         """
         before, self._before = self._before, metrics
-        in_a_row = int(before["skipped_in_a_row"]) if before else 0
+        if not before:
+            return None
+        names = ("skipped_in_a_row", "bad_images")  # captions alone have no pictures
+        counts = jax.device_get({n: before[n] for n in names if n in before})
+        bad = self._too_many_bad(int(counts.get("bad_images", 0)))
+        return bad or self._skipped(step, int(counts["skipped_in_a_row"]))
+
+    def _too_many_bad(self, count: int) -> str | None:
+        self._seen += self._batch_size
+        self.bad_images += count
+        # A few broken pictures in the first batches are no fraction yet.
+        if self.bad_images <= max(self._max_bad_fraction * self._seen, 10):
+            return None
+        return (
+            f"{self.bad_images} of {self._seen} pictures could not be read, more "
+            f"than config.data.max_bad_fraction={self._max_bad_fraction}; "
+            "`vilem data check` lists them"
+        )
+
+    def _skipped(self, step: int, in_a_row: int) -> str | None:
         if not in_a_row:
             return None
         if in_a_row < self._max_skipped:

@@ -11,7 +11,7 @@ from vilem_jax.config import Config, EditorConfig, UserError
 from vilem_jax.data.captions import Tokenizer, Vocabulary
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.prepared_edits import PreparedEdits, describe
-from vilem_jax.freeze import validate
+from vilem_jax.freeze import to_dict, validate
 from vilem_jax.objectives.editing import WordTables
 from vilem_jax.training.origin import (
     TOKENIZER_FOLDER,
@@ -151,6 +151,18 @@ def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
     if origin:
         check_same_words(origin, tokenizer)
     return tokenizer
+
+
+def must_agree(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What several processes must hold alike, by what a person calls it."""
+    return {
+        "settings": to_dict(config),
+        "training data": (
+            corpus.epoch_length,
+            [(source.name, len(source)) for source in corpus.sources],
+        ),
+        "words in the vocabulary": tokenizer.pieces,
+    }
 
 
 def has_tokenizer(workdir: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vilem_jax import sharding
+from vilem_jax import hosts, sharding
 from vilem_jax.config import Config
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.sources import open_source
@@ -94,7 +94,9 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
         if config.model.start_from:
             params, slow = load_origin(config)
         else:
-            params = jax.jit(lambda k: initial_params(config, k))(key)
+            # Whole on every process: files may be put in place of parts of it.
+            make = jax.jit(lambda k: initial_params(config, k), out_shardings=whole)
+            params = make(key)
             params = slow = starting.pretrained(config, params)
         make = jax.jit(lambda p, m: initial_state(config, p, m), out_shardings=places)
         return make(params, slow)
@@ -188,9 +190,10 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
     )
 
     def begin(key):
-        params = jax.jit(lambda k: masked_language.initial_editor_params(config, k))(
-            key
-        )
+        params = jax.jit(
+            lambda k: masked_language.initial_editor_params(config, k),
+            out_shardings=whole,
+        )(key)
         params = starting.pretrained_editor(config, params)
         return jax.jit(
             lambda p: masked_language.initial_editor_state(config, p),
@@ -200,8 +203,10 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
     def finish(state):
         params = jax.tree.map(np.asarray, state.params)
         tokens = workdir / starting.TOKENIZER_FOLDER
-        folder = workdir / EDITOR_FOLDER
-        save_masked_language_model(folder, params, config.model.text, tokens)
+        text, folder = config.model.text, workdir / EDITOR_FOLDER
+        hosts.first_does(
+            lambda: save_masked_language_model(folder, params, text, tokens)
+        )
 
     return Task(
         image_size=0,

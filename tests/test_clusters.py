@@ -1,0 +1,213 @@
+"""Which environments mean several processes, and how JAX is then called."""
+
+import importlib.util
+
+import pytest
+
+from vilem_jax import clusters, hosts
+from vilem_jax.clusters import find_place
+from vilem_jax.config import UserError
+
+TASK = {
+    "SLURM_JOB_ID": "4242",
+    "SLURM_STEP_NODELIST": "a[1-4]",
+    "SLURM_STEP_NUM_NODES": "4",
+    "SLURM_STEP_NUM_TASKS": "32",
+    "SLURM_NTASKS": "32",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+}
+NAMED = {
+    "JAX_COORDINATOR_ADDRESS": "a1:6002",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "3",
+}
+
+
+def nobody():
+    raise AssertionError("nobody is to be asked for a slice here")
+
+
+def place(environment, switch="auto", *, tpu_hosts=lambda: 0, **flags):
+    return find_place(switch, environment, count_tpu_hosts=tpu_hosts, **flags)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"},  # in an sbatch script
+        TASK | {"SLURM_STEP_NUM_TASKS": "1"},  # srun --pty, interactive
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1"},
+        {"KUBERNETES_SERVICE_HOST": "10.0.0.1"},  # a notebook in a cluster
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+        {"MEGASCALE_NUM_SLICES": "1", "TPU_WORKER_HOSTNAMES": "a"},
+        {"JAX_COORDINATOR_ADDRESS": "a1:6002"},
+        NAMED | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+    ],
+)
+def test_alone(environment):
+    assert place(environment) is None
+    assert place(environment | TASK | NAMED, "off") is None
+
+
+def test_a_laptop_asks_nobody(monkeypatch):
+    monkeypatch.setattr(clusters.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(clusters.urllib.request, "urlopen", nobody)
+    assert find_place("auto", {}) is None
+
+
+def test_a_tpu_vm_asks_for_its_slice(monkeypatch):
+    assert place({}, tpu_hosts=lambda: 4).found_by == "TPU slice"
+    assert place({}, tpu_hosts=lambda: 1) is None
+    assert place({"TPU_WORKER_HOSTNAMES": "a,b"}, tpu_hosts=nobody).arguments == {}
+    slices = {"MEGASCALE_NUM_SLICES": "2", "TPU_WORKER_HOSTNAMES": "a"}
+    assert place(slices, tpu_hosts=nobody).found_by == "TPU slice"
+
+
+@pytest.mark.parametrize(
+    "change, devices",
+    [
+        ({}, None),  # each its own, by its number on the node: JAX does so
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, [0]),  # bound by SLURM
+        (
+            {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_NUM_TASKS": "4"},
+            [0, 1, 2, 3],  # a process a node has them all
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, None),
+    ],
+)
+def test_slurm_and_its_gpus(change, devices):
+    found = place(TASK | change)
+    assert found.found_by == "SLURM"
+    expected = {"num_processes": int((TASK | change)["SLURM_STEP_NUM_TASKS"])}
+    if devices is not None:
+        expected["local_device_ids"] = devices
+    assert found.arguments == expected
+
+
+def test_open_mpi(monkeypatch):
+    four = {"OMPI_COMM_WORLD_SIZE": "4"}
+    found = place(four | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1"})
+    assert found.found_by == "Open MPI" and found.arguments == {}
+    have(monkeypatch, "mpi4py")
+    assert place(four).arguments == {"cluster_detection_method": "mpi4py"}
+    have(monkeypatch)
+    with pytest.raises(UserError, match="install mpi4py, or set JAX_COORDINATOR"):
+        place(four)
+
+
+def test_kubernetes(monkeypatch):
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
+    have(monkeypatch, "kubernetes")
+    assert place(pod).found_by == "Kubernetes"
+    have(monkeypatch)
+    with pytest.raises(UserError, match=r"install jax\[k8s\].*--distributed=off"):
+        place(pod)
+    assert place(pod | NAMED).found_by == "coordinator a1:6002"
+    assert place(pod, "off") is None
+
+
+def have(monkeypatch, *packages):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name if name in packages else None
+    )
+
+
+def test_named_by_flags_or_environment():
+    expected = {
+        "coordinator_address": "a1:6002",
+        "num_processes": 4,
+        "process_id": 3,
+        "cluster_detection_method": "deactivate",
+    }
+    flags = {"coordinator": "a1:6002", "num_processes": 4, "process_id": 3}
+    assert place({}, **flags).arguments == expected
+    assert place(NAMED).arguments == expected
+    assert place(NAMED | TASK).arguments == expected  # what is said goes before
+    assert place(NAMED, process_id=0).arguments == expected | {"process_id": 0}
+
+
+@pytest.mark.parametrize(
+    "environment, flags, words",
+    [
+        ({}, {"coordinator": "a:1"}, "--num-processes .* and --process-id .* must be"),
+        ({}, {"process_id": 0}, "--coordinator .* and --num-processes .* must be"),
+        ({"JAX_PROCESS_ID": "1"}, {}, "JAX_COORDINATOR_ADDRESS"),
+        (NAMED | {"JAX_COORDINATOR_ADDRESS": "a1"}, {}, "a1 has no port"),
+        (NAMED | {"JAX_PROCESS_ID": "four"}, {}, "JAX_PROCESS_ID=four is not a whole"),
+        (NAMED | {"JAX_PROCESS_ID": "4"}, {}, "process 4 of 4: .* from 0 to 3"),
+        (NAMED, {"process_id": -1}, "JAX_PROCESS_ID=-1"),
+    ],
+)
+def test_half_a_place_is_refused(environment, flags, words):
+    with pytest.raises(UserError, match=words):
+        place(environment, **flags)
+
+
+def test_off_contradicts_a_place():
+    with pytest.raises(UserError, match="--distributed=off contradicts"):
+        place({}, "off", num_processes=2)
+
+
+def test_on_leaves_the_search_to_jax():
+    found = place({}, "on")
+    assert found.arguments == {} and place(TASK, "on").found_by == "SLURM"
+
+
+def test_alone_nothing_is_joined_and_everything_is_decided_here():
+    with hosts.joined(None):
+        assert hosts.is_first() and not hosts.several()
+        assert hosts.of_first({"a": 1}) == {"a": 1} and hosts.of_each(7) == [7]
+        assert hosts.part(3) == [0, 1, 2]
+        votes = hosts.Votes(None)
+        assert votes.sums(1, 0) == (1, 0)
+    with pytest.raises(KeyError):  # no error is turned into another
+        hosts.first_does(lambda: {}["missing"])
+    with pytest.raises(UserError, match=r"^as it was$"):
+        hosts.first_does(fails)
+    with pytest.raises(OSError, match=r"^as it was$"):
+        hosts.share_fate(lambda: fails(OSError), OSError)
+
+
+def fails(kind=UserError):
+    raise kind("as it was")
+
+
+@pytest.mark.parametrize(
+    "count, processes, parts",
+    [
+        (5, 2, [[0, 1, 2], [3, 4, 4]]),
+        (4, 2, [[0, 1], [2, 3]]),
+        (1, 3, [[0], [0], [0]]),
+        (4, 3, [[0, 1], [2, 3], [3, 3]]),
+    ],
+)
+def test_parts_are_of_one_size_and_hold_all(monkeypatch, count, processes, parts):
+    monkeypatch.setattr(hosts, "num_processes", lambda: processes)
+    for index, expected in enumerate(parts):
+        monkeypatch.setattr(hosts.jax, "process_index", lambda index=index: index)
+        assert hosts.part(count) == expected
+    together = [row for rows in parts for row in rows][:count]
+    assert together == list(range(count))
+
+
+@pytest.mark.parametrize(
+    "words, is_lost",
+    [
+        (
+            "UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]",
+            True,
+        ),
+        ("NCCL operation ncclAllReduce failed: unhandled system error", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out", True),
+        ("RESOURCE_EXHAUSTED: out of memory in gloo", False),
+        ("INVALID_ARGUMENT: shapes differ", False),
+    ],
+)
+def test_a_lost_process_is_told_from_other_errors(monkeypatch, words, is_lost):
+    error = RuntimeError(words)
+    assert not hosts.is_lost(error)  # alone there is nobody to lose
+    monkeypatch.setattr(hosts, "num_processes", lambda: 2)
+    assert hosts.is_lost(error) == is_lost
