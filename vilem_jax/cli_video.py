@@ -52,8 +52,6 @@ def _video(options: argparse.Namespace) -> None:
     from vilem_jax.files import check_writable, write_json
     from vilem_jax.report.tables import measured_lines, video_table
 
-    if options.weights not in ("online", "momentum"):
-        raise UserError("video takes --weights=online or momentum, the towers of one")
     clips = VideoClips(options.data, options.videos, options.split)
     clips.check_protocol(options.protocol)
     if options.out:
