@@ -190,6 +190,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "text to video  100.0" in told and "4 frames a clip" in told
     written = json.loads(out.read_text())
     assert written["protocol"]["model"] == "RUN" and written["v2t"]["r1"] == 100.0
+    assert written["protocol"]["step"] == "last"
     assert cli.main([*arguments, "--text-length=41"]) == 2
     (tmp_path / "video1").rename(tmp_path / "elsewhere")
     assert cli.main([*arguments, "--allow-missing"]) == 0
