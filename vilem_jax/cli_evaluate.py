@@ -291,7 +291,7 @@ def _add_suite(measures) -> None:
     measure.add_argument(
         "--allow-missing",
         action="store_true",
-        help="leave out pictures of retrieval, and clips, that are not there, and count",
+        help="leave out what retrieval and video miss, and count it",
     )
     add_text_length(measure)
     measure.set_defaults(verb=_suite)
