@@ -49,7 +49,9 @@ def parse():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="a turn")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--matmul", type=int, default=2048, help="side of the ceiling's")
+    parser.add_argument(
+        "--matmul", type=int, default=2048, help="side of the ceiling's"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the peer")
     parser.add_argument("--microbatches", type=int, default=1)

@@ -20,18 +20,13 @@ from vilem_jax.config_files import packaged_config, source
 
 
 def get_config():
-    config = packaged_config("finetune_json")
+    config = packaged_config("finetune_coco")
     data = dict(
         kind="json", path="data/dataset_flickr30k.json", images="data/flickr30k"
     )
     config.data.train = {"flickr30k": source(split="train", **data)}
     config.data.validation = {"flickr30k": source(split="val", **data)}
     config.data.test = {"flickr30k": source(split="test", **data)}
-    config.data.num_workers = 16
-
-    config.model.start_from = "runs/cc4m"
-
-    config.train.num_microbatches = 1
     config.train.num_epochs = 10.0
     config.evaluation.every_steps = 566  # an epoch
     return config

@@ -38,15 +38,20 @@ def add_model(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
         help="those that were trained, their moving average, or each tower scored "
         "against the other's moving average",
     )
+    add_step(verb)
+    verb.add_argument(
+        "--batch-size", type=count, help="rows at a time; the run's by default"
+    )
+
+
+def add_step(verb: argparse.ArgumentParser) -> None:
+    """--step, which checkpoint of a run."""
     verb.add_argument(
         "--step",
         choices=("last", "best"),
         default="last",
         help="the newest checkpoint, or that of the best validation (checkpoint."
         "keep_best)",
-    )
-    verb.add_argument(
-        "--batch-size", type=count, help="rows at a time; the run's by default"
     )
 
 

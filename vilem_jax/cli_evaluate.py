@@ -7,7 +7,6 @@ import sys
 from vilem_jax import cli_video
 from vilem_jax.cli_arguments import (
     EMBEDDED,
-    add_data,
     add_distributed,
     add_model,
     count,
@@ -15,6 +14,16 @@ from vilem_jax.cli_arguments import (
     open_model,
     refuse_options,
     source_config,
+)
+from vilem_jax.cli_measures import (
+    add_measure,
+    add_out,
+    add_text_length,
+    captions_length,
+    check_out,
+    of_model,
+    open_both,
+    tell,
 )
 from vilem_jax.config import UserError
 
@@ -32,67 +41,6 @@ def add_verbs(verbs) -> None:
     _add_suite(measures)
 
 
-def _add_measure(measures, name: str, sentence: str) -> argparse.ArgumentParser:
-    measure = measures.add_parser(name, help=sentence, allow_abbrev=False)
-    add_model(measure)
-    add_data(measure)
-    add_distributed(measure)
-    _add_out(measure)
-    return measure
-
-
-def _add_text_length(measure: argparse.ArgumentParser) -> None:
-    measure.add_argument(
-        "--text-length", type=count, help="tokens of a caption; the run's by default"
-    )
-
-
-def _text_length(options: argparse.Namespace, model) -> int:
-    """--text-length, or the run's.
-
-    Raises:
-      UserError: longer than the text tower's position embeddings.
-    """
-    longest = model.config.model.text.max_positions
-    length = options.text_length or model.config.evaluation.text_length
-    if not 3 <= length <= longest:
-        raise UserError(f"--text-length={length} must lie between 3 and {longest}")
-    return length
-
-
-def _add_out(measure: argparse.ArgumentParser) -> None:
-    measure.add_argument("--out", metavar="FILE.json", help="the figures as JSON")
-
-
-def _check_out(options: argparse.Namespace) -> None:
-    """Before hours of work: can --out be written?"""
-    from vilem_jax.files import check_writable
-
-    if options.out and is_first(options):
-        check_writable(options.out)
-
-
-def _tell(options: argparse.Namespace, table: str, figures: dict) -> None:
-    """Prints the table and on what it was measured; writes --out. Of several processes
-    the first one does."""
-    from vilem_jax.files import write_json
-    from vilem_jax.report.tables import measured_lines
-
-    if not is_first(options):
-        return
-    print(table)
-    print(measured_lines(figures))
-    for note in figures["protocol"].get("notes", ()):
-        print(f"vilem: {figures['protocol']['data']}: {note}", file=sys.stderr)
-    if options.out:
-        write_json(options.out, figures)
-
-
-def _protocol(options: argparse.Namespace, **settings) -> dict:
-    names = ("model", "weights", "step")
-    return {name: getattr(options, name) for name in names} | settings
-
-
 def _add_folds(measure: argparse.ArgumentParser) -> None:
     measure.add_argument(
         "--folds",
@@ -107,7 +55,7 @@ def _add_folds(measure: argparse.ArgumentParser) -> None:
 
 
 def _add_retrieval(measures) -> None:
-    measure = _add_measure(measures, "retrieval", "recall at 1, 5, 10, both ways")
+    measure = add_measure(measures, "retrieval", "recall at 1, 5, 10, both ways")
     measure.add_argument(
         "--captions-per-image",
         type=lambda text: text if text == "all" else count(text),
@@ -121,32 +69,28 @@ def _add_retrieval(measures) -> None:
         action="store_true",
         help="leave out pictures that are not there, with their captions, and count",
     )
-    _add_text_length(measure)
+    add_text_length(measure)
     measure.set_defaults(verb=_retrieval)
 
 
 def _retrieval(options: argparse.Namespace) -> None:
-    from vilem_jax.data.sources import open_source
     from vilem_jax.evaluation.retrieval import evaluate_retrieval
     from vilem_jax.report.tables import retrieval_table
 
-    config = source_config(options)
-    source = open_source(config)
-    _check_out(options)
-    model = open_model(options)
+    config, source, model = open_both(options)
     figures = evaluate_retrieval(
         model.encoder,
         model.tokenizer,
         source,
-        text_length=_text_length(options, model),
+        text_length=captions_length(options, model),
         captions_per_image=options.captions_per_image,
         folds=options.folds,
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
-    protocol = _protocol(options, split=config.split) | figures["protocol"]
+    protocol = of_model(options, split=config.split) | figures["protocol"]
     figures["protocol"] = protocol
-    _tell(options, retrieval_table(figures), figures)
+    tell(options, retrieval_table(figures), figures)
     if not is_first(options):
         return
     if missing := protocol["missing_images"]:
@@ -171,8 +115,8 @@ def _add_winoground(measures) -> None:
     measure.add_argument(
         "--data", required=True, metavar="FOLDER", help="examples.jsonl and images/"
     )
-    _add_text_length(measure)
-    _add_out(measure)
+    add_text_length(measure)
+    add_out(measure)
     measure.set_defaults(verb=_winoground)
 
 
@@ -181,27 +125,27 @@ def _winoground(options: argparse.Namespace) -> None:
     from vilem_jax.report.tables import winoground_table
 
     read_winoground(options.data)  # before the model is loaded
-    _check_out(options)
+    check_out(options)
     model = open_model(options)
     figures = evaluate_winoground(
         model.encoder,
         model.tokenizer,
         options.data,
-        text_length=_text_length(options, model),
+        text_length=captions_length(options, model),
         show_progress=sys.stderr.isatty(),
     )
-    figures["protocol"] = _protocol(options) | figures["protocol"]
-    _tell(options, winoground_table(figures), figures)
+    figures["protocol"] = of_model(options) | figures["protocol"]
+    tell(options, winoground_table(figures), figures)
 
 
 # ---- vilem evaluate pairs ----
 
 
 def _add_pairs(measures) -> None:
-    measure = _add_measure(
+    measure = add_measure(
         measures, "pairs", "is a true caption preferred to a wrong one? by type"
     )
-    _add_text_length(measure)
+    add_text_length(measure)
     measure.set_defaults(verb=_pairs)
 
 
@@ -210,9 +154,9 @@ def _pairs(options: argparse.Namespace) -> None:
     from vilem_jax.report.tables import pairs_table
 
     protocol, pairs, read_image = _open_pairs(options)
-    _check_out(options)
+    check_out(options)
     model = open_model(options)
-    length = _text_length(options, model)
+    length = captions_length(options, model)
     figures = evaluate_pairs(
         model.encoder,
         model.tokenizer,
@@ -221,8 +165,8 @@ def _pairs(options: argparse.Namespace) -> None:
         text_length=length,
         show_progress=sys.stderr.isatty(),
     )
-    figures["protocol"] = _protocol(options, text_length=length) | protocol
-    _tell(options, pairs_table(figures), figures)
+    figures["protocol"] = of_model(options, text_length=length) | protocol
+    tell(options, pairs_table(figures), figures)
 
 
 def _open_pairs(options: argparse.Namespace):
@@ -255,7 +199,7 @@ def _open_pairs(options: argparse.Namespace):
 
 
 def _add_proofreading(measures) -> None:
-    measure = _add_measure(
+    measure = add_measure(
         measures, "proofread", "are wrong words found and corrected, and seen?"
     )
     measure.add_argument(
@@ -268,15 +212,11 @@ def _add_proofreading(measures) -> None:
 
 
 def _proofreading(options: argparse.Namespace) -> None:
-    from vilem_jax.data.sources import open_source
     from vilem_jax.evaluation.proofread import evaluate_proofreading
     from vilem_jax.evaluation.timing import Stopwatch, measured
     from vilem_jax.report.tables import proofread_table
 
-    config = source_config(options)
-    source = open_source(config)
-    _check_out(options)
-    model = open_model(options)
+    config, source, model = open_both(options)
     edits = _open_edits(options, model, source)
     clock = Stopwatch()
     encoder = model.encoder.timed(clock)
@@ -287,10 +227,10 @@ def _proofreading(options: argparse.Namespace) -> None:
         is_word=model.tokenizer.vocabulary.is_word,
         show_progress=sys.stderr.isatty(),
     )
-    protocol = _protocol(options, data=source.name, split=config.split)
+    protocol = of_model(options, data=source.name, split=config.split)
     figures["protocol"] = protocol | {"editing": json.loads(edits.manner)}
     figures["measured"] = measured(encoder, clock)
-    _tell(options, proofread_table(figures), figures)
+    tell(options, proofread_table(figures), figures)
 
 
 def _open_edits(options: argparse.Namespace, model, source):
@@ -326,7 +266,7 @@ def _add_embeddings(measures) -> None:
         help="image_embedding [I, E], text_embedding [T, E], image_of_text [T]",
     )
     _add_folds(measure)
-    _add_out(measure)
+    add_out(measure)
     measure.set_defaults(verb=_embeddings)
 
 
@@ -335,9 +275,9 @@ def _embeddings(options: argparse.Namespace) -> None:
     from vilem_jax.report.tables import retrieval_table
 
     features = read_features(options.features)
-    _check_out(options)
+    check_out(options)
     figures = evaluate_embeddings(features, name=options.features, folds=options.folds)
-    _tell(options, retrieval_table(figures), figures)
+    tell(options, retrieval_table(figures), figures)
 
 
 # ---- vilem evaluate suite ----
@@ -357,9 +297,9 @@ def _add_suite(measures) -> None:
     measure.add_argument(
         "--allow-missing",
         action="store_true",
-        help="leave out pictures of retrieval that are not there, and count them",
+        help="leave out what retrieval and video miss, and count it",
     )
-    _add_text_length(measure)
+    add_text_length(measure)
     add_distributed(measure)
     measure.set_defaults(verb=_suite)
 
@@ -379,14 +319,14 @@ def _suite(options: argparse.Namespace) -> None:
         model.encoder,
         model.tokenizer,
         found,
-        text_length=_text_length(options, model),
+        text_length=captions_length(options, model),
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
     if not is_first(options):
         return
     for name, figures in done.figures.items():
-        figures["protocol"] = _protocol(options) | figures["protocol"]
+        figures["protocol"] = of_model(options) | figures["protocol"]
         write_json(out / f"{name}.json", figures)
     page = suite_page(done, model=options.model, weights=options.weights)
     write_bytes(out / "report.md", page.encode())

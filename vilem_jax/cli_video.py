@@ -4,7 +4,14 @@ import argparse
 import sys
 
 from vilem_jax.cli_arguments import add_model, count, open_model
-from vilem_jax.config import UserError
+from vilem_jax.cli_measures import (
+    add_out,
+    add_text_length,
+    captions_length,
+    check_out,
+    of_model,
+    tell,
+)
 
 
 def add_verb(measures) -> None:
@@ -34,50 +41,36 @@ def add_verb(measures) -> None:
         help="insist on the benchmark's clips: 1,000 with one caption each",
     )
     video.add_argument("--frames", type=count, default=8, help="of each clip; 8")
-    video.add_argument(
-        "--text-length", type=count, help="tokens of a caption; the run's by default"
-    )
+    add_text_length(video)
     video.add_argument(
         "--allow-missing",
         action="store_true",
         help="leave out clips that are missing or do not decode, and count them",
     )
-    video.add_argument("--out", metavar="FILE.json", help="the figures as JSON")
+    add_out(video)
     video.set_defaults(verb=_video)
 
 
 def _video(options: argparse.Namespace) -> None:
     from vilem_jax.data.videos import VideoClips
     from vilem_jax.evaluation.video import evaluate_video
-    from vilem_jax.files import check_writable, write_json
-    from vilem_jax.report.tables import measured_lines, video_table
+    from vilem_jax.report.tables import video_table
 
-    if options.weights not in ("online", "momentum"):
-        raise UserError("video takes --weights=online or momentum, the towers of one")
     clips = VideoClips(options.data, options.videos, options.split)
     clips.check_protocol(options.protocol)
-    if options.out:
-        check_writable(options.out)
+    check_out(options)
     model = open_model(options)
-    longest = model.config.model.text.max_positions
-    length = options.text_length or model.config.evaluation.text_length
-    if not 3 <= length <= longest:
-        raise UserError(f"--text-length={length} must lie between 3 and {longest}")
     figures = evaluate_video(
         model.encoder,
         model.tokenizer,
         clips,
-        text_length=length,
+        text_length=captions_length(options, model),
         num_frames=options.frames,
         protocol=options.protocol,
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
-    about = {"model": options.model, "weights": options.weights}
-    figures["protocol"] = about | figures["protocol"]
-    print(video_table(figures))
-    print(measured_lines(figures))
+    figures["protocol"] = of_model(options) | figures["protocol"]
+    tell(options, video_table(figures), figures)
     for clip in figures["left_out"]:
         print(f"vilem: left out {clip['clip']}: {clip['why']}", file=sys.stderr)
-    if options.out:
-        write_json(options.out, figures)

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from vilem_jax.cli_arguments import count
+from vilem_jax.cli_arguments import add_step, count
 
 
 def add_verbs(verbs) -> None:
@@ -99,6 +99,7 @@ def _add_export(ways) -> None:
         default="online",
         help="those that were trained, or their moving average",
     )
+    add_step(export)
     export.add_argument(
         "--for-training",
         action="store_true",
@@ -112,12 +113,14 @@ def _export(options: argparse.Namespace) -> None:
 
     command = ["vilem", "weights", "export", options.model, f"--out={options.out}"]
     command += [f"--format={options.format}", f"--weights={options.weights}"]
+    command += [f"--step={options.step}"] if options.step != "last" else []
     command += ["--for-training"] if options.for_training else []
     for sentence in export_model(
         options.model,
         options.out,
         options.format,
         weights=options.weights,
+        step=options.step,
         for_training=options.for_training,
         made_by=shlex.join(command),
     ):

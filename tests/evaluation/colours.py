@@ -20,6 +20,7 @@ class ColourEncoder:
     image_size: int = 8
     batch_size: int = 4
     dtype: str = "float32"
+    parts: int = 1
     clock: Stopwatch | None = None
 
     def timed(self, clock):

@@ -87,7 +87,7 @@ class HandMade:
 
     name, split, clips = "hand", "", tuple("abcd")
     captions = tuple((letter,) for letter in "wxyz")
-    num_pairs, folder, batch_size = 4, "", 4
+    num_pairs, folder, batch_size, parts = 4, "", 4, 1
     image_size, dtype, cleaning, keeps_sep = 2, "float32", "albef", True
 
     def __len__(self):
@@ -151,7 +151,9 @@ def test_clips_that_cannot_be_had_are_named(tmp_path):
         evaluate_video(encoder, tokenizer, VideoClips(file, None), text_length=5)
     (tmp_path / "video0").rename(tmp_path / "elsewhere")
     clips = VideoClips(file, None)
-    with pytest.raises(UserError, match=r"1 of 3 clips are not in .* first is video0"):
+    with pytest.raises(
+        UserError, match=r"1 of 3 clips of clips in .* are missing, the first is video0"
+    ):
         evaluate_video(encoder, tokenizer, clips, text_length=5)
     figures = evaluate_video(
         encoder, tokenizer, clips, text_length=5, allow_missing=True
@@ -175,7 +177,6 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     for wrong, sentence in (
         (["--protocol=msrvtt-1ka"], "holds 3 pairs of 3 clips"),
         (["--videos=nowhere"], "nowhere is not a folder"),
-        (["--weights=mixed"], "online or momentum"),
         ([f"--out={file}/x.json"], "cannot write"),
     ):
         assert cli.main([*arguments, *wrong]) == 2
@@ -189,6 +190,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "text to video  100.0" in told and "4 frames a clip" in told
     written = json.loads(out.read_text())
     assert written["protocol"]["model"] == "RUN" and written["v2t"]["r1"] == 100.0
+    assert written["protocol"]["step"] == "last"
     assert cli.main([*arguments, "--text-length=41"]) == 2
     (tmp_path / "video1").rename(tmp_path / "elsewhere")
     assert cli.main([*arguments, "--allow-missing"]) == 0

@@ -3,15 +3,17 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import vilem_jax
-from tests.export.conftest import CAPTIONS, QUEUE_COUNT
+from tests.export.conftest import CAPTIONS, FIGURES, QUEUE_COUNT
 from vilem_jax import cli
 from vilem_jax.config import UserError
 from vilem_jax.export.card import harmless
 from vilem_jax.export.model import export_model
+from vilem_jax.training.checkpoints import BEST_FOLDER, MEAN_RECALL, Checkpoints
 from vilem_jax.training.stored import is_run, read_stored
 from vilem_jax.weights import tables
 
@@ -163,3 +165,46 @@ def test_what_does_not_go_together(run, tmp_path):
             )
     with pytest.raises(SystemExit):
         cli.main(["weights", "export", str(run), "--out=x", "--format=torch"])
+
+
+@pytest.fixture(scope="module")
+def run_with_best(run, tmp_path_factory):
+    """`run` with a better checkpoint than its last, of an earlier step."""
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    shutil.copytree(run, folder)
+    params = read_stored(run).params
+    best = {
+        "params": jax.tree.map(lambda x: x + 1, params),
+        "momentum_params": jax.tree.map(lambda x: x + 2, params),
+    }
+    with Checkpoints(folder, keep=None, folder=BEST_FOLDER) as checkpoints:
+        checkpoints.save(2, best, {MEAN_RECALL: 50.0})
+    records = [FIGURES | {"step": 2, "validation/own/t2i/r1": 77.5}, FIGURES]
+    lines = "".join(f"{json.dumps(record)}\n" for record in records)
+    (folder / "metrics.jsonl").write_text(lines)
+    return folder, best
+
+
+def test_the_best_step_of_a_run(run_with_best, tmp_path, capsys):
+    folder, best = run_with_best
+    out = tmp_path / "best"
+    export = ("weights", "export", str(folder), f"--out={out}", "--format=vilem")
+    assert cli.main([*export, "--step=best", "--for-training"]) == 0
+    found = read_stored(out, for_training=True)
+    assert_same_bits(found.params, best["params"])
+    assert_same_bits(found.momentum_params, best["momentum_params"])
+    assert found.queues == {}
+    card = (out / "README.md").read_text()
+    for words in ("step 2:", "| 77.5 |", "2 steps of 4 pairs", "--step=best"):
+        assert words in card
+    assert "12.5" not in card
+    assert cli.main([*export]) == 0  # the last one in its place
+    assert_same_bits(read_stored(out).params, read_stored(folder).params)
+    assert "step 3:" in (out / "README.md").read_text()
+
+
+def test_a_best_step_that_is_not_there(run, exported, tmp_path, capsys):
+    for name, words in ((run, "keep_best=False"), (exported, "leave --step=best out")):
+        export = ("weights", "export", name, f"--out={tmp_path / 'out'}")
+        assert words in refused(capsys, *export, "--format=vilem", "--step=best")
+        assert not (tmp_path / "out").exists()

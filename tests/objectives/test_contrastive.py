@@ -5,26 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.objectives.unit_rows import contrast_arrays
 from vilem_jax.objectives.contrastive import enqueue, info_nce, momentum_update
 
 RTOL = 1e-6
 BATCH, WIDTH, QUEUE, TEMPERATURE = 6, 5, 7, 0.07
 
 
-def unit_rows(rng, count):
-    rows = rng.normal(size=(count, WIDTH))
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 @pytest.fixture
 def arrays():
-    rng = np.random.default_rng(0)
-    return {
-        "embedding": unit_rows(rng, BATCH),
-        "keys": unit_rows(rng, BATCH),
-        "own_keys": unit_rows(rng, BATCH),
-        "queue": unit_rows(rng, QUEUE),
-    }
+    return contrast_arrays(batch=BATCH, queue=QUEUE, width=WIDTH)
 
 
 def competitors(keys, queue, row, count, num_groups):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.objectives.unit_rows import contrast_arrays
 from vilem_jax.objectives.contrastive import enqueue, image_targets, info_nce
 
 RTOL = 1e-6
@@ -18,16 +19,9 @@ QUEUE_IDS = np.array([7, 3, 4, 1, 1, 8, 4, -1, -1], np.int32)  # the last two: n
 COUNT = 7
 
 
-def unit_rows(rng, count):
-    rows = rng.normal(size=(count, WIDTH))
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 @pytest.fixture
 def arrays():
-    rng = np.random.default_rng(0)
-    sizes = {"embedding": BATCH, "keys": BATCH, "own_keys": BATCH, "queue": QUEUE}
-    return {name: unit_rows(rng, size) for name, size in sizes.items()}
+    return contrast_arrays(batch=BATCH, queue=QUEUE, width=WIDTH)
 
 
 def columns(row, ids, queue_ids, count, num_groups):

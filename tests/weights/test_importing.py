@@ -264,3 +264,37 @@ def test_the_command(timm_file, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("vilem: ") and error.count("\n") == 1
     assert "by the names of its tensors it is in timm" in error
+
+
+def test_a_tower_takes_no_options_of_the_other(torch, randomize, timm_file, tmp_path):
+    bert = bert_folder(torch, randomize, tmp_path)
+    for source, option in (
+        (bert, {"image_size": 32}),
+        (bert, {"text_heads": 2}),
+        (timm_file, {"tokenizer": str(bert)}),
+    ):
+        with pytest.raises(UserError, match=r"has no meaning for an? (text|image) tow"):
+            import_weights(source, tmp_path / "no", **option)
+    assert not (tmp_path / "no").exists()
+
+
+def test_other_words_than_a_berts_own_are_refused(torch, randomize, tmp_path):
+    bert = bert_folder(torch, randomize, tmp_path)
+    import_weights(bert, tmp_path / "same", tokenizer=str(bert))
+    other = tmp_path / "other"
+    other.mkdir()
+    pieces = (bert / "vocab.txt").read_text().split()
+    (other / "vocab.txt").write_text("\n".join([*pieces[:-2], *pieces[:-3:-1]]) + "\n")
+    with pytest.raises(UserError, match="lists other words, or in another order"):
+        import_weights(bert, tmp_path / "no", tokenizer=str(other))
+    assert not (tmp_path / "no").exists()
+
+
+def bert_folder(torch, randomize, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    shape = BertConfig(**text_shape(2))
+    folder = tmp_path / "bert"
+    randomize(BertModel(shape), seed=2).save_pretrained(folder)
+    write_vocabulary(folder, shape.vocab_size)
+    return folder

@@ -56,15 +56,27 @@ def parse_json(path: str) -> Any:
     text = raw.decode("utf-8-sig", "replace")
     if not text.strip():
         raise UserError(f"{path} is empty; expected JSON annotations")
+    return parse_text(text, path)
+
+
+def parse_text(text: str, where: Any) -> Any:
+    """What JSON says.
+
+    Args:
+      where: file, or file and line, for the message.
+
+    Raises:
+      UserError: it is not JSON, or nested more deeply than annotations are.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path} is not JSON: line {error.lineno}, column {error.colno}: "
+            f"{where} is not JSON: line {error.lineno}, column {error.colno}: "
             f"{error.msg}"
         ) from None
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply to be annotations") from None
+        raise UserError(f"{where} is nested too deeply to be annotations") from None
 
 
 def split_zip_path(path: str) -> tuple[Path, str]:
@@ -122,7 +134,7 @@ def _plain_rows(path: str, records: list) -> Iterator[Row]:
         where = f"{path}: record {i}"
         name = _text(record, "image", where)
         _check_id(record, "image_id", name, named, where)
-        split = _split(record, where)
+        split = split_of(record, where)
         captions = record.get("caption")
         if isinstance(captions, str):
             yield name, [captions], split
@@ -147,7 +159,7 @@ def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
             _text(sentence, "raw", f"{where}.sentences[{j}]")
             for j, sentence in enumerate(sentences)
         ]
-        yield name, captions, _split(record, where)
+        yield name, captions, split_of(record, where)
 
 
 def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
@@ -192,7 +204,12 @@ def _text(record: Any, field: str, where: str) -> str:
     return record[field]
 
 
-def _split(record: dict, where: str) -> str | None:
+def split_of(record: dict, where: str) -> str | None:
+    """The record's "split"; None where it has none.
+
+    Raises:
+      UserError: it is no text.
+    """
     split = record.get("split")
     if split is not None and not isinstance(split, str):
         _refuse_field(record, "split", "a text", where)

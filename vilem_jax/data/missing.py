@@ -61,13 +61,44 @@ def present_pictures(
     }
     if not missing:
         return source, counts
-    told = f"{len(missing)} of {len(source)} pictures of {source.name} are missing"
-    first = f"the first is {source.image_name(missing[0])}"
-    if len(missing) == len(source):
-        raise UserError(f"{told}, {first}: say where the pictures are with --images")
-    if not allow_missing:
-        raise UserError(
-            f"{told}, {first}: put them there, or leave them and their captions out "
-            "with --allow-missing"
-        )
+    refuse_missing(
+        "pictures",
+        [source.image_name(index) for index in missing],
+        len(source),
+        f"of {source.name}",
+        option="--images",
+        allow_missing=allow_missing,
+    )
     return PresentPictures(source, np.flatnonzero(is_here)), counts
+
+
+def refuse_missing(
+    what: str,
+    names: Sequence[str],
+    number: int,
+    where: str,
+    *,
+    option: str,
+    allow_missing: bool,
+) -> None:
+    """What is said of missing files, before any of the others is read.
+
+    Args:
+      what: they are, "pictures" or "clips".
+      names: of those that are missing.
+      number: of all that should be there.
+      where: "of NAME", "in FOLDER".
+      option: of the command line, which says where they are.
+
+    Raises:
+      UserError: all are missing, or some, and that is not allowed.
+    """
+    if not names or (allow_missing and len(names) < number):
+        return
+    told = f"{len(names)} of {number} {what} {where} are missing"
+    way_out = (
+        f"say where the {what} are with {option}"
+        if len(names) == number
+        else "put them there, or leave them and their captions out with --allow-missing"
+    )
+    raise UserError(f"{told}, the first is {names[0]}: {way_out}")

@@ -96,9 +96,9 @@ class PictureFolder(PictureFiles):
         try:
             if (self.path / local).is_file():
                 return True
-        except (OSError, ValueError):
+            packed = self._zip_of(local)
+        except (OSError, ValueError):  # no name that a file can have
             return False
-        packed = self._zip_of(local)
         return packed is not None and packed.exists(local)
 
     def _zip_of(self, local: str) -> "PictureZip | None":

@@ -34,6 +34,16 @@ from vilem_jax.files import reason
 
 CHUNK = 64  # pictures that a machine takes at a time
 _TALLIES = "tallies"
+# What no data and no machine raises.
+_MISTAKES = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
+_MISTAKE_NAMES = {kind.__name__ for kind in _MISTAKES} | {"IndexError", "KeyError"}
 
 
 def prepare_with_beam(
@@ -119,9 +129,30 @@ def _build(partial: Path, folder: Path, records, runner: str, options) -> Path:
     except UserError:
         raise
     except Exception as error:  # a runner raises what it likes
+        if _is_mistake(error):
+            raise
         raise UserError(
-            f"the pipeline of {runner} failed ({reason(error)}): nothing was written"
+            f"the pipeline of {runner} failed ({_reason(error)}): nothing was written"
         ) from error
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether the program is wrong, ours or a library's, and not data or machines.
+
+    A worker's exception comes back as text: a traceback, its name in the last line.
+    """
+    name = _last_line(error).partition(":")[0]
+    return isinstance(error, _MISTAKES) or name in _MISTAKE_NAMES
+
+
+def _reason(error: Exception) -> str:
+    """One line, and of a worker's traceback the last."""
+    return _last_line(error) if "Traceback" in str(error) else reason(error)
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].partition(" [while running")[0][:300] if lines else ""
 
 
 class _Begin:

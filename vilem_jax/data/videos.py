@@ -9,7 +9,6 @@ Told apart by content:
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vilem_jax.config import UserError
+from vilem_jax.data.annotations import parse_text, split_of
 from vilem_jax.data.video_frames import VideoError, read_frames
 
 SUFFIXES = (
@@ -138,21 +138,20 @@ def read_pairs(file: Path) -> list[Pair]:
 def _pairs(file: Path, text: str) -> Iterator[Pair]:
     start = text.lstrip()[0]
     if start == "[":
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{file} is not JSON: line {error.lineno}, column {error.colno}: "
-                f"{error.msg}"
-            ) from None
-        for number, record in enumerate(records):
+        for number, record in enumerate(parse_text(text, file)):
             yield from _record_pairs(record, f"{file}: record {number}")
     elif start == "{":
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
-                yield from _record_pairs(_line(file, number, line), f"{file}:{number}")
+                where = f"{file}:{number}"
+                yield from _record_pairs(parse_text(line, where), where)
     else:
-        rows = csv.DictReader(io.StringIO(text, newline=""))
+        yield from _csv_pairs(file, text)
+
+
+def _csv_pairs(file: Path, text: str) -> Iterator[Pair]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    try:
         columns = rows.fieldnames or ()
         if not {"video_id", "sentence"} <= set(columns):
             raise UserError(
@@ -162,13 +161,11 @@ def _pairs(file: Path, text: str) -> Iterator[Pair]:
             )
         for row in rows:
             yield from _record_pairs(row, f"{file}: row at line {rows.line_num}")
-
-
-def _line(file: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{number} is not JSON: {error.msg}") from None
+    except csv.Error:  # a quotation mark that never closes, say
+        raise UserError(
+            f"{file} is not CSV from line {rows.line_num + 1} on: is a quotation mark "
+            "left open?"
+        ) from None
 
 
 def _record_pairs(record: Any, where: str) -> Iterator[Pair]:
@@ -183,8 +180,9 @@ def _record_pairs(record: Any, where: str) -> Iterator[Pair]:
     if not is_list or not all(isinstance(caption, str) for caption in captions):
         keys = " or ".join(_CAPTION_KEYS)
         raise UserError(f"{where} has no caption ({keys}), a text or a list of texts")
+    split = split_of(record, where)
     for caption in captions:
-        yield clip, caption, record.get("split")
+        yield clip, caption, split
 
 
 def _field(record: dict, keys: tuple[str, ...]) -> Any:

@@ -60,6 +60,7 @@ class Encoder:
     programs: dict[str, Callable]
     trained: dict[Branch, tuple[str, ...]]  # of the run, see `LossConfig.trained`
     dtype: str = "float32"  # the towers compute in
+    parts: int = 1  # an embedding is that many of equal length side by side
     clock: Stopwatch | None = None
     # Programs and shapes that have run: a clock must not count their compilation.
     warm: set = dataclasses.field(default_factory=set)
@@ -76,7 +77,7 @@ class Encoder:
         return _joined(chunks, "picture")
 
     def project_frames(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
-        """As `encode_images`, before the rows get unit length: float32 [N, E]."""
+        """As `encode_images`, before anything gets unit length: float32 [N, E]."""
         chunks = (
             self._run("frames", (np.stack(chunk),))[0] for chunk in self._read(pixels)
         )

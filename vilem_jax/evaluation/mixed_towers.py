@@ -24,10 +24,10 @@ def mixed_encoder(online: Encoder, momentum_params: dict[str, Any]) -> Encoder:
       momentum_params: the tree of `online.params`.
     """
 
-    def both(program: Callable, first: str, second: str) -> Callable:
+    def both(program: Callable, first: str, second: str, root: float = 2**0.5):
         def run(params, rows):
             (one,), (other,) = (program(params[w], rows) for w in (first, second))
-            return (jnp.concatenate([one, other], axis=-1) / jnp.sqrt(2.0),)
+            return (jnp.concatenate([one, other], axis=-1) / root,)
 
         return jax.jit(run)
 
@@ -36,6 +36,10 @@ def mixed_encoder(online: Encoder, momentum_params: dict[str, Any]) -> Encoder:
 
     programs = {name: online_only(run) for name, run in online.programs.items()}
     programs["images"] = both(online.programs["images"], "momentum", "online")
+    # Frames are averaged first; each half of the mean then gets its length.
+    programs["frames"] = both(online.programs["frames"], "momentum", "online", 1.0)
     programs["texts"] = both(online.programs["texts"], "online", "momentum")
     params = {"online": online.params, "momentum": jax.device_put(momentum_params)}
-    return dataclasses.replace(online, params=params, programs=programs, warm=set())
+    return dataclasses.replace(
+        online, params=params, programs=programs, parts=2, warm=set()
+    )

@@ -12,7 +12,6 @@ Each entry is told apart by its fields:
                    "mturk": {"caption": votes, 0 to 3}}
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vilem_jax.config import UserError
+from vilem_jax.data.annotations import parse_json
 from vilem_jax.data.images import decode
 from vilem_jax.data.pictures import open_pictures
 from vilem_jax.evaluation.pairs import CaptionPair
@@ -149,12 +149,7 @@ def _cut(pixels: np.ndarray, image: Boxed) -> np.ndarray:
 
 
 def _entries(file: Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}") from error
+    entries = parse_json(str(file))
     if isinstance(entries, list):  # some releases number the entries by their place
         entries = {str(number): entry for number, entry in enumerate(entries)}
     if not isinstance(entries, dict) or not entries:
@@ -184,7 +179,9 @@ def _read_boxed(where: str, entry: dict, kind: str) -> CaptionPair:
         if not all(isinstance(side, int | float) for side in box):
             raise UserError(f"{where}: no number in {' or '.join(map(repr, _BOX))}")
         image = Boxed(image, box)
-    words = entry.get("attributes") or ()
+    words = entry.get("attributes") or []
+    if not isinstance(words, list):
+        raise UserError(f"{where}: 'attributes' is no list of words")
     group = entry.get("relation_name") or "_".join(map(str, words))
     return CaptionPair(image, caption, wrong, kind, group=str(group))
 
@@ -194,7 +191,7 @@ def _read_order(where: str, entry: dict, kind: str) -> CaptionPair:
     options = entry.get("caption_options")
     if options is None:
         hard = [entry[name] for name in sorted(entry) if name.startswith("hard_text_")]
-        options = [entry["correct_caption"], *hard]
+        options = [entry.get("correct_caption"), *hard]
     is_fit = isinstance(options, list) and len(options) > 1
     if not is_fit or not all(isinstance(one, str) and one.strip() for one in options):
         raise UserError(f"{where}: a true and one or more wrong captions are needed")

@@ -12,6 +12,7 @@ import numpy as np
 from vilem_jax.config import UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import resize_square
+from vilem_jax.data.missing import refuse_missing
 from vilem_jax.data.video_frames import VideoError
 from vilem_jax.data.videos import VideoClips
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
@@ -61,7 +62,7 @@ def evaluate_video(
         clips, encoder.image_size, num_frames, allow_missing, show_progress
     )
     frames = encoder.project_frames(_good_frames(pixels, clips, taken, left_out))
-    video_embedding = clip_embeddings(frames, num_frames)
+    video_embedding = clip_embeddings(frames, num_frames, encoder.parts)
     said = [clips.captions[index] for index in taken]
     captions = [caption for each in said for caption in each]
     with clock.measure("tokenize"):
@@ -100,31 +101,31 @@ def evaluate_video(
     }
 
 
-def clip_embeddings(frames: np.ndarray, num_frames: int) -> np.ndarray:
+def clip_embeddings(frames: np.ndarray, num_frames: int, parts: int = 1) -> np.ndarray:
     """Mean of each clip's frames, then unit length: float32 [N F, E] -> [N, E].
 
     Args:
       frames: projected frames, not of unit length, those of a clip side by side.
+      parts: equal parts of a row, each of which gets the same length (`Encoder.parts`).
     """
-    means = frames.reshape(-1, num_frames, frames.shape[-1]).astype(np.float64).mean(1)
-    lengths = np.linalg.norm(means, axis=1, keepdims=True)
-    return (means / np.maximum(lengths, 1e-12)).astype(np.float32)
+    width = frames.shape[-1]
+    means = frames.reshape(-1, num_frames, width).astype(np.float64).mean(1)
+    means = means.reshape(-1, parts, width // parts)
+    lengths = np.linalg.norm(means, axis=-1, keepdims=True) * parts**0.5
+    units = means / np.maximum(lengths, 1e-12)
+    return units.reshape(-1, width).astype(np.float32)
 
 
 def _check_present(clips: VideoClips, allow_missing: bool) -> None:
     """Before an hour of decoding: are the files there?"""
-    missing = [index for index in range(len(clips)) if clips.file(index) is None]
-    if not missing:
-        return
-    told = f"{len(missing)} of {len(clips)} clips are not in {clips.folder}"
-    first = f"the first is {clips.clips[missing[0]]}"
-    if len(missing) == len(clips):
-        raise UserError(f"{told}, {first}: say where they are with --videos")
-    if not allow_missing:
-        raise UserError(
-            f"{told}, {first}: put them there, or leave them and their captions out "
-            "with --allow-missing"
-        )
+    refuse_missing(
+        "clips",
+        [name for index, name in enumerate(clips.clips) if clips.file(index) is None],
+        len(clips),
+        f"of {clips.name} in {clips.folder}",
+        option="--videos",
+        allow_missing=allow_missing,
+    )
 
 
 def _pixels(

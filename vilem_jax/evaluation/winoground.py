@@ -8,7 +8,6 @@ model (Thrush et al., CVPR 2022, Eqs. 1 to 3):
   group  both
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vilem_jax.config import UserError
+from vilem_jax.data.annotations import parse_text
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.pictures import PictureFiles, open_pictures
@@ -182,10 +182,7 @@ def _examples_file(folder: Path) -> Path:
 
 
 def _read_line(line: str, where: str) -> WinogroundExample:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON") from error
+    record = parse_text(line, where)
 
     def text(field: str) -> str:
         value = record.get(field) if isinstance(record, dict) else None

@@ -43,7 +43,8 @@ def model_card(
       use: the section that says what the files are and how they are used.
       step: of the run's checkpoint; None where the model comes from no run of ours.
       commands: the command lines that trained it, [] where nobody kept them.
-      figures: of the run's last evaluation, "validation/NAME/t2i/r1" and so on.
+      figures: of the run's evaluation at that step, or else of its last one,
+        "validation/NAME/t2i/r1" and so on.
       made_by: the command line of the export.
     """
     parts = [
@@ -145,7 +146,7 @@ def _scores(figures: Mapping[str, Any], step: int | None) -> str:
         ]
         if not found:
             continue
-        lines += [f"Last validation on **{name}**, step {figures.get('step')}:", ""]
+        lines += [f"Validation on **{name}**, step {figures.get('step')}:", ""]
         lines += ["| | |", "| --- | --- |"]
         lines += [f"| {label} | {_number(value)} |" for label, value in found]
         lines.append("")

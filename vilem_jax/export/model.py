@@ -32,6 +32,7 @@ def export_model(
     kind: Format,
     *,
     weights: Weights = "online",
+    step: str = "last",
     for_training: bool = False,
     made_by: str = "",
 ) -> list[str]:
@@ -42,7 +43,10 @@ def export_model(
       kind: "vilem", a model folder; "huggingface", a ViTModel and a BertModel;
         "stablehlo" or "onnx", each tower as a program.
       weights: which are written: those that were trained, or their moving average.
-      for_training: of kind "vilem", the moving average and the queues too.
+      step: of a run, "last", its newest checkpoint, or "best", that of the best
+        validation, where the run kept it.
+      for_training: of kind "vilem", the moving average and the queues too (none are
+        kept of the best step).
       made_by: the command line, for the card.
 
     Returns:
@@ -60,7 +64,7 @@ def export_model(
             "leave --for-training out"
         )
     _check_out(name, out, kind)
-    stored = read_stored(name, weights, for_training=for_training)
+    stored = read_stored(name, weights, step=step, for_training=for_training)
     card = _make_card(name, stored, kind, Path(out).name, weights, made_by)
     if kind == "vilem":
         return _write_model(out, stored, card)
@@ -140,7 +144,8 @@ def _make_card(name, stored: Stored, kind, title: str, weights, made_by: str) ->
         commands = read_commands(stored.folder)
         records = read_records(stored.folder / METRICS_FILE)
         measured = [r for r in records if any(k.startswith("validation/") for k in r)]
-        figures = measured[-1] if measured else {}
+        own_step = [r for r in measured if r.get("step") == stored.step]
+        figures = (own_step or measured or [{}])[-1]
     card = model_card(
         title,
         section,

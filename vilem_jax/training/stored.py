@@ -56,7 +56,8 @@ def read_stored(
       weights: which of the two become `params`: "online", those that were trained, or
         "momentum", their moving average.
       step: of a run, "last", its newest checkpoint, or "best", see `restore_params`.
-      for_training: the moving average and the queues too, where there are any.
+      for_training: the moving average and the queues too, where there are any; the
+        best checkpoint has no queues.
 
     Raises:
       UserError: neither a run nor a model folder, a run of an editor, no such weights,
@@ -81,7 +82,8 @@ def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Sto
     state = abstract_state(config)
     fields = {FIELDS[weights]: getattr(state, FIELDS[weights])}
     if for_training:
-        names = (FIELDS["momentum"], *QUEUE_NAMES, "queue_count")
+        queues = (*QUEUE_NAMES, "queue_count") if step == "last" else ()
+        names = (FIELDS["momentum"], *queues)
         fields |= {name: getattr(state, name) for name in names}
     found, number = restore_fields(run, fields, step=step)
     # Rows that are not filled yet are no keys.

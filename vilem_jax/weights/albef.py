@@ -6,13 +6,13 @@ words after them together with the picture; a dual encoder has no place for it.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from vilem_jax.config import ModelConfig, TextConfig, VisionConfig
+from vilem_jax.config import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.weights import huggingface_bert, positions, tables, timm_vit
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import Foreign, part_of
-from vilem_jax.weights.tables import Entry
+from vilem_jax.weights.tables import Entry, TreePath
 from vilem_jax.weights.whole_models import (
     NEW,
     QUEUES,
@@ -88,25 +88,49 @@ def read_model(
         text_length=30,
         evaluation_length=30,
     )
-    dropped = (*DROPPED, *_fusion_layers(names, text.num_layers), *BOOKKEEPING)
+    return read_both_copies(
+        config,
+        lambda suffix: _table(model, suffix),
+        files,
+        names,
+        dropped=(*DROPPED, *_fusion_layers(names, text.num_layers)),
+        is_new=lambda path: path[0] in NEW or "cross_attention" in path,
+    )
+
+
+def read_both_copies(
+    config: Config,
+    table: Callable[[str], list[Entry]],
+    files: Tensors,
+    names: Mapping[str, str],
+    *,
+    dropped: Sequence[str],
+    is_new: Callable[[TreePath], bool],
+    complete: Callable[[dict], dict] = lambda params: params,
+    extra_pieces: tuple[str, ...] = (),
+) -> WholeModel:
+    """Towers and projections, their momentum copies, temperature and queues.
+
+    Args:
+      table: of the copy whose names have this suffix, "" or "_m".
+      is_new: as of `read_params`.
+      complete: puts into the parameters what such a model is known to lack.
+    """
+    dropped = (*dropped, *BOOKKEEPING)
     params = read_params(
         config,
-        [*_table(model, ""), TEMPERATURE],
+        [*table(""), TEMPERATURE],
         files,
         names,
         dropped=(*dropped, *MOMENTUM),
-        is_new=lambda path: path[0] in NEW or "cross_attention" in path,
+        is_new=is_new,
     )
+    params = complete(params)
     momentum = read_momentum(
-        config,
-        params,
-        _table(model, "_m"),
-        files,
-        names,
-        dropped=(*dropped, *ONLINE),
+        config, params, table("_m"), files, names, dropped=(*dropped, *ONLINE)
     )
-    queues = read_queues(files, names, POINTERS, width)
-    return WholeModel(config, params, momentum, queues)
+    queues = read_queues(files, names, POINTERS, config.model.embedding_width)
+    return WholeModel(config, params, momentum, queues, extra_pieces)
 
 
 def read_vision_config(

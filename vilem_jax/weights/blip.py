@@ -11,7 +11,6 @@ import numpy as np
 
 from vilem_jax.config import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.weights import albef, huggingface_bert, tables, timm_vit
-from vilem_jax.weights.albef import BOOKKEEPING, MOMENTUM, ONLINE, POINTERS
 from vilem_jax.weights.foreign import Foreign, part_of
 from vilem_jax.weights.tables import Entry
 from vilem_jax.weights.whole_models import (
@@ -19,9 +18,6 @@ from vilem_jax.weights.whole_models import (
     WholeModel,
     length_of_queues,
     make_config,
-    read_momentum,
-    read_params,
-    read_queues,
 )
 
 VISION, TEXT = albef.VISION, albef.TEXT
@@ -52,26 +48,16 @@ def read_model(
     width = tables.shape_of(files, names, "vision_proj.weight", rank=2)[0]
     config = config_of(vision, text, width, length_of_queues(files, names))
     model = config.model
-    dropped = (*DROPPED, *late_cross_attention(model), *BOOKKEEPING)
-    params = read_params(
+    return albef.read_both_copies(
         config,
-        [*_table(model, ""), albef.TEMPERATURE],
+        lambda suffix: albef.model_table(model, text_table(model), suffix),
         files,
         names,
-        dropped=(*dropped, *MOMENTUM),
+        dropped=(*DROPPED, *late_cross_attention(model)),
         is_new=lambda path: path[0] in NEW or "token_types" in path,
+        complete=lambda params: params | {"text": with_no_token_types(params["text"])},
+        extra_pieces=EXTRA_PIECES,
     )
-    params |= {"text": with_no_token_types(params["text"])}
-    momentum = read_momentum(
-        config,
-        params,
-        _table(model, "_m"),
-        files,
-        names,
-        dropped=(*dropped, *ONLINE),
-    )
-    queues = read_queues(files, names, POINTERS, width)
-    return WholeModel(config, params, momentum, queues, EXTRA_PIECES)
 
 
 def config_of(
@@ -156,10 +142,6 @@ def late_cross_attention(model: ModelConfig) -> list[str]:
         for tower in (TEXT, "text_encoder_m.")
         for number in range(model.num_proofread_layers, model.text.num_layers)
     ]
-
-
-def _table(model: ModelConfig, suffix: str) -> list[Entry]:
-    return albef.model_table(model, text_table(model), suffix)
 
 
 def with_no_token_types(tower: dict) -> dict:

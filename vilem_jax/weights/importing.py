@@ -64,14 +64,25 @@ def import_weights(
     opened = open_foreign(source, allow_pickle=allow_pickle)
     key = recognise(opened, format)
     heads = {"vision": vision_heads, "text": text_heads}
+    given_heads = {f"{tower}_heads": number for tower, number in heads.items()}
     try:
         if FORMATS[key].is_model:
             return _import_model(opened, key, out, tokenizer, image_size, heads)
         if FORMATS[key].has_text:
+            _refuse("a text tower", {"image_size": image_size} | given_heads)
             return _import_text(opened, out, tokenizer)
+        _refuse("an image tower", {"tokenizer": tokenizer, "text_heads": text_heads})
         return _import_vision(opened, key, out, image_size, heads["vision"])
     except OSError as error:
         raise UserError(f"cannot write {out}: {files.reason(error)}") from error
+
+
+def _refuse(what: str, options: dict) -> None:
+    """A UserError where an option is given that `what` has no use for."""
+    for name, value in options.items():
+        if value:
+            option = f"--{name.replace('_', '-')}={value}"
+            raise UserError(f"{option} has no meaning for {what}: leave it out")
 
 
 def _import_model(opened, key, out, tokenizer, image_size, heads) -> Imported:
@@ -82,7 +93,7 @@ def _import_model(opened, key, out, tokenizer, image_size, heads) -> Imported:
     name = tokenizer or (str(opened.folder) if own.is_file() else BERT)
     words = open_words(name, model)
     if tokenizer and own.is_file():
-        _check_same(Path(own), words, model)
+        _check_same(own, open_words(str(opened.folder), model), words)
     if image_size:
         model = resized(model, image_size)
     write_model_folder(
@@ -131,9 +142,9 @@ def open_words(name: str, model: WholeModel) -> Tokenizer:
     )
 
 
-def _check_same(own: Path, words: Tokenizer, model: WholeModel) -> None:
+def _check_same(own: Path, theirs: Tokenizer, words: Tokenizer) -> None:
     """A UserError where --tokenizer has other words than the vocab.txt beside it."""
-    if open_words(str(own.parent), model).pieces != words.pieces:
+    if theirs.pieces != words.pieces:
         raise UserError(
             f"the tokenizer that --tokenizer names is not the model's: {own} lists "
             "other words, or in another order; leave --tokenizer out"
@@ -169,6 +180,9 @@ def _import_text(opened: Foreign, out: Path, tokenizer: str) -> Imported:
             f" but the model has {config.vocab_size}: name the model's own with "
             "--tokenizer"
         )
+    own = folder / folders.VOCABULARY
+    if tokenizer and own.is_file():
+        _check_same(own, Tokenizer(str(folder)), words)
     has_head = huggingface_bert.has_head(folder, files_here)
     with tempfile.TemporaryDirectory() as vocabulary:
         words.save(vocabulary)

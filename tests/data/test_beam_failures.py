@@ -1,0 +1,59 @@
+"""A pipeline that fails: a sentence for what a user can mend, our mistakes as they are.
+
+Needs no Beam: what a runner raises is raised in its place.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from vilem_jax.config import UserError
+from vilem_jax.data import tfds_format
+from vilem_jax.data.prepare_beam import _build
+
+REMOTE = """Traceback (most recent call last):
+  File "worker.py", line 3, in process
+{last} [while running 'prepare train-ptransform-31']
+"""
+
+
+def build(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(tfds_format, "build_with_beam", fail)
+    _build(Path("x.partial"), Path("x"), {}, "FlinkRunner", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("the job was cancelled\nlong words"), "the job was cancelled"),
+        (OSError(28, "No space left on device"), "no space left on device"),
+        (ConnectionRefusedError("no job server"), "no job server"),
+        (
+            RuntimeError(REMOTE.format(last="OSError: disk is gone")),
+            "OSError: disk is gone",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_a_sentence(monkeypatch, error, reason):
+    with pytest.raises(UserError) as told:
+        build(monkeypatch, error)
+    expected = f"the pipeline of FlinkRunner failed ({reason}): nothing was written"
+    assert str(told.value) == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("as_example() takes 1 argument"),
+        KeyError("image_id"),
+        RuntimeError(REMOTE.format(last="AttributeError: no 'record'")),
+        RuntimeError(REMOTE.format(last="KeyError: 'image_id'")),
+    ],
+)
+def test_our_own_mistakes_are_not_hidden(monkeypatch, error):
+    with pytest.raises(type(error)) as told:
+        build(monkeypatch, error)
+    assert told.value is error
