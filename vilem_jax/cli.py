@@ -9,7 +9,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vilem_jax import __version__, cli_data, cli_evaluate, cli_use, cli_weights
+from vilem_jax import (
+    __version__,
+    cli_data,
+    cli_evaluate,
+    cli_plan,
+    cli_use,
+    cli_weights,
+)
 from vilem_jax.cli_arguments import add_config, hours
 from vilem_jax.config import UserError
 from vilem_jax.config_files import Override, config_names, load_config
@@ -93,6 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli_use.add_verbs(verbs)
     cli_data.add_verbs(verbs)
     cli_weights.add_verbs(verbs)
+    cli_plan.add_verbs(verbs)
     return parser
 
 
