@@ -30,8 +30,16 @@ from vilem_jax.training.step import make_train_step
 PAD, MASK = 0, 1
 ANY_STEPS = 100_000  # the schedule's; it is arithmetic on a scalar
 
+# Away from Google's machines libtpu would ask their metadata server, and wait; and it
+# locks out a second process, as if both were to use a chip.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
-class DoesNotFit(UserError):
+
+class DoesNotFitError(UserError):
     """The compiler found no way to keep the step within a chip's memory."""
 
     def __init__(self, sentence: str, *, used: float, limit: float):
@@ -86,8 +94,8 @@ def topology_mesh(topology: str) -> Mesh:
             f"compiling for {topology} needs libtpu, which runs on any Linux machine: "
             "pip install 'vilem-jax[tpu]'"
         )
-    # Away from Google's machines libtpu would ask their metadata server, and wait.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in _NO_TPU_HERE.items():
+        os.environ.setdefault(name, value)
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
@@ -205,7 +213,7 @@ def _in_our_words(error: Exception) -> UserError:
     sentence = str(error)
     used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", sentence)
     if used:
-        return DoesNotFit(
+        return DoesNotFitError(
             f"the step needs {used[1]}iB of a chip that has {used[2]}iB: use more "
             "microbatches, or config.compute.recompute=True",
             used=_bytes(used[1]),

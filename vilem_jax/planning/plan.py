@@ -163,7 +163,7 @@ def _compile(config: Config, device: Device) -> dict[str, Any]:
     figures: dict[str, Any] = {"platform": device.topology or "cpu, this machine"}
     try:
         step = compiled.compile_step(config, mesh)
-    except compiled.DoesNotFit as error:
+    except compiled.DoesNotFitError as error:
         return figures | {
             "fits": False,
             "error": str(error),

@@ -1,0 +1,80 @@
+"""What the benchmarks here share: the machine in words, tables, JSON and Markdown.
+
+A benchmark prints a table and, with --out=FOLDER, leaves FOLDER/NAME.json and NAME.md.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# Run as `python benchmarks/NAME.py` in a checkout, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--out", help="folder for NAME.json and NAME.md")
+    return parser
+
+
+def machine(*packages: str) -> dict:
+    """What the figures come from; versions of Python and of `packages`."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table; the first column to the left, the others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def write(name: str, out: str | None, figures: dict, text: str) -> None:
+    """Prints `text`; with `out` writes both files, the command and machine in them."""
+    command = shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    print(text)
+    if not out:
+        return
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"command": command, **figures}
+    (folder / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    found = figures.get("machine", {})
+    about = ", ".join(
+        [
+            f"{found.get('processor')}, {found.get('cores')} cores",
+            f"Python {found.get('python')}",
+            *(f"{key} {value}" for key, value in found.get("packages", {}).items()),
+            str(found.get("date")),
+        ]
+    )
+    (folder / f"{name}.md").write_text(f"`{command}`\n\n{about}\n\n{text}\n")
+    print(f"\n{folder / name}.json, .md")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if "model name" in line)
+    return next(names, platform.machine())
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
