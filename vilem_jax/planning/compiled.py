@@ -35,6 +35,7 @@ ANY_STEPS = 100_000  # the schedule's; it is arithmetic on a scalar
 _NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # any: the topology is given
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
@@ -128,7 +129,7 @@ def compile_step(config: Config, mesh: Mesh) -> CompiledStep:
     try:
         compiled = lowered.compile(compiler_options=_options(mesh))
     except jax.errors.JaxRuntimeError as error:
-        raise _in_our_words(error) from error
+        raise in_our_words(error) from error
     done = time.monotonic()
     memory = compiled.memory_analysis()
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -208,7 +209,7 @@ def _editor_step(config, mesh, schedule):
     return arguments, step
 
 
-def _in_our_words(error: Exception) -> UserError:
+def in_our_words(error: Exception) -> UserError:
     """That the step is too large, if that is what the compiler says."""
     sentence = str(error)
     used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", sentence)
