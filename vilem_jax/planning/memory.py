@@ -6,13 +6,14 @@ memory stays free (`MARGIN`), and the compiler has the last word.
 """
 
 import math
+from functools import cache
 
 import jax
 
 from vilem_jax.config import Config, TextConfig, VisionConfig
 from vilem_jax.models.vilem import level_of_layer
 from vilem_jax.planning import abstract
-from vilem_jax.training.state import abstract_state
+from vilem_jax.training.state import initial_params
 
 MARGIN = 0.1  # of a chip's memory: fragments, what lives for a moment, the program
 _FLOAT32 = 4
@@ -20,12 +21,24 @@ _FLOAT32 = 4
 
 def parameters(config: Config) -> dict[str, int]:
     """How many parameters train, are momentum copies, or are the frozen editor's."""
+    # Of the model alone, so that one tracing serves every batch and device.
+    model = Config(model=config.model)
     if config.task == "editor":
-        return {"trained": _size(abstract.editor_params(config))}
-    trained = _size(abstract_state(config).params)
-    has_editor = abstract.uses_editor(config)
-    editor = _size(abstract.editor_params(config)) if has_editor else 0
+        return {"trained": _num_of_editor(model)}
+    trained = _num_of_vilem(model)
+    editor = _num_of_editor(model) if abstract.uses_editor(config) else 0
     return {"trained": trained, "momentum": trained, "frozen editor": editor}
+
+
+@cache
+def _num_of_vilem(config: Config) -> int:
+    shapes = jax.eval_shape(lambda k: initial_params(config, k), jax.random.key(0))
+    return _size(shapes)
+
+
+@cache
+def _num_of_editor(config: Config) -> int:
+    return _size(abstract.editor_params(config))
 
 
 def state_bytes(config: Config) -> dict[str, int]:
