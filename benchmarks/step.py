@@ -1,7 +1,7 @@
 """The whole training step against the PyTorch peer (C1; G1 to G3 on a GPU).
 
-    python benchmarks/step.py --peer=torch_vilem.py [--shape=small --batch=8] [--compile]
-        [--out=FOLDER]
+    python benchmarks/step.py --peer=torch_vilem.py [--shape=small --batch=8]
+        [--compile] [--out=FOLDER]
 
 Editor, momentum towers, all losses, AdamW and queues, without dropout and augmentation,
 which the peer has not. Two processes, one a system; each in its turn takes the same

@@ -21,7 +21,7 @@ LEVELS = [
     {"weights"},
     {"evaluation"},
     {"training"},
-    {"api"},
+    {"api", "planning"},
     {"search", "report", "export"},
     {"cli"},
 ]
@@ -144,7 +144,7 @@ def test_a_wrong_arrow_is_found():
 
 
 def source_files() -> list[Path]:
-    folders = ("vilem_jax", "configs", "tests", "launch", "docs")
+    folders = ("vilem_jax", "configs", "tests", "launch", "docs", "benchmarks")
     return [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
 
 

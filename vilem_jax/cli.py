@@ -13,6 +13,7 @@ from vilem_jax import (
     __version__,
     cli_data,
     cli_evaluate,
+    cli_plan,
     cli_use,
     cli_vectors,
     cli_weights,
@@ -112,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli_vectors.add_verbs(verbs)
     cli_data.add_verbs(verbs)
     cli_weights.add_verbs(verbs)
+    cli_plan.add_verbs(verbs)
     return parser
 
 

@@ -12,7 +12,7 @@ fsdp                split, gathered once a step    split             reduce-scat
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,13 +29,13 @@ ROWS = PartitionSpec((DATA, FSDP))  # the leading axis over all devices
 SMALLEST_SPLIT = 1024  # elements; norms and most biases are not worth a collective
 
 
-def make_mesh(num_devices: int | None = None, fsdp: int = 1) -> Mesh:
-    """A mesh over the first `num_devices` devices of all hosts; None takes all.
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """A mesh over the first `num_devices` devices of all hosts; None takes all."""
+    return _mesh(jax.devices()[:num_devices], 1)
 
-    Args:
-      fsdp: neighbours that share one copy of what is split; must divide the devices.
-    """
-    devices = jax.devices()[:num_devices]
+
+def _mesh(devices: Sequence[jax.Device], fsdp: int) -> Mesh:
+    """Neighbours, `fsdp` at a time, share one copy of what is split."""
     # Auto is spelt out: Explicit, the default, refuses products of two sharded arrays.
     return jax.make_mesh(
         (len(devices) // fsdp, fsdp),
@@ -107,22 +107,32 @@ def one_device() -> Layout:
     return Layout(make_mesh(1))
 
 
-def make_layout(compute: ComputeConfig, num_devices: int | None = None) -> Layout:
-    """The layout that a config asks for, over `num_devices` devices or all.
+def make_layout(
+    compute: ComputeConfig,
+    num_devices: int | None = None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Layout:
+    """The layout that a config asks for.
+
+    Args:
+      num_devices: the first so many devices of all hosts; None takes all.
+      devices: these instead, which may be elsewhere (planning).
 
     Raises:
       UserError: the devices do not divide into groups of `compute.fsdp_devices`.
     """
+    devices = jax.devices()[:num_devices] if devices is None else devices
     if compute.sharding == "replicated":
-        return Layout(make_mesh(num_devices))
-    count = len(jax.devices()[:num_devices])
+        return Layout(_mesh(devices, 1))
+    count = len(devices)
     group = compute.fsdp_devices or count
     if count % group:
         raise UserError(
             f"config.compute.fsdp_devices={group} does not divide the {count} devices "
             "of this run; 0 takes all of them for one group"
         )
-    return Layout(make_mesh(num_devices, group), compute.sharding)
+    return Layout(_mesh(devices, group), compute.sharding)
 
 
 def _split_spec(shape: tuple[int, ...], count: int) -> PartitionSpec:

@@ -1,0 +1,67 @@
+"""Seconds to compile the paper's step, cold and from the persistent cache (C7).
+
+    JAX_PLATFORMS=cpu python benchmarks/compile_time.py --out=results
+
+Each is a process of its own with one cache folder between them; on a GPU or TPU, drop
+JAX_PLATFORMS. Reported, never asserted.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+
+import reporting
+
+
+def main() -> None:
+    parser = reporting.arguments(__doc__)
+    parser.add_argument("--config", default="pretrain_cc4m")
+    parser.add_argument("--pairs", type=int, default=2, help="a step")
+    parser.add_argument("--cache", help="used by the processes that this one starts")
+    options = parser.parse_args()
+    if options.cache:
+        print(json.dumps(seconds(options)))
+        return
+    figures = {"machine": reporting.machine("jax", "jaxlib", "flax"), "runs": {}}
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ("cold", "from the cache"):
+            command = [sys.executable, *sys.argv, f"--cache={cache}"]
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=True
+            )
+            figures["runs"][name] = json.loads(done.stdout.splitlines()[-1])
+    head = ["", "import, s", "trace and lower, s", "compile, s"]
+    rows = [
+        [name, *(f"{found[key]:.1f}" for key in ("import", "lower", "compile"))]
+        for name, found in figures["runs"].items()
+    ]
+    text = reporting.markdown(head, rows)
+    reporting.write("compile_time", options.out, figures, text)
+
+
+def seconds(options) -> dict:
+    began = time.monotonic()
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", options.cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    from vilem_jax.config_files import load_config
+    from vilem_jax.planning.compiled import lower_step
+    from vilem_jax.sharding import one_device
+
+    imported = time.monotonic()
+    settings = [("train.batch_size", str(options.pairs)), ("editor.max_edits", "5")]
+    lowered = lower_step(load_config(options.config, settings), one_device())
+    traced = time.monotonic()
+    lowered.compile()
+    return {
+        "import": imported - began,
+        "lower": traced - imported,
+        "compile": time.monotonic() - traced,
+    }
+
+
+if __name__ == "__main__":
+    main()

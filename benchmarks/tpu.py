@@ -1,0 +1,110 @@
+"""The paper's step compiled for TPUs that are not here (C6).
+
+    JAX_PLATFORMS=cpu python benchmarks/tpu.py --out=results
+
+Needs libtpu (pip install 'vilem-jax[tpu]'), and minutes and gigabytes a topology. Each
+is compiled in a process of its own. Where 64 pairs a chip do not fit as they are,
+blocks are recomputed, then fewer pairs are tried.
+"""
+
+import json
+import subprocess
+import sys
+
+import reporting
+
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v6e:4x4")
+TRIES = ((64, False), (64, True), (32, False), (32, True), (16, True))
+
+
+def main() -> None:
+    parser = reporting.arguments(__doc__)
+    parser.add_argument("--config", default="pretrain_cc4m")
+    parser.add_argument("--topology", action="append", help="again for more")
+    parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--one", help="used by the processes that this one starts")
+    options = parser.parse_args()
+    if options.one:
+        topology, pairs, recompute = json.loads(options.one)
+        print(json.dumps(compile_one(options, topology, pairs, recompute)))
+        return
+    figures = {
+        "machine": reporting.machine("jax", "jaxlib", "flax", "libtpu"),
+        "config": options.config,
+        "programs": [],
+    }
+    for topology in options.topology or TOPOLOGIES:
+        for pairs, recompute in TRIES:
+            found = in_a_process(topology, pairs, recompute)
+            figures["programs"].append(found)
+            print(f"{topology}, {pairs} pairs, recompute {recompute}: {state(found)}")
+            if found.get("fits"):
+                break
+    reporting.write("tpu", options.out, figures, tables(figures["programs"]))
+
+
+def in_a_process(topology: str, pairs: int, recompute: bool) -> dict:
+    one = json.dumps([topology, pairs, recompute])
+    done = subprocess.run(
+        [sys.executable, *sys.argv, f"--one={one}"], stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        sys.exit(f"no answer for {topology}: exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compile_one(options, topology: str, pairs: int, recompute: bool) -> dict:
+    from vilem_jax.config_files import load_config
+    from vilem_jax.planning import compiled, plan
+    from vilem_jax.planning.devices import find_device
+
+    device = find_device(topology)
+    batch_size = pairs * device.num_chips * options.microbatches
+    config = load_config(
+        options.config,
+        [
+            ("train.batch_size", str(batch_size)),
+            ("train.num_microbatches", str(options.microbatches)),
+            ("compute.recompute", str(recompute)),
+            ("editor.max_edits", "5"),
+        ],
+    )
+    found = {
+        "topology": topology,
+        "pairs_a_chip": pairs,
+        "recompute": recompute,
+        "memory": device.memory,
+    }
+    try:
+        step = compiled.compile_step(config, compiled.devices_of(device))
+    except compiled.DoesNotFitError as error:
+        return found | {"fits": False, "peak_bytes": error.used}
+    return found | {"fits": True} | plan.describe(step, config)
+
+
+def state(found: dict) -> str:
+    fits = "fits" if found["fits"] else "does not fit"
+    return f"{fits}, {found['peak_bytes'] / 2**30:.2f} GiB"
+
+
+def tables(programs: list[dict]) -> str:
+    head = ["topology", "pairs a chip", "recompute", "fits", "GiB", "of GiB"]
+    head += ["GFLOP a pair", "/ the count", "collectives, MB", "compile, s"]
+    rows = []
+    for one in programs:
+        row = [one["topology"], one["pairs_a_chip"], one["recompute"], one["fits"]]
+        row += [f"{one['peak_bytes'] / 2**30:.2f}", f"{one['memory'] / 2**30:.0f}"]
+        if one["fits"]:
+            moved = "; ".join(
+                f"{part['kind']} {part['bytes'] / 1e6:.1f}"
+                + (" in a loop" if part["in_loop"] else "")
+                for part in one["collectives"]
+            )
+            row += [f"{one['gflop_a_pair']:.1f}", f"{one['against_the_count']:.3f}"]
+            row += [moved, f"{one['compile_seconds']:.0f}"]
+        rows.append([*row, *[""] * (len(head) - len(row))])
+    return reporting.markdown(head, rows)
+
+
+if __name__ == "__main__":
+    main()

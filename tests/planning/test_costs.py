@@ -1,0 +1,135 @@
+"""The analytic count: the paper's table, the switches, and the compiled step."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from tests.tiny import BATCH, tiny_config
+from vilem_jax.config_files import load_config
+from vilem_jax.planning import compiled, costs
+
+K5 = ("editor.max_edits", "5")
+# GFLOP a pair of the paper's shape with nothing saved, by hand from the shapes:
+# 257 image tokens, 30 text tokens, 5 edited, width 768, 30,522 words.
+TABLE = {
+    "online ViT": 138.9,
+    "momentum ViT": 46.4,
+    "clean text": 15.4,
+    "local branch": 21.0,
+    "global branch": 8.4,
+    "editor": 5.4,
+    "momentum text": 5.1,
+    "contrast": 0.14,
+}
+
+
+def by_part(config) -> dict[str, float]:
+    return {part.name: part.total / 1e9 for part in costs.step_costs(config)}
+
+
+def paper(*settings):
+    return load_config("pretrain_cc4m", [K5, *settings])
+
+
+def test_the_papers_table():
+    parts = by_part(costs.without_savings(paper()))
+    # The table leaves the detection heads out: 30 words through a transform, twice.
+    detection = parts.pop("detection heads, all words")
+    assert detection == pytest.approx(6 * 2 * 30 * (768**2 + 2 * 768) / 1e9)
+    assert len(parts) == len(TABLE)
+    for (name, value), (start, expected) in zip(
+        parts.items(), TABLE.items(), strict=True
+    ):
+        assert name.startswith(start)
+        assert round(value, 2 if expected < 1 else 1) == expected
+    assert round(sum(parts.values()), 1) == 240.7
+
+
+def test_the_savings_and_a_larger_picture():
+    saved = by_part(paper())
+    detection = saved.pop("detection heads, all words")
+    assert round(sum(saved.values()), 1) == 226.1
+    off = by_part(costs.without_savings(paper()))
+    lost = {name: off[name] - saved[name] for name in saved}
+    image = lost["online ViT, forward and backward"] + lost["momentum ViT, forward"]
+    text = lost["clean text, 12 layers"] + lost["momentum text, forward"]
+    assert round(image, 1) == 12.9 and round(text, 1) == 1.4
+    assert round(lost["editor, frozen, with its head at 5 places"], 1) == 0.3
+    large = costs.without_savings(paper(("model.vision.image_size", "384")))
+    assert costs.flops(large) / 1e9 - detection == pytest.approx(512.8, rel=3e-4)
+
+
+def with_compute(config, **changes):
+    compute = dataclasses.replace(config.compute, **changes)
+    return dataclasses.replace(config, compute=compute)
+
+
+CASES = {
+    "savings on": {},
+    "savings off": {
+        "compute": {
+            "cls_only_last_layer": False,
+            "joint_text_pass": False,
+            "editor_at_places": False,
+        }
+    },
+    "recompute": {"compute": {"recompute": True}},
+    "last levels, one head, microbatches": {
+        "model": {"levels": "last", "heads": "shared", "decoder_trains_words": False},
+        "train": {"num_microbatches": 4},
+    },
+    "other widths": {
+        "model": {"vision": {"width": 48, "mlp_width": 96}, "num_proofread_layers": 3},
+        "loss": {"local_correct": False, "global_detect": False},
+    },
+    "contrast alone": {
+        "loss": {
+            "local_detect": False,
+            "local_correct": False,
+            "global_detect": False,
+            "global_correct": False,
+            "soft_target_weight": 0.4,
+        }
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_count_is_that_of_the_compiled_step(name):
+    """Every product of the program is counted, and no other: within half a percent.
+
+    The tiny model's products are small, so that a forgotten one shows.
+    """
+    config = tiny_config(**CASES[name])
+    program = compiled.compile_step(config, jax.devices()[:1]).program
+    assert program.unknown_loops == 0
+    counted, expected = program.flops / BATCH, costs.flops(config)
+    assert counted == pytest.approx(expected, rel=5e-3)
+
+
+def test_prepared_edits_need_no_editor():
+    parts = by_part(paper(("editor.prepared", "edits.npz")))
+    assert not [name for name in parts if "editor" in name]
+
+
+def test_one_by_one_is_an_editor_a_place():
+    together = by_part(costs.without_savings(paper()))
+    alone = by_part(costs.without_savings(paper(("editor.masking", "one_by_one"))))
+    name = "editor, frozen, with its head at 5 places"
+    head = 2 * 5 * (768**2 + 768 * 30522) / 1e9
+    assert alone[name] == pytest.approx(5 * (together[name] - head) + head)
+
+
+def test_cross_pairing_reads_twice():
+    once, twice = by_part(paper()), by_part(paper(("loss.pairing", "cross")))
+    name = "global branch: 6 layers, word head"
+    assert 1.4 * once[name] < twice[f"{name}, twice"] < 2 * once[name]
+    assert "momentum ViT, seen by the text" in twice
+
+
+def test_the_editors_own_run():
+    config = load_config("editor")
+    (part,) = costs.step_costs(config)
+    assert part.backward == 2 * part.forward > 0

@@ -1,0 +1,81 @@
+"""What a step is given, as shapes alone: no data, no weights, no memory."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from vilem_jax.config import Config
+from vilem_jax.objectives.editing import WordTables
+from vilem_jax.training import masked_language
+
+
+def uses_editor(config: Config) -> bool:
+    """Whether the step itself edits captions: edits prepared before come as data."""
+    return (
+        config.task == "vilem"
+        and config.loss.has_proofreading
+        and not config.editor.prepared
+    )
+
+
+def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `data/batches.py` yields: [B, ...] by name."""
+    size, side = config.train.batch_size, config.model.vision.image_size
+
+    def rows(dtype, *shape):
+        return jax.ShapeDtypeStruct((size, *shape), dtype)
+
+    arrays = {
+        "tokens": rows(jnp.int32, config.data.text_length),
+        "sample_id": rows(jnp.int32),
+        "image_id": rows(jnp.int32),
+        "is_bad": rows(jnp.bool_),
+    }
+    if config.task == "editor":
+        return arrays | {"pixels": rows(jnp.uint8, 0, 0, 3)}
+    if config.loss.has_proofreading and config.editor.prepared:
+        num = config.editor.max_edits
+        arrays |= {
+            "edit_places": rows(jnp.int32, num),
+            "edit_words": rows(jnp.int32, num),
+            "is_edit": rows(jnp.bool_, num),
+        }
+    return arrays | {"pixels": rows(jnp.uint8, side, side, 3)}
+
+
+def key() -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def tables(config: Config) -> WordTables:
+    row = jax.ShapeDtypeStruct((config.model.text.vocab_size,), jnp.bool_)
+    return WordTables(row, row, row)
+
+
+def editor_config(config: Config) -> Config:
+    """Of the frozen editor: a BERT in the shape of the text tower, which it is in the
+    paper; no dropout, and nothing computed twice."""
+    text = dataclasses.replace(config.model.text, dropout_rate=0.0)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, text=text),
+        compute=dataclasses.replace(config.compute, recompute=False),
+    )
+
+
+def editor_params(config: Config) -> dict:
+    """Of a `MaskedLanguageModel`; in `task="editor"` those that train."""
+    own = editor_config(config)
+    return jax.eval_shape(
+        lambda k: masked_language.initial_editor_params(own, k), jax.random.key(0)
+    )
+
+
+def editor_state(config: Config) -> masked_language.EditorState:
+    return jax.eval_shape(
+        lambda k: masked_language.initial_editor_state(
+            config, masked_language.initial_editor_params(config, k)
+        ),
+        jax.random.key(0),
+    )
