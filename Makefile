@@ -12,7 +12,7 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 TORCH ?= torch==2.13.0
 # Two processes, for compiling is most of the work; a file's tests share what they compile.
 PYTEST_OPTIONS ?= --numprocesses=2 --dist=loadfile
-SOURCES := vilem_jax configs tests
+SOURCES := vilem_jax configs tests benchmarks
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help demo test test-beam lint format clean python
