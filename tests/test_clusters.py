@@ -161,7 +161,7 @@ def test_alone_nothing_is_joined_and_everything_is_decided_here():
         assert hosts.is_first() and not hosts.several()
         assert hosts.of_first({"a": 1}) == {"a": 1} and hosts.of_each(7) == [7]
         assert hosts.part(3) == [0, 1, 2]
-        votes = hosts.Votes(None)
+        votes = hosts.Votes(None, None)
         assert votes.sums(1, 0) == (1, 0)
     with pytest.raises(KeyError):  # no error is turned into another
         hosts.first_does(lambda: {}["missing"])

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from vilem_jax.clusters import Place
 from vilem_jax.config import UserError
@@ -296,21 +296,17 @@ class Votes:
     before it, and read when the next step has been started. Alone, at once.
     """
 
-    def __init__(self, mesh: Mesh):
+    def __init__(self, rows: NamedSharding, whole: NamedSharding):
         """
         Args:
-          mesh: the training mesh; its devices in its order, so that no other group
-            of them has to be set up.
+          rows, whole: the batch's sharding and the replicated one of the training
+            mesh, so that no other group of its devices has to be set up.
         """
         self._before: jax.Array | None = None
         if not several():
             return
-        flat = Mesh(mesh.devices.reshape(-1), ("all",), axis_types=(AxisType.Auto,))
-        self._rows = NamedSharding(flat, PartitionSpec("all"))
-        self._add = jax.jit(
-            lambda votes: votes.sum(0),
-            out_shardings=NamedSharding(flat, PartitionSpec()),
-        )
+        self._rows = rows
+        self._add = jax.jit(lambda votes: votes.sum(0), out_shardings=whole)
         self._num_rows = len(self._rows.addressable_devices)
 
     def sums(self, *votes: int) -> tuple[int, ...]:

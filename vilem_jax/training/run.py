@@ -127,7 +127,8 @@ def train(
 
         # ---- loop ----
         clock = Clock()
-        watch, votes = _Watch(config), hosts.Votes(mesh)
+        watch = _Watch(config)
+        votes = hosts.Votes(sharding.over_batch(mesh), sharding.replicated(mesh))
         last_logged, saved_step, figures = first_step, first_step, {}
         step, trouble, (stopped, late) = first_step, None, votes.sums(stop(), False)
         while step < num_steps and not (stopped or late or trouble):
