@@ -15,12 +15,13 @@ PYTEST_OPTIONS ?= --numprocesses=2 --dist=loadfile
 SOURCES := vilem_jax configs tests benchmarks
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-beam lint format clean python
+.PHONY: help demo test test-beam bench bench-gpu lint format clean python
 
 help:
 	@echo "make demo     install into $(VENV), train and evaluate on the embedded data"
 	@echo "make test     install what the tests need into $(TEST_VENV), run them"
 	@echo "make test-beam  the test that needs Apache Beam, in an environment of its own"
+	@echo "make bench    measure on this CPU, into $(BENCH_OUT); bench-gpu on a GPU"
 	@echo "make lint     check style"
 	@echo "make format   mend style"
 	@echo "make clean    remove environments and caches; runs/ stays"
@@ -34,6 +35,23 @@ test: $(TEST_VENV)/installed
 # Beam holds protobuf, Pillow and pyarrow back, so it has an environment of its own.
 test-beam: $(BEAM_VENV)/installed
 	$(BEAM_VENV)/bin/python -m pytest tests/data/test_prepare.py -k beam
+
+# Tables of docs/performance.md for this machine, into BENCH_OUT. PEER names the PyTorch
+# implementation to compare whole steps with; without it that table is left out.
+BENCH_OUT ?= runs/bench
+PEER ?= $(VILEM_SHARED)/peer/torch_vilem.py
+BENCH := $(TEST_VENV)/bin/python benchmarks
+bench: $(TEST_VENV)/installed
+	$(BENCH)/search.py --out=$(BENCH_OUT)
+	JAX_PLATFORMS=cpu $(BENCH)/flops.py --out=$(BENCH_OUT)
+	JAX_PLATFORMS=cpu $(BENCH)/collectives.py --out=$(BENCH_OUT)
+	JAX_PLATFORMS=cpu $(BENCH)/compile_time.py --out=$(BENCH_OUT)
+	test ! -e "$(PEER)" || $(BENCH)/step.py --peer="$(PEER)" --out=$(BENCH_OUT)
+
+bench-gpu: $(TEST_VENV)/installed
+	$(BENCH)/search.py --out=$(BENCH_OUT)
+	$(BENCH)/step.py --peer="$(PEER)" --device=cuda --shape=paper --batch=256 \
+	  --attention=cudnn --matmul=8192 --out=$(BENCH_OUT)
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check $(SOURCES)
