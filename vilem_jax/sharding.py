@@ -223,10 +223,8 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
 
 def on_one_device(tree: Any) -> Any:
     """Whole arrays on this host's first device of the mesh; free where replicated."""
-
-    def whole(value: jax.Array) -> jax.Array:
-        if not value.is_fully_replicated:
-            value = put_replicated(value, value.sharding.mesh)
-        return value.addressable_data(0)
-
-    return jax.tree.map(whole, tree)
+    leaves = jax.tree.leaves(tree)
+    split = next((leaf for leaf in leaves if not leaf.is_fully_replicated), None)
+    if split is not None:  # all at once: one program, not one an array
+        tree = put_replicated(tree, split.sharding.mesh)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)

@@ -138,6 +138,20 @@ def test_where_an_array_is_split(shape, count, expected):
     assert layout.param_specs(jax.ShapeDtypeStruct(shape, "float32")) == expected
 
 
+@pytest.mark.parametrize("name", ["replicated", "fsdp"])
+def test_whole_parameters_on_one_device(name):
+    """What an evaluation scores with."""
+    layout = sharding.make_layout(split(name, 0).compute, 8)
+    state = tiny_state(tiny_config())
+    params = sharding.put(state, state_sharding(state, layout)).params
+    found = sharding.on_one_device(params)
+    for leaf, wanted in zip(
+        jax.tree.leaves(found), jax.tree.leaves(state.params), strict=True
+    ):
+        assert len(leaf.devices()) == 1
+        np.testing.assert_array_equal(leaf, wanted)
+
+
 def test_devices_that_do_not_divide():
     compute = ComputeConfig(sharding="zero1", fsdp_devices=3)
     with pytest.raises(UserError, match="fsdp_devices=3 does not divide the 8 devices"):
