@@ -50,9 +50,10 @@ def get_config():
     config.editor.edit_rate = 0.3
 
     # What the picture does not tell yet, these losses teach the text tower to ignore:
-    # all shapes become one. At a quarter of the paper's weights, and with embeddings
-    # that the decoder does not pull together, contrast finds shapes first.
-    config.loss.local_weight, config.loss.global_weight = 0.2, 0.05
+    # all shapes become one. At half of the paper's weights, reached by a ramp, and with
+    # embeddings that the decoder does not pull together, contrast finds shapes first.
+    config.loss.local_weight, config.loss.global_weight = 0.4, 0.1
+    config.loss.proofread_ramp_steps = 400
     config.model.decoder_trains_words = False
 
     # A queue that is old against the momentum is told from the batch by its age alone,
