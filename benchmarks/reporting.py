@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +33,14 @@ def machine(*packages: str) -> dict:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
         "date": datetime.date.today().isoformat(),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
     }
 
 

@@ -13,7 +13,6 @@ Not shown: reading pictures (loader.py), dropout, several devices.
 """
 
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -95,14 +94,7 @@ def serve(options) -> None:
 
 
 def summary(rounds: list[dict], batch: int) -> dict:
-    def spread(values):
-        return {
-            "median": statistics.median(values),
-            "least": min(values),
-            "most": max(values),
-        }
-
-    figures = {}
+    spread, figures = reporting.spread, {}
     for name in SYSTEMS:
         figures[name] = {
             "step_seconds": spread([each[name]["step"] for each in rounds]),

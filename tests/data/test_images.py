@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.data.make_files import noise, picture
 from vilem_jax.data.images import (
+    SHRINK_MARGIN,
     ImageError,
     crop_box,
     decode,
@@ -244,7 +245,77 @@ def test_crop_is_what_its_box_shows():
     box = crop_box(100, 80, (0.3, 0.9), np.random.default_rng(5))
     expected = Image.fromarray(image).crop(box).resize((16, 16), Image.BICUBIC)
     crop = random_crop(image, 16, (0.3, 0.9), np.random.default_rng(5))
-    np.testing.assert_array_equal(crop, np.asarray(expected))
+    # Weights of 16 bits instead of Pillow's 22.
+    assert np.abs(crop.astype(int) - np.asarray(expected)).max() <= 2
+
+
+def test_a_crop_of_the_whole_at_its_own_size_is_the_picture():
+    image = noise(3, 64, 64)
+    crop = random_crop(image, 64, (1.0, 1.0), np.random.default_rng(0))
+    np.testing.assert_array_equal(crop, image)
+
+
+def mosaic(shared_folder) -> Image.Image:
+    """1280x960 of real photos, beside one another: sharp edges between them."""
+    files = sorted((shared_folder / "data" / "photos").glob("*.jpg"))
+    whole = Image.new("RGB", (1280, 960))
+    for place in range(20):
+        with Image.open(files[place % len(files)]) as photo:
+            tile = photo.convert("RGB").resize((256, 256))
+        whole.paste(tile, (place % 5 * 256, place // 5 * 256))
+    return whole
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("size", [32, 64, 128, 200, 256])
+def test_crops_of_large_jpegs_are_those_of_the_whole(shared_folder, size):
+    """Against Pillow's crop, then bicubic, of the whole picture."""
+    content = encode(mosaic(shared_folder), "JPEG", quality=92)
+    with Image.open(io.BytesIO(content)) as image:
+        whole = image.convert("RGB")
+    for seed in range(5):
+        found = random_crop(content, size, (0.2, 1.0), np.random.default_rng(seed))
+        box = crop_box(1280, 960, (0.2, 1.0), np.random.default_rng(seed))
+        expected = whole.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+        assert np.abs(found.astype(int) - np.asarray(expected)).mean() < 1  # of 255
+        # Below the margin the picture is decoded whole.
+        of_whole = random_crop(
+            decode(content), size, (0.2, 1.0), np.random.default_rng(seed)
+        )
+        shorter = min(box[2] - box[0], box[3] - box[1])
+        is_shrunk = shorter >= 2 * SHRINK_MARGIN * size
+        assert np.array_equal(found, of_whole) != is_shrunk
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_crops_of_large_jpegs_stand_upright(orientation, mode):
+    tone = np.add.outer(np.linspace(0, 90, 300), np.linspace(0, 150, 401))
+    picture = Image.fromarray(tone.astype(np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(picture, "JPEG", quality=95, exif=exif)
+    found = random_crop(content, 16, (0.5, 1.0), np.random.default_rng(1))
+    whole = decode(content)
+    expected = random_crop(whole, 16, (0.5, 1.0), np.random.default_rng(1))
+    assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("width, height", [(301, 257), (1000, 333), (640, 480)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_jpegs_decode_to_what_pillow_shows(width, height, options):
+    content = encode(rgb(4, width, height), "JPEG", quality=80, **options)
+    with Image.open(io.BytesIO(content)) as image:
+        np.testing.assert_array_equal(decode(content), np.asarray(image))
+
+
+def test_half_a_jpeg_is_an_image_error():
+    content = encode(rgb(4, 800, 600), "JPEG")
+    for size in (16, 256):
+        with pytest.raises(ImageError, match="damaged"):
+            random_crop(
+                content[: len(content) // 2], size, (0.2, 1), np.random.default_rng(0)
+            )
 
 
 @pytest.mark.realdata

@@ -15,7 +15,7 @@ from absl import flags
 from vilem_jax.config import DataConfig, UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.corpus import Corpus
-from vilem_jax.data.images import ImageError, decode, random_crop
+from vilem_jax.data.images import ImageError, random_crop
 from vilem_jax.data.prepared_edits import PreparedEdits
 from vilem_jax.data.sources import open_source
 
@@ -85,10 +85,8 @@ class BatchMaker:
         image, caption = corpus.pair_of(place, draw)
         pixels, is_bad = np.zeros((0, 0, 3), np.uint8), False
         if self.image_size:
-            image, is_bad, picture = self._picture(place.source, image)
+            image, is_bad, pixels = self._crop(place.source, image, identity)
             caption %= corpus.num_captions(place.source, image)
-            rng = _rng(_CROP, *identity)
-            pixels = random_crop(picture, self.image_size, self.crop_scale, rng)
         return {
             "pixels": pixels,
             "visit": place.visit,
@@ -98,15 +96,19 @@ class BatchMaker:
             "is_bad": np.bool_(is_bad),
         }
 
-    def _picture(self, source: int, image: int) -> tuple[int, bool, np.ndarray]:
-        """The picture, or the next one of the source that is whole."""
+    def _crop(
+        self, source: int, image: int, identity: tuple[int, ...]
+    ) -> tuple[int, bool, np.ndarray]:
+        """A crop of the picture, or of the next one of the source that is whole."""
         records = self.corpus.sources[source]
         error = None
         for distance in range(min(NUM_NEIGHBOURS, len(records))):
             neighbour = (image + distance) % len(records)
             try:
-                picture = decode(records.read_image(neighbour))
-                return neighbour, distance > 0, picture
+                rng = _rng(_CROP, *identity)
+                content = records.read_image(neighbour)
+                pixels = random_crop(content, self.image_size, self.crop_scale, rng)
+                return neighbour, distance > 0, pixels
             except BROKEN as e:
                 error = error or e
         raise UserError(

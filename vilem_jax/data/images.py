@@ -2,14 +2,30 @@
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
+import simplejpeg
+from cykooz_resizer import (
+    CropBox,
+    FilterType,
+    ImageData,
+    PixelType,
+    ResizeAlg,
+    ResizeOptions,
+    Resizer,
+)
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # by the header: larger ones are refused before decoding
 # Pillow knows many more; some run other programs (EPS) or have had holes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height, as RandomResizedCrop
+# A JPEG that is decoded at 1/2, 1/4 or 1/8 leaves a crop at least so many times as
+# large as what it is resized to: the pixels then differ by less than 1 of 255, on
+# average, from those of the whole picture.
+SHRINK_MARGIN = 2.5
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -35,21 +51,8 @@ def decode(encoded: bytes | np.ndarray) -> np.ndarray:
     """
     if isinstance(encoded, np.ndarray):
         return _from_array(encoded)
-    if _webp_pixels(encoded) > MAX_PIXELS:  # Pillow's WebP allocates when it opens
-        raise ImageError(f"a WebP picture has more than {MAX_PIXELS} pixels")
-    # Pillow's decoders raise nearly every built-in exception on damaged bytes
-    # (SyntaxError, struct.error, IndexError, ...); its bomb warning may be an error.
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
-            return from_pillow(picture)
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"not a picture of a known kind ({', '.join(FORMATS)})"
-        ) from None
-    except Exception as error:
-        raise _damaged(error) from error
+    with _opened(encoded) as picture:
+        return _pixels(picture, encoded)
 
 
 def from_pillow(picture: Image.Image) -> np.ndarray:
@@ -58,9 +61,7 @@ def from_pillow(picture: Image.Image) -> np.ndarray:
     Raises:
       ImageError: its file is damaged or truncated, or it is above `MAX_PIXELS`.
     """
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"{width}x{height} is above {MAX_PIXELS} pixels")
+    _refuse_large(picture)
     try:
         picture.load()
         return np.array(_to_rgb(_upright(picture)))
@@ -69,12 +70,14 @@ def from_pillow(picture: Image.Image) -> np.ndarray:
 
 
 def resize_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Squashes to [size, size, 3]: antialiased bicubic, sides stretched apart.
+    """Squashes to [size, size, 3]: Pillow's antialiased bicubic, as measures want it.
 
     Args:
       image: uint8 [H, W, 3].
     """
-    return np.array(_resize(Image.fromarray(image), size))
+    # Pillow's bicubic antialiases; a = -0.5.
+    square = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    return np.array(square)
 
 
 def fit_short_side(
@@ -107,20 +110,36 @@ def fit_short_side(
 
 
 def random_crop(
-    image: np.ndarray,
+    encoded: bytes | np.ndarray,
     size: int,
     scale: tuple[float, float],
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """RandomResizedCrop: a random box, resized to [size, size, 3] by bicubic.
+    """RandomResizedCrop: a random box, resized to [size, size, 3].
+
+    By antialiased bicubic, in a quarter of Pillow's time; and a large JPEG is decoded
+    at 1/2, 1/4 or 1/8 as far as the box allows it (`SHRINK_MARGIN`). On average the
+    pixels of a photo are within 1 of 255 of what Pillow makes of the whole picture.
 
     Args:
-      image: uint8 [H, W, 3].
+      encoded: as for `decode`.
       scale: smallest and largest fraction of the area, in (0, 1].
+
+    Raises:
+      ImageError: as `decode`.
     """
-    height, width = image.shape[:2]
-    left, top, right, bottom = crop_box(width, height, scale, rng)
-    return np.array(_resize(Image.fromarray(image[top:bottom, left:right]), size))
+    if isinstance(encoded, np.ndarray):
+        pixels = _from_array(encoded)
+        height, width = pixels.shape[:2]
+        return _crop(pixels, crop_box(width, height, scale, rng), size)
+    with _opened(encoded) as picture:
+        width, height = _upright_size(picture)
+        box = crop_box(width, height, scale, rng)
+        shrink = _shrink(box, size) if picture.format == "JPEG" else 1
+        pixels = _pixels(picture, encoded, shrink)
+    # What was asked for is not always what a decoder does.
+    done = min((1, 2, 4, 8), key=lambda n: abs(math.ceil(width / n) - pixels.shape[1]))
+    return _crop(pixels, tuple(edge / done for edge in box), size)
 
 
 def crop_box(
@@ -147,13 +166,70 @@ def crop_box(
     return left, top, left + w, top + h
 
 
+@contextmanager
+def _opened(encoded: bytes) -> Iterator[Image.Image]:
+    """The picture, its header read; whatever its bytes raise is an `ImageError`."""
+    if _webp_pixels(encoded) > MAX_PIXELS:  # Pillow's WebP allocates when it opens
+        raise ImageError(f"a WebP picture has more than {MAX_PIXELS} pixels")
+    # Pillow's decoders raise nearly every built-in exception on damaged bytes
+    # (SyntaxError, struct.error, IndexError, ...); its bomb warning may be an error.
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
+            _refuse_large(picture)
+            yield picture
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"not a picture of a known kind ({', '.join(FORMATS)})"
+        ) from None
+    except Exception as error:
+        raise _damaged(error) from error
+
+
+def _refuse_large(picture: Image.Image) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} is above {MAX_PIXELS} pixels")
+
+
+def _pixels(picture: Image.Image, encoded: bytes, shrink: int = 1) -> np.ndarray:
+    """Upright RGB; a JPEG at 1 / `shrink` of its sides, rounded up."""
+    least = [-(-side // shrink) for side in picture.size]
+    is_plain = picture.format == "JPEG" and picture.mode == "RGB"
+    if is_plain and _orientation(picture) == 1:
+        # The same library as Pillow's and the same pixels in half the time, but no
+        # word on what is damaged: Pillow then says, or shows what can be shown.
+        try:
+            size = {"min_width": least[0], "min_height": least[1]}
+            return simplejpeg.decode_jpeg(encoded, **size if shrink > 1 else {})
+        except ValueError:
+            pass
+    if shrink > 1:
+        picture.draft(picture.mode, tuple(least))
+    return from_pillow(picture)
+
+
+def _shrink(box: tuple[int, int, int, int], size: int) -> int:
+    """The largest of 8, 4, 2 and 1 that leaves `box` large enough for `size`."""
+    shorter = min(box[2] - box[0], box[3] - box[1])
+    return next((n for n in (8, 4, 2) if shorter >= n * SHRINK_MARGIN * size), 1)
+
+
+def _crop(pixels: np.ndarray, box: tuple[float, ...], size: int) -> np.ndarray:
+    """What `box` shows, and nothing around it, as [size, size, 3]."""
+    left, top = math.floor(box[0]), math.floor(box[1])
+    part = pixels[top : math.ceil(box[3]), left : math.ceil(box[2])]
+    source = ImageData(part.shape[1], part.shape[0], PixelType.U8x3, part.tobytes())
+    target = ImageData(size, size, PixelType.U8x3)
+    inner = CropBox(box[0] - left, box[1] - top, box[2] - box[0], box[3] - box[1])
+    bicubic = ResizeAlg.convolution(FilterType.catmull_rom)  # a = -0.5, as Pillow's
+    Resizer().resize(source, target, ResizeOptions(bicubic, crop_box=inner))
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)
+
+
 def _damaged(error: Exception) -> ImageError:
     return ImageError(f"damaged ({type(error).__name__}: {error})")
-
-
-def _resize(picture: Image.Image, size: int) -> Image.Image:
-    # Pillow's bicubic antialiases; a = -0.5.
-    return picture.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
@@ -169,13 +245,26 @@ def _from_array(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _orientation(picture: Image.Image) -> int:
+    """1 to 8, as EXIF tells it; above 4 width and height change places."""
     try:
-        if picture.getexif().get(_ORIENTATION, 1) == 1:
-            return picture
-        return ImageOps.exif_transpose(picture)
+        return picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF: the pixels are still good
+        return 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    if _orientation(picture) == 1:
         return picture
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # as above
+        return picture
+
+
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    return (height, width) if _orientation(picture) in (5, 6, 7, 8) else (width, height)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -1,0 +1,254 @@
+"""The loader against torch's DataLoader with Pillow, and against webdataset (C3).
+
+    python benchmarks/loader.py [--pictures=256 --batch=64 --rounds=5] [--out=FOLDER]
+
+Pictures and captions become batches of 256 x 256 uint8 crops (RandomResizedCrop, 0.2 to
+1 of the area, antialiased bicubic) and 30 tokens. All systems run on one core, their
+one worker process and what collects its batches, and take turns; each turn is a fresh
+iterator, whose first batches are not timed. Pictures are drawn: coloured noise with the
+spectrum of photographs, as JPEG of quality 90, 500 x 375 and with a shorter side of
+288, which is what `vilem data prepare` leaves. The files stay in the page cache.
+
+The rows "to float" also do what most recipes do in the worker: pixels to float32,
+channels first, normalised; here that is the accelerator's work.
+
+Not shown: disks and networks, and how loaders scale past one core but for --workers.
+"""
+
+import io
+import json
+import os
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import reporting
+from PIL import Image
+
+from vilem_jax.config import DataConfig, SourceConfig
+from vilem_jax.data.batches import open_corpus, train_batches
+from vilem_jax.data.captions import Tokenizer, train_vocabulary
+from vilem_jax.data.images import crop_box, decode, random_crop
+
+SIZE, LENGTH, SCALE = 256, 30, (0.2, 1.0)
+SIDES = {"500 x 375": (500, 375), "pre-resized to 288": (384, 288)}
+WORDS = ("a", "red", "small", "old", "dog", "cat", "house", "on", "under", "two")
+OURS = ("ours, files", "ours, tars")
+PEERS = ("torch + Pillow", "webdataset")
+FLOAT = {name: f"{name}, to float" for name in PEERS}
+
+
+def main() -> None:
+    options = _options()
+    everything = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, everything[:1])
+    figures = {
+        "machine": reporting.machine(
+            "jax", "grain", "simplejpeg", "pillow", "torch", "webdataset"
+        ),
+        "shapes": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, side in SIDES.items():
+            data = _make_data(Path(folder) / name.split()[0], side, options.pictures)
+            systems = _systems(data, options, workers=1)
+            figures["shapes"][name] = _compare(systems, options)
+        os.sched_setaffinity(0, everything)
+        systems = _systems(data, options, workers=options.workers)
+        chosen = {OURS[0]: systems[OURS[0]]}
+        figures["all_cores"] = {"workers": options.workers} | _compare(chosen, options)
+        figures["pixels"] = _pixel_error(options.photos, options.pictures)
+    reporting.write("loader", options.out, figures, _page(figures))
+
+
+def _options():
+    parser = reporting.arguments(__doc__)
+    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=6, help="timed, a turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--photos", help="folder of JPEGs for the pixels' error")
+    return parser.parse_args()
+
+
+def _make_data(folder: Path, side: tuple[int, int], count: int) -> Path:
+    """Pictures in a folder and in a tar, captions, a vocabulary."""
+    rng = np.random.default_rng(0)
+    (folder / "pictures").mkdir(parents=True)
+    records = []
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for i in range(count):
+            content = _jpeg(_photo(rng, *side))
+            caption = " ".join(rng.choice(WORDS, 11))
+            (folder / "pictures" / f"{i:05}.jpg").write_bytes(content)
+            records.append({"image": f"{i:05}.jpg", "caption": caption})
+            for ending, part in (("jpg", content), ("txt", caption.encode())):
+                member = tarfile.TarInfo(f"{i:05}.{ending}")
+                member.size = len(part)
+                tar.addfile(member, io.BytesIO(part))
+    (folder / "captions.json").write_text(json.dumps(records))
+    train_vocabulary([r["caption"] for r in records], 128, folder / "words")
+    return folder
+
+
+def _photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Noise whose amplitude falls with the frequency, as in photographs."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = np.inf
+    channels = []
+    for weight in (1.0, 0.4, 0.4):  # brightness varies more than colour
+        noise = rng.standard_normal((height, width))
+        wave = np.fft.irfft2(np.fft.rfft2(noise) / frequency**1.3, s=(height, width))
+        channels.append(128 + 48 * weight * wave / wave.std())
+    pixels = np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels, "YCbCr").convert("RGB")
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=90)
+    return content.getvalue()
+
+
+def _systems(data: Path, options, *, workers: int) -> dict[str, Callable]:
+    """name -> what opens a fresh endless iterator of batches and closes it."""
+    import loader_peers
+
+    tokenizer = Tokenizer(data / "words")
+    peers = loader_peers.Peers(data, tokenizer, options.batch, workers, crop)
+    sources = {
+        OURS[0]: SourceConfig(
+            path=str(data / "captions.json"), images=str(data / "pictures")
+        ),
+        OURS[1]: SourceConfig(kind="webdataset", path=str(data / "*.tar")),
+    }
+    systems = {}
+    for name, source in sources.items():
+        systems[name] = lambda source=source: _ours(source, tokenizer, options, workers)
+    for name, opened in zip(PEERS, (peers.torch, peers.webdataset), strict=True):
+        systems[name] = lambda opened=opened: opened(to_float=False)
+        systems[FLOAT[name]] = lambda opened=opened: opened(to_float=True)
+    return systems
+
+
+def _ours(source, tokenizer, options, workers: int):
+    config = DataConfig(
+        train=(source,),
+        text_length=LENGTH,
+        crop_scale=SCALE,
+        num_workers=workers,
+        prefetch=2 * workers,
+    )
+    corpus = open_corpus(config)
+    shape = {"batch_size": options.batch, "image_size": SIZE}
+    return train_batches(corpus, tokenizer, config, seed=0, **shape)
+
+
+def crop(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """The peers': what torchvision's RandomResizedCrop does, by Pillow."""
+    box = crop_box(*picture.size, SCALE, rng)
+    part = picture.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(part)
+
+
+def _compare(systems: dict[str, Callable], options) -> dict:
+    rounds = []
+    for _ in range(options.rounds):
+        rounds.append({n: _pictures_a_second(s, options) for n, s in systems.items()})
+        print({name: round(value) for name, value in rounds[-1].items()}, flush=True)
+    rates = {n: reporting.spread([each[n] for each in rounds]) for n in systems}
+    ratios = {}
+    for name in systems:
+        if name not in OURS:
+            best = [max(each[o] for o in OURS) / each[name] for each in rounds]
+            ratios[name] = reporting.spread(best)
+    return {"pictures_per_second": rates, "ours_over": ratios, "rounds": rounds}
+
+
+def _pictures_a_second(system: Callable, options) -> float:
+    batches = system()
+    try:
+        _take(batches, 3)  # what was read ahead while nobody timed
+        start = time.perf_counter()
+        _take(batches, options.batches)
+        return options.batches * options.batch / (time.perf_counter() - start)
+    finally:
+        batches.close()
+
+
+def _take(batches: Iterator, count: int) -> None:
+    for _ in range(count):
+        next(batches)
+
+
+def _pixel_error(photos: str | None, count: int) -> dict:
+    """Mean error of crops against those of the whole picture by Pillow's bicubic."""
+    rng = np.random.default_rng(1)
+    contents = [_jpeg(_photo(rng, 1600, 1200)) for _ in range(min(8, count))]
+    if photos:
+        contents += [path.read_bytes() for path in sorted(Path(photos).glob("*.jpg"))]
+    errors = []
+    for i, content in enumerate(contents):
+        for size in (64, 128, SIZE):
+            found = random_crop(content, size, SCALE, np.random.default_rng(i))
+            rng = np.random.default_rng(i)
+            box = crop_box(*reversed(decode(content).shape[:2]), SCALE, rng)
+            with Image.open(io.BytesIO(content)) as picture:
+                part = picture.convert("RGB").crop(box)
+            expected = part.resize((size, size), Image.Resampling.BICUBIC)
+            difference = found.astype(int) - np.asarray(expected)
+            errors.append(float(np.abs(difference).mean()))
+    return {
+        "pictures": len(contents),
+        "mean_of_255": float(np.mean(errors)),
+        "worst_of_255": max(errors),
+        "shrunk": sum(error > 0 for error in errors),
+        "crops": len(errors),
+    }
+
+
+def _page(figures: dict) -> str:
+    parts = []
+    for name, found in figures["shapes"].items():
+        rows = []
+        for system, rate in found["pictures_per_second"].items():
+            ratio = found["ours_over"].get(system)
+            told = _cell(ratio, 2) if ratio else ""
+            rows.append([system, _cell(rate, 0), told])
+        head = [name, "pictures/s on one core", "the better of ours over it"]
+        parts.append(reporting.markdown(head, rows))
+    cores = figures["all_cores"]
+    rate = _cell(cores["pictures_per_second"][OURS[0]], 0)
+    parts.append(
+        f"Pre-resized, {cores['workers']} workers on all cores, {OURS[0]}: "
+        f"{rate} pictures/s."
+    )
+    error = figures["pixels"]
+    parts.append(
+        f"Pixels of {error['crops']} crops of {error['pictures']} pictures against "
+        f"Pillow's of the whole picture: {error['mean_of_255']:.2f} of 255 apart on "
+        f"average, {error['worst_of_255']:.2f} in the worst crop; {error['shrunk']} "
+        "were decoded at a fraction of their size."
+    )
+    return "\n\n".join(parts)
+
+
+def _cell(spread: dict, digits: int) -> str:
+    low, middle, high = (
+        f"{spread[key]:.{digits}f}" for key in ("least", "median", "most")
+    )
+    return f"{middle} ({low}-{high})"
+
+
+if __name__ == "__main__":
+    try:
+        import torch  # noqa: F401
+        import webdataset  # noqa: F401
+    except ImportError as error:
+        sys.exit(f"{error.name} is not installed: pip install torch webdataset")
+    main()
