@@ -6,7 +6,7 @@ PYTHON ?= python3
 # One environment for the demo, one a Python version for the tests.
 VENV := .venv
 TEST_VENV := $(VENV)-$(notdir $(PYTHON))
-BEAM_VENV := $(VENV)-beam
+EXTRAS_VENV := $(VENV)-extras
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 # What the parity tests compare with; never used by the package. Newer ones do as well.
 TORCH ?= torch==2.13.0
@@ -15,12 +15,12 @@ PYTEST_OPTIONS ?= --numprocesses=2 --dist=loadfile
 SOURCES := vilem_jax configs tests benchmarks
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-beam bench bench-gpu lint format clean python
+.PHONY: help demo test test-extras bench bench-gpu lint format clean python
 
 help:
 	@echo "make demo     install into $(VENV), train and evaluate on the embedded data"
 	@echo "make test     install what the tests need into $(TEST_VENV), run them"
-	@echo "make test-beam  the test that needs Apache Beam, in an environment of its own"
+	@echo "make test-extras  the tests that need Apache Beam or ONNX, in an environment of theirs"
 	@echo "make bench    measure on this CPU, into $(BENCH_OUT); bench-gpu on a GPU"
 	@echo "make lint     check style"
 	@echo "make format   mend style"
@@ -32,9 +32,11 @@ demo: $(VENV)/installed
 test: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(TESTS)
 
-# Beam holds protobuf, Pillow and pyarrow back, so it has an environment of its own.
-test-beam: $(BEAM_VENV)/installed
-	$(BEAM_VENV)/bin/python -m pytest tests/data/test_prepare.py -k beam
+# Beam holds protobuf, Pillow and pyarrow back, and jax2onnx Orbax, so these extras have
+# an environment of their own.
+test-extras: $(EXTRAS_VENV)/installed
+	$(EXTRAS_VENV)/bin/python -m pytest tests/data/test_prepare.py \
+	  tests/export/test_compiled.py -k "beam or onnx"
 
 # Tables of docs/performance.md for this machine, into BENCH_OUT. PEER names the PyTorch
 # implementation to compare whole steps with; without it that table is left out.
@@ -88,8 +90,8 @@ $(TEST_VENV)/installed: pyproject.toml | python
 	$(TEST_VENV)/bin/python $(PIP_INSTALL) --editable '.[test,video,search]' $(TORCH)
 	touch $@
 
-$(BEAM_VENV)/installed: pyproject.toml | python
-	@echo "Installing into $(BEAM_VENV), which may take minutes ..."
-	test -x $(BEAM_VENV)/bin/python || $(PYTHON) -m venv $(BEAM_VENV)
-	$(BEAM_VENV)/bin/python $(PIP_INSTALL) --editable '.[beam]' pytest pytest-timeout
+$(EXTRAS_VENV)/installed: pyproject.toml | python
+	@echo "Installing into $(EXTRAS_VENV), which may take minutes ..."
+	test -x $(EXTRAS_VENV)/bin/python || $(PYTHON) -m venv $(EXTRAS_VENV)
+	$(EXTRAS_VENV)/bin/python $(PIP_INSTALL) --editable '.[beam,onnx]' pytest pytest-timeout
 	touch $@

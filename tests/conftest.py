@@ -1,4 +1,8 @@
-"""What all tests share: eight pretended CPU devices, and where the real data lies."""
+"""What all tests share: eight pretended CPU devices, and where the real data lies.
+
+Programs are compiled without LLVM's optimizations: most of the tests' time is spent
+compiling steps that then run for milliseconds.
+"""
 
 import os
 from pathlib import Path
@@ -8,7 +12,11 @@ import pytest
 # Before anything imports JAX: it reads both when it starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_force_host_platform_device_count=8",
+    ]
 ).strip()
 
 import jax

@@ -80,6 +80,11 @@ def test_an_unknown_key_is_refused_by_name(settings, words):
         ({"data": {"crop_scale": [0.5, "x"]}}, ["config.data.crop_scale[1]"]),
         ({"data": {"train": ["coco.json"]}}, ["config.data.train", "name"]),
         ({"data": {"tokenizer": None}}, ["config.data.tokenizer", "text"]),
+        (
+            {"compute": {"text_lengths": 16}},
+            ["config.compute.text_lengths", "any"],
+        ),
+        ({"compute": {"text_lengths": [16.5]}}, ["config.compute.text_lengths[0]"]),
     ],
 )
 def test_a_value_of_another_type_is_refused(settings, words):
@@ -141,6 +146,13 @@ def test_a_whole_number_is_a_number():
         ({"optimizer": {"beta1": 2}}, ["optimizer.beta1=2"]),
         ({"checkpoint": {"keep": 0}}, ["checkpoint.keep=0"]),
         ({"model": {"text": {"dropout_rate": 1}}}, ["dropout_rate=1", "below 1"]),
+        ({"compute": {"text_lengths": [24, 16]}}, ["text_lengths=(24, 16)", "rise"]),
+        ({"compute": {"text_lengths": [16, 30]}}, ["(16, 30)", "text_length=30"]),
+        ({"compute": {"text_lengths": [0, 16]}}, ["(0, 16)", "above 0"]),
+        (
+            {"task": "editor", "compute": {"sharding": "zero1"}},
+            ["compute.sharding='zero1'", "editor", "'replicated'"],
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_both_values(settings, words):

@@ -232,6 +232,9 @@ class ComputeConfig:
     # What devices split among them; see sharding.py.
     sharding: Literal["replicated", "zero1", "fsdp"] = "replicated"
     fsdp_devices: int = 0  # that share one copy; 0: all of them
+    # What texts may be cut to where a microbatch has no longer ones, rows sorted by
+    # length: (16, 24), say. Exact; compiles once more a length.
+    text_lengths: tuple[int, ...] = ()
     cls_only_last_layer: bool = True  # exact savings; switches for the equality tests
     joint_text_pass: bool = True
     editor_at_places: bool = True

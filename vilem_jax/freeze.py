@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from math import isfinite
 from typing import Any, Literal
 
@@ -114,8 +115,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         kinds = typing.get_args(kind)
-        if not isinstance(value, list | tuple) or len(value) != len(kinds):
-            raise UserError(f"{where} must have {len(kinds)} values, not {value!r}")
+        is_sequence = isinstance(value, list | tuple)
+        if is_sequence and kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if not is_sequence or len(value) != len(kinds):
+            number = "any number of" if kinds[-1] is Ellipsis else len(kinds)
+            raise UserError(f"{where} must have {number} values, not {value!r}")
         return tuple(
             _convert(k, v, f"{where}[{i}]")
             for i, (k, v) in enumerate(zip(kinds, value, strict=True))
@@ -197,6 +202,12 @@ def _checks(config: Config) -> Iterator[tuple[str, bool]]:
             f"config.model.text.max_positions={text.max_positions}",
             length > text.max_positions,
         )
+    lengths = (0, *config.compute.text_lengths, config.data.text_length)
+    yield (
+        f"config.compute.text_lengths={config.compute.text_lengths} must rise, from "
+        f"above 0 to below config.data.text_length={config.data.text_length}",
+        any(low >= high for low, high in pairwise(lengths)),
+    )
     yield from _start_checks(config)
     yield (
         "config.checkpoint.keep_best needs data to judge by: name a source in "
@@ -224,6 +235,7 @@ def _start_checks(config: Config) -> Iterator[tuple[str, bool]]:
     for key, value in (
         ("model.start_from", origin),
         ("checkpoint.keep_best", config.checkpoint.keep_best),
+        ("compute.text_lengths", config.compute.text_lengths),
         ("data.test", config.data.test),
     ):
         yield (
@@ -231,6 +243,13 @@ def _start_checks(config: Config) -> Iterator[tuple[str, bool]]:
             "(config.task='editor'): leave it empty",
             bool(value) and not is_vilem,
         )
+    sharding = config.compute.sharding
+    yield (
+        f"config.compute.sharding={sharding!r} has no meaning for the run of an editor "
+        "(config.task='editor'), whose state is whole on every device: leave it "
+        "'replicated'",
+        sharding != "replicated" and not is_vilem,
+    )
 
 
 def _range_checks(config: Config) -> Iterator[tuple[str, bool]]:

@@ -60,11 +60,12 @@ def test_dropout_rate_and_mean(rate):
 
 def test_dropout_is_independent():
     """Of neighbours, samples, sites and steps: no correlation above chance."""
-    size = 4096
+    shape = (4, 16, 64)  # heads, queries, keys, say
+    size = math.prod(shape)
 
     def masks(seeds):
-        dropped = np.asarray(layers.dropout(jnp.ones((len(seeds), size)), seeds, 0.5))
-        return (dropped > 0) * 2.0 - 1
+        dropped = layers.dropout(jnp.ones((len(seeds), *shape)), seeds, 0.5)
+        return (np.asarray(dropped).reshape(len(seeds), size) > 0) * 2.0 - 1
 
     # Keys of neighbouring samples and steps, as a run makes them.
     sample = jnp.arange(6)
@@ -90,6 +91,16 @@ def test_dropout_is_independent():
         assert np.abs(along).max() < limit * np.sqrt(size / (size - shift))
     assert np.abs(rows.mean(axis=1)).max() < limit
     assert np.abs(rows.mean(axis=0)).max() < 6 / np.sqrt(len(rows))
+
+
+def test_dropout_of_a_place_knows_no_array_lengths():
+    """As padding, and [CLS] alone, must leave the draws of what remains."""
+    seeds, ones = sample_seeds(3), jnp.ones((3, 4, 6, 8))
+    whole = layers.dropout(ones, seeds, 0.3)
+    for part in (np.s_[:, :, :5, :7], np.s_[:, :, :1], np.s_[:, :2]):
+        np.testing.assert_array_equal(
+            layers.dropout(ones[part], seeds, 0.3), whole[part]
+        )
 
 
 def test_dropout_belongs_to_the_sample():

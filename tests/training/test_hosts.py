@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -11,11 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
 from tests.training.one_of_two import write_config
-from tests.training.tiny_runs import HELD_OUT, run_settings
+from tests.training.tiny_runs import HELD_OUT, child_environment, run_settings
 from vilem_jax.training.metrics import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +46,8 @@ def as_task(index: int, port: int) -> dict[str, str]:
 
 
 def start(arguments, *, num_devices=1, ids="-", seconds=0, errors=None, **environment):
-    plain = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    inherited = child_environment(num_devices)
+    plain = {k: v for k, v in inherited.items() if not k.startswith("SLURM_")}
     with errors.open("w") if errors else contextlib.nullcontext() as stderr:
         return subprocess.Popen(
             [
@@ -60,14 +59,7 @@ def start(arguments, *, num_devices=1, ids="-", seconds=0, errors=None, **enviro
                 *arguments,
             ],
             cwd=ROOT,
-            env=plain
-            | {
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-                "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
-            | environment,
+            env=plain | environment,
             stdout=subprocess.PIPE,
             stderr=stderr or subprocess.STDOUT,
             text=True,

@@ -7,15 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.tiny import (
-    BATCH,
-    Runner,
-    compiled_update,
-    tiny_batch,
-    tiny_config,
-    tiny_samples,
-    tiny_state,
-)
+from tests.tiny import BATCH, Runner, tiny_batch, tiny_config
 from vilem_jax import sharding
 from vilem_jax.config import UserError
 
@@ -89,24 +81,23 @@ def test_devices_and_microbatches(alone, num_devices, num_microbatches):
 
 
 @pytest.mark.slow
-def test_two_passes_or_one(alone):
-    """With dropout, which each pass draws alike."""
-    slow = {"joint_text_pass": False, "editor_at_places": False, "recompute": True}
+def test_savings_change_nothing(alone):
+    """All off, and blocks recomputed; dropout draws alike in each."""
+    slow = {
+        "joint_text_pass": False,
+        "editor_at_places": False,
+        "cls_only_last_layer": False,
+        "recompute": True,
+    }
     assert_same_run(run(tiny_config(compute=slow)), alone)
 
 
 @pytest.mark.slow
-def test_savings_change_nothing():
-    """Without dropout: for [CLS] alone it would draw another mask."""
-    slow = {"joint_text_pass": False, "cls_only_last_layer": False, "recompute": True}
-    found = []
-    for config in (tiny_config(), tiny_config(compute=slow)):
-        update, state, metrics = compiled_update(config), tiny_state(config), []
-        for number in range(NUM_STEPS):
-            state, record = update(state, tiny_samples(number))
-            metrics.append(jax.device_get(record))
-        found.append((metrics, jax.device_get(state), 1))
-    assert_same_run(*found)
+def test_texts_cut_short_change_nothing(alone):
+    config = tiny_config(
+        train={"num_microbatches": 4}, compute={"text_lengths": (7, 10)}
+    )
+    assert_same_run(run(config, num_devices=2), alone)
 
 
 @pytest.mark.parametrize("num_devices, num_microbatches", [(3, 1), (8, 4), (1, 32)])

@@ -9,10 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
-from tests.training.tiny_runs import NUM_STEPS, assert_same_run, run_settings
+from tests.training.tiny_runs import (
+    NUM_STEPS,
+    assert_same_run,
+    child_environment,
+    run_settings,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 240  # seconds until a process must have come to where it is killed
@@ -26,13 +30,7 @@ def start(settings, workdir, *, seconds=0.05):
     return subprocess.Popen(
         [*command, str(file), str(workdir), str(seconds)],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        },
+        env=child_environment(),
         stderr=subprocess.PIPE,
         text=True,
     )

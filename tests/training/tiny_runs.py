@@ -5,6 +5,7 @@ and takes its time after each record.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -73,6 +74,17 @@ def run_settings(task: str, start: Path, **sections: dict) -> dict[str, Any]:
     for name, section in sections.items():
         settings[name] = {**settings.get(name, {}), **section}
     return settings
+
+
+def child_environment(num_devices: int = 1) -> dict[str, str]:
+    """For a process of its own, which shares what the tests have compiled."""
+    count = f"--xla_force_host_platform_device_count={num_devices}"
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {count}",  # of two counts the last
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 def stored_state(workdir: Path) -> tuple[dict[str, np.ndarray], int]:

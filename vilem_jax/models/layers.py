@@ -1,7 +1,5 @@
 """The pieces both towers are made of: linear maps, norms, attention, dropout."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,23 +74,33 @@ def for_site(seeds: jax.Array | None, number: int) -> jax.Array | None:
 def dropout(values: jax.Array, seeds: jax.Array | None, rate: float) -> jax.Array:
     """Dropout with one seed a sample, so that microbatches and devices change nothing.
 
-    The mask is an integer hash of (seed, position): a few operations that fuse with
-    what follows. JAX's own threefry, with a key a sample, is 20 rounds an element and
-    made up most of the step's compile time on a CPU.
+    The mask is an integer hash of (seed, place along each axis): a few operations that
+    fuse with what follows. JAX's own threefry, with a key a sample, is 20 rounds an
+    element and made up most of the step's compile time on a CPU. A place has the same
+    draw in a longer or shorter array, so padding and [CLS]-only layers change nothing
+    either.
 
     Args:
-      values: [B, ...].
+      values: [B, ...], with an axis beside the samples'.
       seeds: uint32 [B, 2], or None for no dropout.
       rate: probability of a zero, to 32 bits.
     """
     if seeds is None or rate == 0.0:
         return values
-    size = math.prod(values.shape[1:])
-    position = jnp.arange(size, dtype=jnp.uint32)[None, :]
-    bits = _mixed(_mixed(position * GOLDEN + seeds[:, :1]) ^ seeds[:, 1:])
-    is_kept = (bits >= jnp.uint32(rate * 2**32)).reshape(values.shape)
+    first, second = seeds[:, 0], seeds[:, 1]
+    for size in values.shape[1:-1]:
+        first = _mixed(_along_new_axis(first, size))
+        second = _mixed(second[..., None] ^ first)
+    bits = _mixed(_along_new_axis(first, values.shape[-1])) ^ second[..., None]
+    is_kept = bits >= jnp.uint32(rate * 2**32)
     scale = jnp.asarray(1.0 / (1.0 - rate), values.dtype)
     return jnp.where(is_kept, values * scale, jnp.zeros((), values.dtype))
+
+
+def _along_new_axis(seeds: jax.Array, size: int) -> jax.Array:
+    """uint32 [...] -> [..., size]: a seed a place, SplitMix's sequence."""
+    steps = jnp.arange(size, dtype=jnp.uint32) * GOLDEN
+    return seeds[..., None] + jnp.expand_dims(steps, range(seeds.ndim))
 
 
 def _mixed(bits: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ by whole-batch counts, so that neither number changes the result.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax import nnx
 from vilem_jax import sharding
 from vilem_jax.config import Config
 from vilem_jax.sharding import ROWS, WHOLE, Layout
-from vilem_jax.training import losses
+from vilem_jax.training import losses, text_lengths
 from vilem_jax.training.losses import Contrast, Denominators, Samples
 from vilem_jax.training.state import Params, TrainState, model_graph
 
@@ -81,15 +82,20 @@ def _make_device_part(config: Config, layout: Layout) -> Callable:
     graph = model_graph(config.model, config.compute)
     groups = layout.mesh.size if config.loss.negatives == "device" else 1
     parts = config.train.num_microbatches
+    lengths = config.compute.text_lengths
 
-    def with_keys(contrast: Contrast, momentum_model, pieces, samples) -> Contrast:
+    def as_short_as_possible(function: Callable[[Samples], Any]):
+        return text_lengths.on_shortest(function, lengths) if lengths else function
+
+    def with_keys(contrast, momentum_model, pieces, samples, put_back) -> Contrast:
+        @as_short_as_possible
         def keys_of(piece):
             return losses.momentum_keys(
                 momentum_model, piece, has_dropout=config.loss.momentum_dropout
             )
 
         image_keys, text_keys = jax.tree.map(
-            lambda keys: sharding.gather_rows(unsplit(keys)),
+            lambda keys: sharding.gather_rows(put_back(unsplit(keys))),
             jax.lax.map(keys_of, pieces),
         )
         is_by_image = config.loss.positives == "image"
@@ -109,29 +115,39 @@ def _make_device_part(config: Config, layout: Layout) -> Callable:
         row: jax.Array,
     ):
         momentum_model = nnx.merge(graph, momentum_params)
-        pieces = split(samples, parts)
-        contrast = with_keys(contrast, momentum_model, pieces, samples)
+        arrange = put_back = _as_it_is
+        if lengths:
+            arrange, put_back = text_lengths.arrangement(samples, parts)
+        pieces = split(arrange(samples), parts)
+        contrast = with_keys(contrast, momentum_model, pieces, samples, put_back)
 
-        def loss_of(params, piece, piece_row):
-            return losses.loss_sums(
-                nnx.merge(graph, params),
-                momentum_model,
-                piece,
-                piece_row,
-                contrast,
-                counts,
-                config,
-                groups,
-                proofread_ramp,
-            )
+        def gradients_of(piece_and_row):
+            piece, piece_row = piece_and_row
 
-        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
-        (_, sums), grads = _summed(
-            lambda piece: value_and_grad(params, *piece), (pieces, split(row, parts))
-        )
+            def loss_of(params, piece):
+                return losses.loss_sums(
+                    nnx.merge(graph, params),
+                    momentum_model,
+                    piece,
+                    piece_row,
+                    contrast,
+                    counts,
+                    config,
+                    groups,
+                    proofread_ramp,
+                )
+
+            run = jax.value_and_grad(loss_of, has_aux=True)
+            return as_short_as_possible(lambda piece: run(params, piece))(piece)
+
+        (_, sums), grads = _summed(gradients_of, (pieces, split(arrange(row), parts)))
         return grads, sums, contrast
 
     return part
+
+
+def _as_it_is(tree):
+    return tree
 
 
 def _summed(function: Callable, pieces):

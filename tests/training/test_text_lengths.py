@@ -1,0 +1,52 @@
+"""Microbatches of like length: every row once, and no longer than it needs to be."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny import BATCH, LENGTH, tiny_samples
+from vilem_jax.training import text_lengths
+from vilem_jax.training.gradients import split, unsplit
+
+
+def lengths_of(samples) -> np.ndarray:
+    return np.asarray(samples.is_token).sum(axis=-1)
+
+
+@pytest.mark.parametrize("num_parts", [1, 4, BATCH])
+def test_parts_hold_the_sorted_rows(num_parts):
+    samples = tiny_samples(0)
+    arrange, put_back = text_lengths.arrangement(samples, num_parts)
+    parts = split(arrange(samples), num_parts)
+    in_order = lengths_of(parts).max(axis=1)
+    assert (np.diff(in_order) >= 0).all()
+    assert in_order[0] == np.sort(lengths_of(samples))[BATCH // num_parts - 1]
+    rows = split(arrange(jnp.arange(BATCH)), num_parts)
+    np.testing.assert_array_equal(put_back(unsplit(rows)), np.arange(BATCH))
+
+
+@pytest.mark.parametrize(
+    "longest, expected", [(4, 5), (5, 5), (6, 8), (8, 8), (9, LENGTH), (LENGTH, LENGTH)]
+)
+def test_texts_are_as_short_as_possible(longest, expected):
+    samples = tiny_samples(0)
+    is_token = jnp.arange(LENGTH)[None, :] < jnp.full((BATCH, 1), 3)
+    is_token = is_token.at[7].set(jnp.arange(LENGTH) < longest)
+
+    def padded_length(samples):
+        return jnp.asarray(samples.tokens.shape[1])
+
+    run = text_lengths.on_shortest(padded_length, (5, 8))
+    assert run(samples._replace(is_token=is_token)) == expected
+
+
+def test_cutting_takes_padding_alone():
+    samples = tiny_samples(0)
+    short = text_lengths.cut(samples, LENGTH - 1)
+    for name in ("tokens", "is_token", "is_word"):
+        whole, part = getattr(samples, name), getattr(short, name)
+        np.testing.assert_array_equal(part, whole[:, :-1])
+    assert short.edits.tokens.shape == short.edits.edit_here.shape == short.tokens.shape
+    assert text_lengths.cut(samples, 3).edits.places.max() == 2
+    np.testing.assert_array_equal(short.edits.is_edit, samples.edits.is_edit)
+    assert text_lengths.cut(samples._replace(edits=None), 5).edits is None
