@@ -17,7 +17,6 @@ Not shown: reading pictures (loader.py, fed.py), dropout, several devices.
 """
 
 import os
-import sys
 from pathlib import Path
 
 import reporting
