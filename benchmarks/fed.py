@@ -2,7 +2,7 @@
 
     python benchmarks/fed.py [--shape=small --batch=4 --workers=0] [--out=FOLDER]
     python benchmarks/fed.py --shape=paper --device=cuda --attention=cudnn \
-        --batch=1024 --workers=14 --pictures=4096 --matmul=8192 --out=FOLDER
+        --batch=512 --workers=14 --pictures=4096 --steps=10 --matmul=8192 --out=FOLDER
 
 The same compiled step and the same loop as a run's, which waits for the device one step
 late. Fed: JPEGs of 384 x 288, as `vilem data prepare` leaves them, drawn and written to
