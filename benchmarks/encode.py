@@ -27,6 +27,14 @@ from turns import Child, in_turns, serve
 
 GOALS = "on an H200 10,000 images/s, 1.5 x the peer's; 60,000 texts/s"
 
+LABELS = {
+    "images": "images/s",
+    "texts": "texts/s",
+    "images from memory": "images/s, from memory",
+    "texts from memory": "texts/s, from memory",
+    "matmul_tflops": "matmul, TFLOP/s",
+}
+
 
 def main() -> None:
     options = parse()
@@ -116,32 +124,16 @@ def make_ours(options) -> tuple[dict, dict, Callable]:
 
 def make_peer(options) -> tuple[dict, dict, Callable]:
     import torch
-    from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     shape, device = shapes.SHAPES[options.shape], options.device
-    kind = {
-        "dtype": torch.bfloat16 if device == "cuda" else torch.float32,
-        "device": device,
-    }
-    side = dict(
-        hidden_size=shape["width"],
-        num_attention_heads=shape["heads"],
-        intermediate_size=4 * shape["width"],
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    vit, bert = (
+        model.to(device=device, dtype=dtype).eval() for model in peer_models(shape)
     )
-    vit = ViTConfig(
-        image_size=shape["image"],
-        patch_size=shape["patch"],
-        num_hidden_layers=shape["vision"],
-        **side,
-    )
-    bert = BertConfig(
-        vocab_size=shape["vocab"], num_hidden_layers=shape["text"], **side
-    )
-    vit = ViTModel(vit, add_pooling_layer=False).to(**kind).eval()
-    bert = BertModel(bert, add_pooling_layer=False).to(**kind).eval()
-    pixels = torch.randn(options.batch, 3, shape["image"], shape["image"], **kind)
+    size = (options.batch, 3, shape["image"], shape["image"])
+    pixels = torch.randn(size, device=device, dtype=dtype)
     size = (options.texts, shape["length"])
     tokens = torch.randint(5, shape["vocab"], size, device=device)
     is_token = torch.ones_like(tokens)
@@ -157,12 +149,32 @@ def make_peer(options) -> tuple[dict, dict, Callable]:
         ceilings.wait_for_torch(device)
 
     ways = {"images": (images, options.batch), "texts": (texts, options.texts)}
-    about = {
-        "torch": torch.__version__,
-        "how": f"eager, {vit.config._attn_implementation}",
-    }
-    about |= {"dtype": str(kind["dtype"]), "threads": torch.get_num_threads()}
+    how = f"eager, {vit.config._attn_implementation}"
+    about = {"torch": torch.__version__, "how": how}
+    about |= {"dtype": str(dtype), "threads": torch.get_num_threads()}
     return about, ways, lambda side: ceilings.torch_tflops(side, device)
+
+
+def peer_models(shape: dict) -> tuple:
+    """Hugging Face's ViT and BERT of this shape, without poolers."""
+    from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+    side = dict(
+        hidden_size=shape["width"],
+        num_attention_heads=shape["heads"],
+        intermediate_size=4 * shape["width"],
+    )
+    vit = ViTConfig(
+        image_size=shape["image"],
+        patch_size=shape["patch"],
+        num_hidden_layers=shape["vision"],
+        **side,
+    )
+    bert = BertConfig(
+        vocab_size=shape["vocab"], num_hidden_layers=shape["text"], **side
+    )
+    plain = {"add_pooling_layer": False}
+    return ViTModel(vit, **plain), BertModel(bert, **plain)
 
 
 def summary(rounds: list[dict]) -> dict:
@@ -187,15 +199,11 @@ def table(figures: dict) -> str:
     def cell(found: dict, what: str, digits: int) -> str:
         return reporting.cell(found[what], digits) if what in found else ""
 
-    rows = [
-        [
-            what if what == "matmul_tflops" else f"{what} a second",
-            cell(ours, what, 1),
-            cell(peer, what, 1),
-            cell(ratios, what, 2),
-        ]
-        for what in ours
-    ]
+    rows = []
+    for what in ours:
+        digits = 3 if what == "matmul_tflops" else 1
+        both = [cell(found, what, digits) for found in (ours, peer)]
+        rows.append([LABELS[what], *both, cell(ratios, what, 2)])
     head = ["", "ours", "Hugging Face, eager", "ours over it"]
     parts = [str(figures["about"]), reporting.markdown(head, rows)]
     parts.append(f"{figures['peer_left_out']} Goals: {figures['goals']}.".strip())

@@ -131,8 +131,8 @@ def make_rerankings(config, options) -> dict:
             np.asarray(rank(reranker.text, drawn[0]), np.float32)  # compiles
             for rank in (reranker.recomputed, reranker.cached)
         ]
-        # One model twice; random weights tell pictures apart by 1e-4, so bfloat16, whose
-        # steps are larger, would show nothing.
+        # One model twice. Random weights tell pictures apart by 1e-4 alone: bfloat16,
+        # whose steps are larger, would show nothing.
         if config.compute.dtype == "float32":
             np.testing.assert_allclose(*scores, rtol=1e-5)
         for name in ("recomputed", "cached"):

@@ -52,30 +52,11 @@ def make_config(
     from vilem_jax.freeze import freeze
 
     shape = SHAPES[options.shape]
-    side = dict(
-        width=shape["width"], num_heads=shape["heads"], mlp_width=4 * shape["width"]
-    )
     return freeze(
         {
             "augment": {"flip_rate": 0.0, "num_ops": 0} if is_plain else {},
             "data": {"text_length": shape["length"]},
-            "model": {
-                "vision": {
-                    "image_size": image_size or shape["image"],
-                    "patch_size": shape["patch"],
-                    "num_layers": shape["vision"],
-                    **side,
-                },
-                "text": {
-                    "vocab_size": shape["vocab"],
-                    "num_layers": shape["text"],
-                    "max_positions": 512,
-                    "dropout_rate": 0.0 if is_plain else 0.1,
-                    **side,
-                },
-                "embedding_width": shape["embed"],
-                "num_proofread_layers": shape["proofread"],
-            },
+            "model": _model(shape, image_size or shape["image"], is_plain),
             # Every caption has more words than places: all places are edited.
             "editor": {"edit_rate": 1.0, "max_edits": shape["edits"]},
             "loss": {"queue_length": shape["queue"]},
@@ -86,6 +67,29 @@ def make_config(
             },
         }
     )
+
+
+def _model(shape: dict, image_size: int, is_plain: bool) -> dict:
+    side = dict(
+        width=shape["width"], num_heads=shape["heads"], mlp_width=4 * shape["width"]
+    )
+    return {
+        "vision": {
+            "image_size": image_size,
+            "patch_size": shape["patch"],
+            "num_layers": shape["vision"],
+            **side,
+        },
+        "text": {
+            "vocab_size": shape["vocab"],
+            "num_layers": shape["text"],
+            "max_positions": 512,
+            "dropout_rate": 0.0 if is_plain else 0.1,
+            **side,
+        },
+        "embedding_width": shape["embed"],
+        "num_proofread_layers": shape["proofread"],
+    }
 
 
 def make_encoder(config, *, batch_size: int):
