@@ -94,27 +94,33 @@ def make_ours(options) -> System:
 
 
 def begin_training(config, layout, *, pad_id: int = 0, mask_id: int = 4):
-    """A first state, and `step(state, batch) -> (state, metrics)`, which eats it."""
+    """A first state, and `step(state, batch) -> (state, metrics)`, which eats it.
+
+    Compiled once, as a run's (`training/tasks.py`): with shardings written out.
+    """
     import jax
 
+    from vilem_jax import sharding
     from vilem_jax.training import state as states
     from vilem_jax.training.optimizer import make_schedule
     from vilem_jax.training.step import make_train_step
 
     graph, editor = make_editor(config)
-    key = jax.random.key(0)
+    mesh = layout.mesh
+    editor = sharding.put_replicated(editor, mesh)
+    key = sharding.put_replicated(jax.random.key(0), mesh)
+    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    places = states.state_sharding(states.abstract_state(config), layout)
     state = jax.jit(
-        lambda key: states.initial_state(config, states.initial_params(config, key))
+        lambda key: states.initial_state(config, states.initial_params(config, key)),
+        out_shardings=places,
     )(key)
+    schedule = make_schedule(config.optimizer, 1000)
+    ids = {"pad_id": pad_id, "mask_id": mask_id}
     train_step = jax.jit(
-        make_train_step(
-            config,
-            make_schedule(config.optimizer, 1000),
-            graph,
-            pad_id=pad_id,
-            mask_id=mask_id,
-            layout=layout,
-        ),
+        make_train_step(config, schedule, graph, layout=layout, **ids),
+        in_shardings=(places, whole, rows, whole),
+        out_shardings=(places, whole),
         donate_argnames="state",
     )
     return state, lambda state, batch: train_step(state, editor, batch, key)
