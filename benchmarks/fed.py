@@ -80,8 +80,9 @@ def measure(data: Path, options) -> dict:
     with open_batches(data, tokenizer, config, options) as reader:
         fed = (sharding.put_batch(batch, layout.mesh) for batch in reader)
         there = itertools.repeat(next(fed))
-        # Past what is read ahead, or a turn would be timed on batches that lay ready.
-        ahead = 2 + reading_ahead(options)
+        # Past what is read ahead, or a turn would be timed on batches that lay ready;
+        # Grain's own queues hold about as many again.
+        ahead = 2 + 2 * reading_ahead(options)
         run.steps(there, 3)  # compiles
         for _ in range(options.rounds):
             one = {}
