@@ -48,12 +48,21 @@ bench: $(TEST_VENV)/installed
 	JAX_PLATFORMS=cpu $(BENCH)/flops.py --out=$(BENCH_OUT)
 	JAX_PLATFORMS=cpu $(BENCH)/collectives.py --out=$(BENCH_OUT)
 	JAX_PLATFORMS=cpu $(BENCH)/compile_time.py --out=$(BENCH_OUT)
+	JAX_PLATFORMS=cpu $(BENCH)/steady.py --steps=1000 --out=$(BENCH_OUT)
+	$(BENCH)/encode.py --out=$(BENCH_OUT)
+	$(BENCH)/evaluate.py --out=$(BENCH_OUT)
+	$(BENCH)/fed.py --out=$(BENCH_OUT)
 	test ! -e "$(PEER)" || $(BENCH)/step.py --peer="$(PEER)" --out=$(BENCH_OUT)
 
+PAPER := --shape=paper --device=cuda --attention=cudnn --matmul=8192 --out=$(BENCH_OUT)
 bench-gpu: $(TEST_VENV)/installed
 	$(BENCH)/search.py --out=$(BENCH_OUT)
-	$(BENCH)/step.py --peer="$(PEER)" --device=cuda --shape=paper --batch=256 \
-	  --attention=cudnn --matmul=8192 --out=$(BENCH_OUT)
+	$(BENCH)/step.py --against=deterministic --batch=256 $(PAPER)
+	$(BENCH)/encode.py --batch=256 --texts=1024 --batches=20 $(PAPER)
+	$(BENCH)/evaluate.py --batch=256 --image-size=384 --images=5000 --captions=25000 \
+	  --queries=256 $(PAPER)
+	$(BENCH)/fed.py --batch=512 --pictures=4096 --workers=14 --steps=10 $(PAPER)
+	test ! -e "$(PEER)" || $(BENCH)/step.py --peer="$(PEER)" --batch=256 $(PAPER)
 
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check $(SOURCES)

@@ -16,10 +16,8 @@ Not shown: disks and networks, and how loaders scale past one core but for --wor
 """
 
 import io
-import json
 import os
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,16 +25,16 @@ from pathlib import Path
 
 import numpy as np
 import reporting
+from pictures import PRE_RESIZED, jpeg, photo, write_pairs
 from PIL import Image
 
 from vilem_jax.config import DataConfig, SourceConfig
 from vilem_jax.data.batches import open_corpus, train_batches
-from vilem_jax.data.captions import Tokenizer, train_vocabulary
+from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import crop_box, decode, random_crop
 
 SIZE, LENGTH, SCALE = 256, 30, (0.2, 1.0)
-SIDES = {"500 x 375": (500, 375), "pre-resized to 288": (384, 288)}
-WORDS = ("a", "red", "small", "old", "dog", "cat", "house", "on", "under", "two")
+SIDES = {"500 x 375": (500, 375), "pre-resized to 288": PRE_RESIZED}
 OURS = ("ours, files", "ours, tars")
 PEERS = ("torch + Pillow", "webdataset")
 FLOAT = {name: f"{name}, to float" for name in PEERS}
@@ -54,7 +52,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, side in SIDES.items():
-            data = _make_data(Path(folder) / name.split()[0], side, options.pictures)
+            data = write_pairs(Path(folder) / name.split()[0], side, options.pictures)
             systems = _systems(data, options, workers=1)
             figures["shapes"][name] = _compare(systems, options)
         os.sched_setaffinity(0, everything)
@@ -74,45 +72,6 @@ def _options():
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--photos", help="folder of JPEGs for the pixels' error")
     return parser.parse_args()
-
-
-def _make_data(folder: Path, side: tuple[int, int], count: int) -> Path:
-    """Pictures in a folder and in a tar, captions, a vocabulary."""
-    rng = np.random.default_rng(0)
-    (folder / "pictures").mkdir(parents=True)
-    records = []
-    with tarfile.open(folder / "0.tar", "w") as tar:
-        for i in range(count):
-            content = _jpeg(_photo(rng, *side))
-            caption = " ".join(rng.choice(WORDS, 11))
-            (folder / "pictures" / f"{i:05}.jpg").write_bytes(content)
-            records.append({"image": f"{i:05}.jpg", "caption": caption})
-            for ending, part in (("jpg", content), ("txt", caption.encode())):
-                member = tarfile.TarInfo(f"{i:05}.{ending}")
-                member.size = len(part)
-                tar.addfile(member, io.BytesIO(part))
-    (folder / "captions.json").write_text(json.dumps(records))
-    train_vocabulary([r["caption"] for r in records], 128, folder / "words")
-    return folder
-
-
-def _photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Noise whose amplitude falls with the frequency, as in photographs."""
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
-    frequency[0, 0] = np.inf
-    channels = []
-    for weight in (1.0, 0.4, 0.4):  # brightness varies more than colour
-        noise = rng.standard_normal((height, width))
-        wave = np.fft.irfft2(np.fft.rfft2(noise) / frequency**1.3, s=(height, width))
-        channels.append(128 + 48 * weight * wave / wave.std())
-    pixels = np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels, "YCbCr").convert("RGB")
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, "JPEG", quality=90)
-    return content.getvalue()
 
 
 def _systems(data: Path, options, *, workers: int) -> dict[str, Callable]:
@@ -189,7 +148,7 @@ def _take(batches: Iterator, count: int) -> None:
 def _pixel_error(photos: str | None, count: int) -> dict:
     """Mean error of crops against those of the whole picture by Pillow's bicubic."""
     rng = np.random.default_rng(1)
-    contents = [_jpeg(_photo(rng, 1600, 1200)) for _ in range(min(8, count))]
+    contents = [jpeg(photo(rng, 1600, 1200)) for _ in range(min(8, count))]
     if photos:
         contents += [path.read_bytes() for path in sorted(Path(photos).glob("*.jpg"))]
     errors = []
@@ -218,12 +177,12 @@ def _page(figures: dict) -> str:
         rows = []
         for system, rate in found["pictures_per_second"].items():
             ratio = found["ours_over"].get(system)
-            told = _cell(ratio, 2) if ratio else ""
-            rows.append([system, _cell(rate, 0), told])
+            told = reporting.cell(ratio, 2) if ratio else ""
+            rows.append([system, reporting.cell(rate, 0), told])
         head = [name, "pictures/s on one core", "the better of ours over it"]
         parts.append(reporting.markdown(head, rows))
     cores = figures["all_cores"]
-    rate = _cell(cores["pictures_per_second"][OURS[0]], 0)
+    rate = reporting.cell(cores["pictures_per_second"][OURS[0]], 0)
     parts.append(
         f"Pre-resized, {cores['workers']} workers on all cores, {OURS[0]}: "
         f"{rate} pictures/s."
@@ -236,13 +195,6 @@ def _page(figures: dict) -> str:
         "were decoded at a fraction of their size."
     )
     return "\n\n".join(parts)
-
-
-def _cell(spread: dict, digits: int) -> str:
-    low, middle, high = (
-        f"{spread[key]:.{digits}f}" for key in ("least", "median", "most")
-    )
-    return f"{middle} ({low}-{high})"
 
 
 if __name__ == "__main__":

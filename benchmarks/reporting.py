@@ -44,6 +44,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def cell(spread: dict[str, float], digits: int = 3) -> str:
+    """A spread as "median (least-most)"."""
+    middle, low, high = (
+        f"{spread[key]:.{digits}f}" for key in ("median", "least", "most")
+    )
+    return f"{middle} ({low}-{high})"
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table; the first column to the left, the others to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
@@ -52,7 +60,8 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def write(name: str, out: str | None, figures: dict, text: str) -> None:
     """Prints `text`; with `out` writes both files, the command and machine in them."""
-    command = shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
+    script = Path(sys.argv[0]).name
+    command = shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])
     print(text)
     if not out:
         return

@@ -14,15 +14,15 @@ import argparse
 import os
 import platform
 import shlex
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import reporting
+from turns import seconds_in_turns
 
 from vilem_jax import __version__
 from vilem_jax.files import write_bytes, write_json
@@ -51,7 +51,7 @@ def main() -> None:
     }
     found = {name: way() for name, way in ways.items()}  # compiles
     differing = int((found[OURS].rows != found[PEER][1]).any(axis=1).sum())
-    seconds = _measure(ways, options.repeats)
+    seconds = seconds_in_turns(ways, options.repeats)
     figures = {
         "what": f"{options.queries} queries x {options.rows} rows x {options.width}, "
         f"top {options.top}, float32",
@@ -65,8 +65,8 @@ def main() -> None:
         },
         "repeats": options.repeats,
         "queries_found_differently": differing,
-        "seconds": {name: _spread(each) for name, each in seconds.items()},
-        "faiss_over_ours": _spread(
+        "seconds": {name: reporting.spread(each) for name, each in seconds.items()},
+        "faiss_over_ours": reporting.spread(
             [b / a for a, b in zip(seconds[OURS], seconds[PEER], strict=True)]
         ),
         "goal": "faiss_over_ours >= 1.0 on CPU",
@@ -125,25 +125,6 @@ def _matmul(queries: np.ndarray, search) -> Callable:
         return jax.lax.scan(step, jnp.full(size, -jnp.inf), pieces)[0]
 
     return lambda: jax.block_until_ready([scores(p, search.rows) for p in parts])
-
-
-def _measure(ways: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every way in every round."""
-    seconds = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {
-        "median": statistics.median(values),
-        "least": min(values),
-        "most": max(values),
-    }
 
 
 def _machine() -> dict:

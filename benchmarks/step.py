@@ -1,7 +1,8 @@
-"""The whole training step against the PyTorch peer (C1; G1 to G3 on a GPU).
+"""The whole training step against the PyTorch peer (C1; G1 to G4 on a GPU).
 
     python benchmarks/step.py --peer=torch_vilem.py [--shape=small --batch=8]
         [--compile] [--out=FOLDER]
+    python benchmarks/step.py --against=deterministic [...]
 
 Editor, momentum towers, all losses, AdamW and queues, without dropout and augmentation,
 which the peer has not. Two processes, one a system; each in its turn takes the same
@@ -9,115 +10,100 @@ number of steps, A/B/A/B, while the other sleeps, and then multiplies matrices: 
 ceiling of that round. So every ratio compares neighbours in time. On CPU float32; on
 CUDA bfloat16, where --microbatches and --attention are ours alone.
 
-Not shown: reading pictures (loader.py), dropout, several devices.
+With --against=deterministic (G4) the other system is ours again, compiled with
+--xla_gpu_deterministic_ops=true, which changes nothing on a CPU.
+
+Not shown: reading pictures (loader.py, fed.py), dropout, several devices.
 """
 
-import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import reporting
+import shapes
+from turns import Child, in_turns, serve
 
-SYSTEMS = ("ours", "peer")
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+GOALS = {"peer": ">= 1.0", "deterministic": "<= 1.10"}
 
 
 def main() -> None:
     options = parse()
     if options.serve:
-        return serve(options)
-    children = {name: Child(name, sys.argv[1:]) for name in SYSTEMS}
-    rounds = []
-    for _ in range(options.rounds):
-        rounds.append({name: children[name].ask("time") for name in SYSTEMS})
-        print({name: round(each["step"], 4) for name, each in rounds[-1].items()})
-    about = {name: child.ask("about") for name, child in children.items()}
+        return time_system(options)
+    other = options.against
+    if other == "peer":
+        child = Child("peer")
+    else:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}"
+        child = Child("deterministic", XLA_FLAGS=flags.strip())
+    children = {"ours": Child("ours"), other: child}
+    rounds = in_turns(children, options.rounds)
     figures = {
         "machine": reporting.machine("jax", "jaxlib", "flax", "torch", "transformers"),
-        "about": about,
+        "about": {name: child.about for name, child in children.items()},
         "rounds": rounds,
-        **summary(rounds, options.batch),
+        **summary(rounds, options.batch, other),
+        "goal": f"speed_ours_over_{other} {GOALS[other]}",
     }
-    reporting.write("step", options.out, figures, table(figures))
+    name = "step" if other == "peer" else other
+    reporting.write(name, options.out, figures, table(figures, other))
 
 
 def parse():
     parser = reporting.arguments(__doc__)
-    parser.add_argument("--peer", required=True, help="path of torch_vilem.py")
-    parser.add_argument("--shape", default="small", help="one of the peer's")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--against", choices=GOALS, default="peer")
+    parser.add_argument("--peer", default="", help="path of torch_vilem.py")
+    shapes.add_options(parser, batch=8)
     parser.add_argument("--steps", type=int, default=5, help="a turn")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--matmul", type=int, default=2048, help="side of the ceiling's"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the peer")
     parser.add_argument("--microbatches", type=int, default=1)
-    parser.add_argument("--attention", choices=("xla", "cudnn"), default="xla")
-    parser.add_argument("--serve", choices=SYSTEMS, help="used by the benchmark itself")
-    return parser.parse_args()
+    parser.add_argument("--serve", help="used by the benchmark itself")
+    options = parser.parse_args()
+    if options.against == "peer" and not Path(options.peer).is_file():
+        parser.error(f"--peer={options.peer} is not the peer's torch_vilem.py")
+    return options
 
 
-class Child:
-    """A process that times steps when asked to."""
-
-    def __init__(self, name: str, arguments: list[str]):
-        command = [sys.executable, __file__, *arguments, f"--serve={name}"]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-        self.ask("about")  # ready: compiled and warm
-
-    def ask(self, what: str) -> dict:
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        sys.exit(f"the process that was asked to {what} ended")
-
-
-def serve(options) -> None:
+def time_system(options) -> None:
     import step_systems
 
-    system = getattr(step_systems, f"make_{options.serve}")(options)
+    is_peer = options.serve == "peer"
+    make = step_systems.make_peer if is_peer else step_systems.make_ours
+    system = make(options)
     system.steps(3)
-    for line in sys.stdin:
-        if line.strip() == "about":
-            answer = system.about
-        else:
-            answer = {
-                "step": system.steps(options.steps) / options.steps,
-                "matmul_tflops": system.matmul(options.matmul),
-            }
-        print(json.dumps(answer), flush=True)
+
+    def measure() -> dict:
+        return {
+            "step": system.steps(options.steps) / options.steps,
+            "matmul_tflops": system.matmul(options.matmul),
+        }
+
+    serve(system.about, measure)
 
 
-def summary(rounds: list[dict], batch: int) -> dict:
+def summary(rounds: list[dict], batch: int, other: str) -> dict:
     spread, figures = reporting.spread, {}
-    for name in SYSTEMS:
+    for name in ("ours", other):
         figures[name] = {
             "step_seconds": spread([each[name]["step"] for each in rounds]),
             "pairs_per_second": spread([batch / each[name]["step"] for each in rounds]),
             "matmul_tflops": spread([each[name]["matmul_tflops"] for each in rounds]),
         }
-    ratios = [each["peer"]["step"] / each["ours"]["step"] for each in rounds]
-    # Pairs/s over one's own matmul ceiling, ours over the peer's.
+    ratios = [each[other]["step"] / each["ours"]["step"] for each in rounds]
+    # Pairs/s over one's own matmul ceiling, ours over the other's.
     own = [
-        ratio * each["peer"]["matmul_tflops"] / each["ours"]["matmul_tflops"]
+        ratio * each[other]["matmul_tflops"] / each["ours"]["matmul_tflops"]
         for ratio, each in zip(ratios, rounds, strict=True)
     ]
     return figures | {
-        "speed_ours_over_peer": spread(ratios),
-        "share_of_own_ceiling_ours_over_peer": spread(own),
+        f"speed_ours_over_{other}": spread(ratios),
+        f"share_of_own_ceiling_ours_over_{other}": spread(own),
     }
 
 
-def table(figures: dict) -> str:
-    def cell(spread, digits=3):
-        low, high = spread["least"], spread["most"]
-        return f"{spread['median']:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
-
+def table(figures: dict, other: str) -> str:
+    cell = reporting.cell
     rows = [
         [
             name,
@@ -125,14 +111,14 @@ def table(figures: dict) -> str:
             cell(figures[name]["pairs_per_second"], 1),
             cell(figures[name]["matmul_tflops"]),
         ]
-        for name in SYSTEMS
+        for name in ("ours", other)
     ]
     head = ["system", "s a step", "pairs/s", "matmul, TFLOP/s"]
     ratios = [
-        ["pairs/s, ours over the peer's", cell(figures["speed_ours_over_peer"])],
+        [f"pairs/s, ours over {other}'s", cell(figures[f"speed_ours_over_{other}"])],
         [
             "the same, each over its own matmul",
-            cell(figures["share_of_own_ceiling_ours_over_peer"]),
+            cell(figures[f"share_of_own_ceiling_ours_over_{other}"]),
         ],
     ]
     return "\n\n".join(
@@ -140,11 +126,10 @@ def table(figures: dict) -> str:
             f"{figures['about']}",
             reporting.markdown(head, rows),
             reporting.markdown(["ratio", "median (range)"], ratios),
+            f"Goal: {figures['goal']}.",
         ]
     )
 
 
 if __name__ == "__main__":
-    if not Path(parse().peer).is_file():
-        sys.exit(f"{parse().peer} is not the peer's torch_vilem.py")
     main()

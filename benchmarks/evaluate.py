@@ -1,0 +1,201 @@
+"""A retrieval evaluation by stage, and against a cross-encoder's re-ranking (G6, G7).
+
+    python benchmarks/evaluate.py [--shape=small --images=50 --captions=250]
+        [--out=FOLDER]
+    python benchmarks/evaluate.py --shape=paper --device=cuda --attention=cudnn \
+        --image-size=384 --images=5000 --captions=25000 --batch=256 --queries=256 \
+        --matmul=8192 --out=FOLDER
+
+The evaluation is the project's, with random weights: `encode_images` of uint8 pixels in
+memory, `encode_texts` of tokens, `retrieval_metrics` to recall both ways. Reading,
+decoding and tokenising are left out, and compiling; copies to and from the device are
+in.
+
+Re-ranking, as ALBEF does it: for each query its k best candidates go through the upper
+half of BERT's layers with cross-attention on all of a picture's tokens (reranker.py).
+Timed are --queries queries in a turn, one after the other, from a text's hidden states
+and candidates' numbers on the device to k scores on the host, mean per query.
+"recomputed": keys and values anew for each pair, as ALBEF does; "cached": gathered from
+a cache on the device, whose making is not counted. Candidates are drawn from a pool of
+--pool pictures.
+
+The ratio is the re-ranking of one query over the whole evaluation divided by its
+queries, pictures and captions. What the re-ranker's own towers and its first ranking
+cost is not counted, which is in its favour. All take turns; on CPU float32, on CUDA
+bfloat16.
+"""
+
+import time
+
+import ceilings
+import numpy as np
+import reporting
+import shapes
+
+GOALS = (
+    "on an H200 2.2 s in all; re-ranking over ours 64 at k = 128 and 130 at k = 256, "
+    "recomputed; 30 cached"
+)
+
+
+def main() -> None:
+    options = parse()
+    shapes.use_device(options.device)
+    config = shapes.make_config(options, image_size=options.image_size)
+    evaluation = Evaluation(config, options)
+    ways = make_rerankings(config, options)
+    rounds = []
+    for _ in range(options.rounds):
+        one = {"seconds": evaluation.seconds()}
+        one |= {name: way() for name, way in ways.items()}
+        tflops = ceilings.jax_tflops(options.matmul, config.compute.dtype)
+        rounds.append(one | {"matmul_tflops": tflops})
+        print(rounds[-1], flush=True)
+    figures = {
+        "machine": reporting.machine("jax", "jaxlib", "flax", "numpy"),
+        "about": {
+            "images": options.images,
+            "captions": options.captions,
+            "image_size": config.model.vision.image_size,
+            "dtype": config.compute.dtype,
+            "pool": options.pool,
+            "queries_a_turn": options.queries,
+        },
+        "rounds": rounds,
+        **summary(rounds, list(ways), options.images + options.captions),
+        "goals": GOALS,
+    }
+    reporting.write("evaluate", options.out, figures, table(figures))
+
+
+def parse():
+    parser = reporting.arguments(__doc__)
+    shapes.add_options(parser, batch=16)
+    parser.add_argument("--image-size", type=int, default=0, help="0: the shape's")
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--captions", type=int, default=250)
+    parser.add_argument("--queries", type=int, default=1, help="re-ranked, a turn")
+    parser.add_argument("--pool", type=int, default=256, help="pictures re-ranked")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[128, 256])
+    options = parser.parse_args()
+    if options.captions < options.images:
+        parser.error("--captions: every picture has one at least")
+    if options.pool < max(options.candidates):
+        parser.error("--pool: no fewer pictures than candidates")
+    return options
+
+
+class Evaluation:
+    """Pictures and captions in memory, and what encodes and ranks them."""
+
+    def __init__(self, config, options):
+        self._encoder = shapes.make_encoder(config, batch_size=options.batch)
+        self._pixels = shapes.random_pixels(
+            options.images, config.model.vision.image_size
+        )
+        self._tokens = shapes.random_tokens(config, options.captions)
+        self._image_of_text = np.arange(options.captions) % options.images
+        self.seconds()  # compiles
+
+    def seconds(self) -> dict[str, float]:
+        """By stage of `timing.STAGES`; "all" is the wall clock of the whole."""
+        from vilem_jax.evaluation.retrieval import retrieval_metrics
+        from vilem_jax.evaluation.timing import Stopwatch
+
+        clock = Stopwatch()
+        encoder = self._encoder.timed(clock)
+        start = time.perf_counter()
+        retrieval_metrics(
+            encoder.encode_images(self._pixels),
+            encoder.encode_texts(self._tokens),
+            self._image_of_text,
+            clock=clock,
+        )
+        return clock.told() | {"all": time.perf_counter() - start}
+
+
+def make_rerankings(config, options) -> dict:
+    """{name: what re-ranks --queries queries and gives the seconds of one}."""
+    import jax.numpy as jnp
+    from reranker import make_reranker
+
+    reranker = make_reranker(config, options.pool)
+    rng = np.random.default_rng(0)
+    ways = {}
+    for count in options.candidates:
+        drawn = [
+            jnp.asarray(rng.choice(options.pool, count, replace=False))
+            for _ in range(options.queries)
+        ]
+        scores = [
+            np.asarray(rank(reranker.text, drawn[0]), np.float32)  # compiles
+            for rank in (reranker.recomputed, reranker.cached)
+        ]
+        # One model twice. Random weights tell pictures apart by 1e-4 alone: bfloat16,
+        # whose steps are larger, would show nothing.
+        if config.compute.dtype == "float32":
+            np.testing.assert_allclose(*scores, rtol=1e-5)
+        for name in ("recomputed", "cached"):
+            rank = getattr(reranker, name)
+            ways[f"k = {count}, {name}"] = lambda rank=rank, drawn=drawn: (
+                seconds_a_query(rank, reranker.text, drawn)
+            )
+    return ways
+
+
+def seconds_a_query(rank, text, drawn: list) -> float:
+    start = time.perf_counter()
+    for candidates in drawn:
+        np.asarray(rank(text, candidates))
+    return (time.perf_counter() - start) / len(drawn)
+
+
+def summary(rounds: list[dict], ways: list[str], num_queries: int) -> dict:
+    spread = reporting.spread
+    ours = [each["seconds"]["all"] / num_queries for each in rounds]
+    ratios = {
+        way: spread([each[way] / own for each, own in zip(rounds, ours, strict=True)])
+        for way in ways
+    }
+    stages = rounds[-1]["seconds"]
+    return {
+        "stage_seconds": {
+            stage: spread([each["seconds"][stage] for each in rounds])
+            for stage in stages
+        },
+        "ours_seconds_a_query": spread(ours),
+        "rerank_seconds_a_query": {
+            way: spread([each[way] for each in rounds]) for way in ways
+        },
+        "rerank_over_ours": ratios,
+        "matmul_tflops": spread([each["matmul_tflops"] for each in rounds]),
+    }
+
+
+def table(figures: dict) -> str:
+    cell = reporting.cell
+    stages = [[name, cell(each)] for name, each in figures["stage_seconds"].items()]
+    stages.append(["matmul, TFLOP/s", cell(figures["matmul_tflops"])])
+    rows = [
+        ["ours, the whole over its queries", milli(figures["ours_seconds_a_query"])]
+    ]
+    rows[0].append("")
+    for way, each in figures["rerank_seconds_a_query"].items():
+        rows.append([way, milli(each), cell(figures["rerank_over_ours"][way], 1)])
+    head = ["re-ranking", "ms a query", "over ours"]
+    return "\n\n".join(
+        [
+            str(figures["about"]),
+            reporting.markdown(["stage", "s"], stages),
+            reporting.markdown(head, rows),
+            f"Goals: {figures['goals']}.",
+        ]
+    )
+
+
+def milli(spread: dict) -> str:
+    return reporting.cell({key: 1e3 * value for key, value in spread.items()})
+
+
+if __name__ == "__main__":
+    main()

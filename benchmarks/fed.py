@@ -1,0 +1,182 @@
+"""Training fed by the loader against batches that lie on the device already (G8).
+
+    python benchmarks/fed.py [--shape=small --batch=4 --workers=0] [--out=FOLDER]
+    python benchmarks/fed.py --shape=paper --device=cuda --attention=cudnn \
+        --batch=512 --workers=14 --pictures=4096 --steps=10 --matmul=8192 --out=FOLDER
+
+The same compiled step and the same loop as a run's, which waits for the device one step
+late. Fed: JPEGs of 384 x 288, as `vilem data prepare` leaves them, drawn and written to
+a folder (so from the page cache), cropped, tokenised and copied to the device by
+`train_batches` and `put_batch`. On the device: one such batch again and again. They
+take turns; the first steps of a turn are not timed, so that what was read ahead while
+the other ran does not count. Augmentation, dropout and editing are on, as in training.
+
+On a CPU both share the cores, so that the loader's work itself is in the ratio.
+
+Not shown: disks and networks, logging, checkpoints.
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ceilings
+import reporting
+import shapes
+from pictures import PRE_RESIZED, write_pairs
+from step_systems import begin_training
+
+GOAL = "fed over on the device <= 1.03"
+FED, ON_DEVICE = "fed by the loader", "on the device"
+
+
+def main() -> None:
+    options = parse()
+    shapes.use_device(options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_pairs(Path(folder), PRE_RESIZED, options.pictures)
+        found = measure(data, options)
+    seconds = {n: [each[n] for each in found["rounds"]] for n in (FED, ON_DEVICE)}
+    ratios = [a / b for a, b in zip(seconds[FED], seconds[ON_DEVICE], strict=True)]
+    spread = reporting.spread
+    figures = {
+        "machine": reporting.machine("jax", "jaxlib", "flax", "grain", "simplejpeg"),
+        "rounds": found["rounds"],
+        "seconds_a_step": {name: spread(each) for name, each in seconds.items()},
+        "pictures_per_second_alone": spread(found["loader"]),
+        "matmul_tflops": spread(found["matmul"]),
+        "fed_over_on_device": spread(ratios),
+        "goal": GOAL,
+    }
+    reporting.write("fed", options.out, figures, table(figures, options.batch))
+
+
+def parse():
+    parser = reporting.arguments(__doc__)
+    shapes.add_options(parser, batch=4)
+    parser.add_argument("--steps", type=int, default=3, help="timed, a turn")
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=0, help="0: a thread")
+    return parser.parse_args()
+
+
+def measure(data: Path, options) -> dict:
+    """Seconds a step of both by round; what the loader gives alone; the ceiling."""
+    from vilem_jax import sharding
+    from vilem_jax.data.captions import Tokenizer
+
+    config, layout = shapes.make_config(options), sharding.one_device()
+    tokenizer = Tokenizer(data / "words")
+    state, step = begin_training(
+        config,
+        layout,
+        pad_id=tokenizer.vocabulary.pad_id,
+        mask_id=tokenizer.vocabulary.mask_id,
+    )
+    run = Run(state, step)
+    found = {"rounds": [], "loader": [], "matmul": []}
+    with open_batches(data, tokenizer, config, options) as reader:
+        fed = (sharding.put_batch(batch, layout.mesh) for batch in reader)
+        there = itertools.repeat(next(fed))
+        # Past what is read ahead, or a turn would be timed on batches that lay ready;
+        # Grain's own queues hold about as many again.
+        ahead = 2 + 2 * reading_ahead(options)
+        run.steps(there, 3)  # compiles
+        for _ in range(options.rounds):
+            one = {}
+            for name, batches, skipped in ((FED, fed, ahead), (ON_DEVICE, there, 2)):
+                run.steps(batches, skipped)
+                one[name] = timed(run.steps, batches, options.steps) / options.steps
+            found["rounds"].append(one)
+            take(reader, ahead)
+            seconds = timed(take, reader, options.steps)
+            found["loader"].append(options.steps * options.batch / seconds)
+            tflops = ceilings.jax_tflops(options.matmul, config.compute.dtype)
+            found["matmul"].append(tflops)
+            print({name: round(value, 4) for name, value in one.items()}, flush=True)
+    return found
+
+
+def reading_ahead(options) -> int:
+    """Batches on their way: two a worker, as many as the config's default without."""
+    return max(2, 2 * options.workers)
+
+
+def open_batches(data: Path, tokenizer, config, options):
+    from vilem_jax.config import DataConfig, SourceConfig
+    from vilem_jax.data.batches import open_corpus, train_batches
+
+    source = SourceConfig(
+        path=str(data / "captions.json"), images=str(data / "pictures")
+    )
+    settings = DataConfig(
+        train=(source,),
+        text_length=config.data.text_length,
+        num_workers=options.workers,
+        prefetch=reading_ahead(options),
+    )
+    return train_batches(
+        open_corpus(settings),
+        tokenizer,
+        settings,
+        seed=0,
+        batch_size=options.batch,
+        image_size=config.model.vision.image_size,
+    )
+
+
+class Run:
+    """The loop of `training/run.py` without logging, evaluation and checkpoints."""
+
+    def __init__(self, state, step: Callable):
+        self._state, self._step = state, step
+
+    def steps(self, batches: Iterator, count: int) -> None:
+        import jax
+
+        before = None
+        for _ in range(count):
+            self._state, metrics = self._step(self._state, next(batches))
+            if before is not None:  # waits for the step before, as a run does
+                jax.device_get(before)
+            before = metrics["skipped_in_a_row"]
+        jax.block_until_ready(self._state)
+
+
+def take(batches: Iterator, count: int) -> None:
+    for _ in range(count):
+        next(batches)
+
+
+def timed(function: Callable, *arguments) -> float:
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
+
+
+def table(figures: dict, batch: int) -> str:
+    cell = reporting.cell
+    rows = []
+    for name, seconds in figures["seconds_a_step"].items():
+        rate = f"{batch / seconds['median']:.1f}"
+        rows.append([f"step {name}, s", cell(seconds, 4), rate])
+    alone = cell(figures["pictures_per_second_alone"], 1)
+    rows.append(["the loader alone", "", alone])
+    head = ["", "median (range)", "pairs/s"]
+    others = [
+        ["fed over on the device", cell(figures["fed_over_on_device"])],
+        ["matmul, TFLOP/s", cell(figures["matmul_tflops"])],
+    ]
+    return "\n\n".join(
+        [
+            reporting.markdown(head, rows),
+            reporting.markdown(["", "median (range)"], others),
+            f"Goal: {figures['goal']}.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Measuring in turns, so that every ratio compares neighbours in time.
+
+Functions of one process by `seconds_in_turns`; whole systems, of which each wants the
+machine's threads or its memory for itself, as processes: `Child` asks, `serve` answers.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+
+def seconds_in_turns(
+    ways: Mapping[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every way in every round; each ends when its work has ended."""
+    seconds = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def in_turns(children: Mapping[str, "Child"], rounds: int) -> list[dict]:
+    """Per round {name: what the child measured}; the others sleep meanwhile."""
+    found = []
+    for _ in range(rounds):
+        found.append({name: child.ask("time") for name, child in children.items()})
+        print(told(found[-1]), flush=True)
+    return found
+
+
+def told(one_round: dict[str, dict]) -> str:
+    return json.dumps(
+        {n: {k: round(v, 4) for k, v in each.items()} for n, each in one_round.items()}
+    )
+
+
+class Child:
+    """This program again, with --serve=NAME: a process that measures when asked to."""
+
+    def __init__(self, name: str, **environment: str):
+        pipe = subprocess.PIPE
+        # Two processes share a GPU: neither may take its memory beforehand.
+        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self._process = subprocess.Popen(
+            [sys.executable, *sys.argv, f"--serve={name}"],
+            stdin=pipe,
+            stdout=pipe,
+            text=True,
+            env=shared | os.environ | environment,
+        )
+        self.about = self.ask("about")  # ready: compiled and warm
+
+    def ask(self, what: str) -> dict:
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        sys.exit(f"the process that was asked to {what} ended")
+
+
+def serve(about: dict, measure: Callable[[], dict]) -> None:
+    """Answers a parent's `Child` until it is gone."""
+    for line in sys.stdin:
+        answer = about if line.strip() == "about" else measure()
+        print(json.dumps(answer), flush=True)
