@@ -54,10 +54,11 @@ bench: $(TEST_VENV)/installed
 	$(BENCH)/fed.py --out=$(BENCH_OUT)
 	test ! -e "$(PEER)" || $(BENCH)/step.py --peer="$(PEER)" --out=$(BENCH_OUT)
 
-PAPER := --shape=paper --device=cuda --attention=cudnn --matmul=8192 --out=$(BENCH_OUT)
+PAPER := --shape=paper --device=cuda --attention=cudnn --matmul=8192 --copy=4 \
+  --out=$(BENCH_OUT)
 bench-gpu: $(TEST_VENV)/installed
 	$(BENCH)/search.py --out=$(BENCH_OUT)
-	$(BENCH)/step.py --against=deterministic --batch=256 $(PAPER)
+	$(BENCH)/step.py --against=deterministic --batch=2048 --microbatches=8 $(PAPER)
 	$(BENCH)/encode.py --batch=256 --texts=1024 --batches=20 $(PAPER)
 	$(BENCH)/evaluate.py --batch=256 --image-size=384 --images=5000 --captions=25000 \
 	  --queries=256 $(PAPER)

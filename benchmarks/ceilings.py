@@ -1,30 +1,56 @@
-"""What a matrix product reaches here: the ceiling beside which a figure stands."""
+"""What a matrix product and a copy reach here (G0): what a figure stands beside."""
 
 import time
 from collections.abc import Callable
 
+import reporting
 
-def jax_tflops(side: int, dtype: str) -> float:
+LABELS = {"matmul_tflops": "matmul, TFLOP/s", "copy_tb_s": "copy, TB/s"}
+
+
+def spreads(rounds: list[dict]) -> dict[str, dict]:
+    """Of rounds that hold `of_jax`'s or `of_torch`'s figures among theirs."""
+    return {name: reporting.spread([each[name] for each in rounds]) for name in LABELS}
+
+
+def rows(found: dict[str, dict]) -> list[list[str]]:
+    """What `spreads` found, as rows of a table."""
+    return [[LABELS[name], reporting.cell(each)] for name, each in found.items()]
+
+
+def of_jax(options, dtype: str) -> dict[str, float]:
+    """By the names of `LABELS`; `options` of `shapes.add_options`."""
     import jax
     import jax.numpy as jnp
 
+    side, size = options.matmul, int(options.copy * 1e9 / 4)
     a = jax.random.normal(jax.random.key(0), (side, side), dtype)
     multiply = jax.jit(jnp.matmul)
-    return _best_tflops(side, lambda: jax.block_until_ready(multiply(a, a)))
+    product = _best_seconds(lambda: jax.block_until_ready(multiply(a, a)))
+    x, negate = jnp.ones(size, jnp.float32), jax.jit(jnp.negative)
+    return _figures(
+        side, product, size, _best_seconds(lambda: jax.block_until_ready(negate(x)))
+    )
 
 
-def torch_tflops(side: int, device: str) -> float:
-    """bfloat16 on CUDA, float32 on a CPU."""
+def of_torch(options) -> dict[str, float]:
+    """The same; bfloat16 on CUDA, float32 on a CPU."""
     import torch
 
+    device, side, size = options.device, options.matmul, int(options.copy * 1e9 / 4)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     a = torch.randn(side, side, device=device, dtype=dtype)
+    x = torch.ones(size, device=device)
 
-    def once():
-        a @ a
-        wait_for_torch(device)
+    def waited(work: Callable[[], object]) -> Callable[[], None]:
+        def once():
+            work()
+            wait_for_torch(device)
 
-    return _best_tflops(side, once)
+        return once
+
+    product = _best_seconds(waited(lambda: a @ a))
+    return _figures(side, product, size, _best_seconds(waited(lambda: -x)))
 
 
 def wait_for_torch(device: str) -> None:
@@ -34,7 +60,13 @@ def wait_for_torch(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _best_tflops(side: int, once: Callable[[], object]) -> float:
+def _figures(side: int, product: float, size: int, copy: float) -> dict[str, float]:
+    """A copy reads and writes `size` float32 numbers."""
+    tflops = 2 * side**3 / product / 1e12
+    return {"matmul_tflops": tflops, "copy_tb_s": 2 * 4 * size / copy / 1e12}
+
+
+def _best_seconds(once: Callable[[], object]) -> float:
     """Of five, the best."""
     once()
     seconds = []
@@ -42,4 +74,4 @@ def _best_tflops(side: int, once: Callable[[], object]) -> float:
         start = time.perf_counter()
         once()
         seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds) / 1e12
+    return min(seconds)

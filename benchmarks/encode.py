@@ -32,7 +32,7 @@ LABELS = {
     "texts": "texts/s",
     "images from memory": "images/s, from memory",
     "texts from memory": "texts/s, from memory",
-    "matmul_tflops": "matmul, TFLOP/s",
+    **ceilings.LABELS,
 }
 
 
@@ -78,7 +78,7 @@ def why_no_peer(device: str) -> str:
 
 
 def time_system(make: Callable, options) -> None:
-    about, ways, matmul = make(options)
+    about, ways, find_ceilings = make(options)
     for way, _ in ways.values():
         way()  # compiles
 
@@ -90,13 +90,13 @@ def time_system(make: Callable, options) -> None:
                 way()
             seconds = time.perf_counter() - start
             found[name] = options.batches * size / seconds
-        return found | {"matmul_tflops": matmul(options.matmul)}
+        return found | find_ceilings()
 
     serve(about, measure)
 
 
 def make_ours(options) -> tuple[dict, dict, Callable]:
-    """About it; what is timed as {name: (function, rows)}; side -> TFLOP/s."""
+    """About it; what is timed as {name: (function, rows)}; what finds the ceilings."""
     import jax
 
     shapes.use_device(options.device)
@@ -119,7 +119,7 @@ def make_ours(options) -> tuple[dict, dict, Callable]:
     }
     about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     about |= {"dtype": config.compute.dtype, "attention": options.attention}
-    return about, ways, lambda side: ceilings.jax_tflops(side, config.compute.dtype)
+    return about, ways, lambda: ceilings.of_jax(options, config.compute.dtype)
 
 
 def make_peer(options) -> tuple[dict, dict, Callable]:
@@ -152,7 +152,7 @@ def make_peer(options) -> tuple[dict, dict, Callable]:
     how = f"eager, {vit.config._attn_implementation}"
     about = {"torch": torch.__version__, "how": how}
     about |= {"dtype": str(dtype), "threads": torch.get_num_threads()}
-    return about, ways, lambda side: ceilings.torch_tflops(side, device)
+    return about, ways, lambda: ceilings.of_torch(options)
 
 
 def peer_models(shape: dict) -> tuple:
@@ -201,7 +201,7 @@ def table(figures: dict) -> str:
 
     rows = []
     for what in ours:
-        digits = 3 if what == "matmul_tflops" else 1
+        digits = 3 if what in ceilings.LABELS else 1
         both = [cell(found, what, digits) for found in (ours, peer)]
         rows.append([LABELS[what], *both, cell(ratios, what, 2)])
     head = ["", "ours", "Hugging Face, eager", "ours over it"]

@@ -48,8 +48,7 @@ def main() -> None:
     for _ in range(options.rounds):
         one = {"seconds": evaluation.seconds()}
         one |= {name: way() for name, way in ways.items()}
-        tflops = ceilings.jax_tflops(options.matmul, config.compute.dtype)
-        rounds.append(one | {"matmul_tflops": tflops})
+        rounds.append(one | ceilings.of_jax(options, config.compute.dtype))
         print(rounds[-1], flush=True)
     figures = {
         "machine": reporting.machine("jax", "jaxlib", "flax", "numpy"),
@@ -168,14 +167,14 @@ def summary(rounds: list[dict], ways: list[str], num_queries: int) -> dict:
             way: spread([each[way] for each in rounds]) for way in ways
         },
         "rerank_over_ours": ratios,
-        "matmul_tflops": spread([each["matmul_tflops"] for each in rounds]),
+        "ceilings": ceilings.spreads(rounds),
     }
 
 
 def table(figures: dict) -> str:
     cell = reporting.cell
     stages = [[name, cell(each)] for name, each in figures["stage_seconds"].items()]
-    stages.append(["matmul, TFLOP/s", cell(figures["matmul_tflops"])])
+    stages += ceilings.rows(figures["ceilings"])
     rows = [
         ["ours, the whole over its queries", milli(figures["ours_seconds_a_query"])]
     ]

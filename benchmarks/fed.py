@@ -46,7 +46,7 @@ def main() -> None:
         "rounds": found["rounds"],
         "seconds_a_step": {name: spread(each) for name, each in seconds.items()},
         "pictures_per_second_alone": spread(found["loader"]),
-        "matmul_tflops": spread(found["matmul"]),
+        "ceilings": ceilings.spreads(found["ceilings"]),
         "fed_over_on_device": spread(ratios),
         "goal": GOAL,
     }
@@ -76,7 +76,7 @@ def measure(data: Path, options) -> dict:
         mask_id=tokenizer.vocabulary.mask_id,
     )
     run = Run(state, step)
-    found = {"rounds": [], "loader": [], "matmul": []}
+    found = {"rounds": [], "loader": [], "ceilings": []}
     with open_batches(data, tokenizer, config, options) as reader:
         fed = (sharding.put_batch(batch, layout.mesh) for batch in reader)
         there = itertools.repeat(next(fed))
@@ -93,8 +93,7 @@ def measure(data: Path, options) -> dict:
             take(reader, ahead)
             seconds = timed(take, reader, options.steps)
             found["loader"].append(options.steps * options.batch / seconds)
-            tflops = ceilings.jax_tflops(options.matmul, config.compute.dtype)
-            found["matmul"].append(tflops)
+            found["ceilings"].append(ceilings.of_jax(options, config.compute.dtype))
             print({name: round(value, 4) for name, value in one.items()}, flush=True)
     return found
 
@@ -165,10 +164,8 @@ def table(figures: dict, batch: int) -> str:
     alone = cell(figures["pictures_per_second_alone"], 1)
     rows.append(["the loader alone", "", alone])
     head = ["", "median (range)", "pairs/s"]
-    others = [
-        ["fed over on the device", cell(figures["fed_over_on_device"])],
-        ["matmul, TFLOP/s", cell(figures["matmul_tflops"])],
-    ]
+    others = [["fed over on the device", cell(figures["fed_over_on_device"])]]
+    others += ceilings.rows(figures["ceilings"])
     return "\n\n".join(
         [
             reporting.markdown(head, rows),

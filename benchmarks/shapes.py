@@ -30,6 +30,9 @@ def add_options(parser, *, batch: int) -> None:
     parser.add_argument(
         "--matmul", type=int, default=2048, help="side of the ceiling's"
     )
+    parser.add_argument(
+        "--copy", type=float, default=0.25, help="GB read by the ceiling's"
+    )
 
 
 def use_device(name: str) -> None:

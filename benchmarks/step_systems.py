@@ -15,7 +15,7 @@ import shapes
 class System:
     about: dict
     steps: Callable[[int], float]  # takes so many steps, seconds
-    matmul: Callable[[int], float]  # side -> TFLOP/s, the best of five
+    ceilings: Callable[[], dict[str, float]]  # by the names of `ceilings.LABELS`
 
 
 def peer_module(path: str):
@@ -61,13 +61,14 @@ def make_peer(options) -> System:
 
     how = "compiled" if options.compile else "eager"
     about = {"torch": torch.__version__, "how": how, "threads": torch.get_num_threads()}
-    return System(about, steps, lambda side: ceilings.torch_tflops(side, device))
+    return System(about, steps, lambda: ceilings.of_torch(options))
 
 
 def make_ours(options) -> System:
     import jax
 
     from vilem_jax import sharding
+    from vilem_jax.planning import costs
 
     shapes.use_device(options.device)
     config = shapes.make_config(
@@ -89,8 +90,9 @@ def make_ours(options) -> System:
     about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     about |= {"microbatches": options.microbatches, "attention": options.attention}
     about |= {"xla_flags": os.environ.get("XLA_FLAGS", "")}
+    about |= {"gflop_a_pair": costs.flops(costs.without_savings(config)) / 1e9}
     dtype = config.compute.dtype
-    return System(about, steps, lambda side: ceilings.jax_tflops(side, dtype))
+    return System(about, steps, lambda: ceilings.of_jax(options, dtype))
 
 
 def begin_training(config, layout, *, pad_id: int = 0, mask_id: int = 4):
