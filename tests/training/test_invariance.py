@@ -94,9 +94,7 @@ def test_savings_change_nothing(alone):
 
 @pytest.mark.slow
 def test_texts_cut_short_change_nothing(alone):
-    config = tiny_config(
-        train={"num_microbatches": 4}, compute={"text_lengths": (8,)}
-    )
+    config = tiny_config(train={"num_microbatches": 4}, compute={"text_lengths": (8,)})
     assert_same_run(run(config, num_devices=2), alone)
 
 
