@@ -1,12 +1,15 @@
 """Microbatches of like length: every row once, and no longer than it needs to be."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import BATCH, LENGTH, tiny_samples
+from tests.tiny import BATCH, LENGTH, tiny_config, tiny_samples, tiny_state
 from vilem_jax.training import text_lengths
 from vilem_jax.training.gradients import split, unsplit
+from vilem_jax.training.optimizer import make_schedule
+from vilem_jax.training.step import make_update
 
 
 def lengths_of(samples) -> np.ndarray:
@@ -50,3 +53,12 @@ def test_cutting_takes_padding_alone():
     assert text_lengths.cut(samples, 3).edits.places.max() == 2
     np.testing.assert_array_equal(short.edits.is_edit, samples.edits.is_edit)
     assert text_lengths.cut(samples._replace(edits=None), 5).edits is None
+
+
+@pytest.mark.parametrize("lengths, expected", [((), 0), ((8,), 2)])
+def test_the_step_chooses_a_length(lengths, expected):
+    """Once for the momentum keys, once for losses and gradients."""
+    config = tiny_config(compute={"text_lengths": lengths})
+    update = make_update(config, make_schedule(config.optimizer, 10))
+    traced = jax.make_jaxpr(update)(tiny_state(config), tiny_samples(0))
+    assert str(traced).count("branches=(") == expected
