@@ -67,11 +67,11 @@ def get_config():
     config.optimizer.beta2 = 0.98
     config.optimizer.clip_norm = 1.0
     config.train.batch_size = 64
-    config.train.num_steps = 1500
+    config.train.num_steps = 1350
     config.compute.dtype = "float32"
 
-    config.evaluation.every_steps = 500
+    config.evaluation.every_steps = 450
     config.evaluation.text_length = 18
     config.evaluation.num_proofread_images = 500
-    config.checkpoint.every_steps = 500
+    config.checkpoint.every_steps = 450
     return config

@@ -13,7 +13,7 @@ The wrong caption differs by one word, or by two words that changed places:
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Literal
 
 from vilem_jax.data.scene_captions import (
@@ -61,7 +61,10 @@ class HardPair:
 
 
 def hard_pairs(source: "ScenesSource") -> tuple[HardPair, ...]:
-    """At most one pair of each kind for each picture, ordered by kind, then picture.
+    """At most one pair of each kind for each caption, ordered by kind, then picture.
+
+    With one a picture, the difference of two models would have a standard error of a
+    point, as large as what it is to show.
 
     A model that does not look should score 50 %: what replaces a word is drawn
     evenly, wrong captions keep the rules that true ones obey, and an exchange of
@@ -70,26 +73,22 @@ def hard_pairs(source: "ScenesSource") -> tuple[HardPair, ...]:
     draws = Draws(source.seed, SPLIT_CODES[source.split], _PAIRS_STREAM)
     found: dict[str, list[HardPair]] = {kind: [] for kind in KINDS}
     for image in range(len(source)):
-        scene, captions = source.scene(image), source.captions(image)
-        for kind in KINDS:
-            pair = _first_pair(kind, scene, draws.shuffled(captions), draws)
-            if pair is not None:
-                found[kind].append(HardPair(image, *pair, kind))
+        scene = source.scene(image)
+        for caption, kind in product(source.captions(image), KINDS):
+            wrong = _false_variant(kind, scene, caption, draws)
+            if wrong is not None:
+                found[kind].append(HardPair(image, caption, wrong, kind))
     found["count"] = _balanced(found["count"])
     return tuple(pair for kind in KINDS for pair in found[kind])
 
 
-def _first_pair(
-    kind: str, scene: Scene, captions: list[str], draws: Draws
-) -> tuple[str, str] | None:
-    """A caption and a false variant of it, or None if no caption has one."""
-    for caption in captions:
-        variants = _VARIANTS[kind](caption.split())
-        for words in draws.shuffled(variants):
-            wrong = " ".join(words)
-            meaning = read(wrong)
-            if _is_plausible(meaning) and not holds(meaning, scene):
-                return caption, wrong
+def _false_variant(kind: str, scene: Scene, caption: str, draws: Draws) -> str | None:
+    """The caption with something of this kind changed, or None if nothing can be."""
+    for words in draws.shuffled(_VARIANTS[kind](caption.split())):
+        wrong = " ".join(words)
+        meaning = read(wrong)
+        if _is_plausible(meaning) and not holds(meaning, scene):
+            return wrong
     return None
 
 
