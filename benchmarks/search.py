@@ -1,107 +1,83 @@
-"""Exact search against faiss's flat index: similarity and top 10.
+"""Exact search against faiss's flat index: similarity and top 10 (C4, G9).
 
     python benchmarks/search.py [--queries=5000 --rows=25000 --width=256 --top=10]
         [--out=FOLDER]
 
-Every round times each way once, one after the other, so that all see the same
-machine; the ratio is taken within a round. Needs faiss: pip install '.[search]'.
-The matmul alone, by JAX and by NumPy, is the ceiling. All find the same rows, or the
-benchmark says how many differ. On a GPU faiss-cpu remains on the CPU: the ratio then
-compares machines, and the ceiling is what counts.
+Every round times each way once, so that all see the same machine; the ratio is taken
+within a round. Each is a process of its own: the threads of NumPy go on spinning for a
+tenth of a second when they have nothing to do, and beside them JAX gets half of two
+cores. Needs faiss: pip install '.[search]'. The matmul alone, by JAX and by NumPy, is
+the ceiling. Both find the same rows, or the benchmark says how many differ. On a GPU
+faiss-cpu remains on the CPU: the ratio then compares machines, and the ceiling counts.
 """
 
-import argparse
-import os
-import platform
-import shlex
 import sys
+import time
 from collections.abc import Callable
-from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import reporting
-from turns import seconds_in_turns
-
-from vilem_jax import __version__
-from vilem_jax.files import write_bytes, write_json
-from vilem_jax.search.exact import place
+from turns import Child, in_turns, serve
 
 OURS, PEER = "vilem_jax, exact", "faiss-cpu, flat"
+CHUNK = 256  # queries of one product by NumPy
 
 
 def main() -> None:
     options = _options()
-    faiss = _faiss()
-    rng = np.random.default_rng(options.seed)
-    rows = _unit(rng, options.rows, options.width)
-    queries = _unit(rng, options.queries, options.width)
-    search = place([rows])
-    index = faiss.IndexFlatIP(options.width)
-    index.add(rows)
-    ways: dict[str, Callable] = {
-        OURS: lambda: search.top(queries, options.top),
-        PEER: lambda: index.search(queries, options.top),
-        "JAX, matmul alone": _matmul(queries, search),
-        "NumPy, matmul alone": lambda: [
-            queries[start : start + 256] @ rows.T
-            for start in range(0, len(queries), 256)
-        ],
-    }
-    found = {name: way() for name, way in ways.items()}  # compiles
-    differing = int((found[OURS].rows != found[PEER][1]).any(axis=1).sum())
-    seconds = seconds_in_turns(ways, options.repeats)
+    if options.serve:
+        _serve(options)
+        return
+    children = {name: Child(name) for name in WAYS}
+    rounds = in_turns(children, options.rounds, pause=0.5)
+    seconds = {name: [each[name]["seconds"] for each in rounds] for name in WAYS}
+    ratios = [b / a for a, b in zip(seconds[OURS], seconds[PEER], strict=True)]
+    found = [np.array(children[name].about["rows"]) for name in (OURS, PEER)]
     figures = {
+        "machine": reporting.machine("jax", "numpy", "faiss-cpu"),
         "what": f"{options.queries} queries x {options.rows} rows x {options.width}, "
         f"top {options.top}, float32",
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": _machine(),
-        "versions": {
-            "vilem_jax": __version__,
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            "faiss": faiss.__version__,
-        },
-        "repeats": options.repeats,
-        "queries_found_differently": differing,
+        "device": children[OURS].about["device"],
+        "queries_found_differently": int((found[0] != found[1]).any(axis=1).sum()),
         "seconds": {name: reporting.spread(each) for name, each in seconds.items()},
-        "faiss_over_ours": reporting.spread(
-            [b / a for a, b in zip(seconds[OURS], seconds[PEER], strict=True)]
-        ),
-        "goal": "faiss_over_ours >= 1.0 on CPU",
+        "faiss_over_ours": reporting.spread(ratios),
+        "goal": "faiss_over_ours >= 1.0 on a CPU",
     }
-    page = _page(figures)
-    print(page)
-    if options.out:
-        write_json(Path(options.out) / "search.json", figures)
-        write_bytes(Path(options.out) / "search.md", page.encode())
+    reporting.write("search", options.out, figures, _page(figures))
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def _options():
+    parser = reporting.arguments(__doc__)
     for name, value in (
         ("queries", 5000),
         ("rows", 25000),
         ("width", 256),
         ("top", 10),
-        ("repeats", 7),
+        ("rounds", 7),
         ("seed", 0),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=str(value))
-    parser.add_argument("--out", help="folder for search.json and search.md")
+    parser.add_argument("--serve", choices=WAYS, help="be one of the processes")
     options = parser.parse_args()
-    if options.repeats < 5:
-        parser.error("--repeats: a median wants 5 or more")
+    if options.rounds < 5:
+        parser.error("--rounds: a median wants 5 or more")
     return options
 
 
-def _faiss():
-    try:
-        import faiss
-    except ImportError:
-        sys.exit("faiss is not installed: pip install 'vilem-jax[search]'")
-    return faiss
+def _serve(options) -> None:
+    """Answers the parent: the rows found, then seconds."""
+    rng = np.random.default_rng(options.seed)
+    rows = _unit(rng, options.rows, options.width)
+    queries = _unit(rng, options.queries, options.width)
+    about, way = WAYS[options.serve](queries, rows, options.top)
+
+    def measure() -> dict[str, float]:
+        start = time.perf_counter()
+        way()
+        return {"seconds": time.perf_counter() - start}
+
+    measure()  # compiles
+    serve(about, measure)
 
 
 def _unit(rng, count: int, width: int) -> np.ndarray:
@@ -109,75 +85,81 @@ def _unit(rng, count: int, width: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _matmul(queries: np.ndarray, search) -> Callable:
-    """All scores in the chunks of the search, of which only a sum is kept."""
-    size, chunk = search.query_chunk, search.row_chunk
+# ---- the ways: queries, rows, top -> what is told of it, what is timed ----
+
+
+def _ours(queries, rows, top: int) -> tuple[dict, Callable]:
+    import jax
+
+    from vilem_jax.search.exact import place
+
+    search = place([rows])
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    found = search.top(queries, top).rows.tolist()
+    return {"device": device, "rows": found}, lambda: search.top(queries, top)
+
+
+def _faiss(queries, rows, top: int) -> tuple[dict, Callable]:
+    try:
+        import faiss
+    except ImportError:
+        sys.exit("faiss is not installed: pip install 'vilem-jax[search]'")
+    index = faiss.IndexFlatIP(rows.shape[1])
+    index.add(rows)
+    found = index.search(queries, top)[1].tolist()
+    return {"rows": found}, lambda: index.search(queries, top)
+
+
+def _jax_matmul(queries, rows, top: int) -> tuple[dict, Callable]:
+    """All scores in the chunks of the search, of which only the largest is kept."""
+    import jax
+    import jax.numpy as jnp
+
+    from vilem_jax.search.exact import place
+
+    search = place([rows])
+    size = search.query_chunk
     padding = -len(queries) % size
     parts = np.pad(queries, ((0, padding), (0, 0))).reshape(-1, size, search.width)
 
     @jax.jit
-    def scores(part, rows):
-        def step(total, piece):
-            product = jnp.matmul(part, piece.T, precision=jax.lax.Precision.HIGHEST)
-            return jnp.maximum(total, product.max(axis=1)), None
+    def best(part, chunk):
+        scores = jnp.matmul(part, chunk.T, precision=jax.lax.Precision.HIGHEST)
+        return scores.max(axis=1)
 
-        pieces = rows.reshape(-1, chunk, rows.shape[1])
-        return jax.lax.scan(step, jnp.full(size, -jnp.inf), pieces)[0]
+    def all_scores():
+        jax.block_until_ready([[best(p, c) for c in search.chunks] for p in parts])
 
-    return lambda: jax.block_until_ready([scores(p, search.rows) for p in parts])
-
-
-def _machine() -> dict:
-    device = jax.devices()[0]
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load_average": load,
-        "jax_device": f"{jax.device_count()} x {device.device_kind}",
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
+    return {}, all_scores
 
 
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in text.splitlines()
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.machine()
+def _numpy_matmul(queries, rows, top: int) -> tuple[dict, Callable]:
+    starts = range(0, len(queries), CHUNK)
+    return {}, lambda: [queries[i : i + CHUNK] @ rows.T for i in starts]
+
+
+WAYS = {
+    OURS: _ours,
+    PEER: _faiss,
+    "JAX, matmul alone": _jax_matmul,
+    "NumPy, matmul alone": _numpy_matmul,
+}
 
 
 def _page(figures: dict) -> str:
-    machine = figures["machine"]
-    lines = [
-        f"Exact search: {figures['what']}.",
-        "",
-        f"`{figures['command']}`",
-        "",
-        f"{machine['processor']}, {machine['cores']} cores, load "
-        f"{machine['load_average']:.1f}; JAX on {machine['jax_device']}; "
-        + ", ".join(f"{name} {value}" for name, value in figures["versions"].items()),
-        "",
-        f"| | seconds, median of {figures['repeats']} | least | most |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for name, each in figures["seconds"].items():
-        told = (f"{each[key]:.3f}" for key in ("median", "least", "most"))
-        lines.append(f"| {name} | {' | '.join(told)} |")
-    ratio = figures["faiss_over_ours"]
-    lines += [
-        "",
-        f"faiss takes {ratio['median']:.2f} x as long as ours (of one round each; "
-        f"{ratio['least']:.2f} to {ratio['most']:.2f}). Queries for which the two find "
-        f"other rows, or another order: {figures['queries_found_differently']}.",
-    ]
-    return "\n".join(lines) + "\n"
+    rows = [[name, reporting.cell(each)] for name, each in figures["seconds"].items()]
+    ratio = reporting.cell(figures["faiss_over_ours"], 2)
+    return "\n".join(
+        [
+            f"Exact search: {figures['what']}; JAX on {figures['device']}.",
+            "",
+            reporting.markdown(["", "s, median (range)"], rows),
+            "",
+            f"faiss over ours, by round: {ratio}. "
+            "Queries for which the two find other rows, or another order: "
+            f"{figures['queries_found_differently']}.",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -25,11 +25,20 @@ def seconds_in_turns(
     return seconds
 
 
-def in_turns(children: Mapping[str, "Child"], rounds: int) -> list[dict]:
-    """Per round {name: what the child measured}; the others sleep meanwhile."""
+def in_turns(
+    children: Mapping[str, "Child"], rounds: int, pause: float = 0.0
+) -> list[dict]:
+    """Per round {name: what the child measured}; the others sleep meanwhile.
+
+    Args:
+      pause: seconds before each, in which the threads of the last come to rest.
+    """
     found = []
     for _ in range(rounds):
-        found.append({name: child.ask("time") for name, child in children.items()})
+        found.append({})
+        for name, child in children.items():
+            time.sleep(pause)
+            found[-1][name] = child.ask("time")
         print(told(found[-1]), flush=True)
     return found
 

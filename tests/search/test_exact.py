@@ -93,7 +93,7 @@ def test_half_precision_and_parts(small_chunks):
     parts = [rows[:17], rows[17:17], rows[17:4000], rows[4000:]]
     queries = unit(rng, 40, 24)
     search = exact.place(parts)
-    assert search.rows.dtype == np.float16
+    assert search.chunks[0].dtype == np.float16
     check(search.top(queries, 10), queries, rows, 10)
     tied = np.repeat(rows[:1], 5003, axis=0)
     parts = [tied[:17], tied[17:]]

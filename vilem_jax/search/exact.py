@@ -10,6 +10,7 @@ all rows in float64, and does not depend on devices, chunks or the order of sums
 import dataclasses
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -41,12 +42,13 @@ class ExactSearch:
 
     parts: tuple[np.ndarray, ...]  # float32 or float16 [N_i, E], on the host
     starts: np.ndarray  # int64 [parts + 1], the row that each part begins with
-    rows: jax.Array  # [devices * M, E]: the parts, and zeros at the end
+    # A device's share of the rows, zeros at the end, in chunks: [devices * C, E] each.
+    # An array a chunk, for a slice of a larger one would be copied for every product.
+    chunks: tuple[jax.Array, ...]
     num_valid: jax.Array  # int32 [devices], rows that are no padding
     norm: float  # of the longest row
     mesh: jax.sharding.Mesh
     query_chunk: int
-    row_chunk: int  # M is a multiple
 
     @property
     def width(self) -> int:
@@ -116,19 +118,23 @@ class ExactSearch:
         """The `count` best rows, or all, by the devices' float32 scores."""
         most = self.query_chunk if count <= MOST // WIDER else FEW[-1]
         size = next((size for size in FEW if len(queries) <= size), most)
-        waiting = []
-        for start in range(0, len(queries), size):
-            part = queries[start : start + size]
-            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
-            arrays = (padded, self.rows, self.num_valid)
-            waiting.append(
-                _find(*arrays, count=count, chunk=self.row_chunk, mesh=self.mesh)
-            )
+
+        def best(start: int) -> list[np.ndarray]:
+            part, best = queries[start : start + size], None
+            part = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
+            for number, chunk in enumerate(self.chunks):
+                arrays = (part, chunk, self.num_valid, np.int32(number))
+                best = _find(best, *arrays, count=count, mesh=self.mesh)
+            return [np.asarray(each) for each in _over_devices(*best, count=count)]
+
+        # Two at a time: where one looks for the best, the other multiplies.
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(best, range(0, len(queries), size)))
         scores, devices, local = (
-            np.concatenate([np.asarray(part) for part in parts])[: len(queries)]
-            for parts in zip(*waiting, strict=True)
+            np.concatenate(parts)[: len(queries)] for parts in zip(*found, strict=True)
         )
-        rows = devices.astype(np.int64) * (len(self.rows) // self.mesh.size) + local
+        share = sum(map(len, self.chunks)) // self.mesh.size
+        rows = devices.astype(np.int64) * share + local
         count = min(count, len(self))  # padding stands last
         return Found(rows[:, :count], scores[:, :count])
 
@@ -157,7 +163,7 @@ class ExactSearch:
         if len(self.parts) == 1:
             return self.parts[0][rows]
         part_of = np.searchsorted(self.starts, rows, side="right") - 1
-        taken = np.empty((*rows.shape, self.width), self.rows.dtype)
+        taken = np.empty((*rows.shape, self.width), self.parts[0].dtype)
         for part in np.unique(part_of):
             here = part_of == part
             taken[here] = self.parts[part][rows[here] - self.starts[part]]
@@ -209,36 +215,40 @@ def place(
     query_chunk, most_rows = _chunks()
     each = -(-int(starts[-1]) // mesh.size)
     num_chunks = -(-each // most_rows)
-    row_chunk = BLOCK * -(-each // (num_chunks * BLOCK))
-    each = num_chunks * row_chunk
+    size = BLOCK * -(-each // (num_chunks * BLOCK))
+    each = num_chunks * size
     over_rows = sharding.over_batch(mesh)
-    shape = (mesh.size * each, parts[0].shape[1])
-    rows = jax.make_array_from_callback(
-        shape,
-        over_rows,
-        lambda at: _slice(parts, starts, *at[0].indices(shape[0])[:2]),
-    )
+
+    def place_chunk(number: int) -> jax.Array:
+        def read(at) -> np.ndarray:
+            start, stop, _ = at[0].indices(mesh.size * size)
+            first = start // size * each + number * size
+            return _slice(parts, starts, first, first + stop - start)
+
+        shape = (mesh.size * size, parts[0].shape[1])
+        return jax.make_array_from_callback(shape, over_rows, read)
+
+    chunks = tuple(map(place_chunk, range(num_chunks)))
     is_first = np.arange(mesh.size, dtype=np.int64) * each
     num_valid = np.clip(starts[-1] - is_first, 0, each).astype(np.int32)
-    norm = float(_largest_norm(rows))
+    norm = float(max(map(_largest_norm, chunks)))
     if not np.isfinite(norm):
         raise UserError("an embedding is not finite: has the run diverged?")
     return ExactSearch(
         parts,
         starts,
-        rows,
+        chunks,
         jax.device_put(num_valid, over_rows),
         norm * (1 + 1e-4),  # was summed in float32
         mesh,
         query_chunk,
-        row_chunk,
     )
 
 
 def _chunks() -> tuple[int, int]:
     """Queries and rows of a chunk: their scores are held, in float32."""
-    # On a CPU they shall stay in its cache (16 MB); see docs/search.md for others.
-    return (256, 16384) if jax.default_backend() == "cpu" else (1024, 131072)
+    # On a CPU 25 MB of scores were fastest; see docs/search.md for others.
+    return (256, 32768) if jax.default_backend() == "cpu" else (1024, 131072)
 
 
 def _slice(parts, starts, first: int, stop: int) -> np.ndarray:
@@ -258,40 +268,38 @@ def _is_settled(found: Found, top_k: int, error: np.ndarray, num_rows: int):
     return found.scores[:, top_k - 1] - found.scores[:, -1] > 2 * error
 
 
-@functools.partial(jax.jit, static_argnames=("count", "chunk", "mesh"))
-def _find(queries, rows, num_valid, *, count: int, chunk: int, mesh):
-    """Scores, devices and rows on them of the best: [Q, C] each, C >= min(count, N)."""
+@functools.partial(jax.jit, static_argnames=("count", "mesh"))
+def _find(best, queries, chunk, num_valid, number, *, count: int, mesh):
+    """The best of each device so far and in a chunk: scores, rows, [devices, Q, C].
 
-    def on_device(queries, mine):
-        rows, num_valid = mine
-        count_here = min(count, len(rows))
-        chunks = rows.reshape(-1, chunk, rows.shape[1])
+    Args:
+      best: the same of the chunks before, or None.
+      number: of the chunk, int32.
+    """
 
-        def step(best, numbered):
-            number, part = numbered
-            first = number * chunk
-            scores, local = _best(queries, part, num_valid[0] - first, count_here)
-            return _merged(best, (scores, local + first), count_here), None
+    def on_device(best, queries, chunk, num_valid, number):
+        first = number * len(chunk)
+        scores, rows = _best(queries, chunk, num_valid[0] - first, count)
+        found = (scores, rows + first)
+        if best is not None:
+            found = _merged([part[0] for part in best], found, count)
+        return tuple(part[None] for part in found)
 
-        size = (len(queries), count_here)
-        begin = (jnp.full(size, -jnp.inf), jnp.zeros(size, jnp.int32))
-        numbers = jnp.arange(len(chunks), dtype=jnp.int32)
-        best, _ = jax.lax.scan(step, begin, (numbers, chunks))
-        return tuple(part[None] for part in best)
+    specs = (ROWS, WHOLE, ROWS, ROWS, WHOLE)
+    run = sharding.Layout(mesh).on_each_device(on_device, specs, out_specs=ROWS)
+    return run(best, queries, chunk, num_valid, number)
 
-    run = sharding.Layout(mesh).on_each_device(
-        on_device, in_specs=(WHOLE, ROWS), out_specs=ROWS
-    )
-    scores, local = run(queries, (rows, num_valid))
-    devices = jnp.broadcast_to(
-        jnp.arange(mesh.size, dtype=jnp.int32)[:, None, None], local.shape
-    )
-    scores, devices, local = (
-        jnp.moveaxis(part, 0, 1).reshape(len(queries), -1)
-        for part in (scores, devices, local)
+
+@functools.partial(jax.jit, static_argnames="count")
+def _over_devices(scores, rows, *, count: int):
+    """[devices, Q, C] each -> scores, devices and rows on them of the best: [Q, C]."""
+    devices = jnp.arange(len(rows), dtype=jnp.int32)[:, None, None]
+    scores, devices, rows = (
+        jnp.moveaxis(part, 0, 1).reshape(scores.shape[1], -1)
+        for part in (scores, jnp.broadcast_to(devices, rows.shape), rows)
     )
     scores, at = jax.lax.top_k(scores, min(count, scores.shape[1]))
-    return scores, _pick(devices, at), _pick(local, at)
+    return scores, _pick(devices, at), _pick(rows, at)
 
 
 def _best(queries, rows, num_valid, count: int):
@@ -303,14 +311,18 @@ def _best(queries, rows, num_valid, count: int):
         numbers,
         precision=jax.lax.Precision.HIGHEST,
     )
-    is_row = jnp.arange(len(rows), dtype=jnp.int32)[None] < num_valid
-    scores = jnp.where(is_row, scores, -jnp.inf)
+    number = jnp.arange(len(rows), dtype=jnp.int32)
     if 2 * count * BLOCK > len(rows):
+        scores = jnp.where(number < num_valid, scores, -jnp.inf)
         return jax.lax.top_k(scores, min(count, len(rows)))
-    # The best rows lie in the blocks of the best maxima: two short searches.
-    blocks = scores.reshape(len(queries), -1, BLOCK)
-    _, chosen = jax.lax.top_k(blocks.max(axis=-1), count)
+    # The best rows lie in the blocks of the best maxima: two short searches. Of
+    # padding only whole blocks are masked at first, for to mask single scores would
+    # copy them all; the one block that has both may be chosen in vain, so one more is.
+    blocks, number = scores.reshape(len(queries), -1, BLOCK), number.reshape(-1, BLOCK)
+    maxima = jnp.where(number[:, 0] < num_valid, blocks.max(axis=-1), -jnp.inf)
+    _, chosen = jax.lax.top_k(maxima, count + 1)
     inside = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
+    inside = jnp.where(number[chosen] < num_valid, inside, -jnp.inf)
     scores, at = jax.lax.top_k(inside.reshape(len(queries), -1), count)
     return scores, _pick(chosen, at // BLOCK) * BLOCK + at % BLOCK
 
@@ -319,7 +331,7 @@ def _merged(one, other, count: int):
     scores, rows = (
         jnp.concatenate(parts, axis=1) for parts in zip(one, other, strict=True)
     )
-    scores, at = jax.lax.top_k(scores, count)
+    scores, at = jax.lax.top_k(scores, min(count, scores.shape[1]))
     return scores, _pick(rows, at)
 
 
