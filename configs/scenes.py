@@ -42,7 +42,7 @@ def get_config():
     text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 3, 4, 512
     text.dropout_rate = 0.0  # three epochs: nothing is seen often
     config.model.embedding_width = 64
-    config.model.num_proofread_layers = 2
+    config.model.num_proofread_layers = 1
     config.model.init_std = 0.0
 
     # More words to judge a caption, so more to learn from; evaluation keeps to the
@@ -67,11 +67,11 @@ def get_config():
     config.optimizer.beta2 = 0.98
     config.optimizer.clip_norm = 1.0
     config.train.batch_size = 64
-    config.train.num_steps = 1350
+    config.train.num_steps = 1500
     config.compute.dtype = "float32"
 
-    config.evaluation.every_steps = 450
+    config.evaluation.every_steps = 500
     config.evaluation.text_length = 18
     config.evaluation.num_proofread_images = 500
-    config.checkpoint.every_steps = 450
+    config.checkpoint.every_steps = 500
     return config
