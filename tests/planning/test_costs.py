@@ -79,7 +79,10 @@ CASES = {
         "train": {"num_microbatches": 4},
     },
     "other widths": {
-        "model": {"vision": {"width": 48, "mlp_width": 96}, "num_proofread_layers": 3},
+        "model": {
+            "vision": {"width": 48, "mlp_width": 96, "num_layers": 3},
+            "num_proofread_layers": 3,
+        },
         "loss": {"local_correct": False, "global_detect": False},
     },
     "contrast alone": {
