@@ -5,6 +5,9 @@
 Needs libtpu (pip install 'vilem-jax[tpu]'), and minutes and gigabytes a topology. Each
 is compiled in a process of its own. Where 64 pairs a chip do not fit as they are,
 blocks are recomputed, then fewer pairs are tried.
+
+The compiler is asked for its least effort: a run's own program (--effort=0) takes three
+to four times as long to compile and needs about as much memory.
 """
 
 import json
@@ -22,6 +25,7 @@ def main() -> None:
     parser.add_argument("--config", default="pretrain_cc4m")
     parser.add_argument("--topology", action="append", help="again for more")
     parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--effort", type=float, default=-1.0, help="XLA's, -1 to 1")
     parser.add_argument("--one", help="used by the processes that this one starts")
     options = parser.parse_args()
     if options.one:
@@ -31,6 +35,7 @@ def main() -> None:
     figures = {
         "machine": reporting.machine("jax", "jaxlib", "flax", "libtpu"),
         "config": options.config,
+        "effort": options.effort,
         "programs": [],
     }
     for topology in options.topology or TOPOLOGIES:
@@ -54,6 +59,10 @@ def in_a_process(topology: str, pairs: int, recompute: bool) -> dict:
 
 
 def compile_one(options, topology: str, pairs: int, recompute: bool) -> dict:
+    import jax
+
+    jax.config.update("jax_exec_time_optimization_effort", options.effort)
+    jax.config.update("jax_memory_fitting_effort", options.effort)
     from vilem_jax.config_files import load_config
     from vilem_jax.planning import compiled, plan
     from vilem_jax.planning.devices import find_device
