@@ -7,7 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 TEST_VENV := $(VENV)-$(notdir $(PYTHON))
 EXTRAS_VENV := $(VENV)-extras
-PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
+# Bytecode is made as modules are imported: most of what is installed never is.
+PIP_INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile
 # What the parity tests compare with; never used by the package. Newer ones do as well.
 TORCH ?= torch==2.13.0
 # Two processes, for compiling is most of the work; a file's tests share what they compile.

@@ -16,6 +16,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
+        # Parts compile in parallel, which two test processes on two cores only pay for.
+        "--xla_cpu_parallel_codegen_split_count=1",
         # A quarter less to compile; newer ones do not know it, and that is fatal.
         "--xla_cpu_use_fusion_emitters=false"
         if version("jaxlib").startswith("0.10.")

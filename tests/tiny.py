@@ -40,10 +40,10 @@ SETTINGS: dict[str, Any] = {
         "text": {
             "vocab_size": VOCABULARY,
             "max_positions": 40,
-            "num_layers": 3,
+            "num_layers": 2,
             **TOWER,
         },
-        "num_proofread_layers": 2,
+        "num_proofread_layers": 1,
         "embedding_width": 16,
         "init_std": 0.0,
     },

@@ -80,8 +80,9 @@ CASES = {
     },
     "other widths": {
         "model": {
-            "vision": {"width": 48, "mlp_width": 96, "num_layers": 3},
-            "num_proofread_layers": 3,
+            "vision": {"width": 48, "mlp_width": 96, "num_layers": 4},
+            "text": {"num_layers": 3},
+            "num_proofread_layers": 2,
         },
         "loss": {"local_correct": False, "global_detect": False},
     },

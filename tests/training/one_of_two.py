@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from vilem_jax import cli
+from vilem_jax import cli, hosts
 from vilem_jax.training import run
+
+hosts.SEE_SECONDS = 3  # no network lies between a file and who looks for it
 
 CONFIG = """
 import json

@@ -93,7 +93,10 @@ MOMENTS = {
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "num_workers, moments",
-    [(0, list(MOMENTS)), (2, ["in a save", "after a save"])],
+    [
+        (0, [m for m in MOMENTS if m != "after a save"]),
+        (2, ["in a save", "after a save"]),
+    ],
     ids=["0 workers", "2 workers"],
 )
 def test_killed_again_and_again(whole, editor_folder, tmp_path, num_workers, moments):

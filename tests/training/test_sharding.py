@@ -34,7 +34,7 @@ def alone():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sharding_name, fsdp_devices, num_microbatches",
-    [("zero1", 2, 1), ("fsdp", 2, 2), ("fsdp", 0, 1)],
+    [("zero1", 2, 1), ("fsdp", 2, 2)],
 )
 def test_split_is_as_whole(alone, sharding_name, fsdp_devices, num_microbatches):
     config = split(sharding_name, fsdp_devices, num_microbatches)
@@ -81,10 +81,9 @@ def collectives(config, num_devices):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_microbatches", [1, 4])
-def test_one_all_reduce_of_the_gradients_a_step(num_microbatches):
-    """Neither number of microbatches moves more than gradients, sums and keys."""
-    config = tiny_config(train={"num_microbatches": num_microbatches})
+def test_one_all_reduce_of_the_gradients_a_step():
+    """Four microbatches move gradients, sums and keys once, and nothing else."""
+    config = tiny_config(train={"num_microbatches": 4})
     state = Runner(config, 2).begin(config)
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
     found = collectives(config, 2)

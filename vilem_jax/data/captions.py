@@ -309,7 +309,14 @@ def _load_wordpiece(file: Path, pieces: Sequence[str]):
     """The `tokenizers.Tokenizer` for vocab.txt, checked to hold the same ids."""
     from transformers import BertTokenizerFast
 
-    tokenizer = BertTokenizerFast.from_pretrained(file.parent)
+    try:
+        tokenizer = BertTokenizerFast.from_pretrained(file.parent)
+    except Exception as error:  # whatever it trips over: its parser names no kind
+        raise UserError(
+            f"the tokenizer beside {file} cannot be read ({type(error).__name__}: "
+            f"{error}): tokenizer.json or tokenizer_config.json there is damaged; take "
+            "it from its source again, or move it away"
+        ) from error
     if tokenizer.get_vocab() != {piece: i for i, piece in enumerate(pieces)}:
         raise UserError(f"tokenizer.json beside {file} holds another vocabulary")
     wordpiece = tokenizer.backend_tokenizer
