@@ -1,7 +1,7 @@
 """Measuring in turns, so that every ratio compares neighbours in time.
 
-Functions of one process by `seconds_in_turns`; whole systems, of which each wants the
-machine's threads or its memory for itself, as processes: `Child` asks, `serve` answers.
+Each system wants the machine's threads or its memory for itself, so each is a process:
+`Child` asks, `serve` answers.
 """
 
 import json
@@ -10,19 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-
-
-def seconds_in_turns(
-    ways: Mapping[str, Callable[[], object]], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of every way in every round; each ends when its work has ended."""
-    seconds = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def in_turns(

@@ -42,7 +42,7 @@ def get_config():
     text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 3, 4, 512
     text.dropout_rate = 0.0  # three epochs: nothing is seen often
     config.model.embedding_width = 64
-    # A third of the layers, not half: where two of three proofread, contrast tells
+    # One of three layers, where the paper has half: with two of three, contrast tells
     # fewer captions from those in which two words changed places (docs/results.md).
     config.model.num_proofread_layers = 1
     config.model.init_std = 0.0

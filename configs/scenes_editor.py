@@ -24,7 +24,7 @@ def get_config():
     text.vocab_size, text.max_positions = 256, 32
     text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 3, 4, 512
     text.dropout_rate = 0.0
-    config.model.num_proofread_layers = 2
+    config.model.num_proofread_layers = 1  # no tower is trained; any value will do
     config.model.init_std = 0.0
 
     # Half of the chosen words stay or change: nothing in a scene's caption tells which

@@ -325,7 +325,11 @@ def test_hard_pairs(splits):
     pairs = hard_pairs(source)
     counts = Counter(pair.kind for pair in pairs)
     assert set(counts) == {"object", "attribute", "relation", "count", "swap"}
-    assert min(counts.values()) >= 100
+    num_captions = sum(len(source.captions(i)) for i in range(len(source)))
+    assert counts["object"] == counts["attribute"] == num_captions
+    assert counts["relation"] > 1700 and counts["count"] > 650
+    once = {(pair.image, pair.caption, pair.kind) for pair in pairs}
+    assert len(once) == len(pairs)
     assert pairs == hard_pairs(source)
     sorts = {word: "object" for word in (*scene_layout.SHAPES, *SHAPES)}
     sorts |= {word: "relation" for word in RELATIONS}

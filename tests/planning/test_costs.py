@@ -82,7 +82,7 @@ CASES = {
         "model": {
             "vision": {"width": 48, "mlp_width": 96, "num_layers": 4},
             "text": {"num_layers": 3},
-            "num_proofread_layers": 2,
+            "num_proofread_layers": 3,
         },
         "loss": {"local_correct": False, "global_detect": False},
     },

@@ -77,14 +77,15 @@ def test_more_than_there_are(small_chunks):
     check(found, queries, rows, 1000)
 
 
-def test_padding_never_wins(small_chunks):
+@pytest.mark.parametrize("top_k", [1, 10, 9001])
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_padding_never_wins(small_chunks, num_devices, top_k):
     """All scores are below 0, the score of a row of zeros."""
     rng = np.random.default_rng(0)
-    rows = -np.abs(unit(rng, 2049, 8))
+    rows = -np.abs(unit(rng, 9001, 8))
     queries = np.abs(unit(rng, 3, 8))
-    for num_devices in (1, 8):
-        found = exact.place([rows], num_devices=num_devices).top(queries, 2049)
-        check(found, queries, rows, 2049)
+    found = exact.place([rows], num_devices=num_devices).top(queries, top_k)
+    check(found, queries, rows, top_k)
 
 
 def test_half_precision_and_parts(small_chunks):
@@ -106,19 +107,21 @@ def test_nothing_compiles_anew(monkeypatch):
     search = exact.place([unit(rng, 3000, 8)], num_devices=1)
     for count in (1, 3, 40):
         search.top(unit(rng, count, 8), 10)
-    before = exact._find._cache_size()
+    programs = (exact._find, exact._over_devices)
+    before = [program._cache_size() for program in programs]
     for count in (1, 2, 8, 9, 16, 17, 31, 100):
         for top_k in (5, 7, 10, 12):
             search.top(unit(rng, count, 8), top_k)
-    assert exact._find._cache_size() == before
+    assert [program._cache_size() for program in programs] == before
 
 
 def test_the_sizes_in_use():
     """As above with the chunks that a CPU gets, more than one of both."""
     rng = np.random.default_rng(2)
-    rows, queries = unit(rng, 20011, 32), unit(rng, 300, 32)
-    check(exact.place([rows], num_devices=1).top(queries, 10), queries, rows, 10)
-    assert len(jax.devices()) == 8
+    rows, queries = unit(rng, 40011, 32), unit(rng, 300, 32)
+    search = exact.place([rows], num_devices=1)
+    assert len(search.chunks) > 1 and len(queries) > search.query_chunk
+    check(search.top(queries, 10), queries, rows, 10)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +139,16 @@ def test_bad_queries_get_a_sentence(shape, top_k, words):
         search.top(np.ones(shape, np.float32), top_k)
     with pytest.raises(UserError, match="not finite"):
         search.top(np.full((1, 8), np.nan), 1)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("row", [0, 4500])
+def test_a_row_that_is_not_finite(small_chunks, number, row):
+    """Wherever it lies: each chunk has its own largest norm."""
+    rows = unit(np.random.default_rng(0), 5000, 8)
+    rows[row, 0] = number
+    with pytest.raises(UserError, match="not finite"):
+        exact.place([rows], num_devices=1)
 
 
 def test_bad_rows_get_a_sentence():

@@ -12,8 +12,6 @@ from pathlib import Path
 from vilem_jax import cli, hosts
 from vilem_jax.training import run
 
-hosts.SEE_SECONDS = 3  # no network lies between a file and who looks for it
-
 CONFIG = """
 import json
 from pathlib import Path
@@ -33,6 +31,7 @@ def write_config(folder: Path, settings: dict) -> Path:
 
 
 def main(ids_file: str, seconds: str, *arguments: str) -> int:
+    hosts.SEE_SECONDS = 3  # no network lies between a file and who looks for it
     if ids_file == "-":
         return cli.main(arguments)
     plain, file = run.train_batches, Path(ids_file)

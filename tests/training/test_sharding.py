@@ -34,7 +34,7 @@ def alone():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sharding_name, fsdp_devices, num_microbatches",
-    [("zero1", 2, 1), ("fsdp", 2, 2)],
+    [("zero1", 0, 1), ("fsdp", 2, 2)],
 )
 def test_split_is_as_whole(alone, sharding_name, fsdp_devices, num_microbatches):
     config = split(sharding_name, fsdp_devices, num_microbatches)

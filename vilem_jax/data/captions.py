@@ -311,11 +311,14 @@ def _load_wordpiece(file: Path, pieces: Sequence[str]):
 
     try:
         tokenizer = BertTokenizerFast.from_pretrained(file.parent)
+    except (ImportError, MemoryError):
+        raise
     except Exception as error:  # whatever it trips over: its parser names no kind
+        reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"the tokenizer beside {file} cannot be read ({type(error).__name__}: "
-            f"{error}): tokenizer.json or tokenizer_config.json there is damaged; take "
-            "it from its source again, or move it away"
+            f"{reason}): is a tokenizer.json, tokenizer_config.json or other .json "
+            "there damaged? Take it from its source again"
         ) from error
     if tokenizer.get_vocab() != {piece: i for i, piece in enumerate(pieces)}:
         raise UserError(f"tokenizer.json beside {file} holds another vocabulary")

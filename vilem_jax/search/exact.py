@@ -119,7 +119,7 @@ class ExactSearch:
         most = self.query_chunk if count <= MOST // WIDER else FEW[-1]
         size = next((size for size in FEW if len(queries) <= size), most)
 
-        def best(start: int) -> list[np.ndarray]:
+        def search_chunk(start: int) -> list[np.ndarray]:
             part, best = queries[start : start + size], None
             part = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
             for number, chunk in enumerate(self.chunks):
@@ -127,9 +127,11 @@ class ExactSearch:
                 best = _find(best, *arrays, count=count, mesh=self.mesh)
             return [np.asarray(each) for each in _over_devices(*best, count=count)]
 
-        # Two at a time: where one looks for the best, the other multiplies.
-        with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(best, range(0, len(queries), size)))
+        # On a CPU two at a time: while one looks for the best, the other multiplies.
+        # Elsewhere one: programs of several devices must start in one order on each.
+        on_cpu = jax.default_backend() == "cpu"
+        with ThreadPoolExecutor(2 if on_cpu else 1) as pool:
+            found = list(pool.map(search_chunk, range(0, len(queries), size)))
         scores, devices, local = (
             np.concatenate(parts)[: len(queries)] for parts in zip(*found, strict=True)
         )
@@ -231,7 +233,7 @@ def place(
     chunks = tuple(map(place_chunk, range(num_chunks)))
     is_first = np.arange(mesh.size, dtype=np.int64) * each
     num_valid = np.clip(starts[-1] - is_first, 0, each).astype(np.int32)
-    norm = float(max(map(_largest_norm, chunks)))
+    norm = float(np.max([_largest_norm(chunk) for chunk in chunks]))  # a NaN stays
     if not np.isfinite(norm):
         raise UserError("an embedding is not finite: has the run diverged?")
     return ExactSearch(
@@ -247,7 +249,7 @@ def place(
 
 def _chunks() -> tuple[int, int]:
     """Queries and rows of a chunk: their scores are held, in float32."""
-    # On a CPU 25 MB of scores were fastest; see docs/search.md for others.
+    # On a CPU 256 by 25,000 were fastest of what docs/search.md lists.
     return (256, 32768) if jax.default_backend() == "cpu" else (1024, 131072)
 
 
@@ -274,6 +276,9 @@ def _find(best, queries, chunk, num_valid, number, *, count: int, mesh):
 
     Args:
       best: the same of the chunks before, or None.
+      queries: [Q, E].
+      chunk: [devices * M, E], each device its M rows.
+      num_valid: int32 [devices], how many rows of all its chunks are no padding.
       number: of the chunk, int32.
     """
 
@@ -303,31 +308,35 @@ def _over_devices(scores, rows, *, count: int):
 
 
 def _best(queries, rows, num_valid, count: int):
-    """The best of one chunk: scores and rows [Q, min(count, chunk)]."""
-    numbers = (((1,), (1,)), ((), ()))
+    """Queries [Q, E] in a chunk's rows [M, E]: scores and rows [Q, min(count, M)].
+
+    Rows from `num_valid` on are padding.
+    """
+    dimensions = (((1,), (1,)), ((), ()))
     scores = jax.lax.dot_general(
         queries,
         rows.astype(jnp.float32),
-        numbers,
+        dimensions,
         precision=jax.lax.Precision.HIGHEST,
     )
-    number = jnp.arange(len(rows), dtype=jnp.int32)
+    row = jnp.arange(len(rows), dtype=jnp.int32)
     if 2 * count * BLOCK > len(rows):
-        scores = jnp.where(number < num_valid, scores, -jnp.inf)
+        scores = jnp.where(row < num_valid, scores, -jnp.inf)
         return jax.lax.top_k(scores, min(count, len(rows)))
     # The best rows lie in the blocks of the best maxima: two short searches. Of
     # padding only whole blocks are masked at first, for to mask single scores would
     # copy them all; the one block that has both may be chosen in vain, so one more is.
-    blocks, number = scores.reshape(len(queries), -1, BLOCK), number.reshape(-1, BLOCK)
-    maxima = jnp.where(number[:, 0] < num_valid, blocks.max(axis=-1), -jnp.inf)
+    blocks, row = scores.reshape(len(queries), -1, BLOCK), row.reshape(-1, BLOCK)
+    maxima = jnp.where(row[:, 0] < num_valid, blocks.max(axis=-1), -jnp.inf)
     _, chosen = jax.lax.top_k(maxima, count + 1)
     inside = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
-    inside = jnp.where(number[chosen] < num_valid, inside, -jnp.inf)
+    inside = jnp.where(row[chosen] < num_valid, inside, -jnp.inf)
     scores, at = jax.lax.top_k(inside.reshape(len(queries), -1), count)
     return scores, _pick(chosen, at // BLOCK) * BLOCK + at % BLOCK
 
 
 def _merged(one, other, count: int):
+    """Two of (scores, rows), each [Q, C]: the best of both, in one."""
     scores, rows = (
         jnp.concatenate(parts, axis=1) for parts in zip(one, other, strict=True)
     )
