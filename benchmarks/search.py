@@ -6,10 +6,10 @@
 Every round times each way once, so that all see the same machine; the ratio is taken
 within a round. Each is a process of its own: the threads of NumPy go on spinning for a
 tenth of a second when they have nothing to do, and beside them JAX gets half of two
-cores. Needs faiss: pip install '.[search]'. Both find the same rows, or the benchmark says how many
-differ. Two more rows say what the machine gives: the scores and their maxima alone by
-JAX, one product after the other, and the scores alone by NumPy. On a GPU faiss-cpu
-remains on the CPU: the ratio then compares machines, and those rows count.
+cores. Needs faiss: pip install '.[search]'. Both find the same rows, or the benchmark
+says how many differ. Two more rows say what the machine gives: the scores and their
+maxima alone by JAX, one product after the other, and the scores alone by NumPy. On a
+GPU faiss-cpu remains on the CPU: the ratio then compares machines, and those rows count.
 """
 
 import sys

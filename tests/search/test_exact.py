@@ -1,6 +1,5 @@
 """Exact search against a loop over all rows in float64."""
 
-import jax
 import numpy as np
 import pytest
 
