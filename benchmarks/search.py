@@ -9,7 +9,7 @@ tenth of a second when they have nothing to do, and beside them JAX gets half of
 cores. Needs faiss: pip install '.[search]'. Both find the same rows, or the benchmark
 says how many differ. Two more rows say what the machine gives: the scores and their
 maxima alone by JAX, one product after the other, and the scores alone by NumPy. On a
-GPU faiss-cpu remains on the CPU: the ratio then compares machines, and those rows count.
+GPU faiss-cpu remains on the CPU: the ratio then compares machines, those rows count.
 """
 
 import sys
