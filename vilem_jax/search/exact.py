@@ -42,7 +42,7 @@ class ExactSearch:
 
     parts: tuple[np.ndarray, ...]  # float32 or float16 [N_i, E], on the host
     starts: np.ndarray  # int64 [parts + 1], the row that each part begins with
-    # A device's share of the rows, zeros at the end, in chunks: [devices * C, E] each.
+    # A device's share of the rows, zeros at the end, in chunks: [devices * M, E] each.
     # An array a chunk, for a slice of a larger one would be copied for every product.
     chunks: tuple[jax.Array, ...]
     num_valid: jax.Array  # int32 [devices], rows that are no padding
