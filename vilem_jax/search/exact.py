@@ -127,10 +127,10 @@ class ExactSearch:
                 best = _find(best, *arrays, count=count, mesh=self.mesh)
             return [np.asarray(each) for each in _over_devices(*best, count=count)]
 
-        # On a CPU two at a time: while one looks for the best, the other multiplies.
-        # Elsewhere one: programs of several devices must start in one order on each.
-        on_cpu = jax.default_backend() == "cpu"
-        with ThreadPoolExecutor(2 if on_cpu else 1) as pool:
+        # On one CPU two at a time: while one looks for the best, the other multiplies.
+        # Programs of several devices must start in one order on each of them.
+        two = jax.default_backend() == "cpu" and self.mesh.size == 1
+        with ThreadPoolExecutor(2 if two else 1) as pool:
             found = list(pool.map(search_chunk, range(0, len(queries), size)))
         scores, devices, local = (
             np.concatenate(parts)[: len(queries)] for parts in zip(*found, strict=True)
