@@ -7,7 +7,7 @@ is compiled in a process of its own. Where 64 pairs a chip do not fit as they ar
 blocks are recomputed, then fewer pairs are tried.
 
 The compiler is asked for its least effort: a run's own program (--effort=0) takes three
-to four times as long to compile and needs about as much memory.
+to four times as long to compile, needs about as much memory and may gather more.
 """
 
 import json
