@@ -161,15 +161,11 @@ def compiled_update(config: Config):
     return jax.jit(make_update(config, lambda step: rate))
 
 
-def compare(folder: Path, config: Config | None = None) -> dict[str, dict[str, float]]:
-    """{kind: {name: error}} of one case; `TOLERANCE[kind]` bounds each of them.
-
-    Args:
-      config: replaces the case's own, for switches that must change nothing.
-    """
+def compare(folder: Path) -> dict[str, dict[str, float]]:
+    """{kind: {name: error}} of one case; `TOLERANCE[kind]` bounds each of them."""
     case = json.loads((folder / "case.json").read_text())
     tensors = safetensors.numpy.load_file(folder / "case.safetensors")
-    config = config_of(case) if config is None else config
+    config = config_of(case)
     shape = case["shape"]
     params = jax.tree.map(jnp.asarray, to_tree(tensors, "params", shape))
     momentum_params = jax.tree.map(jnp.asarray, to_tree(tensors, "momentum", shape))
