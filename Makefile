@@ -46,6 +46,7 @@ PEER ?= $(VILEM_SHARED)/peer/torch_vilem.py
 BENCH := $(TEST_VENV)/bin/python benchmarks
 bench: $(TEST_VENV)/installed
 	$(BENCH)/search.py --out=$(BENCH_OUT)
+	$(BENCH)/top_k.py --out=$(BENCH_OUT)
 	JAX_PLATFORMS=cpu $(BENCH)/flops.py --out=$(BENCH_OUT)
 	JAX_PLATFORMS=cpu $(BENCH)/collectives.py --out=$(BENCH_OUT)
 	JAX_PLATFORMS=cpu $(BENCH)/compile_time.py --out=$(BENCH_OUT)
@@ -59,6 +60,7 @@ PAPER := --shape=paper --device=cuda --attention=cudnn --matmul=8192 --copy=4 \
   --out=$(BENCH_OUT)
 bench-gpu: $(TEST_VENV)/installed
 	$(BENCH)/search.py --out=$(BENCH_OUT)
+	$(BENCH)/top_k.py --places=10240 --out=$(BENCH_OUT)
 	$(BENCH)/step.py --against=deterministic --batch=2048 --microbatches=8 $(PAPER)
 	$(BENCH)/encode.py --batch=256 --texts=1024 --batches=20 $(PAPER)
 	$(BENCH)/evaluate.py --batch=256 --image-size=384 --images=5000 --captions=25000 \

@@ -1,0 +1,124 @@
+"""The editor's candidates: the 20 likeliest of 30,522 words at each edited place.
+
+    python benchmarks/top_k.py [--places=256 --words=30522 --candidates=20]
+        [--rounds=7] [--out=FOLDER]
+
+A step of 2,048 pairs with 5 edits and 30 tokens asks at 10,240 places (--places=10240).
+`lax.top_k` is what the step uses; the others are what could replace it: 16 candidates,
+blocks (the best lie in the blocks of the best maxima, so two short searches), and the
+largest taken away so many times. All ways take turns. All find the same candidates, or
+the benchmark stops.
+"""
+
+import sys
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import reporting
+
+BLOCK = 128
+IN_USE = "lax.top_k"
+
+
+def main() -> None:
+    parser = reporting.arguments(__doc__)
+    parser.add_argument("--places", type=int, default=256)
+    parser.add_argument("--words", type=int, default=30522)
+    parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    key = jax.random.key(0)
+    logits = jax.random.normal(key, (options.places, options.words))
+    ways = {
+        IN_USE: partial(jax.lax.top_k, k=options.candidates),
+        "lax.top_k of 16": partial(jax.lax.top_k, k=16),
+        f"blocks of {BLOCK}": partial(in_blocks, k=options.candidates),
+        "the largest, again and again": partial(one_by_one, k=options.candidates),
+    }
+    ways = {name: jax.jit(way) for name, way in ways.items()}
+    check(ways, logits)
+    rounds = [
+        {name: seconds(way, logits) for name, way in ways.items()}
+        for _ in range(options.rounds)
+    ]
+    found = {name: reporting.spread([each[name] for each in rounds]) for name in ways}
+    ratios = {
+        name: reporting.spread([each[IN_USE] / each[name] for each in rounds])
+        for name in ways
+    }
+    figures = {
+        "machine": reporting.machine("jax", "jaxlib"),
+        "device": jax.devices()[0].device_kind,
+        "shape": [options.places, options.words, options.candidates],
+        "seconds": found,
+        "speed_over_top_k": ratios,
+        "rounds": rounds,
+    }
+    reporting.write("top_k", options.out, figures, page(figures))
+
+
+def in_blocks(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest of each row [N, V], exactly: values and places [N, k]."""
+    padding = -logits.shape[1] % BLOCK
+    padded = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf)
+    blocks = padded.reshape(len(logits), -1, BLOCK)
+    _, chosen = jax.lax.top_k(blocks.max(axis=-1), k)
+    inside = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
+    values, at = jax.lax.top_k(inside.reshape(len(logits), -1), k)
+    block = jnp.take_along_axis(chosen, at // BLOCK, axis=1)
+    return values, block * BLOCK + at % BLOCK
+
+
+def one_by_one(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The same by k maxima, each taken away before the next."""
+    rows = jnp.arange(len(logits))
+
+    def take(rest, _):
+        at = rest.argmax(axis=1)
+        return rest.at[rows, at].set(-jnp.inf), (rest[rows, at], at)
+
+    _, (values, at) = jax.lax.scan(take, logits, None, length=k)
+    return values.T, at.T
+
+
+def check(ways: dict, logits: jax.Array) -> None:
+    """Compiles each way, and ends the program where one finds other candidates."""
+    expected = np.asarray(ways[IN_USE](logits)[1])
+    for name, way in ways.items():
+        found = np.asarray(way(logits)[1])
+        if (found != expected[:, : found.shape[1]]).any():
+            sys.exit(f"{name} finds other candidates than {IN_USE}")
+
+
+def seconds(way, logits: jax.Array) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(way(logits))
+    return time.perf_counter() - start
+
+
+def page(figures: dict) -> str:
+    places, words, candidates = figures["shape"]
+    rows = [
+        [
+            name,
+            reporting.cell({k: 1000 * v for k, v in each.items()}),
+            reporting.cell(figures["speed_over_top_k"][name], 2),
+        ]
+        for name, each in figures["seconds"].items()
+    ]
+    head = ["", "ms, median (range)", f"speed over {IN_USE}"]
+    return "\n".join(
+        [
+            f"{candidates} of {words} words at {places} places, float32, on "
+            f"{figures['device']}.",
+            "",
+            reporting.markdown(head, rows),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
