@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from vilem_jax import cli
-from vilem_jax.cli_arguments import add_data, source_config
+from vilem_jax.cli_arguments import add_data, source_config, told_split
 from vilem_jax.config import Config, DataConfig, SourceConfig, UserError
 from vilem_jax.training.workdir import claim_workdir
 
@@ -85,3 +85,12 @@ def test_too_many_words_are_wrong_usage(capsys):
         with pytest.raises(SystemExit):
             cli.main(["search", "INDEX", "--model=RUN", *words])
     assert "unrecognized arguments: --tpo=3" in capsys.readouterr().err
+
+
+def test_a_draw_is_told(tmp_path):
+    """Without --seed --data=scenes is draw 0, whichever draw the run learned."""
+    model = run_with(tmp_path)
+    assert told_split(choose(model, "--data=scenes")) == "test, draw 0"
+    drawn = choose(model, "--data=scenes", "--seed=4", "--split=validation")
+    assert told_split(drawn) == "validation, draw 4"
+    assert told_split(choose(model, "--data=a.json", "--split=val")) == "val"

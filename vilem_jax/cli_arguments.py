@@ -149,6 +149,13 @@ def source_config(options: argparse.Namespace) -> SourceConfig:
     )
 
 
+def told_split(source: SourceConfig) -> str:
+    """The split, and of drawn scenes also which draw."""
+    if source.kind == EMBEDDED:
+        return f"{source.split}, draw {source.seed}"
+    return source.split
+
+
 def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """A UserError where one of these options was given."""
     for name in names:

@@ -14,6 +14,7 @@ from vilem_jax.cli_arguments import (
     open_model,
     refuse_options,
     source_config,
+    told_split,
 )
 from vilem_jax.cli_measures import (
     add_measure,
@@ -88,7 +89,7 @@ def _retrieval(options: argparse.Namespace) -> None:
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
-    protocol = of_model(options, split=config.split) | figures["protocol"]
+    protocol = of_model(options, split=told_split(config)) | figures["protocol"]
     figures["protocol"] = protocol
     tell(options, retrieval_table(figures), figures)
     if not is_first(options):
@@ -183,7 +184,7 @@ def _open_pairs(options: argparse.Namespace):
             )
         source = open_source(config)
         ties = "count against the model"
-        protocol = {"data": config.name, "split": config.split, "ties": ties}
+        protocol = {"data": config.name, "split": told_split(config), "ties": ties}
         return protocol, hard_pairs(source), source.read_image
     from vilem_jax.evaluation.pair_files import open_pairs, read_pairs
 
@@ -227,7 +228,7 @@ def _proofreading(options: argparse.Namespace) -> None:
         is_word=model.tokenizer.vocabulary.is_word,
         show_progress=sys.stderr.isatty(),
     )
-    protocol = of_model(options, data=source.name, split=config.split)
+    protocol = of_model(options, data=source.name, split=told_split(config))
     figures["protocol"] = protocol | {"editing": json.loads(edits.manner)}
     figures["measured"] = measured(encoder, clock)
     tell(options, proofread_table(figures), figures)
