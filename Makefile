@@ -12,7 +12,8 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile
 # What the parity tests compare with; never used by the package. Newer ones do as well.
 TORCH ?= torch==2.13.0
 # Two processes, for compiling is most of the work; a file's tests share what they compile.
-PYTEST_OPTIONS ?= --numprocesses=2 --dist=loadfile
+# The order is that of tests/conftest.py: the files with slow tests first.
+PYTEST_OPTIONS ?= --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 SOURCES := vilem_jax configs tests benchmarks
 export PYTHONUNBUFFERED := 1
 

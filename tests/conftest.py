@@ -4,6 +4,7 @@ Programs are compiled without LLVM's optimizations: most of the tests' time is s
 compiling steps that then run for milliseconds.
 """
 
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,10 @@ import jax
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Tracing makes millions of objects, hardly one of them garbage: to look for it as often
+# as Python does by itself takes a fifteenth of all the tests' time.
+gc.set_threshold(100_000, 50, 100)
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -46,3 +51,9 @@ def shared_folder() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data: {folder}/data is missing; set VILEM_SHARED")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: at the end no process is left alone with one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -46,6 +46,7 @@ def cases(shared_folder, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("seed", range(5))
 def test_case(seed, cases, peer_case, capsys):

@@ -54,6 +54,7 @@ def test_a_run_with_own_positives_has_no_ids():
     assert not any("queue_image_ids" in jax.tree_util.keystr(p) for p, _ in names)
 
 
+@pytest.mark.slow
 def test_devices_and_microbatches(alone):
     config = tiny_config(loss=LOSS | OFF, train={"num_microbatches": 2})
     metrics, state = run(config, num_devices=4)

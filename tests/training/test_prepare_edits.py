@@ -98,6 +98,7 @@ def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp
     assert (made[0] != made[1]).any(axis=1).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_the_step_s_losses_are_the_editor_s(settings, tmp_path):
     """With one variant: the first step of a run with the editor, to the bit."""
     path = str(tmp_path / "one.safetensors")

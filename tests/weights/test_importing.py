@@ -214,6 +214,7 @@ def test_what_is_in_the_way_stays(timm_file, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_them(albef_file, imported, timm_file):
     """ALBEF's words and a ViT of timm's, and both from the imported folder."""
     stored = read_model_folder(imported[0])

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -34,10 +35,12 @@ class TrainState:
     skipped_in_a_row: jax.Array  # int32
 
 
+@cache
 def model_graph(config: ModelConfig, compute: ComputeConfig) -> nnx.GraphDef:
     """The network without its arrays: `nnx.merge(graph, params)` is the model.
 
     `split` with Param alone raises if a module held any other state: proof of purity.
+    Kept once made: a step, its evaluation and an encoder ask for the same one.
     """
     graph, _ = nnx.split(
         nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0))), nnx.Param
