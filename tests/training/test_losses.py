@@ -123,8 +123,7 @@ def sums_of(case, loss: LossConfig, rows=slice(None)):
         Stub("slow", part_arrays),
         part,
         np.arange(BATCH)[rows],
-        contrast,
-        losses.denominators(samples),
+        losses.Shared(contrast, losses.denominators(samples)),
         Config(loss=loss),
         1,
     )

@@ -16,7 +16,7 @@ from vilem_jax import sharding
 from vilem_jax.config import Config
 from vilem_jax.sharding import ROWS, WHOLE, Layout
 from vilem_jax.training import losses, text_lengths
-from vilem_jax.training.losses import Contrast, Denominators, Samples
+from vilem_jax.training.losses import Contrast, Samples, Shared
 from vilem_jax.training.state import Params, TrainState, model_graph
 
 
@@ -47,18 +47,16 @@ def make_gradients(config: Config, layout: Layout | None = None) -> Callable:
 
         run = layout.on_each_device(
             on_device,
-            in_specs=(param_specs, param_specs, WHOLE, WHOLE, WHOLE, ROWS, ROWS),
+            in_specs=(param_specs, param_specs, WHOLE, ROWS, ROWS),
             out_specs=(grad_specs, WHOLE, WHOLE),
         )
-        return run(
-            params,
-            momentum_params,
+        shared = Shared(
             _queued(config, state),
             losses.denominators(samples),
             ramp(config.loss.proofread_ramp_steps, state.step),
-            samples,
-            jnp.arange(samples.tokens.shape[0]),
         )
+        row = jnp.arange(samples.tokens.shape[0])
+        return run(params, momentum_params, shared, samples, row)
 
     return gradients
 
@@ -108,9 +106,7 @@ def _make_device_part(config: Config, layout: Layout) -> Callable:
     def part(
         params: Params,
         momentum_params: Params,
-        contrast: Contrast,
-        counts: Denominators,
-        proofread_ramp: jax.Array,
+        shared: Shared,
         samples: Samples,
         row: jax.Array,
     ):
@@ -119,7 +115,8 @@ def _make_device_part(config: Config, layout: Layout) -> Callable:
         if lengths:
             arrange, put_back = text_lengths.arrangement(samples, parts)
         pieces = split(arrange(samples), parts)
-        contrast = with_keys(contrast, momentum_model, pieces, samples, put_back)
+        contrast = with_keys(shared.contrast, momentum_model, pieces, samples, put_back)
+        shared = shared._replace(contrast=contrast)
 
         def gradients_of(piece_and_row):
             piece, piece_row = piece_and_row
@@ -130,11 +127,9 @@ def _make_device_part(config: Config, layout: Layout) -> Callable:
                     momentum_model,
                     piece,
                     piece_row,
-                    contrast,
-                    counts,
+                    shared,
                     config,
                     groups,
-                    proofread_ramp,
                 )
 
             run = jax.value_and_grad(loss_of, has_aux=True)

@@ -46,6 +46,14 @@ class Denominators(NamedTuple):
     edits: jax.Array
 
 
+class Shared(NamedTuple):
+    """What every part of a batch shares, whichever device or microbatch it is in."""
+
+    contrast: Contrast
+    counts: Denominators
+    proofread_ramp: jax.Array | float = 1.0  # so much of lambda_1 and lambda_2 counts
+
+
 def denominators(samples: Samples) -> Denominators:
     num_words = jnp.maximum(samples.is_word.sum(), 1)
     num_edits = 0 if samples.edits is None else samples.edits.is_edit.sum()
@@ -57,11 +65,9 @@ def loss_sums(
     momentum_model: ViLEM,
     samples: Samples,
     row: jax.Array,
-    contrast: Contrast,
-    counts: Denominators,
+    shared: Shared,
     config: Config,
     num_groups: int,
-    proofread_ramp: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The part of every loss that these samples contribute; parts add up.
 
@@ -70,10 +76,8 @@ def loss_sums(
       momentum_model: read by pairing="cross" alone.
       samples: b rows of the batch.
       row: int32 [b], their rows in the global batch.
-      contrast: keys of the whole batch, and the queues.
-      counts: whole-batch denominators.
+      shared: of the batch they are rows of.
       num_groups: see `contrastive.info_nce`.
-      proofread_ramp: scalar, 0 to 1: of lambda_1 and lambda_2, so much counts now.
 
     Returns:
       Eq. (13) of these samples, and sums by name (losses, counts, moments).
@@ -84,9 +88,9 @@ def loss_sums(
         model, momentum_model, samples, features, config
     )
     sums = _contrast_sums(
-        image_embedding, text_embedding, model, row, contrast, config, num_groups
+        image_embedding, text_embedding, model, row, shared.contrast, config, num_groups
     )
-    sums = {name: value / counts.samples for name, value in sums.items()}
+    sums = {name: value / shared.counts.samples for name, value in sums.items()}
     total = (sums["loss_i2t"] + sums["loss_t2i"]) / 2
     for branch, weight in (
         ("local", config.loss.local_weight),
@@ -95,12 +99,12 @@ def loss_sums(
         if branch not in proofread:
             continue
         branch_sums = _proofread_sums(
-            branch, proofread[branch], samples, counts, config
+            branch, proofread[branch], samples, shared.counts, config
         )
         for task in ("detect", "correct"):
             if getattr(config.loss, f"{branch}_{task}"):
                 loss = branch_sums[f"loss_{branch}_{task}"]
-                total += proofread_ramp * weight * loss
+                total += shared.proofread_ramp * weight * loss
         sums |= branch_sums
     sums["embedding_sum"] = image_embedding.sum(axis=0)
     sums["embedding_square_sum"] = jnp.square(image_embedding).sum(axis=0)
