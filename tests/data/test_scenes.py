@@ -117,6 +117,19 @@ def test_is_a_source(splits):
             source.captions(len(source))
 
 
+def test_a_kept_picture_cannot_be_spoilt():
+    source = ScenesSource("train", seed=1, num_images=3)
+    picture = source.read_image(2)
+    with pytest.raises(ValueError, match="read-only"):
+        picture[:] = 0
+    assert source.read_image(2) is picture
+    assert np.array_equal(picture, scenes.draw(source.scene(2), 64))
+    others = (ScenesSource("test", seed=1), ScenesSource("train", seed=2))
+    assert not any(np.array_equal(picture, other.read_image(2)) for other in others)
+    with pytest.raises(IndexError, match="no picture"):
+        source.read_image(3)
+
+
 def test_the_same_seed_gives_the_same_benchmark():
     first = ScenesSource("test", seed=3)
     again = scenes._make_held_out.__wrapped__(3)["test"]  # past the cache

@@ -3,8 +3,8 @@
 Objects are sprites: antialiased coverage masks, made once for each shape, size,
 texture, turn and picture size by 8-fold supersampling and kept. Backgrounds are
 windows into tiles that are also made once. What is left for a picture is a few
-integer operations on small arrays, so pictures are redrawn at every visit instead
-of being stored, and are equal on every platform.
+integer operations on small arrays, so pictures are drawn as they are read instead of
+being stored on disk, and are equal on every platform.
 """
 
 from functools import cache

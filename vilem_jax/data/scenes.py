@@ -3,7 +3,7 @@
 Train, validation and test share no scene and no caption. Within validation, and
 within test, each caption is true of exactly one picture: checked by meaning, not by
 comparing strings. Scenes and captions are made in seconds; a picture is drawn when
-it is read. See `docs/scenes.md`.
+it is read first. See `docs/scenes.md`.
 """
 
 from dataclasses import dataclass
@@ -97,8 +97,11 @@ class ScenesSource:
         return f"{self.split}/{self._checked(index):05d}.png"
 
     def read_image(self, index: int) -> np.ndarray:
-        """Picture `index`, uint8 [size, size, 3], drawn now."""
-        return draw(self.scene(index), self.size)
+        """Picture `index`, uint8 [size, size, 3]; those of 64 pixels or less are kept,
+        and cannot be written to."""
+        if self.size > CANVAS:
+            return draw(self.scene(index), self.size)
+        return _kept_picture(self, self._checked(index))
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
@@ -109,6 +112,14 @@ class ScenesSource:
         if self.split == "train":
             return _make_train(self.seed, self.num_images)
         return _make_held_out(self.seed)[self.split]
+
+
+@lru_cache(maxsize=NUM_TRAIN + 2 * NUM_HELD_OUT)  # 86 MB of 64 x 64 pixels
+def _kept_picture(source: ScenesSource, index: int) -> np.ndarray:
+    """A picture as it was drawn first: a run visits each some twenty times."""
+    picture = draw(source.scene(index), source.size)
+    picture.flags.writeable = False
+    return picture
 
 
 @lru_cache(maxsize=8)
