@@ -39,8 +39,8 @@ def get_config():
     vision.width, vision.num_layers, vision.num_heads, vision.mlp_width = 128, 4, 4, 512
     text = config.model.text
     text.vocab_size, text.max_positions = VOCABULARY_SIZE, 32
-    # Two layers learn the eight shapes in these minutes; three are slower a step, and
-    # learn less from it (docs/results.md). Half of them proofread, as in the paper.
+    # Three layers are slower a step and learn less from it, shapes above all
+    # (docs/results.md). Half of the two proofread, as in the paper.
     text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 2, 4, 512
     text.dropout_rate = 0.0  # four epochs: nothing is seen often
     config.model.embedding_width = 64
