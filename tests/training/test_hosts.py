@@ -268,7 +268,7 @@ def test_one_killed_the_other_leaves(editor_folder, tmp_path, killed):
         "editor",
         editor_folder,
         train={"num_steps": NUM_STEPS},
-        checkpoint={"every_steps": 2},
+        checkpoint={"every_steps": 2, "keep": NUM_STEPS},
     )
     workdir = tmp_path / "run"
     command = train_command(tmp_path, settings)

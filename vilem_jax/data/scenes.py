@@ -101,7 +101,7 @@ class ScenesSource:
         and cannot be written to."""
         if self.size > CANVAS:
             return draw(self.scene(index), self.size)
-        return _kept_picture(self, self._checked(index))
+        return _kept_picture(self, index)
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
