@@ -199,6 +199,8 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
+    # "muon" is for the kernels between hidden layers; all the rest keeps AdamW.
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-4
     final_learning_rate: float = 1e-5
     warmup_steps: int = 2000

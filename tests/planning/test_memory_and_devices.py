@@ -25,7 +25,7 @@ def test_the_papers_parameters_and_state():
     held = memory.state_bytes(PAPER)
     leaves = jax.tree.leaves(abstract_state(PAPER))
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    names = ("parameters", "momentum parameters", "AdamW's moments", "queues")
+    names = ("parameters", "momentum parameters", "optimizer's moments", "queues")
     assert sum(held[name] for name in names) == whole - 5 * 4  # counters
     assert held["copies in bfloat16"] == 2 * sum(count.values())
 
@@ -138,9 +138,9 @@ def test_what_splitting_leaves_on_a_chip():
         return memory.state_bytes(dataclasses.replace(PAPER, compute=compute), 32)
 
     zero1, fsdp = split("zero1"), split("fsdp")
-    assert zero1["AdamW's moments"] == whole["AdamW's moments"] // 8
+    assert zero1["optimizer's moments"] == whole["optimizer's moments"] // 8
     assert zero1["parameters"] == whole["parameters"]
-    for name in ("parameters", "momentum parameters", "AdamW's moments"):
+    for name in ("parameters", "momentum parameters", "optimizer's moments"):
         assert fsdp[name] == whole[name] // 8
     towers = whole["parameters"] + whole["momentum parameters"]
     assert fsdp["gathered towers"] == towers

@@ -9,10 +9,12 @@ import math
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 
-from vilem_jax.config import Config, TextConfig, VisionConfig
+from vilem_jax.config import Config, OptimizerConfig, TextConfig, VisionConfig
 from vilem_jax.models.vilem import level_of_layer
 from vilem_jax.planning import abstract
+from vilem_jax.training.optimizer import make_optimizer
 from vilem_jax.training.state import initial_params
 
 MARGIN = 0.1  # of a chip's memory: fragments, what lives for a moment, the program
@@ -32,13 +34,25 @@ def parameters(config: Config) -> dict[str, int]:
 
 @cache
 def _num_of_vilem(config: Config) -> int:
-    shapes = jax.eval_shape(lambda k: initial_params(config, k), jax.random.key(0))
-    return _size(shapes)
+    return _size(_vilem_params(config))
 
 
 @cache
 def _num_of_editor(config: Config) -> int:
     return _size(abstract.editor_params(config))
+
+
+def _vilem_params(config: Config) -> dict:
+    return jax.eval_shape(lambda k: initial_params(config, k), jax.random.key(0))
+
+
+@cache
+def _num_of_moments(model: Config, optimizer: OptimizerConfig) -> int:
+    """AdamW keeps two for each parameter, Muon one: what is not a counter."""
+    is_editor = model.task == "editor"
+    params = abstract.editor_params(model) if is_editor else _vilem_params(model)
+    state = jax.eval_shape(make_optimizer(optimizer).init, params)
+    return _size([m for m in jax.tree.leaves(state) if m.dtype == jnp.float32])
 
 
 def state_bytes(config: Config, num_chips: int = 1) -> dict[str, int]:
@@ -55,10 +69,12 @@ def state_bytes(config: Config, num_chips: int = 1) -> dict[str, int]:
     params_here = group if splits == "fsdp" else 1
     moments_here = group if splits != "replicated" else 1
     momentum = count.get("momentum", 0)
+    model = Config(model=config.model, task=config.task)
+    moments = _num_of_moments(model, config.optimizer)
     held = {
         "parameters": _FLOAT32 * trained // params_here,
         "momentum parameters": _FLOAT32 * momentum // params_here,
-        "AdamW's moments": 2 * _FLOAT32 * trained // moments_here,
+        "optimizer's moments": _FLOAT32 * moments // moments_here,
         "frozen editor": _FLOAT32 * editor,
         "gradients": num_gradients * _FLOAT32 * trained,
         f"copies in {config.compute.dtype}": copied * half if half < _FLOAT32 else 0,

@@ -1,4 +1,4 @@
-"""The learning-rate schedule, AdamW, and which parameters decay."""
+"""The learning-rate schedule, AdamW or Muon, and which parameters decay."""
 
 import math
 from collections.abc import Callable
@@ -6,8 +6,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from vilem_jax.config import OptimizerConfig
+
+MUON_RMS = 0.2  # of the entries of a Muon update; Adam's are of 0.2 to 0.4
 
 
 def make_schedule(
@@ -46,8 +49,19 @@ def decays(path: tuple, value: jax.Array, config: OptimizerConfig) -> bool:
     return value.ndim >= 2
 
 
+def takes_muon(path: tuple, value: jax.Array) -> bool:
+    """Whether `name="muon"` means this parameter: a kernel between hidden layers.
+
+    Not the first kernel, of pixels, nor the last, of two logits: their rows or columns
+    are no directions of one space. Tables of embeddings are no kernels.
+    """
+    names = [str(getattr(entry, "key", entry)) for entry in path]
+    is_kernel = names[-1] == "kernel" and value.ndim == 2
+    return is_kernel and names[-2] not in ("patch_embedding", "detect")
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW without its learning rate: the step scales by -learning_rate(step).
+    """The optimizer without its learning rate: the step scales by -learning_rate(step).
 
     The rate follows the step counter of the state, which advances on skipped steps
     too; the optimizer's own counter corrects the bias of its moments and does not.
@@ -63,9 +77,10 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         if config.clip_norm
         else optax.identity()
     )
+    adam = scale_by_adam(config)
     return optax.chain(
         clip,
-        scale_by_adam(config),
+        adam if config.name == "adamw" else _muon_beside(adam),
         optax.add_decayed_weights(config.weight_decay, mask=mask),
     )
 
@@ -93,6 +108,33 @@ def scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
     init = optax.scale_by_adam(b1=b1, b2=b2, eps=eps).init
     return optax.GradientTransformation(init, update)
+
+
+def _muon_beside(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Muon for the kernels that it is for, `adam` for the rest.
+
+    Muon (Jordan et al. 2024) goes along the nearest orthogonal matrix of a kernel's
+    momentum, so that weak directions of a gradient count as much as strong ones. Times
+    0.2 sqrt(longer side), the entries of an update are about as large as Adam's, and
+    one learning rate and decay suit both (Liu et al. 2025, arXiv:2502.16982).
+    """
+
+    def kinds(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, value: "muon" if takes_muon(path, value) else "adam", params
+        )
+
+    def dimensions(kernels):  # plain matrices; what Adam takes is masked out
+        return jax.tree.map(lambda kernel: MuonDimensionNumbers(), kernels)
+
+    def as_large_as_adam(update, _):
+        return MUON_RMS * math.sqrt(max(update.shape)) * update
+
+    muon = optax.chain(
+        scale_by_muon(weight_dimension_numbers=dimensions),
+        optax.stateless_with_tree_map(as_large_as_adam),
+    )
+    return optax.partition({"muon": muon, "adam": adam}, kinds)
 
 
 def _one_minus_power(beta: float, count: jax.Array) -> jax.Array:
