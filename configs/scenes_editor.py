@@ -22,7 +22,7 @@ def get_config():
 
     text = config.model.text
     text.vocab_size, text.max_positions = 256, 32
-    text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 2, 4, 512
+    text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 2, 4, 256
     text.dropout_rate = 0.0
     config.model.num_proofread_layers = 1  # no tower is trained; any value will do
     config.model.init_std = 0.0

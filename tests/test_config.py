@@ -128,6 +128,7 @@ def test_a_whole_number_is_a_number():
         ({"data": {"crop_scale": [0.9, 0.2]}}, ["crop_scale=(0.9, 0.2)"]),
         ({"model": {"initial_temperature": 0}}, ["initial_temperature=0"]),
         ({"model": {"init_std": -0.1}}, ["init_std=-0.1", "0 or more"]),
+        ({"optimizer": {"muon_rms": 0.0}}, ["muon_rms=0.0", "more than 0"]),
         ({"model": {"vision": {"patch_size": 0}}}, ["patch_size=0"]),
         (
             {"optimizer": {"learning_rate": float("nan")}},

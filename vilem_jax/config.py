@@ -201,6 +201,7 @@ class LossConfig:
 class OptimizerConfig:
     # "muon" is for the kernels between hidden layers; all the rest keeps AdamW.
     name: Literal["adamw", "muon"] = "adamw"
+    muon_rms: float = 0.2  # of the entries of an update; AdamW's are of 0.2 to 0.4
     learning_rate: float = 3e-4
     final_learning_rate: float = 1e-5
     warmup_steps: int = 2000

@@ -325,6 +325,7 @@ _POSITIVE = (
     "checkpoint.keep",
     "loss.min_temperature",
     "optimizer.eps",
+    "optimizer.muon_rms",
 )
 _NOT_NEGATIVE = (
     "seed",

@@ -10,8 +10,6 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from vilem_jax.config import OptimizerConfig
 
-MUON_RMS = 0.2  # of the entries of a Muon update; Adam's are of 0.2 to 0.4
-
 
 def make_schedule(
     config: OptimizerConfig, num_steps: int, steps_per_epoch: int = 0
@@ -80,7 +78,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     adam = scale_by_adam(config)
     return optax.chain(
         clip,
-        adam if config.name == "adamw" else _muon_beside(adam),
+        adam if config.name == "adamw" else _muon_beside(adam, config.muon_rms),
         optax.add_decayed_weights(config.weight_decay, mask=mask),
     )
 
@@ -110,13 +108,16 @@ def scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _muon_beside(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+def _muon_beside(
+    adam: optax.GradientTransformation, rms: float
+) -> optax.GradientTransformation:
     """Muon for the kernels that it is for, `adam` for the rest.
 
     Muon (Jordan et al. 2024) goes along the nearest orthogonal matrix of a kernel's
     momentum, so that weak directions of a gradient count as much as strong ones. Times
-    0.2 sqrt(longer side), the entries of an update are about as large as Adam's, and
-    one learning rate and decay suit both (Liu et al. 2025, arXiv:2502.16982).
+    sqrt(longer side), its entries have a root mean square of 1 whatever the shape; at
+    an `rms` of 0.2 they are about as large as Adam's, and one learning rate and decay
+    suit both (Liu et al. 2025, arXiv:2502.16982).
     """
 
     def kinds(params):
@@ -127,12 +128,12 @@ def _muon_beside(adam: optax.GradientTransformation) -> optax.GradientTransforma
     def dimensions(kernels):  # plain matrices; what Adam takes is masked out
         return jax.tree.map(lambda kernel: MuonDimensionNumbers(), kernels)
 
-    def as_large_as_adam(update, _):
-        return MUON_RMS * math.sqrt(max(update.shape)) * update
+    def scaled(update, _):
+        return rms * math.sqrt(max(update.shape)) * update
 
     muon = optax.chain(
         scale_by_muon(weight_dimension_numbers=dimensions),
-        optax.stateless_with_tree_map(as_large_as_adam),
+        optax.stateless_with_tree_map(scaled),
     )
     return optax.partition({"muon": muon, "adam": adam}, kinds)
 
