@@ -64,8 +64,8 @@ def get_config():
     config.loss.momentum = 0.98
     config.loss.min_temperature = 0.03  # a thousand steps are few for Adam to find it
 
-    # Muon learns in 1,000 steps what AdamW does in 2,000, and most with three times the
-    # step that suits both; at seven times it learns less (docs/results.md).
+    # Muon learns in 1,000 steps about what AdamW does in 2,000, and most with three
+    # times the step that suits both; at seven times it learns less (docs/results.md).
     config.optimizer.name, config.optimizer.muon_rms = "muon", 0.6
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 50

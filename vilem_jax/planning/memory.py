@@ -32,7 +32,6 @@ def parameters(config: Config) -> dict[str, int]:
     return {"trained": trained, "momentum": trained, "frozen editor": editor}
 
 
-@cache
 def _num_of_vilem(config: Config) -> int:
     return _size(_vilem_params(config))
 
@@ -42,6 +41,7 @@ def _num_of_editor(config: Config) -> int:
     return _size(abstract.editor_params(config))
 
 
+@cache
 def _vilem_params(config: Config) -> dict:
     return jax.eval_shape(lambda k: initial_params(config, k), jax.random.key(0))
 
