@@ -30,6 +30,7 @@ def get_config():
     config.data.crop_scale = (1.0, 1.0)  # a crop loses objects and relations
 
     # Colours, sizes and places are what the captions tell: leave them as they are.
+    # (Pictures are mirrored still, where the caption names no side.)
     config.augment.num_ops = 0
 
     vision = config.model.vision

@@ -152,8 +152,20 @@ def test_a_whole_number_is_a_number():
         ({"compute": {"text_lengths": [0, 16]}}, ["(0, 16)", "above 0"]),
         (
             {"task": "editor", "compute": {"sharding": "zero1"}},
-            ["compute.sharding='zero1'", "editor", "'replicated'"],
+            ["compute.sharding has no meaning", "editor", "'replicated'"],
         ),
+        (
+            {"task": "editor", "train": {"num_microbatches": 4}},
+            ["train.num_microbatches has no meaning", "editor", "leave it at 1"],
+        ),
+        (
+            {"compute": {"attention": "cudnn", "dtype": "float32"}},
+            ["attention='cudnn'", "float32", "dtype='bfloat16'"],
+        ),
+        ({"editor": {"mask_rate": 80}}, ["editor.mask_rate=80", "between 0 and 1"]),
+        ({"augment": {"std": [0.2, 0.0, 0.2]}}, ["std=(0.2, 0.0, 0.2)"]),
+        ({"augment": {"std": [0.2, float("nan"), 0.2]}}, ["nan", "finite"]),
+        ({"augment": {"level": 11}}, ["augment.level=11", "above 10"]),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_both_values(settings, words):

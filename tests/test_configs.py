@@ -91,6 +91,16 @@ def test_overrides_take_the_type_of_what_they_replace():
     assert config.seed == 3
 
 
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_overrides_reach_sources_that_a_file_gives_as_dicts(tmp_path, part):
+    file = tmp_path / "mine.py"
+    data = {part: {"mine": {"kind": "scenes", "split": "test"}}}
+    file.write_text(f"def get_config():\n    return {{'data': {data}}}\n")
+    key = f"data.{part}.mine.num_images"
+    config = load_config(str(file), [(key, "7")])
+    assert [s.num_images for s in getattr(config.data, part)] == [7]
+
+
 @pytest.mark.parametrize(
     "key, text, sentence",
     [

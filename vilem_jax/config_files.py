@@ -125,7 +125,7 @@ def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A plain dict that holds every key, so that each override knows its type."""
     complete = _merge(to_dict(Config()), settings)
     data = complete["data"] if isinstance(complete["data"], dict) else {}
-    for part in ("train", "validation"):
+    for part in ("train", "validation", "test"):
         sources = data.get(part)
         if hasattr(sources, "items"):
             data[part] = {

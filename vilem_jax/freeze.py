@@ -5,7 +5,7 @@ import difflib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Literal
 
 from vilem_jax.config import Config, SourceConfig, UserError
@@ -209,6 +209,12 @@ def _checks(config: Config) -> Iterator[tuple[str, bool]]:
         any(low >= high for low, high in pairwise(lengths)),
     )
     yield from _start_checks(config)
+    compute = config.compute
+    yield (
+        f"config.compute.attention='cudnn' cannot compute in {compute.dtype}: set "
+        "config.compute.dtype='bfloat16', or attention='xla'",
+        compute.attention == "cudnn" and compute.dtype != "bfloat16",
+    )
     yield (
         "config.checkpoint.keep_best needs data to judge by: name a source in "
         "config.data.validation, or set it to False",
@@ -232,24 +238,19 @@ def _start_checks(config: Config) -> Iterator[tuple[str, bool]]:
             bool(origin and tower),
         )
     is_vilem = config.task == "vilem"
-    for key, value in (
-        ("model.start_from", origin),
-        ("checkpoint.keep_best", config.checkpoint.keep_best),
-        ("compute.text_lengths", config.compute.text_lengths),
-        ("data.test", config.data.test),
+    for key, value, rest in (
+        ("model.start_from", origin, ""),
+        ("checkpoint.keep_best", config.checkpoint.keep_best, False),
+        ("compute.text_lengths", config.compute.text_lengths, ()),
+        ("compute.sharding", config.compute.sharding, "replicated"),
+        ("train.num_microbatches", config.train.num_microbatches, 1),
+        ("data.test", config.data.test, ()),
     ):
         yield (
             f"config.{key} has no meaning for the run of an editor "
-            "(config.task='editor'): leave it empty",
-            bool(value) and not is_vilem,
+            f"(config.task='editor'): leave it at {rest!r}",
+            value != rest and not is_vilem,
         )
-    sharding = config.compute.sharding
-    yield (
-        f"config.compute.sharding={sharding!r} has no meaning for the run of an editor "
-        "(config.task='editor'), whose state is whole on every device: leave it "
-        "'replicated'",
-        sharding != "replicated" and not is_vilem,
-    )
 
 
 def _range_checks(config: Config) -> Iterator[tuple[str, bool]]:
@@ -279,6 +280,13 @@ def _range_checks(config: Config) -> Iterator[tuple[str, bool]]:
         f"config.loss.max_temperature={config.loss.max_temperature}",
         config.loss.min_temperature > config.loss.max_temperature,
     )
+    augment = config.augment
+    yield (
+        f"config.augment.std={augment.std} must be more than 0 in every channel, and "
+        "finite",
+        not all(0 < value < inf for value in augment.std),
+    )
+    yield f"config.augment.level={augment.level} is above 10", augment.level > 10
     low, high = config.data.crop_scale
     yield (
         f"config.data.crop_scale={config.data.crop_scale} must be two fractions of the "
@@ -292,6 +300,7 @@ _FRACTIONS = (
     "augment.op_rate",
     "data.max_bad_fraction",
     "editor.edit_rate",
+    "editor.mask_rate",
     "evaluation.edit_rate",
     "loss.momentum",
     "loss.soft_target_weight",

@@ -196,11 +196,6 @@ def of_each(number: int) -> list[int]:
     return np.asarray(told).reshape(-1).tolist()
 
 
-def wait_for_all() -> None:
-    """Returns when every process has come here."""
-    of_each(0)
-
-
 def first_does(action: Callable[[], Any]) -> None:
     """Process 0 runs `action` alone, and all go on when it is done.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vilem_jax.config import SourceConfig, UserError
-from vilem_jax.data.missing import present_pictures
+from vilem_jax.data.missing import check_complete, present_pictures
 from vilem_jax.data.sources import open_source
 from vilem_jax.evaluation.retrieval import (
     TOPS,
@@ -233,6 +233,31 @@ def test_no_picture_at_all_is_refused_whatever_is_allowed(json_source, tmp_path)
         file.unlink()
     with pytest.raises(UserError, match=r"6 of 6 pictures .* with --images"):
         present_pictures(json_source, allow_missing=True)
+
+
+class Silent:
+    """One picture, and nothing said of it."""
+
+    name = "mine"
+
+    def __len__(self):
+        return 1
+
+    def captions(self, index):
+        return ()
+
+    def image_name(self, index):
+        return f"{index}.png"
+
+
+def test_what_a_run_judges_by_must_be_complete(json_source):
+    missing = r"2 of 6 pictures of config\.data\.test\.a are missing, .* 1\.png"
+    with pytest.raises(UserError, match=missing):
+        check_complete(json_source, "config.data.test.a")
+    present, _ = present_pictures(json_source, allow_missing=True)
+    check_complete(present, "config.data.test.a")
+    with pytest.raises(UserError, match=r"0\.png of mine has no caption"):
+        check_complete(Silent(), "config.data.test.a")
 
 
 # ---- times ----

@@ -334,6 +334,45 @@ def test_nothing_to_train_on(settings, tmp_path):
     refused(config, tmp_path / "run", "config.data.train")
 
 
+def test_an_editor_with_fewer_positions_than_captions(settings, tmp_path):
+    text = settings["model"]["vision"] | {"vocab_size": 200, "max_positions": 40}
+    text = {k: v for k, v in text.items() if k not in ("image_size", "patch_size")}
+    config = changed(settings, model={"text": text}, evaluation={"text_length": 30})
+    refused(config, tmp_path / "run", "has 24 positions", "30 tokens")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_pictures_to_judge_by_that_are_missing(settings, tmp_path, part):
+    """Told before the run, not after hours of it."""
+    file = tmp_path / "held_out.json"
+    names = ("here.png", "gone.png")
+    file.write_text(
+        json.dumps([{"image": name, "caption": ["a red circle"]} for name in names])
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "here.png")
+    data = {**settings["data"], part: {"mine": {"path": str(file)}}}
+    wanted = f"1 of 2 pictures of config.data.{part}.mine are missing, the first is"
+    refused(changed(settings, data=data), tmp_path / "run", wanted, "gone.png")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_picture_to_judge_by(settings, tmp_path):
+    """There is no other to exchange it for, and nothing else is missing."""
+    evaluation = {"num_proofread_images": 1, "every_steps": 1}
+    config = changed(settings, evaluation=evaluation, train={"num_steps": 1})
+    figures = train(config, tmp_path / "run", num_devices=1)
+    proofread = figures["held_out"]["proofread"]
+    assert set(proofread["local"]) == {"detect", "correct"}
+    assert "shuffled" not in proofread
+
+
+def test_a_kernel_that_the_devices_do_not_have(settings, tmp_path):
+    compute = {"attention": "cudnn", "dtype": "bfloat16"}
+    config = changed(settings, compute=compute)
+    refused(config, tmp_path / "run", "attention='cudnn'", "'cpu'", "'xla'")
+
+
 def test_records_hold_every_bit(whole):
     """JSON's floats read back to the same float32."""
     text = (whole[0] / "metrics.jsonl").read_text().splitlines()

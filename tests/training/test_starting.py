@@ -18,8 +18,15 @@ from vilem_jax.config import (
 )
 from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.freeze import differences, freeze
 from vilem_jax.training import starting
+from vilem_jax.training.workdir import claim_workdir
 
+NO_PROOFREADING = {
+    f"{branch}_{what}": False
+    for branch in ("local", "global")
+    for what in ("detect", "correct")
+}
 PIECES = [*SPECIAL_TOKENS, "a", "dog"]
 
 
@@ -56,6 +63,26 @@ def test_a_save_that_is_stopped_leaves_no_vocabulary(config, tmp_path, monkeypat
     with pytest.raises(OSError, match="no space"):
         tokenizer.save(tmp_path / "copy")
     assert list((tmp_path / "copy").iterdir()) == []
+
+
+def test_a_resumed_run_keeps_the_stored_shapes_alone(tmp_path, monkeypatch):
+    """Of a tower that another folder decides, the picture's side stays the config's."""
+
+    def read(name, base, **_):
+        return dataclasses.replace(base, width=24, num_heads=2)
+
+    monkeypatch.setattr(starting.starts, "read_vision_config", read)
+    vision = {"start_from": "gone", "image_size": 32, "patch_size": 16}
+    settings = {"model": {"vision": vision}, "loss": NO_PROOFREADING}
+    began = starting.complete(freeze(settings), tmp_path)
+    claim_workdir(tmp_path, began)
+    monkeypatch.delattr(starting.starts, "read_vision_config")
+    assert starting.complete(freeze(settings), tmp_path) == began
+    settings["model"]["vision"] = vision | {"image_size": 64}
+    now = starting.complete(freeze(settings), tmp_path)
+    assert differences(began, now) == [
+        "config.model.vision.image_size was 32 and is now 64"
+    ]
 
 
 def test_another_editor_in_the_run_s_place(tmp_path):

@@ -52,9 +52,7 @@ def present_pictures(
     Raises:
       UserError: pictures are missing and that is not allowed, or all are.
     """
-    has_image = getattr(source, "has_image", lambda index: True)
-    is_here = [bool(has_image(index)) for index in range(len(source))]
-    missing = [index for index, here in enumerate(is_here) if not here]
+    missing = _missing(source)
     counts = {
         "missing_images": len(missing),
         "missing_captions": sum(len(source.captions(index)) for index in missing),
@@ -69,7 +67,41 @@ def present_pictures(
         option="--images",
         allow_missing=allow_missing,
     )
-    return PresentPictures(source, np.flatnonzero(is_here)), counts
+    present = np.setdiff1d(np.arange(len(source)), missing)
+    return PresentPictures(source, present), counts
+
+
+def check_complete(source: Source, key: str) -> None:
+    """Before a run that judges by `source`, what would stop it in hours.
+
+    Args:
+      key: of the config that names the source.
+
+    Raises:
+      UserError: pictures are missing, or one has no caption.
+    """
+    if missing := _missing(source):
+        raise UserError(
+            f"{len(missing)} of {len(source)} pictures of {key} are missing, the first "
+            f"is {source.image_name(missing[0])}: put them there, set its `images` to "
+            "where they are, or leave them out of its annotations"
+        )
+    for index in range(len(source)):
+        if not source.captions(index):
+            raise no_caption(source, index)
+
+
+def no_caption(source: Source, index: int) -> UserError:
+    return UserError(
+        f"picture {source.image_name(index)} of {source.name} has no caption: "
+        "leave it out of the data, or caption it"
+    )
+
+
+def _missing(source: Source) -> list[int]:
+    """The pictures that `source` knows not to be there."""
+    has_image = getattr(source, "has_image", lambda index: True)
+    return [index for index in range(len(source)) if not has_image(index)]
 
 
 def refuse_missing(

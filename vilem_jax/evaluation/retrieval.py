@@ -13,7 +13,7 @@ import numpy as np
 from vilem_jax import hosts
 from vilem_jax.config import UserError
 from vilem_jax.data.captions import Tokenizer
-from vilem_jax.data.missing import present_pictures
+from vilem_jax.data.missing import no_caption, present_pictures
 from vilem_jax.data.sources import Source
 from vilem_jax.evaluation.encoding import Encoder, read_pictures
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
@@ -30,6 +30,7 @@ class EncodedSource:
     text_embedding: np.ndarray  # float32 [T, E]
     captions: tuple[str, ...]  # T
     image_of_text: np.ndarray  # int64 [T], rows of image_embedding
+    has_word: np.ndarray  # bool [T], a word that the vocabulary knows
 
     def figures(self, *, folds: int = 1, clock: Stopwatch | None = None) -> dict:
         """`retrieval_metrics` of it; with folds, `folded_metrics` as "folds" too."""
@@ -64,10 +65,7 @@ def encode_source(
     said = [source.captions(index)[:limit] for index in range(len(source))]
     for index, captions in enumerate(said):
         if not captions:
-            raise UserError(
-                f"picture {source.image_name(index)} of {source.name} has no caption: "
-                "leave it out of the data, or caption it"
-            )
+            raise no_caption(source, index)
     captions = tuple(caption for each in said for caption in each)
     here = hosts.part(len(source))  # of several processes each encodes its part
     pictures = read_pictures(
@@ -77,11 +75,13 @@ def encode_source(
     with measure(encoder.clock, "tokenize"):
         said_here = [captions[row] for row in hosts.part(len(captions))]
         tokens = tokenizer.encode(said_here, text_length)
+    has_word = tokenizer.vocabulary.is_word[tokens].any(axis=1)
     return EncodedSource(
         image_embedding=image_embedding,
         text_embedding=hosts.gather(encoder.encode_texts(tokens), len(captions)),
         captions=captions,
         image_of_text=np.repeat(np.arange(len(said)), [len(each) for each in said]),
+        has_word=hosts.gather(has_word, len(captions)),
     )
 
 
@@ -122,14 +122,11 @@ def evaluate_retrieval(
         captions_per_image=captions_per_image,
         show_progress=show_progress,
     )
-    words = tokenizer.vocabulary.is_word[
-        tokenizer.encode(encoded.captions, text_length)
-    ]
     protocol = {
         "data": source.name,
         **missing,
         "notes": list(getattr(source, "notes", ())),
-        "captions_without_a_word": int((~words.any(axis=1)).sum()),
+        "captions_without_a_word": int((~encoded.has_word).sum()),
         "captions_per_image": captions_per_image,
         "text_length": text_length,
         "cleaning": tokenizer.cleaning,

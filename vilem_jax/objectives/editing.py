@@ -103,16 +103,23 @@ def sample_words(
     Returns:
       words int32 [B, K], and has_candidate bool [B, K]: False where nothing is allowed.
     """
-    num = logits.shape[-1]
-    if config.sampling != "vocabulary":  # a random word has no top
-        num = min(config.num_candidates, num)
+    if config.sampling == "vocabulary":  # a random word has no top to be sorted for
+        return _draw(keys, logits)
+    num = min(config.num_candidates, logits.shape[-1])
     top, words = jax.lax.top_k(logits, num)  # [B, K, num]
-    gumbel = jax.vmap(lambda key: jax.random.gumbel(key, top.shape[1:]))(keys)
-    is_allowed = top > NEVER / 2
-    score = top if config.sampling == "likely" else jnp.zeros_like(top)
-    drawn = jnp.argmax(jnp.where(is_allowed, score + gumbel, NEVER), axis=-1)
+    if config.sampling != "likely":
+        top = jnp.where(top > NEVER / 2, 0.0, NEVER)
+    drawn, has_candidate = _draw(keys, top)
     chosen = jnp.take_along_axis(words, drawn[..., None], axis=-1)[..., 0]
-    return chosen.astype(jnp.int32), is_allowed.any(axis=-1)
+    return chosen.astype(jnp.int32), has_candidate
+
+
+def _draw(keys: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One of the last axis by softmax (Gumbel's trick), and whether any is allowed."""
+    gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    is_allowed = logits > NEVER / 2
+    drawn = jnp.argmax(jnp.where(is_allowed, logits + gumbel, NEVER), axis=-1)
+    return drawn.astype(jnp.int32), is_allowed.any(axis=-1)
 
 
 def apply_edits(tokens: jax.Array, chosen: Places, words: jax.Array) -> Edits:

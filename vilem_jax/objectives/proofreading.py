@@ -71,13 +71,11 @@ def detection_counts(
     }
 
 
-def correction_hits(
-    logits: jax.Array, correction: jax.Array, *, top: int = 1
-) -> jax.Array:
-    """At how many edited places the original word is among the `top` best."""
+def correction_hits(logits: jax.Array, correction: jax.Array) -> jax.Array:
+    """At how many edited places the original word is the best."""
     is_edit = correction != IGNORE
     label = jnp.where(is_edit, correction, 0)[..., None]
     score = jnp.take_along_axis(logits, label, axis=-1)
     # Ties count against the model.
     rank = jnp.sum(logits >= score, axis=-1)
-    return jnp.sum(is_edit & (rank <= top))
+    return jnp.sum(is_edit & (rank == 1))

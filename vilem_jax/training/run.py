@@ -24,7 +24,7 @@ from vilem_jax.training.final_test import score_test
 from vilem_jax.training.metrics import Clock, MetricsLog, Progress, say
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.tasks import Task, make_task
-from vilem_jax.training.workdir import claim_workdir, note_command
+from vilem_jax.training.workdir import check_workdir, claim_workdir, note_command
 
 
 def train(
@@ -78,15 +78,17 @@ def train(
             "and never falls"
         )
 
-    # ---- work directory ----
+    # ---- task ----
     hosts.check_same(starting.must_agree(config, corpus, tokenizer))
+    if not dry_run:
+        hosts.first_does(lambda: check_workdir(folder, config))
+    schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
+    task = make_task(config, layout, tokenizer, schedule, folder)
+
+    # ---- work directory: once all is there that the run needs ----
     if not dry_run:
         hosts.first_does(lambda: _claim(folder, config, tokenizer))
         hosts.check_shared(folder)
-
-    # ---- task ----
-    schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
-    task = make_task(config, layout, tokenizer, schedule, folder)
     key = sharding.put_replicated(jax.random.key(config.seed), mesh)
 
     def batches(start_step: int):

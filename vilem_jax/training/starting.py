@@ -27,7 +27,7 @@ def complete(config: Config, workdir: Path) -> Config:
     """`config` with what other files decide: shapes, and the digests of what edits.
 
     A run that is resumed keeps the shapes that it stored, so that the folders it
-    once started from may be gone.
+    once started from may be gone; what a config says beside them stays its own.
 
     Raises:
       UserError: a folder or hub name that cannot be read, an editor or prepared edits
@@ -43,7 +43,7 @@ def complete(config: Config, workdir: Path) -> Config:
     elif text.start_from:
         text = starts.read_text_config(text.start_from, text, allow_pickle=allow_pickle)
     if vision.start_from and stored and stored.vision.start_from == vision.start_from:
-        vision = stored.vision
+        vision = dataclasses.replace(stored.vision, image_size=vision.image_size)
     elif vision.start_from:
         vision = starts.read_vision_config(
             vision.start_from, vision, allow_pickle=allow_pickle
@@ -197,7 +197,8 @@ def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Any]:
     """The frozen masked-language model's own config, and its parameters on the host.
 
     Raises:
-      UserError: its vocabulary is not the tokenizer's, or it has no head.
+      UserError: its vocabulary is not the tokenizer's, it has no head, or captions
+        may be longer than it has positions.
     """
     folder = folders.read_folder(config.editor.path)
     text = huggingface_bert.read_text_config(folder, config.model.text)
@@ -211,6 +212,13 @@ def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Any]:
     )
     check_same_words(folder, tokenizer)
     check_vocabulary(tokenizer.vocabulary, own, config.editor.path)
+    length = max(config.data.text_length, config.evaluation.text_length)
+    if length > text.max_positions:
+        raise UserError(
+            f"the editor {config.editor.path} has {text.max_positions} positions, and "
+            f"captions may have {length} tokens: lower config.data.text_length and "
+            "config.evaluation.text_length, or name another editor"
+        )
     return own, huggingface_bert.load_masked_language_model(folder, text)
 
 

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from vilem_jax import hosts, sharding
-from vilem_jax.config import Config
+from vilem_jax.config import Config, UserError
 from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.missing import check_complete
 from vilem_jax.data.sources import open_source
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import make_encoder
@@ -64,6 +65,12 @@ def make_task(
 
 def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
     mesh = layout.mesh
+    platform = mesh.devices.flat[0].platform
+    if config.compute.attention == "cudnn" and platform != "gpu":
+        raise UserError(
+            "config.compute.attention='cudnn' needs GPUs, and the devices of this run "
+            f"are of kind {platform!r}: set it to 'xla'"
+        )
     vocabulary = tokenizer.vocabulary
     tables = starting.word_tables(tokenizer)
     editor, editor_graph = FrozenEditor({}, tables), None
@@ -112,10 +119,17 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
     )
 
 
+def _open_complete(configs, part) -> list:
+    """The sources to judge by: what they lack must be said before the run."""
+    sources = [open_source(config) for config in configs]
+    for source in sources:
+        check_complete(source, f"config.data.{part}.{source.name}")
+    return sources
+
+
 def _make_test(config, tokenizer):
     """`test(params)`: recalls with their protocol, {source: figures}."""
-    # Opened now: what is missing must be said before the run, not after it.
-    sources = [open_source(source) for source in config.data.test]
+    sources = _open_complete(config.data.test, "test")
 
     def test(params) -> dict:
         graph = model_graph(config.model, config.compute)
@@ -138,7 +152,7 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
 
     Without an editor, as a run with prepared edits may be, recalls alone.
     """
-    sources = [open_source(source) for source in config.data.validation]
+    sources = _open_complete(config.data.validation, "validation")
     graph = model_graph(config.model, config.compute)
     encoder = make_encoder(graph, {}, config, tokenizer.vocabulary)
     settings = config.evaluation
@@ -168,7 +182,11 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
             figures[source.name] = encoded.figures()
             if edits:
                 figures[source.name]["proofread"] = evaluate_proofreading(
-                    now, edits[number], source, is_word=tokenizer.vocabulary.is_word
+                    now,
+                    edits[number],
+                    source,
+                    is_word=tokenizer.vocabulary.is_word,
+                    with_shuffled=len(np.unique(edits[number].image)) > 1,
                 )
         return figures
 

@@ -23,16 +23,12 @@ COMMAND_FILE = "command.txt"
 _OURS = ("metrics.jsonl", "checkpoints")  # written once CONFIG_FILE is there
 
 
-def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
-    """Makes the folder and stores `config` in it, or joins the run that it holds.
-
-    Returns:
-      True where the folder already held this run. What may change on resuming (more
-      steps, say) is then stored anew.
+def check_workdir(workdir: str | os.PathLike, config: Config) -> bool:
+    """Whether the folder already holds this run; writes nothing.
 
     Raises:
       UserError: it holds a run of other settings (every difference is listed) or
-        a run's files without its settings, or cannot be written to.
+        a run's files without its settings.
     """
     folder = Path(workdir)
     holds_run = (folder / CONFIG_FILE).exists()
@@ -48,6 +44,21 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
             f"{folder} holds {' and '.join(found)} of a run, but no {CONFIG_FILE}: put "
             "that back, or choose another --workdir"
         )
+    return holds_run
+
+
+def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
+    """Makes the folder and stores `config` in it, or joins the run that it holds.
+
+    Returns:
+      True where the folder already held this run. What may change on resuming (more
+      steps, say) is then stored anew.
+
+    Raises:
+      UserError: as of `check_workdir`, or the folder cannot be written to.
+    """
+    folder = Path(workdir)
+    holds_run = check_workdir(folder, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / CONFIG_FILE, json.dumps(to_dict(config), indent=2) + "\n")
