@@ -1,7 +1,9 @@
 """The command line: what it passes on, what it prints, and what bad input gets."""
 
 import functools
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -236,6 +238,33 @@ def test_interrupted(monkeypatch, capsys):
     assert capsys.readouterr().err == "vilem: interrupted\n"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 TiB"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Unable to allocate 9 TiB"),
+    ],
+)
+def test_out_of_memory(error, monkeypatch, capsys):
+    def exhaust(*_, **__):
+        raise error
+
+    monkeypatch.setattr("vilem_jax.report.demo.run_demo", exhaust)
+    assert cli.main(["demo"]) == 2
+    told = capsys.readouterr().err
+    assert "out of memory (" in told and "num_microbatches" in told
+    assert "9 TiB" in told and told.count("\n") == 1
+
+
+def test_a_file_name_of_any_bytes_is_printed(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", shown)
+    name = os.fsdecode(b"bad\xff.png")
+    monkeypatch.setattr("vilem_jax.report.demo.run_demo", lambda *_, **__: print(name))
+    assert cli.main(["demo"]) == 0
+    assert shown.buffer.getvalue() == b"bad\\udcff.png\n"
+
+
 def test_exit_code_and_sentence_of_the_program(tmp_path):
     done = subprocess.run(
         [
@@ -356,8 +385,14 @@ def test_proofread(run, photo, tmp_path, capsys):
     arguments = ["proofread", f"--model={run}", str(photo), caption, f"--out={out}"]
     assert cli.main(arguments) == 0
     assert "p(wrong)" in capsys.readouterr().out
-    words = json.loads(out.read_text())["words"]
-    assert [word["word"] for word in words][:2] == ["a", "red"]
+    judged = json.loads(out.read_text())
+    assert [word["word"] for word in judged["words"]][:2] == ["a", "red"]
+    assert judged["tokens_not_judged"] == 0
+    arguments[3] = " ".join([caption] * 9)
+    assert cli.main(arguments) == 0
+    told = capsys.readouterr().err
+    cut = json.loads(out.read_text())["tokens_not_judged"]
+    assert cut > 0 and f"the last {cut} tokens of the caption were not judged" in told
 
 
 def test_index_and_search(run, photo, tmp_path, capsys):
@@ -367,7 +402,13 @@ def test_index_and_search(run, photo, tmp_path, capsys):
     told = capsys.readouterr()
     assert "1 pictures" in told.out and "broken.png" in told.err
     assert cli.main(["search", index, "a red circle", model]) == 0
-    assert str(photo) in capsys.readouterr().out
+    found = capsys.readouterr().out
+    assert str(photo) in found
+    for unquoted in (["a", "red", "circle", model], [model, "a", "red", "circle"]):
+        assert cli.main(["search", index, *unquoted]) == 0
+        assert capsys.readouterr().out == found
+    said = refused(capsys, "search", index, "?!", model)
+    assert "no word in '?!' that the model knows" in said
     assert cli.main(["search", index, model, f"--picture={photo}", "--top=1"]) == 0
     assert capsys.readouterr().out.startswith("1.000  ")
     assert "one of the two" in refused(capsys, "search", index, model)

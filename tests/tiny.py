@@ -32,6 +32,11 @@ PUNCTUATION = (5, 6, 7)
 LEFT, RIGHT = 8, 9
 FIRST_WORD, FIRST_PIECE, VOCABULARY = 8, 80, 97
 LENGTH, BATCH, NUM_STEPS = 12, 16, 1000
+CONTRAST_ALONE = {
+    f"{branch}_{what}": False
+    for branch in ("local", "global")
+    for what in ("detect", "correct")
+}
 TOWER = dict(width=32, num_heads=4, mlp_width=64)  # compiles fast
 
 SETTINGS: dict[str, Any] = {

@@ -29,8 +29,11 @@ Paper symbol -> name in the code:
 __version__ = "0.1.0"
 
 
-def load(path: str, *, weights: str = "online", step: str = "last"):
-    """The trained model `path` (a run, an exported folder, a hub name): `api.Model`."""
+def load(path, weights: str = "online", **settings):
+    """The trained model `path` (a run, an exported folder, a hub name): `api.Model`.
+
+    Arguments and errors are those of `vilem_jax.api.load`.
+    """
     from vilem_jax import api
 
-    return api.load(path, weights=weights, step=step)
+    return api.load(path, weights, **settings)

@@ -84,6 +84,10 @@ class Model:
         captions = [captions] if isinstance(captions, str) else list(captions)
         return self.encoder.encode_texts(self._tokens(captions))
 
+    def knows_a_word(self, caption: str) -> bool:
+        """Whether anything of it is in the vocabulary, punctuation aside."""
+        return bool(self.tokenizer.vocabulary.is_word[self._tokens([caption])].any())
+
     def proofread(
         self, picture: Picture, caption: str, *, branch: Branch = "local"
     ) -> list[Word]:
@@ -95,16 +99,17 @@ class Model:
 
         Returns:
           one `Word` for each word that fits the text length. [UNK] and punctuation are
-          not judged. For a word of several pieces, the most doubtful one is corrected;
-          a branch that has not learnt to correct says no corrections.
+          not judged. Of a word of several pieces the most doubtful one is corrected, by
+          other pieces (by beginnings, if it is the first). A branch that has not
+          learnt to correct says no corrections.
 
         Raises:
           UserError: a picture that cannot be read, a caption without a word, a branch
             that was not trained to find wrong words.
         """
-        tokens = self._tokens([caption])
-        if not self.tokenizer.vocabulary.is_word[tokens].any():
+        if not self.knows_a_word(caption):
             raise UserError(f"the caption {caption!r} has no word to proofread")
+        tokens = self._tokens([caption])
         return self.proofread_tokens([picture], tokens, branch=branch)[0]
 
     def proofread_tokens(
@@ -192,7 +197,7 @@ class Model:
         """The word with another piece in place of pieces[at], the best first."""
         found = []
         for token, probability in zip(best, p_best, strict=True):
-            if token == pieces[at]:
+            if token == pieces[at] or not probability:  # no other can stand there
                 continue
             corrected = pieces.copy()
             corrected[at] = token
@@ -222,9 +227,13 @@ def load(
 
     Raises:
       UserError: neither a run nor a model there, a run of an editor, no finished
-        checkpoint, other weights than these, or none of that kind, files that are
+        checkpoint, other weights than these three, or none of that kind, files that are
         damaged or of another shape.
     """
+    if weights not in ("online", "momentum", "mixed"):
+        raise UserError(
+            f"weights must be 'online', 'momentum' or 'mixed', not {weights!r}"
+        )
     stored = read_stored(path, "online" if weights == "mixed" else weights, step=step)
     config = _for_this_machine(stored.config)
     model = make_model(config, stored.params, stored.tokenizer, weights, batch_size)

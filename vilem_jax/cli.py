@@ -5,6 +5,7 @@ the verbs that need it, so that `vilem --help` answers at once.
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -31,12 +32,22 @@ from vilem_jax.config_files import Override, config_names, load_config
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")
     # transformers, of which we use the tokenizer alone, would ask for PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         return _run(given)
     except UserError as error:
         print(f"vilem: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(_too_large(error), file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # JAX's errors are of this kind
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(_too_large(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vilem: interrupted", file=sys.stderr)
@@ -46,13 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
 
 
+def _too_large(error: Exception) -> str:
+    return (
+        f"vilem: out of memory ({str(error).splitlines()[0]}): raise --config.train."
+        "num_microbatches or lower config.train.batch_size, in evaluation lower "
+        "--batch-size or config.evaluation.batch_size; `vilem plan` says what fits"
+    )
+
+
 def _run(given: list[str]) -> int:
     rest, overrides = split_overrides(given)
     parser = make_parser()
     options, left = parser.parse_known_args(rest)
     # argparse takes the optional words for absent where an option stands before them.
-    if getattr(options, "words", "") is None and left and left[0][:1] != "-":
-        options.words = left.pop(0)
+    if "words" in options:
+        while left and left[0][:1] != "-":
+            options.words.append(left.pop(0))
     if left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
     if overrides and "overrides" not in options:

@@ -38,8 +38,17 @@ def _proofread(options: argparse.Namespace) -> None:
     model = open_model(options)
     words = model.proofread(options.photo, options.caption, branch=options.branch)
     print(words_table(words))
+    length = model.config.evaluation.text_length
+    cut = max(int(model.tokenizer.lengths([options.caption])[0]) - length, 0)
+    if cut:
+        print(
+            f"vilem: the last {cut} tokens of the caption were not judged: this model "
+            f"reads {length}",
+            file=sys.stderr,
+        )
     if options.out:
-        write_json(options.out, {"words": [dataclasses.asdict(word) for word in words]})
+        judged = [dataclasses.asdict(word) for word in words]
+        write_json(options.out, {"words": judged, "tokens_not_judged": cut})
 
 
 # ---- vilem index, vilem search ----
@@ -78,7 +87,7 @@ def _add_search(verbs) -> None:
     )
     add_model(search)
     search.add_argument("index", help="what `vilem index` or `embed` wrote")
-    search.add_argument("words", nargs="?")
+    search.add_argument("words", nargs="*", help="what to look for")
     search.add_argument("--picture", metavar="FILE", help="instead of words")
     search.add_argument("--top", type=count, default=10, help="how many")
     search.set_defaults(verb=_search)
@@ -90,7 +99,7 @@ def _search(options: argparse.Namespace) -> None:
     hits = search(
         options.index,
         open_model(options),
-        words=options.words,
+        words=" ".join(options.words) if options.words else None,
         picture=options.picture,
         top_k=options.top,
     )

@@ -1,12 +1,14 @@
 """The Hugging Face layout: torch's embeddings are ours, and the way back is exact."""
 
+import io
 import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.export.conftest import CAPTIONS
+from vilem_jax.data.images import from_pillow
 from vilem_jax.export.model import export_model
 from vilem_jax.weights import huggingface_bert, huggingface_vit, tables
 
@@ -27,6 +29,18 @@ def torch():
     )
 
 
+def odd_pictures():
+    """Turned by EXIF, half transparent, and grey of 16 bits."""
+    rng = np.random.default_rng(0)
+    turned = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    turned.save(file, "JPEG", exif=turned.getexif())
+    layer = rng.integers(0, 256, (6, 9, 4), dtype=np.uint8)
+    grey = rng.integers(0, 65536, (6, 9), dtype=np.uint16)
+    yield from (Image.open(file), Image.fromarray(layer), Image.fromarray(grey))
+
+
 @pytest.mark.filterwarnings("default")  # of torch and transformers
 def test_the_lines_of_the_card_give_our_embeddings(exported, embeddings, pixels, torch):
     code = re.search(
@@ -36,6 +50,9 @@ def test_the_lines_of_the_card_give_our_embeddings(exported, embeddings, pixels,
     exec(code[1].replace('folder = "."', f"folder = {str(exported)!r}"), names)
     theirs = names["embed_pictures"]([Image.fromarray(p) for p in pixels]).numpy()
     np.testing.assert_allclose(theirs, embeddings[0], atol=TOLERANCE, rtol=0)
+    for picture in odd_pictures():
+        read_as = np.asarray(names["rgb"](picture))
+        np.testing.assert_array_equal(read_as, from_pillow(picture))
     theirs = names["embed_captions"](CAPTIONS).numpy()
     np.testing.assert_allclose(theirs, embeddings[1], atol=TOLERANCE, rtol=0)
     assert np.abs(embeddings[1][0] - embeddings[1][1]).max() > 100 * TOLERANCE

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from tests.tiny import BATCH, tiny_config
+from tests.tiny import BATCH, CONTRAST_ALONE, tiny_config
 from vilem_jax.config_files import load_config
 from vilem_jax.planning import compiled, costs
 
@@ -72,28 +72,22 @@ CASES = {
             "cls_only_last_layer": False,
             "joint_text_pass": False,
             "editor_at_places": False,
-        }
+        },
+        "loss": {"local_correct": False, "global_detect": False},
     },
-    "last levels, one head, microbatches": {
-        "model": {"levels": "last", "heads": "shared", "decoder_trains_words": False},
-        "train": {"num_microbatches": 4},
-    },
-    "other widths": {
+    "other widths, last levels, one head, microbatches": {
         "model": {
             "vision": {"width": 48, "mlp_width": 96, "num_layers": 4},
             "text": {"num_layers": 3},
             "num_proofread_layers": 3,
+            "levels": "last",
+            "heads": "shared",
+            "decoder_trains_words": False,
         },
-        "loss": {"local_correct": False, "global_detect": False},
+        "train": {"num_microbatches": 4},
     },
     "contrast alone": {
-        "loss": {
-            "local_detect": False,
-            "local_correct": False,
-            "global_detect": False,
-            "global_correct": False,
-            "soft_target_weight": 0.4,
-        }
+        "loss": {**CONTRAST_ALONE, "soft_target_weight": 0.4},
     },
 }
 

@@ -1,5 +1,6 @@
 """Index a folder and search it, with a model that sees mean colours."""
 
+import errno
 import os
 
 import numpy as np
@@ -34,6 +35,9 @@ class ColourModel:
         means = np.array([picture.mean(axis=(0, 1)) for picture in pictures])
         self.num_encoded += len(means)
         return self._unit(means)
+
+    def knows_a_word(self, text):
+        return text in COLOURS
 
     def encode_text(self, words):
         return self._unit(np.array([COLOURS[text] for text in words]))
@@ -119,6 +123,32 @@ def test_a_stop_leaves_the_index_before(folder, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "photos.npz"]
 
 
+def test_nothing_is_taken_for_removed_that_cannot_be_listed(
+    folder, tmp_path, monkeypatch
+):
+    out = tmp_path / "photos.npz"
+    index(folder, ColourModel(), out)
+    before, scandir = out.read_bytes(), os.scandir
+
+    def deny(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(UserError, match=r"cannot list .*/photos/b: permission denied"):
+        index(folder, ColourModel(), out)
+    assert out.read_bytes() == before
+
+
+def test_where_the_index_cannot_be_written_nothing_is_encoded(folder, tmp_path):
+    (tmp_path / "file").touch()
+    model = ColourModel()
+    with pytest.raises(UserError, match="cannot write"):
+        index(folder, model, tmp_path / "file" / "photos.npz")
+    assert model.num_encoded == 0
+
+
 def test_another_model_is_refused(folder, tmp_path):
     out = tmp_path / "photos.npz"
     index(folder, ColourModel("one"), out)
@@ -155,7 +185,7 @@ def test_bad_folders_and_files_get_a_sentence(folder, tmp_path):
     [
         ({}, "one of the two"),
         ({"words": "red", "picture": "a.jpg"}, "one of the two"),
-        ({"words": " "}, "no words"),
+        ({"words": " "}, "no word"),
         ({"words": "red", "top_k": 0}, "top_k is 0"),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.tiny import CONTRAST_ALONE
 from vilem_jax.api import make_run_edits
 from vilem_jax.config import (
     Config,
@@ -22,11 +23,6 @@ from vilem_jax.freeze import differences, freeze
 from vilem_jax.training import starting
 from vilem_jax.training.workdir import claim_workdir
 
-NO_PROOFREADING = {
-    f"{branch}_{what}": False
-    for branch in ("local", "global")
-    for what in ("detect", "correct")
-}
 PIECES = [*SPECIAL_TOKENS, "a", "dog"]
 
 
@@ -73,7 +69,7 @@ def test_a_resumed_run_keeps_the_stored_shapes_alone(tmp_path, monkeypatch):
 
     monkeypatch.setattr(starting.starts, "read_vision_config", read)
     vision = {"start_from": "gone", "image_size": 32, "patch_size": 16}
-    settings = {"model": {"vision": vision}, "loss": NO_PROOFREADING}
+    settings = {"model": {"vision": vision}, "loss": CONTRAST_ALONE}
     began = starting.complete(freeze(settings), tmp_path)
     claim_workdir(tmp_path, began)
     monkeypatch.delattr(starting.starts, "read_vision_config")

@@ -288,6 +288,19 @@ def test_writing_removes_nothing_of_others(folder, params, tokenizer):
     assert not (folder / "new").exists()
 
 
+def test_somebody_s_folder_of_the_same_names_is_kept(folder, params, tokenizer):
+    """A folder that was downloaded has our names too; one of ours is replaced."""
+    settings = json.loads((folder / "config.json").read_text())
+    for other in ({"written_by": None}, {"model_type": "vit"}):
+        (folder / "config.json").write_text(json.dumps(settings | other))
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(UserError, match=r"holds config\.json, which .* would rem"):
+            weights.save_masked_language_model(folder, params, SMALL, tokenizer)
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    (folder / "config.json").write_text(json.dumps(settings))
+    weights.save_masked_language_model(folder, params, SMALL, tokenizer)
+
+
 def test_merging(params):
     cross = {"query": {"bias": np.zeros(4, np.float32)}}
     layer = {**params["text"]["layers"][0], "cross_attention": cross}

@@ -42,7 +42,8 @@ class Proofreading(NamedTuple):
 
     p_wrong: np.ndarray  # [N, L], probability that a token is not the original
     rank: np.ndarray  # int32 [N, K], of the label among all words; ties count against
-    best: np.ndarray  # int32 [N, K, 4], the most probable words at the places
+    # int32 [N, K, 4], the most probable words at the places; pieces for pieces.
+    best: np.ndarray
     p_best: np.ndarray  # [N, K, 4], their probabilities
 
 
@@ -197,6 +198,7 @@ def make_encoder(
       batch_size: rows of a chunk; None takes `config.evaluation.batch_size`.
     """
     pad_id, is_word = vocabulary.pad_id, jnp.asarray(vocabulary.is_word)
+    is_piece = jnp.asarray(vocabulary.is_piece)
 
     def images(params, pixels):
         model = nnx.merge(graph, params)
@@ -215,6 +217,9 @@ def make_encoder(
             model = nnx.merge(graph, params)
             features = model.see(normalize(pixels, config.augment))
             is_token = is_real_token(tokens, pad_id)
+            was_piece = is_piece[jnp.take_along_axis(tokens, places, axis=1)]
+            is_like = is_piece[None, None, :] == was_piece[..., None]
+            may_stand = is_like & is_word[None, None, :]  # [B, K, V]
             outputs = []
             for branch in branches:
                 if branch == "local":
@@ -224,7 +229,7 @@ def make_encoder(
                     feature = model.image_global(features)
                     hidden = model.proofread_global(tokens, is_token, feature)
                     logits = model.global_logits(hidden, places)
-                outputs += _judgement(logits.detect, logits.correct, labels, is_word)
+                outputs += _judgement(logits.detect, logits.correct, labels, may_stand)
             return outputs
 
         return jax.jit(run)
@@ -301,16 +306,14 @@ def read_ahead(read: Callable, items: Iterable) -> Iterator:
             yield waiting.popleft().result()
 
 
-def _judgement(detect, correct, labels, is_word):
-    """`Proofreading` on the device; detect [B, L, 2], correct [B, K, V]."""
+def _judgement(detect, correct, labels, may_stand):
+    """`Proofreading` on the device; detect [B, L, 2], correct, may_stand [B, K, V]."""
     p_wrong = jax.nn.softmax(detect, axis=-1)[..., 0]
     score = jnp.take_along_axis(correct, labels[..., None], axis=-1)
     rank = jnp.sum(correct >= score, axis=-1).astype(jnp.int32)
     total = jax.nn.logsumexp(correct, axis=-1, keepdims=True)
     num_best = min(NUM_BEST, correct.shape[-1])
-    best_logits, best = jax.lax.top_k(
-        jnp.where(is_word[None, None, :], correct, NEVER), num_best
-    )
+    best_logits, best = jax.lax.top_k(jnp.where(may_stand, correct, NEVER), num_best)
     return p_wrong, rank, best, jnp.exp(best_logits - total)
 
 

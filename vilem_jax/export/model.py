@@ -81,15 +81,15 @@ def _check_out(name, out, kind: Format) -> None:
     if kind in _COMPILED:
         _COMPILED[kind].check_installed()
         files = [f"{tower}.{kind}" for tower in ("image", "text")]
-        ours, marks = names_of(files), (DESCRIPTION, *files)
+        ours, is_earlier = names_of(files), folders.holds(DESCRIPTION, *files)
     elif kind == "huggingface":
-        ours, marks = huggingface_export.FILES, (huggingface_export.PROJECTIONS,)
+        ours, is_earlier = huggingface_export.FILES, huggingface_export.IS_EARLIER
     else:
-        ours, marks = model_folder.FILES, (folders.WEIGHTS,)
+        ours, is_earlier = model_folder.FILES, model_folder.is_model_folder
     place = Path(out).expanduser()
     if place.exists() and place.resolve() == Path(name).expanduser().resolve():
         raise UserError(f"--out={out} is the model itself: name another folder")
-    folders.check_replaceable(place, ours, marks=marks)
+    folders.check_replaceable(place, ours, is_earlier=is_earlier)
 
 
 def _write_model(out, stored: Stored, card: str) -> list[str]:

@@ -138,9 +138,8 @@ def write_towers(
     Raises:
       UserError: `folder` holds something else, or cannot be written.
     """
-    with folders.whole_folder(
-        folder, names_of(files), marks=(DESCRIPTION, *files)
-    ) as new:
+    is_earlier = folders.holds(DESCRIPTION, *files)
+    with folders.whole_folder(folder, names_of(files), is_earlier=is_earlier) as new:
         for name, content in files.items():
             (new / name).write_bytes(content)
         tokenizer.save(new)

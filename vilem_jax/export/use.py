@@ -57,7 +57,7 @@ import re
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch.nn.functional import linear, normalize
 from transformers import BertModel, BertTokenizerFast, ViTModel
@@ -75,10 +75,22 @@ def clean(text):
     return " ".join(text.replace("<person>", "person").split())
 
 
+def rgb(picture):  # upright, and what is transparent laid over white
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        grey = np.round(np.asarray(picture) / 257)
+        picture = Image.fromarray(grey.astype(np.uint8))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        picture = Image.alpha_composite(white, layer)
+    return picture.convert("RGB")
+
+
 @torch.no_grad()
 def embed_pictures(pictures):  # Pillow images -> [N, {config.model.embedding_width}]
     size, bicubic = ({size}, {size}), Image.Resampling.BICUBIC
-    squashed = [p.convert("RGB").resize(size, bicubic) for p in pictures]
+    squashed = [rgb(p).resize(size, bicubic) for p in pictures]
     pixels = torch.from_numpy(np.stack([np.asarray(p) for p in squashed])) / 255
     pixels = ((pixels - mean) / std).permute(0, 3, 1, 2)
     feature = vision(pixels).last_hidden_state[:, 0]

@@ -31,8 +31,8 @@ from vilem_jax.training.run import train
 VOCABULARY_SIZE = 256
 # A first look in a minute: every step runs, nothing is learned well.
 QUICK = {
-    "train.num_steps": "40",
-    "optimizer.warmup_steps": "10",
+    "train.num_steps": "20",
+    "optimizer.warmup_steps": "5",
     "log.every_steps": "5",
 }
 QUICK_PICTURES = {"train": 500, "validation": 100, "test": 100}
@@ -131,7 +131,7 @@ def _make_vocabulary(folder: Path, seed: int, num_images: int | None) -> int:
 def _overrides(seed: int, quick: bool) -> dict[str, str]:
     overrides = {
         "seed": str(seed),
-        "log.every_steps": "20",  # for smooth curves in the report
+        "log.every_steps": "10",  # for smooth curves in the report
         "data.train.scenes.seed": str(seed),
         "data.validation.scenes.seed": str(seed),
     }

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vilem_jax.config import UserError
+from vilem_jax.files import reason
 
 SUFFIXES = frozenset(
     [
         ".jpg",
         ".jpeg",
+        ".jpe",
+        ".jfif",
         ".png",
         ".webp",
         ".gif",
@@ -56,10 +59,13 @@ class FolderPictures:
 
 
 def list_pictures(folder: str | Path) -> list[Entry]:
-    """The pictures below `folder` in the order of their paths; hidden ones left out.
+    """The pictures below `folder` in the order of their paths.
+
+    Hidden ones are left out, and links to folders are not followed.
 
     Raises:
-      UserError: no such folder, or no picture in it.
+      UserError: no such folder, no picture in it, or a folder in it that cannot be
+        listed, whose pictures would be taken for removed.
     """
     root = Path(folder).expanduser().absolute()
     if not root.is_dir():
@@ -73,7 +79,13 @@ def list_pictures(folder: str | Path) -> list[Entry]:
 
 
 def _walk(root: Path) -> Iterator[Entry]:
-    for here, folders, files in os.walk(root):
+    def refuse(error: OSError):
+        raise UserError(
+            f"cannot list {error.filename}: {reason(error)}; let it be read, or move "
+            "it out of the folder"
+        ) from error
+
+    for here, folders, files in os.walk(root, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(here, name)

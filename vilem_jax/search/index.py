@@ -16,7 +16,7 @@ import numpy as np
 from vilem_jax.api import Model
 from vilem_jax.config import UserError
 from vilem_jax.evaluation.encoding import read_ahead
-from vilem_jax.files import reason, write_bytes
+from vilem_jax.files import check_writable, reason, write_bytes
 from vilem_jax.search.folder import Entry, list_pictures
 
 FORMAT = 1
@@ -47,7 +47,8 @@ def index(
 ) -> IndexReport:
     """Encodes the pictures in `folder` and below it, and writes the index to `out`.
 
-    The index is replaced as a whole when all is done: a stop in between loses nothing.
+    The index is replaced as a whole when all is done: a stop in between leaves it as it
+    was (`embed` keeps what it has done by then).
     Where `out` is an index of another model or folder, everything is encoded anew.
     Hidden files and folders are left out.
 
@@ -60,6 +61,7 @@ def index(
     """
     root = Path(folder).expanduser().absolute()
     entries = list_pictures(folder)
+    check_writable(out)
     before = load_index(out) if Path(out).expanduser().exists() else None
     known = _known(before, str(root), model.fingerprint)
     new = [entry for entry in entries if entry not in known]

@@ -50,11 +50,10 @@ class Searcher:
         """The pictures that fit each of these texts best, the best first.
 
         Raises:
-          UserError: a text without words, or none; top_k below 1.
+          UserError: a text without a word that the model knows, or none; top_k below 1.
         """
         words = [words] if isinstance(words, str) else list(words)
-        if not all(text.strip() for text in words) or not words:
-            raise UserError("there are no words to search for")
+        _check_words(self._model(), words)
         return self.by_vectors(self._model().encode_text(words), top_k=top_k)
 
     def by_picture(self, picture: Picture, *, top_k: int = 10) -> list[Hit]:
@@ -79,6 +78,14 @@ class Searcher:
         return self.model
 
 
+def _check_words(model: Model, texts: list[str]) -> None:
+    if not texts:
+        raise UserError("there are no words to search for")
+    for text in texts:
+        if not model.knows_a_word(text):
+            raise UserError(f"there is no word in {text!r} that the model knows")
+
+
 def search(
     index: Index | Vectors | str | Path,
     model: Model,
@@ -100,8 +107,8 @@ def search(
     """
     if (words is None) == (picture is None):
         raise UserError("search by words or by a picture: give one of the two")
-    if words is not None and not words.strip():
-        raise UserError("there are no words to search for")
+    if words is not None:
+        _check_words(model, [words])
     if top_k < 1:
         raise UserError(f"top_k is {top_k}: ask for 1 or more pictures")
     searcher = Searcher(index, model)

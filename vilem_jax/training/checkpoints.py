@@ -375,6 +375,8 @@ def restore_fields(
         for field, abstract in fields.items():
             if abstract is not None:
                 check_same(shapes(flat[field]), flatten(abstract), where)
+        if number != in_order[0]:
+            say(f"the checkpoint of step {number} is used instead")
         # A field that is one array has no names below its own.
         found = {f: part[""] if "" in part else nest(part) for f, part in flat.items()}
         return found, number

@@ -12,7 +12,7 @@ from vilem_jax.training.checkpoints import FIELDS, restore_fields
 from vilem_jax.training.starting import open_tokenizer
 from vilem_jax.training.state import Params, abstract_state
 from vilem_jax.training.workdir import read_config
-from vilem_jax.weights.folders import WEIGHTS
+from vilem_jax.weights.folders import VOCABULARY, WEIGHTS
 from vilem_jax.weights.model_folder import QUEUE_NAMES, read_model_folder
 
 Weights = Literal["online", "momentum"]
@@ -74,6 +74,10 @@ def read_stored(
 
 def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Stored:
     config = read_config(run)
+    if (run / VOCABULARY).is_file():  # a run has it in a folder of its own
+        raise UserError(
+            f"{run} is an exported model without {WEIGHTS}: export or get it again"
+        )
     if config.task != "vilem":
         raise UserError(
             f"{run} holds the run of an editor, which edits captions but "

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+
+
+# In a config.json of Hugging Face's layout, so that no other folder is written over.
+_WRITER = {"written_by": "vilem_jax"}
 
 
 class Tensors:
@@ -225,19 +229,39 @@ def write_folder(
     """
     if tokenizer_folder is not None and not (tokenizer_folder / VOCABULARY).is_file():
         raise UserError(f"{tokenizer_folder} has no {VOCABULARY}")
-    with whole_folder(folder, {CONFIG, WEIGHTS, *TOKENIZER_FILES}) as new:
+    kind = settings["model_type"]
+
+    def is_earlier(old: Path) -> bool:
+        if (old / CONFIG).exists():
+            return _written_here(old, kind)
+        return tokenizer_folder is not None and old.samefile(tokenizer_folder)
+
+    ours = {CONFIG, WEIGHTS, *TOKENIZER_FILES}
+    with whole_folder(folder, ours, is_earlier=is_earlier) as new:
         # Hugging Face's loader refuses a file that does not name its origin.
         safetensors.numpy.save_file(dict(tensors), new / WEIGHTS, {"format": "pt"})
-        text = json.dumps(settings, indent=2, sort_keys=True)
+        text = json.dumps({**settings, **_WRITER}, indent=2, sort_keys=True)
         (new / CONFIG).write_text(text + "\n", encoding="utf-8")
         for name in TOKENIZER_FILES if tokenizer_folder is not None else ():
             if (tokenizer_folder / name).is_file():
                 shutil.copyfile(tokenizer_folder / name, new / name)
 
 
+def _written_here(folder: Path, kind: str) -> bool:
+    """Whether `write_folder` wrote it, of the same model type: not somebody's own."""
+    try:
+        settings = read_config(folder)
+    except (UserError, OSError):
+        return False
+    return settings.items() >= {"model_type": kind, **_WRITER}.items()
+
+
 @contextlib.contextmanager
 def whole_folder(
-    folder: str | os.PathLike, ours: Collection[str], *, marks: Sequence[str] = ()
+    folder: str | os.PathLike,
+    ours: Collection[str],
+    *,
+    is_earlier: Callable[[Path], bool],
 ) -> Iterator[Path]:
     """An empty folder to write to that becomes `folder` at the end of the block.
 
@@ -245,14 +269,15 @@ def whole_folder(
 
     Args:
       ours: paths below `folder` that may be replaced, "text/config.json".
-      marks: those of them that tell an earlier one of ours from somebody's folder.
+      is_earlier: tells an earlier one of ours, which is replaced, from somebody's
+        folder with files of the same names.
 
     Raises:
       UserError: `folder` holds something else, which would be lost, or cannot be
         written.
     """
     folder = Path(folder).expanduser().resolve()  # the folder, where it is a link
-    check_replaceable(folder, ours, marks=marks)
+    check_replaceable(folder, ours, is_earlier=is_earlier)
     beside = f".{folder.name}.{os.getpid()}"
     new, old = (folder.with_name(f"{beside}.{end}") for end in ("new", "old"))
     try:
@@ -283,8 +308,16 @@ def _settle(folder: Path) -> None:
                 os.fsync(file.fileno())  # else a power cut may leave names, no bytes
 
 
+def holds(*names: str) -> Callable[[Path], bool]:
+    """An `is_earlier` for folders that files of these names give away."""
+    return lambda folder: all((folder / name).is_file() for name in names)
+
+
 def check_replaceable(
-    folder: str | os.PathLike, ours: Collection[str], *, marks: Sequence[str] = ()
+    folder: str | os.PathLike,
+    ours: Collection[str],
+    *,
+    is_earlier: Callable[[Path], bool],
 ) -> None:
     """A UserError where `whole_folder` would refuse, to be asked before long work."""
     folder = Path(folder).expanduser()
@@ -300,8 +333,8 @@ def check_replaceable(
         raise UserError(f"cannot read {folder}: {reason(error)}") from error
     if not others:
         files = sorted(path.relative_to(folder).as_posix() for path in below)
-        is_earlier = all(mark in files for mark in marks)
-        others = [name for name in files if name not in ours or not is_earlier]
+        is_ours = bool(files) and is_earlier(folder)
+        others = [name for name in files if name not in ours or not is_ours]
     if others:
         raise UserError(
             f"{folder} holds {others[0]}, which writing weights there would remove: "

@@ -28,6 +28,7 @@ FILES = {
         for name in (folders.CONFIG, folders.WEIGHTS, *folders.TOKENIZER_FILES)
     ),
 }
+IS_EARLIER = folders.holds(PROJECTIONS)
 
 
 def projection_table() -> list[tables.Entry]:
@@ -56,7 +57,7 @@ def write_huggingface(
       UserError: `folder` holds something else, or cannot be written.
     """
     vision, text = config.model.vision, config.model.text
-    with folders.whole_folder(folder, FILES, marks=(PROJECTIONS,)) as new:
+    with folders.whole_folder(folder, FILES, is_earlier=IS_EARLIER) as new:
         huggingface_vit.save_vision(new / "vision", params["vision"], vision)
         tokenizer.save(new / "text")
         huggingface_bert.save_text(new / "text", params["text"], text, new / "text")

@@ -106,7 +106,7 @@ def write_model_folder(
         }
     # One entry: of several the library turns the order, and no two files are the same.
     header = {_VOCABULARY_KEY: vocabulary_digest(tokenizer)}
-    with folders.whole_folder(folder, FILES, marks=(folders.WEIGHTS,)) as new:
+    with folders.whole_folder(folder, FILES, is_earlier=is_model_folder) as new:
         for name, tensors in contents.items():
             safetensors.numpy.save_file(tensors, new / name, header)
         tokenizer.save(new)
