@@ -41,7 +41,7 @@ def get_config():
     text = config.model.text
     text.vocab_size, text.max_positions = VOCABULARY_SIZE, 32
     # Three layers are slower a step and learn less from it, shapes above all
-    # (docs/results.md). Half of the two proofread, as in the paper.
+    # (docs/scenes-experiments.md). Half of the two proofread, as in the paper.
     text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 2, 4, 256
     text.dropout_rate = 0.0  # four epochs: nothing is seen often
     config.model.embedding_width = 64
@@ -62,8 +62,8 @@ def get_config():
     config.loss.min_temperature = 0.03  # a thousand steps are few for Adam to find it
 
     # Muon learns from half of the pairs about what AdamW does from all, and most with
-    # several times the step that suits both (docs/results.md). What it costs it costs
-    # once a step, so the batch is large.
+    # several times the step that suits both (docs/scenes-experiments.md). What it costs
+    # it costs once a step, so the batch is large.
     config.optimizer.name, config.optimizer.muon_rms = "muon", 0.85
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 25

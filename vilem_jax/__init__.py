@@ -29,11 +29,13 @@ Paper symbol -> name in the code:
 __version__ = "0.1.0"
 
 
-def load(path, weights: str = "online", **settings):
+def load(
+    path, weights: str = "online", *, batch_size: int | None = None, step: str = "last"
+):
     """The trained model `path` (a run, an exported folder, a hub name): `api.Model`.
 
     Arguments and errors are those of `vilem_jax.api.load`.
     """
     from vilem_jax import api
 
-    return api.load(path, weights, **settings)
+    return api.load(path, weights, batch_size=batch_size, step=step)

@@ -58,10 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _too_large(error: Exception) -> str:
+    told = (str(error) or "no room").splitlines()[0]
     return (
-        f"vilem: out of memory ({str(error).splitlines()[0]}): raise --config.train."
-        "num_microbatches or lower config.train.batch_size, in evaluation lower "
-        "--batch-size or config.evaluation.batch_size; `vilem plan` says what fits"
+        f"vilem: out of memory ({told}): in training raise config.train."
+        "num_microbatches or lower config.train.batch_size (`vilem plan` says what "
+        "fits), elsewhere lower --batch-size or config.evaluation.batch_size"
     )
 
 
