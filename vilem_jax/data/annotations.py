@@ -71,9 +71,11 @@ def parse_text(text: str, where: Any) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        is_of_lines = error.msg == "Extra data"
         raise UserError(
             f"{where} is not JSON: line {error.lineno}, column {error.colno}: "
             f"{error.msg}"
+            + ("; of JSON lines make one list, [line, line]" if is_of_lines else "")
         ) from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be annotations") from None

@@ -170,7 +170,9 @@ def crop_box(
 def _opened(encoded: bytes) -> Iterator[Image.Image]:
     """The picture, its header read; whatever its bytes raise is an `ImageError`."""
     if _webp_pixels(encoded) > MAX_PIXELS:  # Pillow's WebP allocates when it opens
-        raise ImageError(f"a WebP picture has more than {MAX_PIXELS} pixels")
+        raise ImageError(
+            f"a WebP picture has more than {MAX_PIXELS} pixels: make it smaller"
+        )
     # Pillow's decoders raise nearly every built-in exception on damaged bytes
     # (SyntaxError, struct.error, IndexError, ...); its bomb warning may be an error.
     try:
@@ -190,7 +192,9 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
 def _refuse_large(picture: Image.Image) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{width}x{height} is above {MAX_PIXELS} pixels")
+        raise ImageError(
+            f"{width}x{height} is above {MAX_PIXELS} pixels: make it smaller"
+        )
 
 
 def _pixels(picture: Image.Image, encoded: bytes, shrink: int = 1) -> np.ndarray:
