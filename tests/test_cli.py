@@ -1,11 +1,7 @@
 """The command line: what it passes on, what it prints, and what bad input gets."""
 
 import functools
-import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -15,7 +11,6 @@ import pytest
 from PIL import Image
 
 from vilem_jax import api, cli
-from vilem_jax.config import UserError
 from vilem_jax.config_files import load_config
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.scenes import ScenesSource
@@ -229,58 +224,6 @@ def test_help_of_every_verb(capsys):
         assert "usage: vilem" in capsys.readouterr().out
 
 
-def test_interrupted(monkeypatch, capsys):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("vilem_jax.report.demo.run_demo", interrupt)
-    assert cli.main(["demo"]) == 130
-    assert capsys.readouterr().err == "vilem: interrupted\n"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError("Unable to allocate 9 TiB"),
-        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Unable to allocate 9 TiB"),
-    ],
-)
-def test_out_of_memory(error, monkeypatch, capsys):
-    def exhaust(*_, **__):
-        raise error
-
-    monkeypatch.setattr("vilem_jax.report.demo.run_demo", exhaust)
-    assert cli.main(["demo"]) == 2
-    told = capsys.readouterr().err
-    assert "out of memory (" in told and "num_microbatches" in told
-    assert "9 TiB" in told and told.count("\n") == 1
-
-
-def test_a_file_name_of_any_bytes_is_printed(monkeypatch):
-    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    monkeypatch.setattr(sys, "stdout", shown)
-    name = os.fsdecode(b"bad\xff.png")
-    monkeypatch.setattr("vilem_jax.report.demo.run_demo", lambda *_, **__: print(name))
-    assert cli.main(["demo"]) == 0
-    assert shown.buffer.getvalue() == b"bad\\udcff.png\n"
-
-
-def test_exit_code_and_sentence_of_the_program(tmp_path):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "vilem_jax.cli", "train", "--config=scnes"),
-            f"--workdir={tmp_path / 'run'}",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("vilem: there is no config 'scnes'; did you mean")
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
-
-
 # ---- mistakes ----
 
 
@@ -431,11 +374,3 @@ def test_data_show(run, config_file, tmp_path):
     assert cli.main([*arguments, f"--config.editor.path={editor}"]) == 0
     page = out.read_text()
     assert page.count("<img") == 24 and page.count("<mark") >= 24
-
-
-def test_a_user_error_of_a_library_call_is_one_line(monkeypatch, capsys):
-    def refuse(*_, **__):
-        raise UserError("a sentence")
-
-    monkeypatch.setattr("vilem_jax.report.demo.run_demo", refuse)
-    assert refused(capsys, "demo") == "vilem: a sentence\n"

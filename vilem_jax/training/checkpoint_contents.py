@@ -166,6 +166,13 @@ def read_fields(where: Path, fields: Iterable[str]) -> dict[str, Flat]:
     }
 
 
+def finished_steps(folder: Path) -> list[int]:
+    """Finished checkpoints in `folder`; Orbax's name for unfinished ones is longer."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+
+
 def list_files(checkpoint: Path) -> None:
     """Stores size and checksum of a written checkpoint's files beside them, so that
     damage is found before Orbax reads it (and prints a traceback for every tensor)."""

@@ -29,6 +29,7 @@ from vilem_jax.training.checkpoint_contents import (
     damage,
     describe,
     failure,
+    finished_steps,
     flatten,
     list_files,
     nest,
@@ -85,7 +86,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The finished checkpoints, oldest first, as process 0 sees the disk."""
-        return hosts.of_first(_steps(self._folder))
+        return hosts.of_first(finished_steps(self._folder))
 
     def save(self, step: int, state: Any, figures: dict | None = None) -> None:
         """Starts to store `state`; returns once the arrays may be overwritten.
@@ -149,7 +150,7 @@ class Checkpoints:
             raise error
         step, self._saving = self._saving, None
         self._failed += 1
-        kept = _steps(self._folder)
+        kept = finished_steps(self._folder)
         last = f"step {kept[-1]} is safe" if kept else "none is stored yet"
         trouble = f"saving step {step} to {self._folder} failed: {failure(error)}"
         if hosts.several() and not isinstance(error, _NoRoomError):
@@ -329,7 +330,7 @@ def restore_params(
 def read_figures(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
     """What was measured of each whole checkpoint in RUN/`folder`: {step: figures}."""
     found, place = {}, Path(workdir).absolute() / folder
-    for step in hosts.of_first(_steps(place)):
+    for step in hosts.of_first(finished_steps(place)):
         try:
             verify_files(place / str(step))
             found[step] = read_description(place / str(step), "figures")
@@ -362,7 +363,7 @@ def restore_fields(
     if step not in _FOLDER:
         raise UserError(f"step must be one of {tuple(_FOLDER)}, not {step!r}")
     folder = Path(workdir).absolute() / _FOLDER[step]
-    steps = in_order = _steps(folder)[::-1]
+    steps = in_order = finished_steps(folder)[::-1]
     if step == "best":
         in_order = best_first(read_figures(workdir, BEST_FOLDER))
     for number in in_order:
@@ -392,10 +393,3 @@ def restore_fields(
         f"{workdir} holds no finished checkpoint; its run must reach the first save "
         "(config.checkpoint.every_steps, or its end)"
     )
-
-
-def _steps(folder: Path) -> list[int]:
-    """Finished checkpoints in `folder`; Orbax's name for unfinished ones is longer."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())

@@ -1,0 +1,76 @@
+"""How the command line ends: exit codes, and one sentence for what went wrong."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from vilem_jax import cli
+from vilem_jax.config import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vilem_jax.report.demo.run_demo", interrupt)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "vilem: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 TiB"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Unable to allocate 9 TiB"),
+    ],
+)
+def test_out_of_memory(error, monkeypatch, capsys):
+    def exhaust(*_, **__):
+        raise error
+
+    monkeypatch.setattr("vilem_jax.report.demo.run_demo", exhaust)
+    assert cli.main(["demo"]) == 2
+    told = capsys.readouterr().err
+    assert "out of memory (" in told and "num_microbatches" in told
+    assert "9 TiB" in told and told.count("\n") == 1
+
+
+def test_a_file_name_of_any_bytes_is_printed(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", shown)
+    name = os.fsdecode(b"bad\xff.png")
+    monkeypatch.setattr("vilem_jax.report.demo.run_demo", lambda *_, **__: print(name))
+    assert cli.main(["demo"]) == 0
+    assert shown.buffer.getvalue() == b"bad\\udcff.png\n"
+
+
+def test_exit_code_and_sentence_of_the_program(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "vilem_jax.cli", "train", "--config=scnes"),
+            f"--workdir={tmp_path / 'run'}",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("vilem: there is no config 'scnes'; did you mean")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_user_error_of_a_library_call_is_one_line(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise UserError("a sentence")
+
+    monkeypatch.setattr("vilem_jax.report.demo.run_demo", refuse)
+    assert cli.main(["demo"]) == 2
+    assert capsys.readouterr().err == "vilem: a sentence\n"
