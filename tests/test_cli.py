@@ -2,7 +2,6 @@
 
 import functools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,6 @@ from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.state import abstract_state
 from vilem_jax.training.workdir import claim_workdir
 from vilem_jax.weights.huggingface_bert import save_masked_language_model
-
-ROOT = Path(__file__).resolve().parents[1]
 
 TINY = """
 from vilem_jax.config_files import default_config, source
