@@ -69,18 +69,21 @@ def test_proofreading_is_the_model_s(encoder, model, config, tokenizer, branch):
         logits = model.global_logits(hidden, places)
     detect, correct = (np.asarray(part, np.float64) for part in logits)
     probability = np.exp(correct) / np.exp(correct).sum(-1, keepdims=True)
-    is_word = tokenizer.vocabulary.is_word
+    is_word, is_piece = tokenizer.vocabulary.is_word, tokenizer.vocabulary.is_piece
     for row in range(5):
         wrong = 1 / (1 + np.exp(detect[row, :, 1] - detect[row, :, 0]))
         np.testing.assert_allclose(found.p_wrong[row], wrong, rtol=1e-4)
         for k in range(2):
             scores = correct[row, k]
             assert found.rank[row, k] == np.sum(scores >= scores[labels[row, k]])
-            words = [w for w in np.argsort(-scores) if is_word[w]][:4]
-            np.testing.assert_array_equal(found.best[row, k], words)
+            may_stand = is_word & (is_piece == is_piece[tokens[row, places[row, k]]])
+            words = [w for w in np.argsort(-scores) if may_stand[w]][:4]
+            here = slice(len(words))  # behind them nothing, at a probability of 0
+            np.testing.assert_array_equal(found.best[row, k, here], words)
             np.testing.assert_allclose(
-                found.p_best[row, k], probability[row, k, words], rtol=1e-4
+                found.p_best[row, k, here], probability[row, k, words], rtol=1e-4
             )
+            assert not found.p_best[row, k, len(words) :].any()
 
 
 def test_nothing_to_encode_is_a_sentence(encoder):
