@@ -20,11 +20,11 @@ from vilem_jax.config import (
     ModelConfig,
     TextConfig,
     TrainConfig,
-    UserError,
     VisionConfig,
 )
 from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.data.images import resize_square
+from vilem_jax.errors import UserError
 from vilem_jax.freeze import to_dict
 from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.state import initial_params, initial_state

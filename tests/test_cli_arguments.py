@@ -7,7 +7,8 @@ import pytest
 
 from vilem_jax import cli
 from vilem_jax.cli_arguments import add_data, source_config, told_split
-from vilem_jax.config import Config, DataConfig, SourceConfig, UserError
+from vilem_jax.config import Config, DataConfig, SourceConfig
+from vilem_jax.errors import UserError
 from vilem_jax.training.workdir import claim_workdir
 
 

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from vilem_jax import cli
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 

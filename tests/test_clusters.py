@@ -6,7 +6,7 @@ import pytest
 
 from vilem_jax import clusters, hosts
 from vilem_jax.clusters import find_place
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 TASK = {
     "SLURM_JOB_ID": "4242",

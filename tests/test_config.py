@@ -7,7 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.tiny import tiny_config
-from vilem_jax.config import Config, EditorConfig, SourceConfig, UserError
+from vilem_jax.config import Config, EditorConfig, SourceConfig
+from vilem_jax.errors import UserError
 from vilem_jax.freeze import differences, flatten, freeze, to_dict
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from vilem_jax.config import ComputeConfig, Config, ModelConfig, UserError
+from vilem_jax.config import ComputeConfig, Config, ModelConfig
 from vilem_jax.config_files import config_names, default_config, load_config
+from vilem_jax.errors import UserError
 from vilem_jax.freeze import freeze, to_dict
 from vilem_jax.training.state import initial_params
 

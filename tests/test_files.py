@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.files import check_writable, write_bytes, write_json
 
 

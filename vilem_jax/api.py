@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vilem_jax.config import Config, UserError
+from vilem_jax.config import Config
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
 from vilem_jax.data.sources import Source
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.mixed_towers import mixed_encoder

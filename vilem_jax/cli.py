@@ -25,8 +25,8 @@ from vilem_jax.cli_arguments import (
     find_my_place,
     hours,
 )
-from vilem_jax.config import UserError
 from vilem_jax.config_files import Override, config_names, load_config
+from vilem_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from vilem_jax.cli_measures import (
     open_both,
     tell,
 )
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 
 def add_verbs(verbs) -> None:

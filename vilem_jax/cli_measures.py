@@ -12,7 +12,7 @@ from vilem_jax.cli_arguments import (
     open_model,
     source_config,
 )
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 
 def add_measure(measures, name: str, sentence: str) -> argparse.ArgumentParser:

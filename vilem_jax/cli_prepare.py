@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from vilem_jax.cli_arguments import EMBEDDED, count, kind_of
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
+from vilem_jax.errors import UserError
 
 _NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)")  # SPLIT=PATH
 

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from vilem_jax.cli_arguments import EMBEDDED, add_model, count, kind_of, open_model
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
+from vilem_jax.errors import UserError
 
 
 def add_verbs(verbs) -> None:

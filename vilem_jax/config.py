@@ -8,10 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 
-class UserError(ValueError):
-    """What a user can cause and mend: one sentence, shown without a traceback."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """Where image-caption pairs come from; the key of the mapping is its `name`.

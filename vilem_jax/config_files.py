@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config import Config, SourceConfig, UserError
+from vilem_jax.config import Config, SourceConfig
+from vilem_jax.errors import UserError
 from vilem_jax.freeze import freeze, to_dict, unknown_key
 
 Override = tuple[str, str]  # ("optimizer.learning_rate", "1e-4")

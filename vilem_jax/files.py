@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 
 @contextlib.contextmanager

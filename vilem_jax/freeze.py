@@ -8,7 +8,8 @@ from itertools import pairwise
 from math import inf, isfinite
 from typing import Any, Literal
 
-from vilem_jax.config import Config, SourceConfig, UserError
+from vilem_jax.config import Config, SourceConfig
+from vilem_jax.errors import UserError
 
 # A resumed run may differ from the one that began in these keys and no others.
 MAY_DIFFER_ON_RESUME = (

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from vilem_jax.clusters import Place
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 # A process that was not heard of for so long is gone, and the others leave: well
 # within a minute, and long for a stall of the network.

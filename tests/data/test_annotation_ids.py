@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from vilem_jax.config import UserError
 from vilem_jax.data.annotations import read_annotations
+from vilem_jax.errors import UserError
 
 
 def said(tmp_path, content):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import pair_folder
-from vilem_jax.config import DataConfig, SourceConfig, UserError
+from vilem_jax.config import DataConfig, SourceConfig
 from vilem_jax.data.batches import (
     BatchMaker,
     open_corpus,
@@ -20,6 +20,7 @@ from vilem_jax.data.batches import (
 )
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.corpus import Corpus
+from vilem_jax.errors import UserError
 
 
 class Numbers:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vilem_jax.config import UserError
 from vilem_jax.data import tfds_format
 from vilem_jax.data.prepare_beam import _build
+from vilem_jax.errors import UserError
 
 REMOTE = """Traceback (most recent call last):
   File "worker.py", line 3, in process

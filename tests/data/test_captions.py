@@ -7,13 +7,13 @@ import random
 import numpy as np
 import pytest
 
-from vilem_jax.config import UserError
 from vilem_jax.data.captions import (
     SPECIAL_TOKENS,
     Tokenizer,
     clean_caption,
     train_vocabulary,
 )
+from vilem_jax.errors import UserError
 
 WORDS = [
     *("[unused0]", "a", "dog", "cat", "on", "red", "##gy", "##s", "surf", "##board"),

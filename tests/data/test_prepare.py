@@ -18,13 +18,14 @@ from tests.data.make_files import (
     write_zip,
 )
 from vilem_jax import cli
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
 from vilem_jax.data import prepare as preparing
 from vilem_jax.data.images import decode, fit_short_side
 from vilem_jax.data.prepare import prepare
 from vilem_jax.data.prepare_records import Settings
 from vilem_jax.data.scenes import ScenesSource
 from vilem_jax.data.sources import open_source
+from vilem_jax.errors import UserError
 
 
 def run(*arguments) -> int:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vilem_jax.config import UserError
 from vilem_jax.data import scene_drawing, scene_layout
 from vilem_jax.data.scene_export import export
 from vilem_jax.data.scene_layout import Scene, SceneObject
 from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.errors import UserError
 
 
 def test_a_picture_is_drawn_alike_without_what_is_kept():

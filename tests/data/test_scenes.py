@@ -8,12 +8,12 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from vilem_jax.config import UserError
 from vilem_jax.data import scene_layout, scenes
 from vilem_jax.data.scene_captions import Meaning, Phrase, holds, is_true, read, say
 from vilem_jax.data.scene_layout import RELATIONS, Scene, SceneObject, compose
 from vilem_jax.data.scenes import ScenesSource, hard_pairs
 from vilem_jax.data.sources import Source
+from vilem_jax.errors import UserError
 
 NUMBERS = {"a": 1, "two": 2, "three": 3, "four": 4}
 SHAPES = {"crosses": "cross"} | {

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import picture
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources import caption_counts, open_source
+from vilem_jax.errors import UserError
 
 EXAMPLE = {"image": lambda i: io.BytesIO(picture(i)), "text": str}
 SPLITS = {"train": 3, "restval": 2, "test": 1}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import picture
-from vilem_jax.config import UserError
 from vilem_jax.data import video_frames
 from vilem_jax.data.video_frames import VideoError, middle_frames, read_frames
+from vilem_jax.errors import UserError
 
 SIZE = (48, 32)  # width, height
 

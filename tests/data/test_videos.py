@@ -5,9 +5,9 @@ import json
 import pytest
 
 from tests.data.make_files import picture
-from vilem_jax.config import UserError
 from vilem_jax.data.video_frames import VideoError
 from vilem_jax.data.videos import MSRVTT_1KA, VideoClips, read_pairs
+from vilem_jax.errors import UserError
 
 LAYOUTS = {
     "lines.jsonl": '{"clip_name": "a", "caption": "a dog", "retrieval_key": "ret0"}\n'

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import img2dataset_members, picture, write_tar
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
 from vilem_jax.data import webdataset_source
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources import caption_counts, open_source
+from vilem_jax.errors import UserError
 
 
 def config(path, **settings) -> SourceConfig:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.embeddings import Features, evaluate_embeddings, read_features
 from vilem_jax.evaluation.retrieval import retrieval_metrics
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import normalize, read_ahead, read_pictures
 from vilem_jax.models.text import is_real_token
 

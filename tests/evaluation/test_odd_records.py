@@ -8,9 +8,10 @@ import json
 
 import pytest
 
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
 from vilem_jax.data.json_source import JsonSource
 from vilem_jax.data.videos import VideoClips
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pair_files import open_pairs
 from vilem_jax.evaluation.winoground import read_winoground
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.colours import colour_model, write_picture
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pair_files import (
     Boxed,
     open_pairs,

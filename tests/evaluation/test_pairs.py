@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vilem_jax.config import UserError
 from vilem_jax.data.images import resize_square
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pairs import (
     CaptionPair,
     evaluate_pairs,

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
 from vilem_jax.data.missing import check_complete, present_pictures
 from vilem_jax.data.sources import open_source
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.retrieval import (
     TOPS,
     evaluate_retrieval,

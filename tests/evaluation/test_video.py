@@ -10,8 +10,8 @@ import pytest
 
 from tests.evaluation.colours import ColourEncoder, colour_model, write_picture
 from vilem_jax import api, cli
-from vilem_jax.config import UserError
 from vilem_jax.data.videos import VideoClips
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.evaluation.video import clip_embeddings, evaluate_video
 

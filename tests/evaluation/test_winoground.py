@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.colours import colour_model, write_picture
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.winoground import (
     evaluate_winoground,
     read_winoground,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.export.conftest import CAPTIONS
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.export import onnx_graph, stablehlo, towers
 from vilem_jax.export.model import export_model
 

@@ -10,7 +10,7 @@ import pytest
 import vilem_jax
 from tests.export.conftest import CAPTIONS, FIGURES, QUEUE_COUNT
 from vilem_jax import cli
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.export.card import harmless
 from vilem_jax.export.model import export_model
 from vilem_jax.training.checkpoints import BEST_FOLDER, MEAN_RECALL, Checkpoints

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.report import demo
 
 TINY = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.search import exact
 
 

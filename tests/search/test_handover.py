@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.search.test_exact import brute_force, unit
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.search import handover
 from vilem_jax.search.exact import place
 from vilem_jax.search.handover import Queries, hand_over, recall_against_exact

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vilem_jax import files
-from vilem_jax.config import UserError
 from vilem_jax.data.images import ImageError, decode, resize_square
+from vilem_jax.errors import UserError
 from vilem_jax.search.index import index, load_index
 from vilem_jax.search.query import search
 

@@ -21,7 +21,7 @@ from tests.training.tiny_runs import (
     write_vocabulary,
 )
 from vilem_jax import cli
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.retrieval import retrieval_metrics
 from vilem_jax.freeze import freeze
 from vilem_jax.training import run as program

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny import BATCH, Runner, tiny_batch, tiny_config
 from vilem_jax import sharding
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 NUM_STEPS = 5
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.training.tiny_runs import HELD_OUT, SCENES, assert_same_run, run_settings
 from vilem_jax import cli, sharding
-from vilem_jax.config import UserError
 from vilem_jax.data.batches import open_corpus
 from vilem_jax.data.prepared_edits import PreparedEdits
+from vilem_jax.errors import UserError
 from vilem_jax.freeze import freeze
 from vilem_jax.training import masked_language, prepare_edits, starting, tasks
 from vilem_jax.training.run import train

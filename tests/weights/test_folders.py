@@ -11,7 +11,8 @@ import safetensors.numpy
 from flax import nnx
 
 from vilem_jax import weights
-from vilem_jax.config import ComputeConfig, TextConfig, UserError, VisionConfig
+from vilem_jax.config import ComputeConfig, TextConfig, VisionConfig
+from vilem_jax.errors import UserError
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.vision import VisionTower
 from vilem_jax.weights import folders, tables

@@ -16,8 +16,9 @@ from tests.weights.both_towers import (
     text_shape,
 )
 from vilem_jax import api, cli
-from vilem_jax.config import UserError, VisionConfig
+from vilem_jax.config import VisionConfig
 from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
+from vilem_jax.errors import UserError
 from vilem_jax.training import starting
 from vilem_jax.training.state import initial_params
 from vilem_jax.weights import starts, tables

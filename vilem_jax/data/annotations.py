@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 Row = tuple[str, list[str], str | None]  # picture, captions, split
 

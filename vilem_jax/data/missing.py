@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from vilem_jax.config import UserError
 from vilem_jax.data.sources import Source
+from vilem_jax.errors import UserError
 
 
 class PresentPictures:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 MAX_FILE_BYTES = 256 << 20  # no picture of 50 megapixels is larger
 _opening = threading.Lock()  # several threads of one process share a handle

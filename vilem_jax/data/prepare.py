@@ -23,7 +23,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vilem_jax.config import UserError
 from vilem_jax.data import tfds_format
 from vilem_jax.data.prepare_records import (
     COUNTS,
@@ -34,6 +33,7 @@ from vilem_jax.data.prepare_records import (
     split_records,
     tally,
 )
+from vilem_jax.errors import UserError
 from vilem_jax.files import reason, replacing, write_json
 
 REPORT = "prepared.json"

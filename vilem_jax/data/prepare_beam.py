@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config import UserError
 from vilem_jax.data import tfds_format
 from vilem_jax.data.prepare import (
     claim,
@@ -30,6 +29,7 @@ from vilem_jax.data.prepare_records import (
     split_records,
     tally,
 )
+from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 
 CHUNK = 64  # pictures that a machine takes at a time

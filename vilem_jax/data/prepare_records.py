@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
 from vilem_jax.data.images import ImageError, fit_short_side
 from vilem_jax.data.sources import Source, open_source
+from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 
 SMALLEST_SIDE = 16  # pixels: below, no model of any use could read a picture

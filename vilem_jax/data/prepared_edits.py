@@ -18,9 +18,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vilem_jax.config import EditorConfig, UserError
+from vilem_jax.config import EditorConfig
 from vilem_jax.data.captions import Tokenizer, vocabulary_digest
 from vilem_jax.data.corpus import Corpus
+from vilem_jax.errors import UserError
 from vilem_jax.files import reason, write_bytes
 
 _ABOUT = "vilem_edits"  # key of the description in the file's metadata

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from vilem_jax.config import UserError
 from vilem_jax.data.scene_layout import CANVAS
 from vilem_jax.data.scene_pairs import KINDS, hard_pairs
 from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 

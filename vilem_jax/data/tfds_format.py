@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 VERSION = "1.0.0"  # of prepared data sets, a folder's name
 SUFFIX = "array_record"

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
 from vilem_jax.data import tfds_format
 from vilem_jax.data.index_files import fingerprint, load_or_build
 from vilem_jax.data.packed import PackedRecords
+from vilem_jax.errors import UserError
 
 # Which feature holds the captions, the likeliest name first; and inside a structure.
 CAPTION_NAMES = ("captions", "caption", "text", "texts", "sentences", "sentence", "raw")

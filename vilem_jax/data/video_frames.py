@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vilem_jax.config import UserError
 from vilem_jax.data.images import MAX_PIXELS, ImageError, decode
+from vilem_jax.errors import UserError
 
 # A folder with the frames of a clip, by their names in order.
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from vilem_jax.config import UserError
 from vilem_jax.data.annotations import parse_text, split_of
 from vilem_jax.data.video_frames import VideoError, read_frames
+from vilem_jax.errors import UserError
 
 SUFFIXES = (
     *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v"),

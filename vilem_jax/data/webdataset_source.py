@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
 from vilem_jax.data.index_files import fingerprint, load_or_build
 from vilem_jax.data.packed import PackedRecords
 from vilem_jax.data.pictures import MAX_FILE_BYTES
+from vilem_jax.errors import UserError
 
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _INDEX_VERSION = "1"

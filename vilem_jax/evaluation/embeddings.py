@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.retrieval import whole_and_folds
 from vilem_jax.evaluation.timing import Stopwatch
 

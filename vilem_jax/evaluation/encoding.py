@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config import AugmentConfig, Config, UserError
+from vilem_jax.config import AugmentConfig, Config
 from vilem_jax.data.captions import Vocabulary
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.sources import Source
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.timing import Stopwatch, measure
 from vilem_jax.hosts import is_first
 from vilem_jax.models.text import is_real_token

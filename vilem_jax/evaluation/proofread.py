@@ -18,9 +18,10 @@ import numpy as np
 from flax import nnx
 
 from vilem_jax import hosts
-from vilem_jax.config import EditorConfig, UserError
+from vilem_jax.config import EditorConfig
 from vilem_jax.data.captions import Tokenizer, vocabulary_digest
 from vilem_jax.data.sources import Source
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.evaluation.encoding import Encoder, Proofreading, read_pictures
 from vilem_jax.files import write_bytes

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vilem_jax.config import SourceConfig, UserError
+from vilem_jax.config import SourceConfig
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.missing import present_pictures
 from vilem_jax.data.sources import open_source
 from vilem_jax.data.videos import MSRVTT_1KA, VideoClips
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder
 from vilem_jax.evaluation.pair_files import open_pairs
 from vilem_jax.evaluation.pairs import evaluate_pairs

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from vilem_jax.config import UserError
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import resize_square
 from vilem_jax.data.missing import refuse_missing
 from vilem_jax.data.video_frames import VideoError
 from vilem_jax.data.videos import VideoClips
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
 from vilem_jax.evaluation.retrieval import retrieval_metrics
 from vilem_jax.evaluation.timing import Stopwatch, measured

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.export import onnx_graph, stablehlo, use
 from vilem_jax.export.card import model_card
 from vilem_jax.export.towers import (

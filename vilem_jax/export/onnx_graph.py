@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.export.towers import Tower, free_rows
 
 ENDING = "onnx"

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.export
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.export.towers import Tower, free_rows
 
 PLATFORMS = ("cpu", "cuda", "tpu")

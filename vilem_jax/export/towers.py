@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config import Config, UserError
+from vilem_jax.config import Config
 from vilem_jax.data.captions import Tokenizer
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.models.text import is_real_token
 from vilem_jax.training.state import Params, model_graph

@@ -16,7 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vilem_jax import sharding
-from vilem_jax.config import Config, UserError
+from vilem_jax.config import Config
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.files import reason
 from vilem_jax.objectives.editing import WordTables

@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 GB = 1e9
 GIB = 2.0**30

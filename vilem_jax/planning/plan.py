@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config import Config, UserError
+from vilem_jax.config import Config
+from vilem_jax.errors import UserError
 from vilem_jax.freeze import validate
 from vilem_jax.planning import compiled, costs, memory
 from vilem_jax.planning.devices import Device

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vilem_jax import sharding
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.sharding import ROWS, WHOLE
 
 BLOCK = 32  # rows of which only the best score is looked at first

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 
 SUFFIXES = frozenset(

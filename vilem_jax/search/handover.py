@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.files import check_writable, reason, replacing, write_json
 from vilem_jax.search.exact import ExactSearch, place
 from vilem_jax.search.vectors import Vectors

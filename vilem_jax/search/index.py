@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from vilem_jax.api import Model
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import read_ahead
 from vilem_jax.files import check_writable, reason, write_bytes
 from vilem_jax.search.folder import Entry, list_pictures

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vilem_jax.api import Model, Picture
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.search.exact import place
 from vilem_jax.search.index import Index
 from vilem_jax.search.vectors import Vectors, open_vectors

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.files import reason, replace_file
 
 FILES_LIST = "files.json"

@@ -6,8 +6,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vilem_jax.config import Config, UserError
+from vilem_jax.config import Config
 from vilem_jax.data.captions import Tokenizer
+from vilem_jax.errors import UserError
 from vilem_jax.training.checkpoints import FIELDS, restore_fields
 from vilem_jax.training.starting import open_tokenizer
 from vilem_jax.training.state import Params, abstract_state

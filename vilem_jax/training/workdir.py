@@ -14,7 +14,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from vilem_jax.config import Config, UserError
+from vilem_jax.config import Config
+from vilem_jax.errors import UserError
 from vilem_jax.files import reason, replace_file
 from vilem_jax.freeze import differences, freeze, to_dict
 

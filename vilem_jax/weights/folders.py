@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 
 WEIGHTS = "model.safetensors"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.weights import folders, pickles
 from vilem_jax.weights.folders import Tensors
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import NamedTuple
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 from vilem_jax.weights import (
     albef,
     augreg,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, TextConfig, UserError
+from vilem_jax.config import ComputeConfig, TextConfig
+from vilem_jax.errors import UserError
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.weights import folders, tables
 from vilem_jax.weights.tables import SAME, Entry

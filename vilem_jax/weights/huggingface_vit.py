@@ -6,7 +6,8 @@ from pathlib import Path
 
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, UserError, VisionConfig
+from vilem_jax.config import ComputeConfig, VisionConfig
+from vilem_jax.errors import UserError
 from vilem_jax.models.vision import VisionTower
 from vilem_jax.weights import folders, positions, tables
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry

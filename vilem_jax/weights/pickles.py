@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 WRAPPERS = ("model", "state_dict")  # what training scripts keep the weights under

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from vilem_jax.config import UserError
+from vilem_jax.errors import UserError
 
 SHARPNESS = -0.75  # the cubic's a; torch's choice, where Keys's and JAX's is -0.5
 

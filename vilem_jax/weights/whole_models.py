@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from vilem_jax.config import Config, LossConfig, ModelConfig, UserError
+from vilem_jax.config import Config, LossConfig, ModelConfig
+from vilem_jax.errors import UserError
 from vilem_jax.freeze import validate
 from vilem_jax.models.vilem import new_params
 from vilem_jax.weights import positions, tables
