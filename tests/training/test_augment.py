@@ -21,8 +21,9 @@ from tests.tiny import (
 from vilem_jax import sharding
 from vilem_jax.config import AugmentConfig
 from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.keys import sample_keys
 from vilem_jax.training import augment
-from vilem_jax.training.step import make_prepare, sample_keys
+from vilem_jax.training.step import make_prepare
 
 SIZE = 24
 

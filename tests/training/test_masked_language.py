@@ -18,9 +18,9 @@ from tests.tiny import (
 )
 from vilem_jax import sharding
 from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.objectives import editing
 from vilem_jax.training import masked_language
-from vilem_jax.training.step import Purpose, sample_keys
 
 CONFIG = tiny_config(
     task="editor",
@@ -59,7 +59,7 @@ def batch():
 def masked_words(batch, step):
     """(masked captions, places, is_edit, original words) of a step, by hand."""
     keys = sample_keys(KEY, jnp.asarray(step), batch["sample_id"])
-    keys = editing.fold_in(keys, Purpose.EDIT)
+    keys = fold_in(keys, Purpose.EDIT)
     tokens = np.array(batch["tokens"])
     is_word = word_tables().is_word[tokens]
     chosen = editing.choose_places(keys, is_word, CONFIG.editor)

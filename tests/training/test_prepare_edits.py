@@ -16,9 +16,10 @@ from vilem_jax.data.batches import open_corpus
 from vilem_jax.data.prepared_edits import PreparedEdits
 from vilem_jax.errors import UserError
 from vilem_jax.freeze import freeze
+from vilem_jax.keys import Purpose, sample_keys
 from vilem_jax.training import masked_language, prepare_edits, starting, tasks
 from vilem_jax.training.run import train
-from vilem_jax.training.step import Purpose, editing, make_edit, sample_keys
+from vilem_jax.training.step import editing, make_edit
 from vilem_jax.training.workdir import claim_workdir, read_config
 
 VARIANTS = 2

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vilem_jax.config import EditorConfig
+from vilem_jax.keys import fold_in
 from vilem_jax.models import layers
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.text import is_real_token
@@ -52,13 +53,13 @@ def edit_captions(
       word, or without a candidate for its places, comes back as it was.
     """
     is_word = editor.tables.is_word[tokens]
-    place_keys = editing.fold_in(keys, PLACES_PURPOSE)
+    place_keys = fold_in(keys, PLACES_PURPOSE)
     chosen = editing.choose_places(place_keys, is_word, config)
     model = nnx.merge(graphdef, editor.params)
     logits = _logits_at(model, tokens, chosen, config, pad_id, mask_id)
     original = layers.at_places(tokens, chosen.places)
     allowed = editing.candidate_logits(logits, original, editor.tables, config)
-    word_keys = editing.fold_in(keys, WORDS_PURPOSE)
+    word_keys = fold_in(keys, WORDS_PURPOSE)
     words, has_candidate = editing.sample_words(word_keys, allowed, config)
     chosen = chosen._replace(is_edit=chosen.is_edit & has_candidate)
     return editing.apply_edits(tokens, chosen, words)

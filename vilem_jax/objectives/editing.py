@@ -40,11 +40,6 @@ class Places(NamedTuple):
     is_edit: jax.Array  # bool [B, K]
 
 
-def fold_in(keys: jax.Array, number: int) -> jax.Array:
-    """Per-sample typed keys [B] for one purpose."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-
-
 def choose_places(keys: jax.Array, is_word: jax.Array, config: EditorConfig) -> Places:
     """Bernoulli(edit_rate) for each word; at least min_edits and at most K of them.
 

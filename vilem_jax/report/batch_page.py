@@ -15,10 +15,11 @@ from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.files import write_bytes
+from vilem_jax.keys import sample_keys
 from vilem_jax.report.html import picture_uri
 from vilem_jax.training import masked_language, starting
 from vilem_jax.training.losses import Samples
-from vilem_jax.training.step import make_prepare, sample_keys
+from vilem_jax.training.step import make_prepare
 
 _NO_RUN = Path(os.devnull)  # in place of a work directory
 _SWITCHES = ("local_detect", "local_correct", "global_detect", "global_correct")

@@ -16,13 +16,14 @@ from flax import nnx
 
 from vilem_jax.config import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.layers import dropout_seeds, with_init_std
 from vilem_jax.models.text import is_real_token
 from vilem_jax.objectives import editing, proofreading
 from vilem_jax.training.optimizer import make_optimizer
 from vilem_jax.training.state import Params
-from vilem_jax.training.step import Purpose, keep_if_finite, sample_keys
+from vilem_jax.training.step import keep_if_finite
 
 
 @jax.tree_util.register_dataclass
@@ -90,11 +91,11 @@ def make_editor_step(
         tokens = batch["tokens"]
         keys = sample_keys(key, state.step, batch["sample_id"])
         chosen = editing.choose_places(
-            editing.fold_in(keys, Purpose.EDIT), tables.is_word[tokens], config.editor
+            fold_in(keys, Purpose.EDIT), tables.is_word[tokens], config.editor
         )
-        seeds = dropout_seeds(editing.fold_in(keys, Purpose.DROPOUT))
+        seeds = dropout_seeds(fold_in(keys, Purpose.DROPOUT))
         hidden = hide_words(
-            editing.fold_in(keys, Purpose.AUGMENT),
+            fold_in(keys, Purpose.AUGMENT),
             tokens,
             chosen,
             words,

@@ -22,9 +22,8 @@ from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.prepared_edits import EditTable, PreparedEdits, describe
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.files import check_writable
-from vilem_jax.objectives import editing
+from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.training import masked_language, starting
-from vilem_jax.training.step import Purpose, sample_keys
 
 ROWS = 256  # captions a device edits at a time
 _NO_RUN = Path(os.devnull)  # in place of a work directory
@@ -94,7 +93,7 @@ def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
             graph,
             editor,
             tokens,
-            editing.fold_in(keys, int(Purpose.EDIT)),
+            fold_in(keys, int(Purpose.EDIT)),
             config.editor,
             pad_id=pad_id,
             mask_id=mask_id,

@@ -5,7 +5,6 @@ as they are, momentum keys of the whole batch, losses and gradients, AdamW, enqu
 """
 
 import dataclasses
-import enum
 from collections.abc import Callable
 
 import jax
@@ -16,6 +15,7 @@ from flax import nnx
 from vilem_jax.config import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.evaluation.encoding import normalize
+from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.models.layers import dropout_seeds
 from vilem_jax.models.text import is_real_token
 from vilem_jax.objectives import contrastive, editing
@@ -27,22 +27,6 @@ from vilem_jax.training.optimizer import make_optimizer
 from vilem_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-
-
-class Purpose(enum.IntEnum):
-    """What a sample's randomness is for; the number is folded into its key."""
-
-    FLIP = 0
-    AUGMENT = 1
-    EDIT = 2
-    DROPOUT = 3
-
-
-def sample_keys(key: jax.Array, step: jax.Array, sample_id: jax.Array) -> jax.Array:
-    """Typed keys [B] from (seed, step, sample id): whoever computes a sample, and in
-    whatever company, draws the same numbers for it."""
-    step_key = jax.random.fold_in(key, step)
-    return jax.vmap(jax.random.fold_in, (None, 0))(step_key, sample_id)
 
 
 def make_prepare(
@@ -58,7 +42,7 @@ def make_prepare(
 
     def prepare(editor, batch, keys) -> Samples:
         def purpose(which):
-            return editing.fold_in(keys, int(which))
+            return fold_in(keys, int(which))
 
         tokens = batch["tokens"]
         has_side = editor.tables.is_side[tokens].any(axis=1)
