@@ -17,7 +17,7 @@ from tests.data.make_files import (
     write_tar,
     write_zip,
 )
-from vilem_jax import cli
+from vilem_jax.cli.main import main
 from vilem_jax.config import SourceConfig
 from vilem_jax.data import prepare as preparing
 from vilem_jax.data.images import decode, fit_short_side
@@ -29,7 +29,7 @@ from vilem_jax.errors import UserError
 
 
 def run(*arguments) -> int:
-    return cli.main(["data", "prepare", *map(str, arguments), "--workers=1"])
+    return main(["data", "prepare", *map(str, arguments), "--workers=1"])
 
 
 def opened(folder, split=""):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.evaluation.colours import ColourEncoder, colour_model, write_picture
-from vilem_jax import api, cli
+from vilem_jax import api
+from vilem_jax.cli.main import main
 from vilem_jax.data.videos import VideoClips
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import normalize
@@ -179,21 +180,21 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         (["--videos=nowhere"], "nowhere is not a folder"),
         ([f"--out={file}/x.json"], "cannot write"),
     ):
-        assert cli.main([*arguments, *wrong]) == 2
+        assert main([*arguments, *wrong]) == 2
         told = capsys.readouterr().err
         assert sentence in told and told.count("\n") == 1
 
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
     out = tmp_path / "video.json"
-    assert cli.main([*arguments, f"--out={out}", "--frames=4"]) == 0
+    assert main([*arguments, f"--out={out}", "--frames=4"]) == 0
     told = capsys.readouterr().out
     assert "text to video  100.0" in told and "4 frames a clip" in told
     written = json.loads(out.read_text())
     assert written["protocol"]["model"] == "RUN" and written["v2t"]["r1"] == 100.0
     assert written["protocol"]["step"] == "last"
-    assert cli.main([*arguments, "--text-length=41"]) == 2
+    assert main([*arguments, "--text-length=41"]) == 2
     (tmp_path / "video1").rename(tmp_path / "elsewhere")
-    assert cli.main([*arguments, "--allow-missing"]) == 0
+    assert main([*arguments, "--allow-missing"]) == 0
     told = capsys.readouterr()
     assert "1 LEFT OUT" in told.out and "left out video1: missing" in told.err
 

@@ -9,7 +9,7 @@ import pytest
 
 import vilem_jax
 from tests.export.conftest import CAPTIONS, FIGURES, QUEUE_COUNT
-from vilem_jax import cli
+from vilem_jax.cli.main import main
 from vilem_jax.errors import UserError
 from vilem_jax.export.card import harmless
 from vilem_jax.export.model import export_model
@@ -34,7 +34,7 @@ def assert_same_bits(found, expected):
 
 def refused(capsys, *arguments) -> str:
     capsys.readouterr()
-    assert cli.main([str(argument) for argument in arguments]) == 2
+    assert main([str(argument) for argument in arguments]) == 2
     said = capsys.readouterr().err
     assert said.startswith("vilem: ") and said.count("\n") == 1, said
     return said
@@ -118,7 +118,7 @@ def test_the_card_says_data_command_and_metrics(exported):
 def test_every_verb_takes_an_export(exported, tmp_path, capsys):
     model = f"--model={exported}"
     scenes = ("--data=scenes", "--num-images=3")
-    assert cli.main(["evaluate", "retrieval", model, *scenes]) == 0
+    assert main(["evaluate", "retrieval", model, *scenes]) == 0
     assert "R@1" in capsys.readouterr().out
     said = refused(capsys, "evaluate", "retrieval", model)
     assert "say what to measure on with --data" in said
@@ -164,7 +164,7 @@ def test_what_does_not_go_together(run, tmp_path):
                 run, tmp_path / "out", kind, weights=weights, for_training=True
             )
     with pytest.raises(SystemExit):
-        cli.main(["weights", "export", str(run), "--out=x", "--format=torch"])
+        main(["weights", "export", str(run), "--out=x", "--format=torch"])
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_the_best_step_of_a_run(run_with_best, tmp_path, capsys):
     folder, best = run_with_best
     out = tmp_path / "best"
     export = ("weights", "export", str(folder), f"--out={out}", "--format=vilem")
-    assert cli.main([*export, "--step=best", "--for-training"]) == 0
+    assert main([*export, "--step=best", "--for-training"]) == 0
     found = read_stored(out, for_training=True)
     assert_same_bits(found.params, best["params"])
     assert_same_bits(found.momentum_params, best["momentum_params"])
@@ -198,7 +198,7 @@ def test_the_best_step_of_a_run(run_with_best, tmp_path, capsys):
     for words in ("step 2:", "| 77.5 |", "2 steps of 4 pairs", "--step=best"):
         assert words in card
     assert "12.5" not in card
-    assert cli.main([*export]) == 0  # the last one in its place
+    assert main([*export]) == 0  # the last one in its place
     assert_same_bits(read_stored(out).params, read_stored(folder).params)
     assert "step 3:" in (out / "README.md").read_text()
 

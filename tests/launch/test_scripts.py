@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vilem_jax.cli import make_parser, split_overrides
+from vilem_jax.cli.main import make_parser, split_overrides
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 SCRIPTS = ["one_node.sh", "slurm.sbatch", "gke_xpk.sh", "tpu_vm.sh"]

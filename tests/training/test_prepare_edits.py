@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.training.tiny_runs import HELD_OUT, SCENES, assert_same_run, run_settings
-from vilem_jax import cli, sharding
+from vilem_jax import sharding
+from vilem_jax.cli.main import main
 from vilem_jax.data.batches import open_corpus
 from vilem_jax.data.prepared_edits import PreparedEdits
 from vilem_jax.errors import UserError
@@ -154,7 +155,7 @@ def refused(settings, workdir, capsys) -> str:
         f"import json\n\n\ndef get_config():\n    return json.loads({text})\n"
     )
     capsys.readouterr()
-    assert cli.main(["train", f"--config={file}", f"--workdir={workdir}"]) == 2
+    assert main(["train", f"--config={file}", f"--workdir={workdir}"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("vilem: ") and said.count("\n") == 1, said
     return said
@@ -237,15 +238,15 @@ def test_the_command(settings, tmp_path, capsys):
         f"import json\n\n\ndef get_config():\n    return json.loads({text})\n"
     )
     arguments = ["data", "edit", f"--config={file}", f"--out={out}"]
-    assert cli.main([*arguments, "--variants=1", "--config.seed=7"]) == 0
+    assert main([*arguments, "--variants=1", "--config.seed=7"]) == 0
     assert "300 pairs, 1 edits of each" in capsys.readouterr().out
     assert PreparedEdits(str(out)).about["seed"] == 7
     page = tmp_path / "batch.html"
     shows = [f"--config={file}", "--config.editor.path=", f"--out={page}"]
     shows += [f"--config.editor.prepared={out}", "--num-pairs=4"]
-    assert cli.main(["data", "show", *shows]) == 0
+    assert main(["data", "show", *shows]) == 0
     assert page.read_text().count("<mark") >= 4
-    assert cli.main([*arguments, "--config.editor.path="]) == 2
+    assert main([*arguments, "--config.editor.path="]) == 2
     assert "config.editor.path is empty" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
-        cli.main([*arguments, "--variants=0"])
+        main([*arguments, "--variants=0"])

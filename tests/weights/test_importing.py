@@ -15,7 +15,8 @@ from tests.weights.both_towers import (
     albef_state,
     text_shape,
 )
-from vilem_jax import api, cli
+from vilem_jax import api
+from vilem_jax.cli.main import main
 from vilem_jax.config import VisionConfig
 from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
@@ -260,9 +261,9 @@ def _random(config):
 def test_the_command(timm_file, tmp_path, capsys):
     out = str(tmp_path / "out")
     line = ["weights", "import", str(timm_file), f"--out={out}", "--vision-heads=4"]
-    assert cli.main([*line, "--format=timm"]) == 0
+    assert main([*line, "--format=timm"]) == 0
     assert "image tower of 2 layers" in capsys.readouterr().out
-    assert cli.main([*line, "--format=augreg"]) == 2
+    assert main([*line, "--format=augreg"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("vilem: ") and error.count("\n") == 1
     assert "by the names of its tensors it is in timm" in error

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.evaluation.colours import colour_model, write_picture
-from vilem_jax import api, cli
+from vilem_jax import api
+from vilem_jax.cli.main import main
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 PAIRS = [("red", "green"), ("green", "red"), ("blue", "red"), ("red", "blue")]
@@ -19,12 +20,12 @@ def model(monkeypatch):
 
 def evaluate(capsys, *arguments):
     """Runs a verb that must succeed; its standard output and error."""
-    assert cli.main(["evaluate", *arguments]) == 0
+    assert main(["evaluate", *arguments]) == 0
     return capsys.readouterr()
 
 
 def refused(capsys, *arguments):
-    assert cli.main(["evaluate", *arguments]) == 2
+    assert main(["evaluate", *arguments]) == 2
     told = capsys.readouterr().err
     assert told.count("vilem: ") >= 1 and "Traceback" not in told
     return told
@@ -281,6 +282,6 @@ def test_a_suite_without_anything_is_refused(tmp_path, capsys):
 )
 def test_help(what, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["evaluate", what, "--help"])
+        main(["evaluate", what, "--help"])
     assert caught.value.code == 0
     assert "usage: vilem evaluate" in capsys.readouterr().out

@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 from tests.search.test_embed import MeanColour
-from vilem_jax import api, cli
+from vilem_jax import api
+from vilem_jax.cli.main import main
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def photos(tmp_path):
 
 
 def run(*arguments):
-    return cli.main([str(argument) for argument in arguments])
+    return main([str(argument) for argument in arguments])
 
 
 def refused(capsys, *arguments) -> str:

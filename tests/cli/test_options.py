@@ -5,8 +5,8 @@ import dataclasses
 
 import pytest
 
-from vilem_jax import cli
-from vilem_jax.cli_arguments import add_data, source_config, told_split
+from vilem_jax.cli.main import main
+from vilem_jax.cli.options import add_data, source_config, told_split
 from vilem_jax.config import Config, DataConfig, SourceConfig
 from vilem_jax.errors import UserError
 from vilem_jax.training.workdir import claim_workdir
@@ -49,7 +49,7 @@ def test_options_that_would_be_ignored(tmp_path, option):
 def test_pairs_in_a_file_have_no_split(capsys, tmp_path):
     arguments = ["evaluate", "pairs", f"--model={tmp_path}", "--data=swap.json"]
     for option in ("--split=test", "--num-images=5"):
-        assert cli.main([*arguments, option]) == 2
+        assert main([*arguments, option]) == 2
         assert f"{option} has no meaning for pairs" in capsys.readouterr().err
 
 
@@ -71,21 +71,21 @@ def test_the_words_of_a_search_stand_anywhere(monkeypatch, arguments):
         return []
 
     monkeypatch.setattr("vilem_jax.search.query.search", search)
-    monkeypatch.setattr("vilem_jax.cli_use.open_model", lambda options: None)
-    assert cli.main(["search", *arguments]) == 0
+    monkeypatch.setattr("vilem_jax.cli.search.open_model", lambda options: None)
+    assert main(["search", *arguments]) == 0
     assert seen == [("INDEX", "red dog")]
 
 
 @pytest.mark.parametrize("number", ["zero", "0", "1.5"])
 def test_counts_are_whole_numbers(capsys, number):
     with pytest.raises(SystemExit):
-        cli.main(["search", "INDEX", "red", "--model=RUN", f"--top={number}"])
+        main(["search", "INDEX", "red", "--model=RUN", f"--top={number}"])
     assert f"{number} is not a whole number of 1 or more" in capsys.readouterr().err
 
 
 def test_an_option_is_no_word(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["search", "INDEX", "--model=RUN", "a", "--tpo=3"])
+        main(["search", "INDEX", "--model=RUN", "a", "--tpo=3"])
     assert "unrecognized arguments: --tpo=3" in capsys.readouterr().err
 
 

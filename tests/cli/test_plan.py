@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from vilem_jax import cli
+from vilem_jax.cli.main import main
 from vilem_jax.planning import compiled
 
 PLAN = ["plan", "--config=pretrain_cc4m"]
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:
-    code = cli.main([*PLAN, *arguments])
+    code = main([*PLAN, *arguments])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -76,7 +76,7 @@ def test_pairs_must_be_a_number(capsys, pairs):
 
 @pytest.mark.parametrize("name", ["editor", "scenes", "flickr8k", "finetune_coco"])
 def test_other_configs_plan_without_their_data(capsys, name):
-    code = cli.main(["plan", f"--config={name}", "--device=h100"])
+    code = main(["plan", f"--config={name}", "--device=h100"])
     text = capsys.readouterr().out
     assert code == 0 and "prediction, not a measurement" in text
 

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from vilem_jax.cli_arguments import add_step, count
+from vilem_jax.cli.options import add_step, count
 
 
 def add_verbs(verbs) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vilem_jax.cli_arguments import add_config
+from vilem_jax.cli.options import add_config
 from vilem_jax.config_files import load_config
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vilem_jax import api, cli
+from vilem_jax import api
+from vilem_jax.cli.main import main
 from vilem_jax.config_files import load_config
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.scenes import ScenesSource
@@ -116,7 +117,7 @@ def photo(tmp_path_factory):
 def refused(capsys, *arguments: str) -> str:
     """The one line that a mistake gets."""
     capsys.readouterr()
-    assert cli.main(list(arguments)) == 2
+    assert main(list(arguments)) == 2
     said = capsys.readouterr().err
     assert said.startswith("vilem: ") and said.count("\n") == 1, said
     return said
@@ -126,7 +127,7 @@ def refused(capsys, *arguments: str) -> str:
 
 
 def test_overrides_in_all_their_spellings():
-    rest, overrides = cli.split_overrides(
+    rest, overrides = main.split_overrides(
         [
             "train",
             "--config=scenes",
@@ -165,7 +166,7 @@ def test_train_passes_its_options_on(monkeypatch):
         lambda *args, **options: seen.append((args, options)),
     )
     arguments = ["train", "--config=scenes", "--workdir=RUN", "--max-hours=0.5"]
-    assert cli.main([*arguments, "--dry-run", "--config.seed=9"]) == 0
+    assert main([*arguments, "--dry-run", "--config.seed=9"]) == 0
     ((config, workdir), options) = seen[0]
     assert (config.seed, workdir) == (9, "RUN")
     assert options == {"max_hours": 0.5, "dry_run": True, "stop_code": 0}
@@ -177,7 +178,7 @@ def test_demo_passes_its_options_on(monkeypatch):
         "vilem_jax.report.demo.run_demo",
         lambda *args, **options: seen.append((args, options)),
     )
-    assert cli.main(["demo", "--quick", "--seed=5", "--out=x"]) == 0
+    assert main(["demo", "--quick", "--seed=5", "--out=x"]) == 0
     assert seen == [(("x",), {"seed": 5, "quick": True})]
 
 
@@ -196,7 +197,7 @@ def test_demo_passes_its_options_on(monkeypatch):
 )
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
+        main(arguments)
     assert caught.value.code == 2
     assert "error:" in capsys.readouterr().err
 
@@ -216,7 +217,7 @@ def test_help_of_every_verb(capsys):
         ["data", "show"],
     ):
         with pytest.raises(SystemExit) as caught:
-            cli.main([*verb, "--help"])
+            main([*verb, "--help"])
         assert caught.value.code == 0
         assert "usage: vilem" in capsys.readouterr().out
 
@@ -275,7 +276,7 @@ def test_models_and_data_that_are_not_there(run, tmp_path, capsys, photo):
 def test_evaluate_retrieval(run, tmp_path, capsys):
     out = tmp_path / "metrics.json"
     arguments = ["evaluate", "retrieval", f"--model={run}", f"--out={out}"]
-    assert cli.main([*arguments, "--data=scenes", "--num-images=6"]) == 0
+    assert main([*arguments, "--data=scenes", "--num-images=6"]) == 0
     assert "R@1" in capsys.readouterr().out
     figures = json.loads(out.read_text())
     assert (
@@ -284,7 +285,7 @@ def test_evaluate_retrieval(run, tmp_path, capsys):
     assert figures["images"] == 6
     assert figures["protocol"]["weights"] == "online"
     # Without --data: the validation data of the run.
-    assert cli.main([*arguments, "--weights=momentum", "--captions-per-image=1"]) == 0
+    assert main([*arguments, "--weights=momentum", "--captions-per-image=1"]) == 0
     figures = json.loads(out.read_text())
     assert figures["images"] == figures["captions"] == 8
 
@@ -292,7 +293,7 @@ def test_evaluate_retrieval(run, tmp_path, capsys):
 def test_evaluate_pairs(run, tmp_path, capsys, photo):
     out = tmp_path / "pairs.json"
     arguments = ["evaluate", "pairs", f"--model={run}", f"--out={out}"]
-    assert cli.main([*arguments, "--data=scenes", "--num-images=30"]) == 0
+    assert main([*arguments, "--data=scenes", "--num-images=30"]) == 0
     assert 0 <= json.loads(out.read_text())["accuracy"] <= 100
     pairs = {
         "0": {
@@ -303,7 +304,7 @@ def test_evaluate_pairs(run, tmp_path, capsys, photo):
     }
     (tmp_path / "swap.json").write_text(json.dumps(pairs))
     mine = [f"--data={tmp_path / 'swap.json'}", f"--images={photo.parent}"]
-    assert cli.main([*arguments, *mine]) == 0
+    assert main([*arguments, *mine]) == 0
     assert json.loads(out.read_text())["pairs"] == 1
     assert "accuracy" in capsys.readouterr().out
 
@@ -312,7 +313,7 @@ def test_evaluate_proofread_stores_its_edits(run, tmp_path, capsys):
     out, edits = tmp_path / "proofread.json", tmp_path / "edits.npz"
     arguments = ["evaluate", "proofread", f"--model={run}", f"--out={out}"]
     for _ in range(2):
-        assert cli.main([*arguments, f"--edits={edits}"]) == 0
+        assert main([*arguments, f"--edits={edits}"]) == 0
         figures = json.loads(out.read_text())
         assert {"local", "global", "shuffled"} <= set(figures)
     assert edits.is_file()
@@ -323,13 +324,13 @@ def test_proofread(run, photo, tmp_path, capsys):
     out = tmp_path / "words.json"
     caption = "a red circle on grass"
     arguments = ["proofread", f"--model={run}", str(photo), caption, f"--out={out}"]
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     assert "p(wrong)" in capsys.readouterr().out
     judged = json.loads(out.read_text())
     assert [word["word"] for word in judged["words"]][:2] == ["a", "red"]
     assert judged["tokens_not_judged"] == 0
     arguments[3] = " ".join([caption] * 9)
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     told = capsys.readouterr().err
     cut = json.loads(out.read_text())["tokens_not_judged"]
     assert cut > 0 and f"the last {cut} tokens of the caption were not judged" in told
@@ -338,18 +339,18 @@ def test_proofread(run, photo, tmp_path, capsys):
 def test_index_and_search(run, photo, tmp_path, capsys):
     (photo.parent / "broken.png").write_bytes(b"no picture")
     index, model = str(tmp_path / "index.npz"), f"--model={run}"
-    assert cli.main(["index", str(photo.parent), model, f"--out={index}"]) == 0
+    assert main(["index", str(photo.parent), model, f"--out={index}"]) == 0
     told = capsys.readouterr()
     assert "1 pictures" in told.out and "broken.png" in told.err
-    assert cli.main(["search", index, "a red circle", model]) == 0
+    assert main(["search", index, "a red circle", model]) == 0
     found = capsys.readouterr().out
     assert str(photo) in found
     for unquoted in (["a", "red", "circle", model], [model, "a", "red", "circle"]):
-        assert cli.main(["search", index, *unquoted]) == 0
+        assert main(["search", index, *unquoted]) == 0
         assert capsys.readouterr().out == found
     said = refused(capsys, "search", index, "?!", model)
     assert "no word in '?!' that the model knows" in said
-    assert cli.main(["search", index, model, f"--picture={photo}", "--top=1"]) == 0
+    assert main(["search", index, model, f"--picture={photo}", "--top=1"]) == 0
     assert capsys.readouterr().out.startswith("1.000  ")
     assert "one of the two" in refused(capsys, "search", index, model)
 
@@ -357,7 +358,7 @@ def test_index_and_search(run, photo, tmp_path, capsys):
 def test_data_check(config_file, tmp_path, capsys):
     out = tmp_path / "check.json"
     arguments = ["data", "check", f"--config={config_file}", f"--out={out}"]
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     assert "train: 24 pictures" in capsys.readouterr().out
     assert json.loads(out.read_text())["splits"]["validation"]["images"] == 8
 
@@ -365,9 +366,9 @@ def test_data_check(config_file, tmp_path, capsys):
 def test_data_show(run, config_file, tmp_path):
     out = tmp_path / "batch.html"
     arguments = ["data", "show", f"--config={config_file}", f"--out={out}"]
-    assert cli.main([*arguments, "--num-pairs=3"]) == 0
+    assert main([*arguments, "--num-pairs=3"]) == 0
     assert out.read_text().count("<img") == 3 and "<mark" not in out.read_text()
     editor = json.loads((run / "config.json").read_text())["editor"]["path"]
-    assert cli.main([*arguments, f"--config.editor.path={editor}"]) == 0
+    assert main([*arguments, f"--config.editor.path={editor}"]) == 0
     page = out.read_text()
     assert page.count("<img") == 24 and page.count("<mark") >= 24

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from vilem_jax.cli_arguments import (
+from vilem_jax.cli.options import (
     add_data,
     add_distributed,
     add_model,

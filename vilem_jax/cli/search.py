@@ -1,21 +1,79 @@
-"""Retrieval at scale: embed by many workers, hand over to a search engine."""
+"""Search: `vilem index`, `search`, `embed` and `vectors export`."""
 
 import argparse
 import re
 import sys
 from pathlib import Path
 
-from vilem_jax.cli_arguments import EMBEDDED, add_model, count, kind_of, open_model
+from vilem_jax.cli.options import EMBEDDED, add_model, count, kind_of, open_model
 from vilem_jax.config import SourceConfig
 from vilem_jax.errors import UserError
 
 
 def add_verbs(verbs) -> None:
+    _add_index(verbs)
+    _add_search(verbs)
     _add_embed(verbs)
     parts = verbs.add_parser(
         "vectors", help="what `vilem embed` made, for elsewhere", allow_abbrev=False
     ).add_subparsers(metavar="WHAT", required=True)
     _add_export(parts)
+
+
+# ---- vilem index, vilem search ----
+
+
+def _add_index(verbs) -> None:
+    index = verbs.add_parser(
+        "index", help="encode a folder of pictures, to search in", allow_abbrev=False
+    )
+    add_model(index)
+    index.add_argument("folder")
+    index.add_argument("--out", required=True, metavar="INDEX", help="file to write")
+    index.set_defaults(verb=_index)
+
+
+def _index(options: argparse.Namespace) -> None:
+    from vilem_jax.search.index import index
+
+    done = index(
+        options.folder,
+        open_model(options),
+        options.out,
+        show_progress=sys.stderr.isatty(),
+    )
+    for path, reason in done.broken:
+        print(f"vilem: left out {path}: {reason}", file=sys.stderr)
+    print(
+        f"{options.out}: {done.pictures} pictures, {done.encoded} of them encoded now; "
+        f"{done.removed} removed, {len(done.broken)} could not be read"
+    )
+
+
+def _add_search(verbs) -> None:
+    search = verbs.add_parser(
+        "search", help="pictures by words, or by a picture", allow_abbrev=False
+    )
+    add_model(search)
+    search.add_argument("index", help="what `vilem index` or `embed` wrote")
+    search.add_argument("words", nargs="*", help="what to look for")
+    search.add_argument("--picture", metavar="FILE", help="instead of words")
+    search.add_argument("--top", type=count, default=10, help="how many")
+    search.set_defaults(verb=_search)
+
+
+def _search(options: argparse.Namespace) -> None:
+    from vilem_jax.search.query import search
+
+    hits = search(
+        options.index,
+        open_model(options),
+        words=" ".join(options.words) if options.words else None,
+        picture=options.picture,
+        top_k=options.top,
+    )
+    for hit in hits:
+        print(f"{hit.score:.3f}  {hit.path}")
 
 
 # ---- vilem embed ----

@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from vilem_jax.cli_arguments import add_model, count, open_model
-from vilem_jax.cli_measures import (
+from vilem_jax.cli.evaluate_options import (
     add_out,
     add_text_length,
     captions_length,
@@ -12,6 +11,7 @@ from vilem_jax.cli_measures import (
     of_model,
     tell,
 )
+from vilem_jax.cli.options import add_model, count, open_model
 
 
 def add_verb(measures) -> None:

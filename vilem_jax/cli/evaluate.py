@@ -4,8 +4,18 @@ import argparse
 import json
 import sys
 
-from vilem_jax import cli_video
-from vilem_jax.cli_arguments import (
+from vilem_jax.cli import evaluate_video
+from vilem_jax.cli.evaluate_options import (
+    add_measure,
+    add_out,
+    add_text_length,
+    captions_length,
+    check_out,
+    of_model,
+    open_both,
+    tell,
+)
+from vilem_jax.cli.options import (
     EMBEDDED,
     add_distributed,
     add_model,
@@ -15,16 +25,6 @@ from vilem_jax.cli_arguments import (
     refuse_options,
     source_config,
     told_split,
-)
-from vilem_jax.cli_measures import (
-    add_measure,
-    add_out,
-    add_text_length,
-    captions_length,
-    check_out,
-    of_model,
-    open_both,
-    tell,
 )
 from vilem_jax.errors import UserError
 
@@ -37,7 +37,7 @@ def add_verbs(verbs) -> None:
     _add_winoground(measures)
     _add_pairs(measures)
     _add_proofreading(measures)
-    cli_video.add_verb(measures)
+    evaluate_video.add_verb(measures)
     _add_embeddings(measures)
     _add_suite(measures)
 

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from vilem_jax.cli_arguments import EMBEDDED, count, kind_of
+from vilem_jax.cli.options import EMBEDDED, count, kind_of
 from vilem_jax.config import SourceConfig
 from vilem_jax.errors import UserError
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from vilem_jax import cli_prepare
-from vilem_jax.cli_arguments import add_config, count
+from vilem_jax.cli import data_prepare
+from vilem_jax.cli.options import add_config, count
 from vilem_jax.config_files import load_config
 
 
@@ -39,7 +39,7 @@ def add_verbs(verbs) -> None:
         "--variants", type=count, default=4, help="edits of each caption; 4 by default"
     )
     edit.set_defaults(verb=_edit)
-    cli_prepare.add_verb(looks)
+    data_prepare.add_verb(looks)
 
 
 def _check(options: argparse.Namespace) -> None:

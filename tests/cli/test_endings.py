@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from vilem_jax import cli
+from vilem_jax.cli.main import main
 from vilem_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +20,7 @@ def test_interrupted(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vilem_jax.report.demo.run_demo", interrupt)
-    assert cli.main(["demo"]) == 130
+    assert main(["demo"]) == 130
     assert capsys.readouterr().err == "vilem: interrupted\n"
 
 
@@ -36,7 +36,7 @@ def test_out_of_memory(error, monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr("vilem_jax.report.demo.run_demo", exhaust)
-    assert cli.main(["demo"]) == 2
+    assert main(["demo"]) == 2
     told = capsys.readouterr().err
     assert "out of memory (" in told and "num_microbatches" in told
     assert "9 TiB" in told and told.count("\n") == 1
@@ -47,14 +47,14 @@ def test_a_file_name_of_any_bytes_is_printed(monkeypatch):
     monkeypatch.setattr(sys, "stdout", shown)
     name = os.fsdecode(b"bad\xff.png")
     monkeypatch.setattr("vilem_jax.report.demo.run_demo", lambda *_, **__: print(name))
-    assert cli.main(["demo"]) == 0
+    assert main(["demo"]) == 0
     assert shown.buffer.getvalue() == b"bad\\udcff.png\n"
 
 
 def test_exit_code_and_sentence_of_the_program(tmp_path):
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "vilem_jax.cli", "train", "--config=scnes"),
+            *(sys.executable, "-m", "vilem_jax.cli.main", "train", "--config=scnes"),
             f"--workdir={tmp_path / 'run'}",
         ],
         capture_output=True,
@@ -72,5 +72,5 @@ def test_a_user_error_of_a_library_call_is_one_line(monkeypatch, capsys):
         raise UserError("a sentence")
 
     monkeypatch.setattr("vilem_jax.report.demo.run_demo", refuse)
-    assert cli.main(["demo"]) == 2
+    assert main(["demo"]) == 2
     assert capsys.readouterr().err == "vilem: a sentence\n"

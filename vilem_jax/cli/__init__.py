@@ -1,0 +1,1 @@
+"""The `vilem` command: one verb, one thin function."""

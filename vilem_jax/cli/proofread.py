@@ -1,0 +1,52 @@
+"""`vilem proofread`: which words of a caption are wrong."""
+
+import argparse
+import sys
+
+from vilem_jax.cli.options import add_model, open_model
+
+
+def add_verbs(verbs) -> None:
+    _add_proofread(verbs)
+
+
+# ---- vilem proofread ----
+
+
+def _add_proofread(verbs) -> None:
+    proofread = verbs.add_parser(
+        "proofread",
+        help="which words of a caption are wrong, and what is right",
+        allow_abbrev=False,
+    )
+    add_model(proofread)
+    proofread.add_argument("photo")
+    proofread.add_argument("caption")
+    proofread.add_argument("--branch", choices=("local", "global"), default="local")
+    proofread.add_argument("--out", metavar="FILE.json", help="the same as JSON")
+    proofread.set_defaults(verb=_proofread)
+
+
+def _proofread(options: argparse.Namespace) -> None:
+    import dataclasses
+
+    from vilem_jax.files import write_json
+    from vilem_jax.report.tables import words_table
+
+    model = open_model(options)
+    words = model.proofread(options.photo, options.caption, branch=options.branch)
+    print(words_table(words))
+    length = model.config.evaluation.text_length
+    cut = max(int(model.tokenizer.lengths([options.caption])[0]) - length, 0)
+    if cut:
+        print(
+            f"vilem: the last {cut} tokens of the caption were not judged: this model "
+            f"reads {length}",
+            file=sys.stderr,
+        )
+    if options.out:
+        judged = [dataclasses.asdict(word) for word in words]
+        write_json(options.out, {"words": judged, "tokens_not_judged": cut})
+
+
+# ---- vilem index, vilem search ----

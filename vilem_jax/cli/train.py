@@ -1,0 +1,83 @@
+"""`vilem train`, and `vilem demo`, which trains on the embedded data."""
+
+import argparse
+
+from vilem_jax.cli.options import add_config, add_distributed, hours
+from vilem_jax.config_files import config_names, load_config
+
+
+def add_verbs(verbs) -> None:
+    _add_demo(verbs)
+    _add_train(verbs)
+
+
+def _add_demo(verbs) -> None:
+    demo = verbs.add_parser(
+        "demo",
+        help="everything on the embedded data set, a report at the end",
+        allow_abbrev=False,
+    )
+    demo.add_argument("--out", default="vilem-demo", help="folder for all of it")
+    demo.add_argument("--seed", type=int, default=0, help="another draw of the data")
+    demo.add_argument(
+        "--quick", action="store_true", help="one minute: shows that all works, no more"
+    )
+    demo.set_defaults(verb=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from vilem_jax.report.demo import run_demo
+
+    run_demo(options.out, seed=options.seed, quick=options.quick)
+
+
+def _add_train(verbs) -> None:
+    train = verbs.add_parser(
+        "train",
+        help="train, or resume, the run in a work directory",
+        epilog=f"Packaged configs: {', '.join(config_names())}.",
+        allow_abbrev=False,
+    )
+    add_config(train)
+    train.add_argument(
+        "--workdir", required=True, help="folder of the run; resumed if it holds one"
+    )
+    train.add_argument("--dry-run", action="store_true", help="one step, no file")
+    train.add_argument(
+        "--max-hours", type=hours, help="save and leave after so much wall time"
+    )
+    train.add_argument(
+        "--stop-code",
+        type=int,
+        default=0,
+        metavar="CODE",
+        help="exit code of a run that a signal or --max-hours stopped before its end, "
+        "for schedulers that start again what failed; 0 by default",
+    )
+    add_distributed(train)
+    train.set_defaults(verb=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    config = load_config(options.config, options.overrides)
+    from vilem_jax.training.run import train
+
+    train(
+        config,
+        options.workdir,
+        max_hours=options.max_hours,
+        dry_run=options.dry_run,
+        stop_code=options.stop_code,
+    )
+    if not options.dry_run:
+        _print_test(options.workdir)
+
+
+def _print_test(workdir: str) -> None:
+    """The scores of the test split, where the run has come so far."""
+    from vilem_jax.report.tables import retrieval_table
+    from vilem_jax.training.final_test import read_scores
+
+    for name, figures in read_scores(workdir).items():
+        print(f"{name}, the test split, scored once:")
+        print(retrieval_table(figures))
