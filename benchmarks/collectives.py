@@ -57,7 +57,7 @@ def settings(options, num_microbatches: int):
             train={"batch_size": batch_size, "num_microbatches": num_microbatches},
             loss={"queue_length": 2 * batch_size},
         )
-    from vilem_jax.config_files import load_config
+    from vilem_jax.config.files import load_config
 
     return load_config(
         options.config,

@@ -104,7 +104,7 @@ def reading_ahead(options) -> int:
 
 
 def open_batches(data: Path, tokenizer, config, options):
-    from vilem_jax.config import DataConfig, SourceConfig
+    from vilem_jax.config.schema import DataConfig, SourceConfig
     from vilem_jax.data.batches import open_corpus, train_batches
 
     source = SourceConfig(

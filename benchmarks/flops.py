@@ -23,7 +23,7 @@ def main() -> None:
     options = parser.parse_args()
     import jax
 
-    from vilem_jax.config_files import load_config
+    from vilem_jax.config.files import load_config
     from vilem_jax.planning import compiled, costs, plan
 
     settings = [("train.batch_size", str(options.pairs)), ("editor.max_edits", "5")]

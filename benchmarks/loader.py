@@ -28,7 +28,7 @@ import reporting
 from pictures import PRE_RESIZED, jpeg, photo, write_pairs
 from PIL import Image
 
-from vilem_jax.config import DataConfig, SourceConfig
+from vilem_jax.config.schema import DataConfig, SourceConfig
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import crop_box, decode, random_crop

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.models import layers
 from vilem_jax.models.text import TextLayer
 

@@ -52,7 +52,7 @@ def make_config(
       image_size: pixels a side, instead of the shape's.
       is_plain: no dropout and no augmentation.
     """
-    from vilem_jax.freeze import freeze
+    from vilem_jax.config.freeze import freeze
 
     shape = SHAPES[options.shape]
     return freeze(

@@ -63,7 +63,7 @@ def compile_one(options, topology: str, pairs: int, recompute: bool) -> dict:
 
     jax.config.update("jax_exec_time_optimization_effort", options.effort)
     jax.config.update("jax_memory_fitting_effort", options.effort)
-    from vilem_jax.config_files import load_config
+    from vilem_jax.config.files import load_config
     from vilem_jax.planning import compiled, plan
     from vilem_jax.planning.devices import find_device
 

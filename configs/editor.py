@@ -18,7 +18,7 @@ Hardware: any GPU; a few CPU cores for a BERT as small as all-MiniLM-L6-v2.
 Expected result: `masked_top1` on validation; see docs/results.md for what was run.
 """
 
-from vilem_jax.config_files import default_config, source
+from vilem_jax.config.files import default_config, source
 
 
 def get_config():

@@ -15,7 +15,7 @@ Expected result: Table 1, pre-trained on CC4M (5.1 M pairs): image to text R@1/5
 69.0/90.7/95.1, text to image 52.6/79.4/87.2. Not measured here.
 """
 
-from vilem_jax.config_files import packaged_config, source
+from vilem_jax.config.files import packaged_config, source
 
 
 def get_config():

@@ -16,7 +16,7 @@ Expected result: Table 1, pre-trained on CC4M (5.1 M pairs): image to text R@1/5
 92.4/99.2/99.7, text to image 78.1/94.6/97.0. Not measured here.
 """
 
-from vilem_jax.config_files import packaged_config, source
+from vilem_jax.config.files import packaged_config, source
 
 
 def get_config():

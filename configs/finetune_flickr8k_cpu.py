@@ -15,7 +15,7 @@ Expected result: docs/results.md. The picture size stays at 128 and the crop at 
 the picture or more, as in pre-training, so that the targets are all that differs.
 """
 
-from vilem_jax.config_files import default_config, packaged_config, source
+from vilem_jax.config.files import default_config, packaged_config, source
 
 
 def get_config():

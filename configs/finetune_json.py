@@ -34,7 +34,7 @@ more memory, fewer microbatches (`train.num_microbatches`) are faster and the sa
 Expected result: depends on your data; not measured.
 """
 
-from vilem_jax.config_files import default_config, source
+from vilem_jax.config.files import default_config, source
 
 BERT = "google-bert/bert-base-uncased"
 

@@ -19,7 +19,7 @@ Expected result: far below models that start from ImageNet weights; 6,000 pictur
 few for a ViT from scratch. What was run is in docs/results.md.
 """
 
-from vilem_jax.config_files import default_config, source
+from vilem_jax.config.files import default_config, source
 
 
 def get_config():

@@ -12,7 +12,7 @@ an hour, where chance is 1.0; docs/results.md. It shows that the whole way works
 photographs and real weights, and how far an hour takes a ViT from scratch.
 """
 
-from vilem_jax.config_files import packaged_config
+from vilem_jax.config.files import packaged_config
 
 
 def get_config():

@@ -23,7 +23,7 @@ Hardware: one GPU with 24 GB.
 Expected result: depends on your data; not run here, and neither is the memory measured.
 """
 
-from vilem_jax.config_files import default_config, source
+from vilem_jax.config.files import default_config, source
 
 BERT = "google-bert/bert-base-uncased"
 VIT = "facebook/deit-base-patch16-224"

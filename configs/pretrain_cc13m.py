@@ -9,7 +9,7 @@ Hardware: 32 A100 in the paper; batch 2,048.
 Expected result: Table 1 of the paper after fine-tuning. Not run here.
 """
 
-from vilem_jax.config_files import packaged_config, source
+from vilem_jax.config.files import packaged_config, source
 
 
 def get_config():

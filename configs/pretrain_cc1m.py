@@ -11,7 +11,7 @@ Hardware: 32 A100 in the paper's main run.
 Expected result: Table 5, zero-shot on COCO. Not run here.
 """
 
-from vilem_jax.config_files import packaged_config, source
+from vilem_jax.config.files import packaged_config, source
 
 
 def get_config():

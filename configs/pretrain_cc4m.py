@@ -10,7 +10,7 @@ Hardware: 32 A100 in the paper; batch 2,048.
 Expected result: Table 1 of the paper after fine-tuning. Not run here.
 """
 
-from vilem_jax.config_files import default_config, source
+from vilem_jax.config.files import default_config, source
 
 BERT = "google-bert/bert-base-uncased"
 VIT = "facebook/deit-base-patch16-224"  # ViT-B/16 on ImageNet-1k, as ALBEF starts

@@ -10,7 +10,7 @@ Hardware: 32 A100, or a TPU v5e-32; batch 2,048. `fsdp_devices` is a node of A10
 Expected result: not in the paper, and not run here.
 """
 
-from vilem_jax.config_files import packaged_config
+from vilem_jax.config.files import packaged_config
 
 BERT = "google-bert/bert-large-uncased"
 VIT = "google/vit-large-patch16-224"

@@ -17,7 +17,7 @@ Hardware: 2 CPU cores.
 Expected result: docs/results.md.
 """
 
-from vilem_jax.config_files import default_config, source
+from vilem_jax.config.files import default_config, source
 
 VOCABULARY_SIZE = 256  # WordPiece over the captions of the training split
 

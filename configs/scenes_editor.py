@@ -10,7 +10,7 @@ Hardware: 2 CPU cores.
 Expected result: `masked_top1` on validation, see docs/results.md.
 """
 
-from vilem_jax.config_files import default_config, source
+from vilem_jax.config.files import default_config, source
 
 
 def get_config():

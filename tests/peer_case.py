@@ -21,7 +21,7 @@ import safetensors.numpy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # installed or not
 
-from vilem_jax.config import (
+from vilem_jax.config.schema import (
     ComputeConfig,
     Config,
     LossConfig,

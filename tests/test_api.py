@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import vilem_jax
-from vilem_jax.config import (
+from vilem_jax.config.freeze import to_dict
+from vilem_jax.config.schema import (
     AugmentConfig,
     ComputeConfig,
     Config,
@@ -25,7 +26,6 @@ from vilem_jax.config import (
 from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.data.images import resize_square
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import to_dict
 from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.state import initial_params, initial_state
 from vilem_jax.training.workdir import claim_workdir

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vilem_jax import sharding
-from vilem_jax.config import Config
+from vilem_jax.config.freeze import freeze
+from vilem_jax.config.schema import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor
-from vilem_jax.freeze import freeze
 from vilem_jax.objectives.editing import Places, WordTables, apply_edits
 from vilem_jax.training import masked_language
 from vilem_jax.training.losses import Samples

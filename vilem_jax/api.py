@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
 from vilem_jax.data.sources import Source

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vilem_jax.config import ComputeConfig
+from vilem_jax.config.schema import ComputeConfig
 from vilem_jax.errors import UserError
 
 DATA, FSDP = "data", "fsdp"

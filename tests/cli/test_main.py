@@ -11,7 +11,7 @@ from PIL import Image
 
 from vilem_jax import api
 from vilem_jax.cli.main import main
-from vilem_jax.config_files import load_config
+from vilem_jax.config.files import load_config
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.scenes import ScenesSource
 from vilem_jax.training import masked_language, starting
@@ -21,7 +21,7 @@ from vilem_jax.training.workdir import claim_workdir
 from vilem_jax.weights.huggingface_bert import save_masked_language_model
 
 TINY = """
-from vilem_jax.config_files import default_config, source
+from vilem_jax.config.files import default_config, source
 
 
 def get_config():

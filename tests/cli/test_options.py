@@ -7,7 +7,7 @@ import pytest
 
 from vilem_jax.cli.main import main
 from vilem_jax.cli.options import add_data, source_config, told_split
-from vilem_jax.config import Config, DataConfig, SourceConfig
+from vilem_jax.config.schema import Config, DataConfig, SourceConfig
 from vilem_jax.errors import UserError
 from vilem_jax.training.workdir import claim_workdir
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import pair_folder
-from vilem_jax.config import DataConfig, SourceConfig
+from vilem_jax.config.schema import DataConfig, SourceConfig
 from vilem_jax.data.batches import (
     BatchMaker,
     open_corpus,

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.data.make_files import pair_folder, picture, write_json
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.check import (
     CAPTION_PROBLEMS,

@@ -18,7 +18,7 @@ from tests.data.make_files import (
     write_zip,
 )
 from vilem_jax.cli.main import main
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data import prepare as preparing
 from vilem_jax.data.images import decode, fit_short_side
 from vilem_jax.data.prepare import prepare

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tests.data.test_batches import Numbers, assert_same
-from vilem_jax.config import EditorConfig
+from vilem_jax.config.schema import EditorConfig
 from vilem_jax.data.batches import BatchMaker
 from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer, train_vocabulary
 from vilem_jax.data.corpus import Corpus

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import pair_folder, picture, write_json, write_zip
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.images import decode
 from vilem_jax.data.packed import PackedRecords, PackedTexts
 from vilem_jax.data.sources import Source, caption_counts, open_source

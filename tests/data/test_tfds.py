@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import picture
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources import caption_counts, open_source
 from vilem_jax.errors import UserError

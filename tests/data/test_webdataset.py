@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import img2dataset_members, picture, write_tar
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data import webdataset_source
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources import caption_counts, open_source

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax.config import (
+from vilem_jax.config.schema import (
     ComputeConfig,
     Config,
     EvaluationConfig,

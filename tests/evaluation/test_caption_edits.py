@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, EditorConfig, TextConfig
+from vilem_jax.config.schema import ComputeConfig, EditorConfig, TextConfig
 from vilem_jax.evaluation.caption_edits import (
     PLACES_PURPOSE,
     FrozenEditor,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax.config import EditorConfig, LossConfig
+from vilem_jax.config.schema import EditorConfig, LossConfig
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.missing import check_complete, present_pictures
 from vilem_jax.data.sources import open_source
 from vilem_jax.errors import UserError

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from vilem_jax.config import (
+from vilem_jax.config.schema import (
     ComputeConfig,
     Config,
     DataConfig,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, ModelConfig, TextConfig, VisionConfig
+from vilem_jax.config.schema import ComputeConfig, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.models import layers
 
 VISION = VisionConfig(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax.config import ModelConfig, TextConfig, VisionConfig
+from vilem_jax.config.schema import ModelConfig, TextConfig, VisionConfig
 from vilem_jax.models.vilem import ViLEM, level_of_layer, unit_rows
 from vilem_jax.models.vision import ImageFeatures
 
@@ -196,7 +196,7 @@ def test_a_zero_row_has_no_nan():
 
 def test_the_paper_s_network_traces():
     """Defaults, as shapes only: ViT-B/16 and BERT-base with 6 cross-attentions."""
-    from vilem_jax.config import ComputeConfig
+    from vilem_jax.config.schema import ComputeConfig
 
     model = nnx.eval_shape(
         lambda: ViLEM(ModelConfig(), ComputeConfig(), rngs=nnx.Rngs(0))

@@ -15,7 +15,7 @@ from tests.tiny import (
     VOCABULARY,
     word_tables,
 )
-from vilem_jax.config import EditorConfig
+from vilem_jax.config.schema import EditorConfig
 from vilem_jax.objectives import editing
 
 BATCH, LENGTH = 512, 24

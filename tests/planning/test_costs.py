@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from tests.tiny import BATCH, CONTRAST_ALONE, tiny_config
-from vilem_jax.config_files import load_config
+from vilem_jax.config.files import load_config
 from vilem_jax.planning import compiled, costs
 
 K5 = ("editor.max_edits", "5")

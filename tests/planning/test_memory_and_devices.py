@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from tests.tiny import tiny_config
-from vilem_jax.config_files import load_config
+from vilem_jax.config.files import load_config
 from vilem_jax.errors import UserError
 from vilem_jax.planning import memory
 from vilem_jax.planning.devices import find_device

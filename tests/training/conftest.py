@@ -3,7 +3,7 @@
 import pytest
 
 from tests.training.tiny_runs import run_settings, write_vocabulary
-from vilem_jax.freeze import freeze
+from vilem_jax.config.freeze import freeze
 from vilem_jax.training.run import train
 
 

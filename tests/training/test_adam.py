@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vilem_jax.config import OptimizerConfig
+from vilem_jax.config.schema import OptimizerConfig
 from vilem_jax.training.optimizer import make_optimizer
 
 

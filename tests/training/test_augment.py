@@ -19,7 +19,7 @@ from tests.tiny import (
     word_tables,
 )
 from vilem_jax import sharding
-from vilem_jax.config import AugmentConfig
+from vilem_jax.config.schema import AugmentConfig
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.keys import sample_keys
 from vilem_jax.training import augment

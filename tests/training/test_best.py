@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vilem_jax.config import CheckpointConfig, Config, DataConfig, SourceConfig
+from vilem_jax.config.schema import CheckpointConfig, Config, DataConfig, SourceConfig
 from vilem_jax.errors import UserError
 from vilem_jax.training.best import KeepBest, best_step, mean_recall
 from vilem_jax.training.checkpoints import Checkpoints, restore_params

@@ -19,7 +19,7 @@ import optax
 import pytest
 
 from vilem_jax import sharding
-from vilem_jax.config import Config, LogConfig
+from vilem_jax.config.schema import Config, LogConfig
 from vilem_jax.errors import UserError
 from vilem_jax.training.checkpoints import Checkpoints, restore_params
 from vilem_jax.training.workdir import claim_workdir, read_config

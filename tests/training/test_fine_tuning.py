@@ -21,9 +21,9 @@ from tests.training.tiny_runs import (
     write_vocabulary,
 )
 from vilem_jax.cli.main import main
+from vilem_jax.config.freeze import freeze
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.retrieval import retrieval_metrics
-from vilem_jax.freeze import freeze
 from vilem_jax.training import run as program
 from vilem_jax.training import tasks
 from vilem_jax.training.best import best_step

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vilem_jax.config import Config, LossConfig
+from vilem_jax.config.schema import Config, LossConfig
 from vilem_jax.models.vilem import ProofreadLogits
 from vilem_jax.objectives import editing
 from vilem_jax.training import losses

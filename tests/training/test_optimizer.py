@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import tiny_config
-from vilem_jax.config import OptimizerConfig
+from vilem_jax.config.schema import OptimizerConfig
 from vilem_jax.training.optimizer import decays, make_optimizer, make_schedule
 from vilem_jax.training.state import initial_params
 

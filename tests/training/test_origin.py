@@ -18,9 +18,9 @@ from tests.training.tiny_runs import (
     write_vocabulary,
 )
 from vilem_jax import sharding
+from vilem_jax.config.freeze import freeze
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import freeze
 from vilem_jax.training import origin, starting, tasks
 from vilem_jax.training.checkpoints import Checkpoints, restore_params
 from vilem_jax.training.run import train

@@ -17,8 +17,8 @@ from tests.training.tiny_runs import (
     stored_state,
     write_vocabulary,
 )
+from vilem_jax.config.freeze import freeze
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import freeze
 from vilem_jax.training import run as program
 from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.metrics import read_records

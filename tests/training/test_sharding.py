@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from tests.tiny import BATCH, Runner, tiny_batch, tiny_config, tiny_state
 from tests.training.test_invariance import assert_same_run, run
 from vilem_jax import sharding
-from vilem_jax.config import ComputeConfig
+from vilem_jax.config.schema import ComputeConfig
 from vilem_jax.errors import UserError
 from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.state import state_sharding

@@ -9,11 +9,17 @@ from safetensors.numpy import save_file
 
 from tests.tiny import CONTRAST_ALONE
 from vilem_jax.api import make_run_edits
-from vilem_jax.config import Config, DataConfig, EditorConfig, ModelConfig, TextConfig
+from vilem_jax.config.freeze import differences, freeze
+from vilem_jax.config.schema import (
+    Config,
+    DataConfig,
+    EditorConfig,
+    ModelConfig,
+    TextConfig,
+)
 from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.data.scenes import ScenesSource
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import differences, freeze
 from vilem_jax.training import starting
 from vilem_jax.training.workdir import claim_workdir
 

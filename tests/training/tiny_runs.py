@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.freeze import freeze
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.sources import open_source
-from vilem_jax.freeze import freeze
 from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.run import train
 from vilem_jax.training.state import abstract_state

@@ -14,7 +14,7 @@ from tests.weights.both_towers import (
     albef_state,
     embeddings,
 )
-from vilem_jax.config import TextConfig, VisionConfig
+from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.weights import albef, starts, tables
 from vilem_jax.weights.foreign import open_foreign

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from vilem_jax import weights
-from vilem_jax.config import ComputeConfig, TextConfig
+from vilem_jax.config.schema import ComputeConfig, TextConfig
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.text import TextTower
 

@@ -22,7 +22,7 @@ from tests.weights.both_towers import (
     text_shape,
     words,
 )
-from vilem_jax.config import TextConfig, VisionConfig
+from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.models.vilem import level_of_layer
 from vilem_jax.weights import blip, huggingface_blip, starts
 from vilem_jax.weights.foreign import open_foreign

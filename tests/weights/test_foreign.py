@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vilem_jax.config import TextConfig, VisionConfig
+from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.weights import huggingface_bert, starts
 from vilem_jax.weights.foreign import open_foreign

@@ -10,7 +10,7 @@ import safetensors.numpy
 from flax import nnx
 
 from vilem_jax import weights
-from vilem_jax.config import ComputeConfig, TextConfig, VisionConfig
+from vilem_jax.config.schema import ComputeConfig, TextConfig, VisionConfig
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.vision import VisionTower
 

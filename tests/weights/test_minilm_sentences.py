@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, TextConfig
+from vilem_jax.config.schema import ComputeConfig, TextConfig
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.models.text import TextTower
 from vilem_jax.weights import starts

@@ -9,10 +9,10 @@ import pytest
 import safetensors.numpy
 
 from tests.tiny import tiny_config
-from vilem_jax.config import DataConfig, EditorConfig, SourceConfig
+from vilem_jax.config.freeze import to_dict
+from vilem_jax.config.schema import DataConfig, EditorConfig, SourceConfig
 from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import to_dict
 from vilem_jax.weights import model_folder, tables
 from vilem_jax.weights.model_folder import (
     is_model_folder,

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from vilem_jax import weights
-from vilem_jax.config import ComputeConfig, VisionConfig
+from vilem_jax.config.schema import ComputeConfig, VisionConfig
 from vilem_jax.models.vision import VisionTower
 from vilem_jax.weights import positions
 

@@ -4,7 +4,7 @@ import argparse
 
 from vilem_jax.cli import data_prepare
 from vilem_jax.cli.options import add_config, count
-from vilem_jax.config_files import load_config
+from vilem_jax.config.files import load_config
 
 
 def add_verbs(verbs) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from vilem_jax.cli.options import EMBEDDED, count, kind_of
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.errors import UserError
 
 _NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)")  # SPLIT=PATH

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from vilem_jax import __version__
 from vilem_jax.cli import data, evaluate, plan, proofread, search, train, weights
 from vilem_jax.cli.options import find_my_place
-from vilem_jax.config_files import Override
+from vilem_jax.config.files import Override
 from vilem_jax.errors import UserError
 
 

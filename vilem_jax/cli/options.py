@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vilem_jax.clusters import SWITCHES, Place, find_place
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.errors import UserError
 
 EMBEDDED = "scenes"  # as --data

@@ -3,7 +3,7 @@
 import argparse
 
 from vilem_jax.cli.options import add_config
-from vilem_jax.config_files import load_config
+from vilem_jax.config.files import load_config
 
 
 def add_verbs(verbs) -> None:

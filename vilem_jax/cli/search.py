@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from vilem_jax.cli.options import EMBEDDED, add_model, count, kind_of, open_model
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.errors import UserError
 
 

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from vilem_jax.config import DataConfig
+from vilem_jax.config.schema import DataConfig
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.images import ImageError, random_crop

@@ -1,6 +1,6 @@
 """JSON annotations with pictures in a folder or a zip, as a source."""
 
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.annotations import read_annotations, split_zip_path
 from vilem_jax.data.packed import PackedRecords
 from vilem_jax.data.pictures import open_pictures

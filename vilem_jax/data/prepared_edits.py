@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vilem_jax.config import EditorConfig
+from vilem_jax.config.schema import EditorConfig
 from vilem_jax.data.captions import Tokenizer, vocabulary_digest
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data import tfds_format
 from vilem_jax.data.index_files import fingerprint, load_or_build
 from vilem_jax.data.packed import PackedRecords

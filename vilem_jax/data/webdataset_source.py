@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.index_files import fingerprint, load_or_build
 from vilem_jax.data.packed import PackedRecords
 from vilem_jax.data.pictures import MAX_FILE_BYTES

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config import AugmentConfig, Config
+from vilem_jax.config.schema import AugmentConfig, Config
 from vilem_jax.data.captions import Vocabulary
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.sources import Source

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from vilem_jax import hosts
-from vilem_jax.config import EditorConfig
+from vilem_jax.config.schema import EditorConfig
 from vilem_jax.data.captions import Tokenizer, vocabulary_digest
 from vilem_jax.data.sources import Source
 from vilem_jax.errors import UserError

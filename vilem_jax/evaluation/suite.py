@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vilem_jax.config import SourceConfig
+from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.missing import present_pictures
 from vilem_jax.data.sources import open_source

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config import Config, SourceConfig
+from vilem_jax.config.schema import Config, SourceConfig
 
 # Of a run's validation figures, those that a reader asks for first.
 _FIGURES = {

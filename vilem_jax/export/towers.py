@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import normalize

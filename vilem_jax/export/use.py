@@ -2,7 +2,7 @@
 
 import json
 
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.data.captions import Tokenizer
 
 _CLEANING = {

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, TextConfig
+from vilem_jax.config.schema import ComputeConfig, TextConfig
 from vilem_jax.models import layers
 from vilem_jax.models.text import TextTower
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig
+from vilem_jax.config.schema import ComputeConfig
 
 INIT_STD = 0.02  # BERT's and ViT's; `with_init_std` scales what is drawn with it
 NORMAL_INIT = nnx.initializers.normal(INIT_STD)

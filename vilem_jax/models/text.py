@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, TextConfig
+from vilem_jax.config.schema import ComputeConfig, TextConfig
 from vilem_jax.models import layers
 
 EMBEDDING_SITE = 1000  # of dropout, beside the layers' numbers

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, ModelConfig
+from vilem_jax.config.schema import ComputeConfig, ModelConfig
 from vilem_jax.models import layers
 from vilem_jax.models.text import TextTower
 from vilem_jax.models.vision import ImageFeatures, VisionTower

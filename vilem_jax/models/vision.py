@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, VisionConfig
+from vilem_jax.config.schema import ComputeConfig, VisionConfig
 from vilem_jax.models import layers
 
 

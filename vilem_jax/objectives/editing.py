@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vilem_jax.config import EditorConfig
+from vilem_jax.config.schema import EditorConfig
 
 IGNORE = -1  # the label of a place without a loss; the paper's "none"
 NEVER = -1e30

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.objectives.editing import WordTables
 from vilem_jax.training import masked_language
 

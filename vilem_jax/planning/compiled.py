@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vilem_jax import sharding
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.files import reason

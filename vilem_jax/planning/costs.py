@@ -8,7 +8,7 @@ follow the switches of `config.compute`, `config.loss` and `config.editor`.
 import dataclasses
 from dataclasses import dataclass
 
-from vilem_jax.config import Config, TextConfig, VisionConfig
+from vilem_jax.config.schema import Config, TextConfig, VisionConfig
 from vilem_jax.models.vilem import level_of_layer
 
 

@@ -11,7 +11,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-from vilem_jax.config import Config, OptimizerConfig, TextConfig, VisionConfig
+from vilem_jax.config.schema import Config, OptimizerConfig, TextConfig, VisionConfig
 from vilem_jax.models.vilem import level_of_layer
 from vilem_jax.planning import abstract
 from vilem_jax.training.optimizer import make_optimizer

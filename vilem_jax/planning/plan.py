@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config import Config
+from vilem_jax.config.freeze import validate
+from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import validate
 from vilem_jax.planning import compiled, costs, memory
 from vilem_jax.planning.devices import Device
 from vilem_jax.training.origin import complete_model

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vilem_jax.config import AugmentConfig, Config
+from vilem_jax.config.schema import AugmentConfig, Config
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.evaluation.caption_edits import FrozenEditor

@@ -15,8 +15,8 @@ import jax
 
 import vilem_jax
 from vilem_jax.api import load, make_run_edits
-from vilem_jax.config import Config
-from vilem_jax.config_files import load_config
+from vilem_jax.config.files import load_config
+from vilem_jax.config.schema import Config
 from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.scene_pairs import hard_pairs
 from vilem_jax.data.scenes import ScenesSource

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vilem_jax.config import AugmentConfig
+from vilem_jax.config.schema import AugmentConfig
 
 OPERATIONS = (
     "identity",

@@ -17,7 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from vilem_jax import hosts
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 from vilem_jax.training.checkpoint_contents import (

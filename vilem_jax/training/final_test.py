@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from vilem_jax import hosts
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
 from vilem_jax.files import write_json
 from vilem_jax.sharding import on_one_device

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vilem_jax import sharding
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.sharding import ROWS, WHOLE, Layout
 from vilem_jax.training import losses, text_lengths
 from vilem_jax.training.losses import Contrast, Samples, Shared

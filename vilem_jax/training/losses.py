@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.models.layers import for_site
 from vilem_jax.models.vilem import ViLEM
 from vilem_jax.objectives import contrastive, editing, proofreading

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.models.editor import MaskedLanguageModel

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from vilem_jax.config import OptimizerConfig
+from vilem_jax.config.schema import OptimizerConfig
 
 
 def make_schedule(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vilem_jax.config import Config, ModelConfig
+from vilem_jax.config.schema import Config, ModelConfig
 from vilem_jax.errors import UserError
 from vilem_jax.training.checkpoint_contents import check_same, flatten, shapes
 from vilem_jax.training.checkpoints import CHECKPOINTS_FOLDER, restore_fields

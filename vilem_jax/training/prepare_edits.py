@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vilem_jax import sharding
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import open_corpus
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.prepared_edits import EditTable, PreparedEdits, describe

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from vilem_jax import hosts, sharding
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.training import starting

@@ -7,12 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vilem_jax.config import Config, EditorConfig
+from vilem_jax.config.freeze import to_dict, validate
+from vilem_jax.config.schema import Config, EditorConfig
 from vilem_jax.data.captions import Tokenizer, Vocabulary
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.prepared_edits import PreparedEdits, describe
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import to_dict, validate
 from vilem_jax.objectives.editing import WordTables
 from vilem_jax.training.origin import (
     TOKENIZER_FOLDER,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.keys import Purpose, fold_in, sample_keys

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from vilem_jax import hosts, sharding
-from vilem_jax.config import Config
+from vilem_jax.config.schema import Config
 from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.missing import check_complete
 from vilem_jax.data.sources import open_source

@@ -14,10 +14,10 @@ import shlex
 import sys
 from pathlib import Path
 
-from vilem_jax.config import Config
+from vilem_jax.config.freeze import differences, freeze, to_dict
+from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason, replace_file
-from vilem_jax.freeze import differences, freeze, to_dict
 
 CONFIG_FILE = "config.json"
 COMMAND_FILE = "command.txt"

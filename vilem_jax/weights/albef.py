@@ -8,7 +8,7 @@ words after them together with the picture; a dual encoder has no place for it.
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from vilem_jax.config import Config, ModelConfig, TextConfig, VisionConfig
+from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.weights import huggingface_bert, positions, tables, timm_vit
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import Foreign, part_of

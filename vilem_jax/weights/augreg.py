@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from vilem_jax.config import VisionConfig
+from vilem_jax.config.schema import VisionConfig
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import Foreign

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from vilem_jax.config import Config, ModelConfig, TextConfig, VisionConfig
+from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.weights import albef, huggingface_bert, tables, timm_vit
 from vilem_jax.weights.foreign import Foreign, part_of
 from vilem_jax.weights.tables import Entry

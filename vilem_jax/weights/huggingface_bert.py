@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, TextConfig
+from vilem_jax.config.schema import ComputeConfig, TextConfig
 from vilem_jax.errors import UserError
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.weights import folders, tables

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vilem_jax.config import TextConfig, VisionConfig
+from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.weights import blip, folders, positions, tables
 from vilem_jax.weights.blip import EXTRA_PIECES, TEXT

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flax import nnx
 
-from vilem_jax.config import ComputeConfig, VisionConfig
+from vilem_jax.config.schema import ComputeConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.models.vision import VisionTower
 from vilem_jax.weights import folders, positions, tables

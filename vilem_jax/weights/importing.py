@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vilem_jax import files
-from vilem_jax.config import TextConfig, VisionConfig
+from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.data.captions import Tokenizer, extended_tokenizer, vocabulary_size
 from vilem_jax.errors import UserError
 from vilem_jax.weights import folders, huggingface_bert, huggingface_vit

@@ -6,7 +6,7 @@ What `config.model.vision.start_from` and `config.model.text.start_from` name.
 import dataclasses
 from pathlib import Path
 
-from vilem_jax.config import TextConfig, VisionConfig
+from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.weights import huggingface_bert, huggingface_vit, positions
 from vilem_jax.weights.foreign import open_foreign

@@ -6,7 +6,7 @@ ALBEF and BLIP name their image towers in the same way.
 import dataclasses
 from collections.abc import Collection, Mapping
 
-from vilem_jax.config import VisionConfig
+from vilem_jax.config.schema import VisionConfig
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import Foreign

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from vilem_jax.config import Config, LossConfig, ModelConfig
+from vilem_jax.config.freeze import validate
+from vilem_jax.config.schema import Config, LossConfig, ModelConfig
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import validate
 from vilem_jax.models.vilem import new_params
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors

@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from vilem_jax.config import ComputeConfig, Config, ModelConfig
-from vilem_jax.config_files import config_names, default_config, load_config
+from vilem_jax.config.files import config_names, default_config, load_config
+from vilem_jax.config.freeze import freeze, to_dict
+from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import freeze, to_dict
 from vilem_jax.training.state import initial_params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +143,7 @@ def test_names_and_paths_that_are_not_there(tmp_path):
         ("x = 1", r"has no get_config"),
         ("def get_config():\n    return 3", "not a ConfigDict"),
         (
-            "from vilem_jax.config_files import default_config\n"
+            "from vilem_jax.config.files import default_config\n"
             "def get_config():\n"
             "    config = default_config()\n"
             "    config.train.batchsize = 3\n"
@@ -151,7 +151,7 @@ def test_names_and_paths_that_are_not_there(tmp_path):
             "config.train.batchsize is not a setting; did you mean 'batch_size'",
         ),
         (
-            "from vilem_jax.config_files import default_config\n"
+            "from vilem_jax.config.files import default_config\n"
             "def get_config():\n"
             "    config = default_config()\n"
             "    config.train.batch_size = 'many'\n"

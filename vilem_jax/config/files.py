@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config import Config, SourceConfig
+from vilem_jax.config.freeze import freeze, to_dict, unknown_key
+from vilem_jax.config.schema import Config, SourceConfig
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import freeze, to_dict, unknown_key
 
 Override = tuple[str, str]  # ("optimizer.learning_rate", "1e-4")
 
@@ -69,7 +69,7 @@ def config_names() -> list[str]:
 
 def _packaged_folder() -> Path:
     """Inside the package once installed; beside it in a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     inside = here / "configs"
     return inside if inside.is_dir() else here.parent / "configs"
 

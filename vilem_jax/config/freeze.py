@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import inf, isfinite
 from typing import Any, Literal
 
-from vilem_jax.config import Config, SourceConfig
+from vilem_jax.config.schema import Config, SourceConfig
 from vilem_jax.errors import UserError
 
 # A resumed run may differ from the one that began in these keys and no others.

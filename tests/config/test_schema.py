@@ -7,9 +7,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.tiny import tiny_config
-from vilem_jax.config import Config, EditorConfig, SourceConfig
+from vilem_jax.config.freeze import differences, flatten, freeze, to_dict
+from vilem_jax.config.schema import Config, EditorConfig, SourceConfig
 from vilem_jax.errors import UserError
-from vilem_jax.freeze import differences, flatten, freeze, to_dict
 
 
 def test_no_settings_are_the_paper_s():
