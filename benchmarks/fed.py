@@ -65,7 +65,7 @@ def parse():
 def measure(data: Path, options) -> dict:
     """Seconds a step of both by round; what the loader gives alone; the ceiling."""
     from vilem_jax import sharding
-    from vilem_jax.data.captions import Tokenizer
+    from vilem_jax.data.tokenizer import Tokenizer
 
     config, layout = shapes.make_config(options), sharding.one_device()
     tokenizer = Tokenizer(data / "words")

@@ -30,8 +30,8 @@ from PIL import Image
 
 from vilem_jax.config.schema import DataConfig, SourceConfig
 from vilem_jax.data.batches import open_corpus, train_batches
-from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import crop_box, decode, random_crop
+from vilem_jax.data.tokenizer import Tokenizer
 
 SIZE, LENGTH, SCALE = 256, 30, (0.2, 1.0)
 SIDES = {"500 x 375": (500, 375), "pre-resized to 288": PRE_RESIZED}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vilem_jax.data.captions import train_vocabulary
+from vilem_jax.data.tokenizer import train_vocabulary
 
 WORDS = ("a", "red", "small", "old", "dog", "cat", "house", "on", "under", "two")
 PRE_RESIZED = (384, 288)  # what `vilem data prepare` leaves of 500 x 375

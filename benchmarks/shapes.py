@@ -99,7 +99,7 @@ def make_encoder(config, *, batch_size: int):
     """The project's `Encoder` with random weights; [PAD] is 0, words are above 4."""
     import jax
 
-    from vilem_jax.data.captions import Vocabulary
+    from vilem_jax.data.tokenizer import Vocabulary
     from vilem_jax.evaluation import encoding
     from vilem_jax.training.state import initial_params, model_graph
 

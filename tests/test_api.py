@@ -23,8 +23,8 @@ from vilem_jax.config.schema import (
     TrainConfig,
     VisionConfig,
 )
-from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.data.images import resize_square
+from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.state import initial_params, initial_state

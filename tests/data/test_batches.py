@@ -18,8 +18,8 @@ from vilem_jax.data.batches import (
     open_corpus,
     train_batches,
 )
-from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.corpus import Corpus
+from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.errors import UserError
 
 
@@ -304,7 +304,7 @@ KILLED = """
 import os, signal, sys
 from vilem_jax.config import DataConfig, SourceConfig
 from vilem_jax.data.batches import open_corpus, train_batches
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 
 if __name__ == "__main__":
     source = SourceConfig(path=sys.argv[1])

@@ -6,7 +6,6 @@ import pytest
 
 from tests.data.make_files import pair_folder, picture, write_json
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.captions import Tokenizer, train_vocabulary
 from vilem_jax.data.check import (
     CAPTION_PROBLEMS,
     IMAGE_PROBLEMS,
@@ -14,6 +13,7 @@ from vilem_jax.data.check import (
     format_report,
 )
 from vilem_jax.data.sources import open_source
+from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 
 
 @pytest.fixture(scope="module")

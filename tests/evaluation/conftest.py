@@ -12,7 +12,7 @@ from vilem_jax.config.schema import (
     TextConfig,
     VisionConfig,
 )
-from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
+from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.models.vilem import ViLEM
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from vilem_jax.config.schema import EditorConfig, LossConfig
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Proofreading

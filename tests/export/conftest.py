@@ -20,7 +20,7 @@ from vilem_jax.config.schema import (
     TrainConfig,
     VisionConfig,
 )
-from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
+from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.state import abstract_state
 from vilem_jax.training.workdir import claim_workdir

@@ -19,7 +19,7 @@ from tests.training.tiny_runs import (
 )
 from vilem_jax import sharding
 from vilem_jax.config.freeze import freeze
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.training import origin, starting, tasks
 from vilem_jax.training.checkpoints import Checkpoints, restore_params

@@ -15,7 +15,7 @@ from vilem_jax import sharding
 from vilem_jax.cli.main import main
 from vilem_jax.config.freeze import freeze
 from vilem_jax.data.batches import open_corpus
-from vilem_jax.data.prepared_edits import PreparedEdits
+from vilem_jax.data.edit_table import PreparedEdits
 from vilem_jax.errors import UserError
 from vilem_jax.keys import Purpose, sample_keys
 from vilem_jax.training import masked_language, prepare_edits, starting, tasks

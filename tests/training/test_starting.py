@@ -17,8 +17,8 @@ from vilem_jax.config.schema import (
     ModelConfig,
     TextConfig,
 )
-from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.training import starting
 from vilem_jax.training.workdir import claim_workdir

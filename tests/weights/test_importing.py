@@ -18,7 +18,7 @@ from tests.weights.both_towers import (
 from vilem_jax import api
 from vilem_jax.cli.main import main
 from vilem_jax.config.schema import VisionConfig
-from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
+from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.training import starting
 from vilem_jax.training.state import initial_params

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from vilem_jax.config.schema import ComputeConfig, TextConfig
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.models.text import TextTower
 from vilem_jax.weights import starts
 

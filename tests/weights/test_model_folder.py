@@ -11,7 +11,7 @@ import safetensors.numpy
 from tests.tiny import tiny_config
 from vilem_jax.config.freeze import to_dict
 from vilem_jax.config.schema import DataConfig, EditorConfig, SourceConfig
-from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer
+from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.weights import model_folder, tables
 from vilem_jax.weights.model_folder import (
@@ -144,7 +144,7 @@ def test_a_failure_leaves_the_folder_before(parts, folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vilem_jax.data.captions.Tokenizer.save", full)
+    monkeypatch.setattr("vilem_jax.data.tokenizer.Tokenizer.save", full)
     with pytest.raises(UserError, match=r"cannot write .*no space left"):
         write_model_folder(folder, config, momentum, tokenizer)
     monkeypatch.undo()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import ImageError, decode
 from vilem_jax.data.sources import Source
+from vilem_jax.data.tokenizer import Tokenizer
 
 NUM_EXAMPLES = 5  # named of each problem
 _CHUNK = 256  # pictures looked at together

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vilem_jax import hosts
-from vilem_jax.data.captions import Tokenizer
 from vilem_jax.data.images import ImageError, decode, resize_square
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from vilem_jax.config.schema import Config
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.models.text import is_real_token

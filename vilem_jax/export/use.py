@@ -3,7 +3,7 @@
 import json
 
 from vilem_jax.config.schema import Config
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 
 _CLEANING = {
     "albef": (
@@ -120,7 +120,7 @@ _TOWERS = """## Use
 bicubic resizing; normalised inside), `text.{ending}` int32 tokens [B, L] with L up to
 {limit}, padded with {pad}. Both give float32 [B, {width}], unit rows; B is free.
 `towers.json` says the same for programs; `vocab.txt` is the tokenizer's. Captions are
-cleaned first (`vilem_jax.data.captions.clean_caption`, rule "{cleaning}").
+cleaned first (`vilem_jax.data.tokenizer.clean_caption`, rule "{cleaning}").
 
 ```python
 {code}

@@ -12,7 +12,7 @@ import numpy as np
 
 from vilem_jax.config.schema import AugmentConfig, Config
 from vilem_jax.data.batches import open_corpus, train_batches
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.files import write_bytes
 from vilem_jax.keys import sample_keys

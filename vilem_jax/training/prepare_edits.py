@@ -18,8 +18,8 @@ from tqdm import tqdm
 from vilem_jax import sharding
 from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import open_corpus
-from vilem_jax.data.captions import Tokenizer
-from vilem_jax.data.prepared_edits import EditTable, PreparedEdits, describe
+from vilem_jax.data.edit_table import EditTable, PreparedEdits, describe
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.files import check_writable
 from vilem_jax.keys import Purpose, fold_in, sample_keys

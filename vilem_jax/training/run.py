@@ -16,7 +16,7 @@ import jax
 from vilem_jax import hosts, sharding
 from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import open_corpus, train_batches
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.training import starting
 from vilem_jax.training.best import KeepBest, mean_recall
 from vilem_jax.training.checkpoints import Checkpoints

@@ -9,9 +9,9 @@ import numpy as np
 
 from vilem_jax.config.freeze import to_dict, validate
 from vilem_jax.config.schema import Config, EditorConfig
-from vilem_jax.data.captions import Tokenizer, Vocabulary
 from vilem_jax.data.corpus import Corpus
-from vilem_jax.data.prepared_edits import PreparedEdits, describe
+from vilem_jax.data.edit_table import PreparedEdits, describe
+from vilem_jax.data.tokenizer import Tokenizer, Vocabulary
 from vilem_jax.errors import UserError
 from vilem_jax.objectives.editing import WordTables
 from vilem_jax.training.origin import (

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from vilem_jax.config.schema import Config
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.training.checkpoints import FIELDS, restore_fields
 from vilem_jax.training.starting import open_tokenizer

@@ -14,7 +14,7 @@ from pathlib import Path
 import safetensors.numpy
 
 from vilem_jax.config.schema import Config
-from vilem_jax.data.captions import Tokenizer
+from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.weights import folders, huggingface_bert, huggingface_vit, tables
 
 CARD = "README.md"

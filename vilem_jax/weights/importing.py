@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vilem_jax import files
 from vilem_jax.config.schema import TextConfig, VisionConfig
-from vilem_jax.data.captions import Tokenizer, extended_tokenizer, vocabulary_size
+from vilem_jax.data.tokenizer import Tokenizer, extended_tokenizer, vocabulary_size
 from vilem_jax.errors import UserError
 from vilem_jax.weights import folders, huggingface_bert, huggingface_vit
 from vilem_jax.weights.foreign import Foreign, open_foreign

@@ -20,7 +20,7 @@ from flax import nnx
 
 from vilem_jax.config.freeze import freeze, to_dict
 from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig, SourceConfig
-from vilem_jax.data.captions import Tokenizer, vocabulary_digest
+from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
 from vilem_jax.models.vilem import ViLEM
 from vilem_jax.weights import folders, tables

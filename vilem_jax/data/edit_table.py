@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from vilem_jax.config.schema import EditorConfig
-from vilem_jax.data.captions import Tokenizer, vocabulary_digest
 from vilem_jax.data.corpus import Corpus
+from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason, write_bytes
 

@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 from tests.data.test_batches import Numbers, assert_same
 from vilem_jax.config.schema import EditorConfig
 from vilem_jax.data.batches import BatchMaker
-from vilem_jax.data.captions import SPECIAL_TOKENS, Tokenizer, train_vocabulary
 from vilem_jax.data.corpus import Corpus
-from vilem_jax.data.prepared_edits import EditTable, PreparedEdits, describe
+from vilem_jax.data.edit_table import EditTable, PreparedEdits, describe
+from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_vocabulary
 from vilem_jax.errors import UserError
 
 PAIRS, VARIANTS, PLACES, LENGTH = 12, 3, 2, 6

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from vilem_jax.data.captions import (
+from vilem_jax.data.tokenizer import (
     SPECIAL_TOKENS,
     Tokenizer,
     clean_caption,
