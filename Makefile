@@ -37,7 +37,7 @@ test: $(TEST_VENV)/installed
 # Beam holds protobuf, Pillow and pyarrow back, and jax2onnx Orbax, so these extras have
 # an environment of their own.
 test-extras: $(EXTRAS_VENV)/installed
-	$(EXTRAS_VENV)/bin/python -m pytest tests/data/test_prepare.py \
+	$(EXTRAS_VENV)/bin/python -m pytest tests/data/prepare/test_local.py \
 	  tests/export/test_compiled.py -k "beam or onnx"
 
 # Tables of docs/performance.md for this machine, into BENCH_OUT. PEER names the PyTorch

@@ -75,7 +75,7 @@ def add_verb(looks) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from vilem_jax.data.prepare_records import Settings
+    from vilem_jax.data.prepare.records import Settings
     from vilem_jax.data.sources import open_source
 
     settings = Settings(options.short_side, options.quality, options.pictures_per_shard)
@@ -84,7 +84,7 @@ def _prepare(options: argparse.Namespace) -> None:
         raise UserError("--beam-options belongs to --beam-runner: give both")
     splits = source_configs(options)
     if options.beam_runner:
-        from vilem_jax.data.prepare_beam import prepare_with_beam
+        from vilem_jax.data.prepare.beam import prepare_with_beam
 
         report = prepare_with_beam(
             splits,
@@ -94,7 +94,7 @@ def _prepare(options: argparse.Namespace) -> None:
             options=options.beam_options,
         )
     else:
-        from vilem_jax.data.prepare import prepare
+        from vilem_jax.data.prepare.local import prepare
 
         # Opened here: parsing annotations again in every process would take longer.
         splits = {name: list(map(open_source, parts)) for name, parts in splits.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vilem_jax.data import tfds_format
-from vilem_jax.data.prepare_beam import _build
+from vilem_jax.data.prepare.beam import _build
 from vilem_jax.errors import UserError
 
 REMOTE = """Traceback (most recent call last):

@@ -19,10 +19,10 @@ from tests.data.make_files import (
 )
 from vilem_jax.cli.main import main
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data import prepare as preparing
 from vilem_jax.data.images import decode, fit_short_side
-from vilem_jax.data.prepare import prepare
-from vilem_jax.data.prepare_records import Settings
+from vilem_jax.data.prepare import local as preparing
+from vilem_jax.data.prepare.local import prepare
+from vilem_jax.data.prepare.records import Settings
 from vilem_jax.data.scenes import ScenesSource
 from vilem_jax.data.sources import open_source
 from vilem_jax.errors import UserError

@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vilem_jax.data import tfds_format
-from vilem_jax.data.prepare_records import (
+from vilem_jax.data.prepare.records import (
     COUNTS,
     NUM_EXAMPLES,
     Settings,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vilem_jax.data import tfds_format
-from vilem_jax.data.prepare import (
+from vilem_jax.data.prepare.local import (
     claim,
     dataset_name,
     finish,
@@ -21,7 +21,7 @@ from vilem_jax.data.prepare import (
     refuse_empty,
     told,
 )
-from vilem_jax.data.prepare_records import (
+from vilem_jax.data.prepare.records import (
     LeftOutError,
     Settings,
     SplitRecords,

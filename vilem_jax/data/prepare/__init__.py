@@ -1,0 +1,1 @@
+"""Data sets packed once, for many runs."""
