@@ -12,7 +12,7 @@ from PIL import Image
 from vilem_jax import api
 from vilem_jax.cli.main import main
 from vilem_jax.config.files import load_config
-from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.training import masked_language, starting
 from vilem_jax.training.checkpoints import Checkpoints

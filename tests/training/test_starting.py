@@ -17,7 +17,7 @@ from vilem_jax.config.schema import (
     ModelConfig,
     TextConfig,
 )
-from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.training import starting

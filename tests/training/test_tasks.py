@@ -5,7 +5,7 @@ import types
 import numpy as np
 
 from vilem_jax.config.schema import Config, DataConfig, EvaluationConfig, SourceConfig
-from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.training import masked_language, starting, tasks
 

@@ -173,7 +173,7 @@ def _pairs(options: argparse.Namespace) -> None:
 def _open_pairs(options: argparse.Namespace):
     """What to say of the pairs, the pairs, and how to read a picture of theirs."""
     if options.data is None or options.data == EMBEDDED:
-        from vilem_jax.data.scene_pairs import hard_pairs
+        from vilem_jax.data.scenes.hard_pairs import hard_pairs
         from vilem_jax.data.sources import open_source
 
         config = source_config(options)

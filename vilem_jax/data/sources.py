@@ -47,7 +47,7 @@ def open_source(config: SourceConfig) -> Source:
     if config.num_images < 0:
         raise UserError(f"source {config.name!r}: num_images={config.num_images} < 0")
     if config.kind == "scenes":
-        from vilem_jax.data.scenes import ScenesSource
+        from vilem_jax.data.scenes.source import ScenesSource
 
         return ScenesSource(
             split=config.split or "train",

@@ -17,8 +17,8 @@ import vilem_jax
 from vilem_jax.api import load, make_run_edits
 from vilem_jax.config.files import load_config
 from vilem_jax.config.schema import Config
-from vilem_jax.data.scene_pairs import hard_pairs
-from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.data.scenes.hard_pairs import hard_pairs
+from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.proofread import save_edits

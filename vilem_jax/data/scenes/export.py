@@ -6,9 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from vilem_jax.data.scene_layout import CANVAS
-from vilem_jax.data.scene_pairs import KINDS, hard_pairs
-from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.data.scenes.hard_pairs import KINDS, hard_pairs
+from vilem_jax.data.scenes.layout import CANVAS
+from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")

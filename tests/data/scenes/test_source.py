@@ -8,16 +8,16 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from vilem_jax.data import scene_layout, scenes
-from vilem_jax.data.scene_captions import Meaning, Phrase, holds, is_true, read, say
-from vilem_jax.data.scene_layout import RELATIONS, Scene, SceneObject, compose
-from vilem_jax.data.scenes import ScenesSource, hard_pairs
+from vilem_jax.data.scenes import layout
+from vilem_jax.data.scenes.grammar import Meaning, Phrase, holds, is_true, read, say
+from vilem_jax.data.scenes.layout import RELATIONS, Scene, SceneObject, compose
+from vilem_jax.data.scenes.source import ScenesSource, _make_held_out, draw, hard_pairs
 from vilem_jax.data.sources import Source
 from vilem_jax.errors import UserError
 
 NUMBERS = {"a": 1, "two": 2, "three": 3, "four": 4}
 SHAPES = {"crosses": "cross"} | {
-    shape + "s": shape for shape in scene_layout.SHAPES if shape != "cross"
+    shape + "s": shape for shape in layout.SHAPES if shape != "cross"
 }
 
 
@@ -123,7 +123,7 @@ def test_a_kept_picture_cannot_be_spoilt():
     with pytest.raises(ValueError, match="read-only"):
         picture[:] = 0
     assert source.read_image(2) is picture
-    assert np.array_equal(picture, scenes.draw(source.scene(2), 64))
+    assert np.array_equal(picture, draw(source.scene(2), 64))
     others = (ScenesSource("test", seed=1), ScenesSource("train", seed=2))
     assert not any(np.array_equal(picture, other.read_image(2)) for other in others)
     with pytest.raises(IndexError, match="no picture"):
@@ -132,10 +132,10 @@ def test_a_kept_picture_cannot_be_spoilt():
 
 def test_the_same_seed_gives_the_same_benchmark():
     first = ScenesSource("test", seed=3)
-    again = scenes._make_held_out.__wrapped__(3)["test"]  # past the cache
+    again = _make_held_out.__wrapped__(3)["test"]  # past the cache
     assert again.scenes == tuple(first.scene(i) for i in range(500))
     assert again.captions == tuple(first.captions(i) for i in range(500))
-    other = scenes._make_held_out.__wrapped__(4)["test"]
+    other = _make_held_out.__wrapped__(4)["test"]
     assert not set(all_captions(first)) & {c for said in other.captions for c in said}
 
 
@@ -181,7 +181,7 @@ def test_each_caption_is_true_of_exactly_one_picture(splits, split):
     # Brute force with the second evaluator, spared only where a colour is missing.
     for index in range(len(source)):
         for caption in source.captions(index):
-            named = set(caption.split()) & set(scene_layout.COLOURS)
+            named = set(caption.split()) & set(layout.COLOURS)
             true_of = [
                 i
                 for i, scene in enumerate(pictured)
@@ -320,7 +320,7 @@ def test_identical_phrases_need_two_objects():
 
 
 def test_objects_lie_in_the_picture_and_apart():
-    draws = scene_layout.Draws(5)
+    draws = layout.Draws(5)
     radius = {"small": 9, "big": 14}  # with outline
     for _ in range(500):
         objects = compose(draws).objects
@@ -344,7 +344,7 @@ def test_hard_pairs(splits):
     once = {(pair.image, pair.caption, pair.kind) for pair in pairs}
     assert len(once) == len(pairs)
     assert pairs == hard_pairs(source)
-    sorts = {word: "object" for word in (*scene_layout.SHAPES, *SHAPES)}
+    sorts = {word: "object" for word in (*layout.SHAPES, *SHAPES)}
     sorts |= {word: "relation" for word in RELATIONS}
     sorts |= {word: "count" for word in NUMBERS}
     for pair in pairs:

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vilem_jax.data.scene_layout import (
+from vilem_jax.data.scenes.layout import (
     BACKGROUNDS,
     CANVAS,
     NUM_TURNS,

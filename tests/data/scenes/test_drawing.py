@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vilem_jax.data import scene_drawing, scene_layout
-from vilem_jax.data.scene_export import export
-from vilem_jax.data.scene_layout import Scene, SceneObject
-from vilem_jax.data.scenes import ScenesSource
+from vilem_jax.data.scenes import drawing, layout
+from vilem_jax.data.scenes.export import export
+from vilem_jax.data.scenes.layout import Scene, SceneObject
+from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.errors import UserError
 
 
 def test_a_picture_is_drawn_alike_without_what_is_kept():
     scene = ScenesSource("test", seed=1).scene(0)
-    picture = scene_drawing.draw(scene, 64)
-    scene_drawing._sprite.cache_clear()
-    scene_drawing._tile.cache_clear()
-    np.testing.assert_array_equal(scene_drawing.draw(scene, 64), picture)
+    picture = drawing.draw(scene, 64)
+    drawing._sprite.cache_clear()
+    drawing._tile.cache_clear()
+    np.testing.assert_array_equal(drawing.draw(scene, 64), picture)
 
 
 @pytest.mark.parametrize("size", [32, 100, 128])
@@ -38,15 +38,15 @@ def test_any_size_shows_the_same_picture(size):
 
 def test_every_word_for_an_object_changes_the_picture():
     fields = {
-        "shape": scene_layout.SHAPES,
-        "colour": scene_layout.COLOURS,
-        "size": scene_layout.SIZES,
-        "texture": scene_layout.TEXTURES,
+        "shape": layout.SHAPES,
+        "colour": layout.COLOURS,
+        "size": layout.SIZES,
+        "texture": layout.TEXTURES,
     }
     base = {"shape": "star", "colour": "pink", "size": "small", "texture": "dotted"}
     for field, values in fields.items():
         pictures = [
-            scene_drawing.draw(
+            drawing.draw(
                 Scene((SceneObject(**{**base, field: value}, x=30, y=30),), "wood")
             )
             for value in values

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TYPE_CHECKING, Literal
 
-from vilem_jax.data.scene_captions import (
+from vilem_jax.data.scenes.grammar import (
     NUMBERS,
     PLURALS,
     SPOKEN_TEXTURES,
@@ -25,7 +25,7 @@ from vilem_jax.data.scene_captions import (
     holds,
     read,
 )
-from vilem_jax.data.scene_layout import (
+from vilem_jax.data.scenes.layout import (
     COLOURS,
     SHAPES,
     SIZES,
@@ -35,7 +35,7 @@ from vilem_jax.data.scene_layout import (
 )
 
 if TYPE_CHECKING:
-    from vilem_jax.data.scenes import ScenesSource
+    from vilem_jax.data.scenes.source import ScenesSource
 
 KINDS = ("object", "attribute", "relation", "count", "swap")
 

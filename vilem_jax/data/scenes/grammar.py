@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations, permutations, product
 
-from vilem_jax.data.scene_layout import (
+from vilem_jax.data.scenes.layout import (
     BACKGROUNDS,
     COLOURS,
     RELATIONS,
