@@ -19,7 +19,7 @@ from PIL import Image
 
 from vilem_jax.config.schema import Config
 from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor

@@ -12,7 +12,7 @@ from vilem_jax.data.check import (
     check,
     format_report,
 )
-from vilem_jax.data.sources import open_source
+from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 
 

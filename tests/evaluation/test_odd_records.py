@@ -9,7 +9,7 @@ import json
 import pytest
 
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.json_source import JsonSource
+from vilem_jax.data.sources.json_file import JsonSource
 from vilem_jax.data.videos import VideoClips
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pair_files import open_pairs

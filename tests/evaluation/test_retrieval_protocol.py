@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.missing import check_complete, present_pictures
-from vilem_jax.data.sources import open_source
+from vilem_jax.data.sources.missing import check_complete, present_pictures
+from vilem_jax.data.sources.source import open_source
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.retrieval import (
     TOPS,

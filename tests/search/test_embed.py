@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.data.make_files import img2dataset_members, write_tar
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.sources import open_source
+from vilem_jax.data.sources.source import open_source
 from vilem_jax.errors import UserError
 from vilem_jax.search import claims, embed, vectors
 from vilem_jax.search.folder import FolderPictures

@@ -16,7 +16,7 @@ import numpy as np
 
 from vilem_jax.config.freeze import freeze
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.sources import open_source
+from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.run import train

@@ -45,7 +45,7 @@ def add_verbs(verbs) -> None:
 def _check(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
     from vilem_jax.data.check import check, format_report
-    from vilem_jax.data.sources import open_source
+    from vilem_jax.data.sources.source import open_source
     from vilem_jax.data.tokenizer import Tokenizer
     from vilem_jax.files import write_json
 

@@ -76,7 +76,7 @@ def add_verb(looks) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from vilem_jax.data.prepare.records import Settings
-    from vilem_jax.data.sources import open_source
+    from vilem_jax.data.sources.source import open_source
 
     settings = Settings(options.short_side, options.quality, options.pictures_per_shard)
     settings.check()

@@ -174,7 +174,7 @@ def _open_pairs(options: argparse.Namespace):
     """What to say of the pairs, the pairs, and how to read a picture of theirs."""
     if options.data is None or options.data == EMBEDDED:
         from vilem_jax.data.scenes.hard_pairs import hard_pairs
-        from vilem_jax.data.sources import open_source
+        from vilem_jax.data.sources.source import open_source
 
         config = source_config(options)
         if config.kind != EMBEDDED:

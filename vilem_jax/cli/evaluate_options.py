@@ -79,7 +79,7 @@ def of_model(options: argparse.Namespace, **settings) -> dict:
 
 def open_both(options: argparse.Namespace):
     """Config and source of the data, and the model; --out is tried before it."""
-    from vilem_jax.data.sources import open_source
+    from vilem_jax.data.sources.source import open_source
 
     config = source_config(options)
     source = open_source(config)

@@ -157,7 +157,7 @@ def _embed(options: argparse.Namespace) -> None:
 
 
 def _open(options: argparse.Namespace):
-    from vilem_jax.data.sources import open_source
+    from vilem_jax.data.sources.source import open_source
     from vilem_jax.search.folder import FolderPictures
 
     path = options.source

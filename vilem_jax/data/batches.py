@@ -16,7 +16,7 @@ from vilem_jax.config.schema import DataConfig
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.edit_table import PreparedEdits
 from vilem_jax.data.images import ImageError, random_crop
-from vilem_jax.data.sources import open_source
+from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 

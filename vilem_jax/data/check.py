@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vilem_jax.data.images import ImageError, decode
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
 
 NUM_EXAMPLES = 5  # named of each problem

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from grain.experimental import index_shuffle
 
-from vilem_jax.data.sources import Source, caption_counts
+from vilem_jax.data.sources.source import Source, caption_counts
 from vilem_jax.errors import UserError
 
 # Told apart in every seed, so that no two draws share a stream of random numbers.

@@ -19,7 +19,7 @@ from flax import nnx
 
 from vilem_jax.config.schema import AugmentConfig, Config
 from vilem_jax.data.images import ImageError, decode, resize_square
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Vocabulary
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.timing import Stopwatch, measure

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vilem_jax.data.annotations import parse_json
 from vilem_jax.data.images import decode
-from vilem_jax.data.pictures import open_pictures
+from vilem_jax.data.sources.annotations import parse_json
+from vilem_jax.data.sources.image_files import open_pictures
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pairs import CaptionPair
 

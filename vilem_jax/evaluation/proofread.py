@@ -19,7 +19,7 @@ from flax import nnx
 
 from vilem_jax import hosts
 from vilem_jax.config.schema import EditorConfig
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions

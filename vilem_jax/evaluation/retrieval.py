@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from vilem_jax import hosts
-from vilem_jax.data.missing import no_caption, present_pictures
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources.missing import no_caption, present_pictures
+from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, read_pictures

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.missing import present_pictures
-from vilem_jax.data.sources import open_source
+from vilem_jax.data.sources.missing import present_pictures
+from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.data.videos import MSRVTT_1KA, VideoClips
 from vilem_jax.errors import UserError

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from vilem_jax.data.images import resize_square
-from vilem_jax.data.missing import refuse_missing
+from vilem_jax.data.sources.missing import refuse_missing
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.data.video_frames import VideoError
 from vilem_jax.data.videos import VideoClips

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from vilem_jax.data.annotations import parse_text
 from vilem_jax.data.images import ImageError, decode, resize_square
-from vilem_jax.data.pictures import PictureFiles, open_pictures
+from vilem_jax.data.sources.annotations import parse_text
+from vilem_jax.data.sources.image_files import PictureFiles, open_pictures
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead

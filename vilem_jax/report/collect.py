@@ -9,7 +9,7 @@ import numpy as np
 
 from vilem_jax.api import Model
 from vilem_jax.data.images import decode
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources.source import Source
 from vilem_jax.evaluation.encoding import BRANCHES
 from vilem_jax.evaluation.pairs import CaptionPair, evaluate_pairs
 from vilem_jax.evaluation.proofread import StoredEdits, evaluate_proofreading

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from vilem_jax.api import Model
 from vilem_jax.data.images import ImageError, decode, resize_square
-from vilem_jax.data.packed import PackedTexts
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources.packed_text import PackedTexts
+from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import read_ahead
 from vilem_jax.files import check_writable, create_file, reason, write_bytes, write_json

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from vilem_jax.data.packed import PackedTexts
+from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason, write_bytes
 from vilem_jax.search.index import Index, load_index

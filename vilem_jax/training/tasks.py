@@ -15,8 +15,8 @@ import numpy as np
 
 from vilem_jax import hosts, sharding
 from vilem_jax.config.schema import Config
-from vilem_jax.data.missing import check_complete
-from vilem_jax.data.sources import open_source
+from vilem_jax.data.sources.missing import check_complete
+from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vilem_jax.data import tfds_format
 from vilem_jax.data.prepare.beam import _build
+from vilem_jax.data.sources import tfds_files
 from vilem_jax.errors import UserError
 
 REMOTE = """Traceback (most recent call last):
@@ -21,7 +21,7 @@ def build(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(tfds_format, "build_with_beam", fail)
+    monkeypatch.setattr(tfds_files, "build_with_beam", fail)
     _build(Path("x.partial"), Path("x"), {}, "FlinkRunner", None)
 
 

@@ -24,7 +24,7 @@ from vilem_jax.data.prepare import local as preparing
 from vilem_jax.data.prepare.local import prepare
 from vilem_jax.data.prepare.records import Settings
 from vilem_jax.data.scenes.source import ScenesSource
-from vilem_jax.data.sources import open_source
+from vilem_jax.data.sources.source import open_source
 from vilem_jax.errors import UserError
 
 

@@ -12,7 +12,7 @@ from vilem_jax.data.scenes import layout
 from vilem_jax.data.scenes.grammar import Meaning, Phrase, holds, is_true, read, say
 from vilem_jax.data.scenes.layout import RELATIONS, Scene, SceneObject, compose
 from vilem_jax.data.scenes.source import ScenesSource, _make_held_out, draw, hard_pairs
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
 
 NUMBERS = {"a": 1, "two": 2, "three": 3, "four": 4}

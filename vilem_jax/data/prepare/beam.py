@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.data import tfds_format
 from vilem_jax.data.prepare.local import (
     claim,
     dataset_name,
@@ -29,6 +28,7 @@ from vilem_jax.data.prepare.records import (
     split_records,
     tally,
 )
+from vilem_jax.data.sources import tfds_files
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 
@@ -87,7 +87,7 @@ def prepare_with_beam(
         (partial / _TALLIES).mkdir(parents=True)
         made = _build(partial, folder, records, runner, pipeline_options)
         tallies = {split: _read_tallies(partial, split) for split in records}
-        place = partial / tfds_format.VERSION
+        place = partial / tfds_files.VERSION
         made.replace(place)
         for inside in partial.iterdir():
             if inside != place:
@@ -123,7 +123,7 @@ def _build(partial: Path, folder: Path, records, runner: str, options) -> Path:
         for split, part in records.items()
     }
     try:
-        return tfds_format.build_with_beam(
+        return tfds_files.build_with_beam(
             partial, dataset_name(folder), begins, runner=runner, options=options
         )
     except UserError:
@@ -188,7 +188,7 @@ def _prepare_span(span: tuple[int, int], records: SplitRecords) -> Iterator:
     yield pvalue.TaggedOutput("tally", json.dumps({"start": span[0], **counts}))
     for record in made:
         number = record["image_id"] - records.first_id
-        yield number, tfds_format.as_example(record)
+        yield number, tfds_files.as_example(record)
 
 
 def _read_tallies(partial: Path, split: str) -> list[dict]:

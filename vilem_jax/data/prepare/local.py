@@ -23,7 +23,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vilem_jax.data import tfds_format
 from vilem_jax.data.prepare.records import (
     COUNTS,
     NUM_EXAMPLES,
@@ -33,6 +32,7 @@ from vilem_jax.data.prepare.records import (
     split_records,
     tally,
 )
+from vilem_jax.data.sources import tfds_files
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason, replacing, write_json
 
@@ -224,7 +224,7 @@ def _write_taken(job: tuple[str, int, range]) -> dict:
 def _write_shard(partial: Path, records: SplitRecords, job) -> dict:
     file, note = _shard_files(partial, job)
     draft = file.with_name(f"{file.name}.draft")
-    with tfds_format.ShardWriter(draft) as shard:
+    with tfds_files.ShardWriter(draft) as shard:
         counts = tally(job[2], records, shard.write)
     with open(draft, "rb+") as opened:
         os.fsync(opened.fileno())  # before the note says that it is there
@@ -253,7 +253,7 @@ def _shard_files(partial: Path, job) -> tuple[Path, Path]:
 
 def _gather(partial: Path, folder: Path, tallies) -> dict[str, int]:
     """Moves the shards to where TFDS looks for them; how many there are by split."""
-    place = partial / tfds_format.VERSION
+    place = partial / tfds_files.VERSION
     place.mkdir()
     name = dataset_name(folder)
     splits = {}
@@ -264,11 +264,11 @@ def _gather(partial: Path, folder: Path, tallies) -> dict[str, int]:
             refuse_empty(split, parts[0]["left_out_examples"])
         for place_of, number in enumerate(full):
             file, _ = _shard_files(partial, (split, number))
-            target = tfds_format.shard_name(name, split, place_of, len(full))
+            target = tfds_files.shard_name(name, split, place_of, len(full))
             os.replace(file, place / target)
         lengths = [parts[number]["pictures"] for number in full]
         splits[split] = (lengths, sum(parts[number]["file_bytes"] for number in full))
-    tfds_format.write_metadata(place, name, splits)
+    tfds_files.write_metadata(place, name, splits)
     return {split: len(lengths) for split, (lengths, _) in splits.items()}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.images import ImageError, fit_short_side
-from vilem_jax.data.sources import Source, open_source
+from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 

@@ -11,9 +11,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data import tfds_format
-from vilem_jax.data.index_files import fingerprint, load_or_build
-from vilem_jax.data.packed import PackedRecords
+from vilem_jax.data.sources import tfds_files
+from vilem_jax.data.sources.index_files import fingerprint, load_or_build
+from vilem_jax.data.sources.packed_text import PackedRecords
 from vilem_jax.errors import UserError
 
 # Which feature holds the captions, the likeliest name first; and inside a structure.
@@ -43,7 +43,7 @@ class TfdsSource:
         self.name = config.name or config.path
         self._folder = _find_prepared(config)
         self._opened, self._process = None, None
-        info = tfds_format.open_builder(self._folder).info
+        info = tfds_files.open_builder(self._folder).info
         self._split = _choose_split(config, info)
         self._image = _image_feature(self._folder, info.features)
         self._caption = _caption_feature(self._folder, info.features, self._image)
@@ -92,7 +92,7 @@ class TfdsSource:
         """This process's reader; pictures come out as encoded bytes."""
         with _opening:
             if self._opened is None or self._process != os.getpid():
-                self._opened = tfds_format.open_records(
+                self._opened = tfds_files.open_records(
                     self._folder, self._split, self._image
                 )
                 self._process = os.getpid()
@@ -168,7 +168,7 @@ def _choose_split(config: SourceConfig, info) -> str:
 
 def _image_feature(folder: Path, features) -> str:
     for name, feature in features.items():
-        if tfds_format.is_image(feature):
+        if tfds_files.is_image(feature):
             return name
     raise UserError(f"{folder} has no picture; its features: {', '.join(features)}")
 
@@ -176,7 +176,7 @@ def _image_feature(folder: Path, features) -> str:
 def _caption_feature(folder: Path, features, image: str) -> str:
     others = [name for name in features if name not in (image, *NAME_NAMES)]
     for name in sorted(others, key=_likelihood):
-        if tfds_format.holds_text(features[name]):
+        if tfds_files.holds_text(features[name]):
             return name
     raise UserError(f"{folder} has no caption; its features: {', '.join(features)}")
 

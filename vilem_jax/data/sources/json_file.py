@@ -1,9 +1,9 @@
 """JSON annotations with pictures in a folder or a zip, as a source."""
 
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.annotations import read_annotations, split_zip_path
-from vilem_jax.data.packed import PackedRecords
-from vilem_jax.data.pictures import open_pictures
+from vilem_jax.data.sources.annotations import read_annotations, split_zip_path
+from vilem_jax.data.sources.image_files import open_pictures
+from vilem_jax.data.sources.packed_text import PackedRecords
 from vilem_jax.errors import UserError
 
 

@@ -10,8 +10,8 @@ import pytest
 from tests.data.make_files import pair_folder, picture, write_json, write_zip
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.images import decode
-from vilem_jax.data.packed import PackedRecords, PackedTexts
-from vilem_jax.data.sources import Source, caption_counts, open_source
+from vilem_jax.data.sources.packed_text import PackedRecords, PackedTexts
+from vilem_jax.data.sources.source import Source, caption_counts, open_source
 from vilem_jax.errors import UserError
 
 EXPECTED = [("a.png", ("a dog", "one dog")), ("b.png", ("a cat",))]

@@ -11,9 +11,9 @@ import pytest
 
 from tests.data.make_files import img2dataset_members, picture, write_tar
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data import webdataset_source
 from vilem_jax.data.images import decode
-from vilem_jax.data.sources import caption_counts, open_source
+from vilem_jax.data.sources import webdataset
+from vilem_jax.data.sources.source import caption_counts, open_source
 from vilem_jax.errors import UserError
 
 
@@ -55,7 +55,7 @@ def test_reads_all_tars_in_order(folder):
 def test_indexes_once(folder, monkeypatch):
     before = records(open_source(config(folder / "*.tar")))
     assert (folder / "00000.tar.pairs.vilem-index.npz").exists()
-    monkeypatch.setattr(webdataset_source, "_go_through", None)
+    monkeypatch.setattr(webdataset, "_go_through", None)
     source = open_source(config(folder / "*.tar"))
     assert records(source) == before
     copy = pickle.loads(pickle.dumps(source))
@@ -83,14 +83,14 @@ def test_a_broken_index_is_built_anew(folder):
 def test_where_data_is_read_only_the_index_goes_to_the_cache(
     folder, cache, monkeypatch
 ):
-    real = webdataset_source.load_or_build.__globals__["_store"]
+    real = webdataset.load_or_build.__globals__["_store"]
 
     def store(file, *arguments):
         if cache not in file.parents:
             raise PermissionError(file)
         real(file, *arguments)
 
-    monkeypatch.setitem(webdataset_source.load_or_build.__globals__, "_store", store)
+    monkeypatch.setitem(webdataset.load_or_build.__globals__, "_store", store)
     open_source(config(folder / "*.tar"))
     assert len(list(cache.rglob("*.vilem-index.npz"))) == 2
     assert not list(folder.glob("*.vilem-index.npz"))

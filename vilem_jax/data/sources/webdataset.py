@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.index_files import fingerprint, load_or_build
-from vilem_jax.data.packed import PackedRecords
-from vilem_jax.data.pictures import MAX_FILE_BYTES
+from vilem_jax.data.sources.image_files import MAX_FILE_BYTES
+from vilem_jax.data.sources.index_files import fingerprint, load_or_build
+from vilem_jax.data.sources.packed_text import PackedRecords
 from vilem_jax.errors import UserError
 
 PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vilem_jax.data.annotations import read_annotations
+from vilem_jax.data.sources.annotations import read_annotations
 from vilem_jax.errors import UserError
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.data.make_files import picture
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.images import decode
-from vilem_jax.data.sources import caption_counts, open_source
+from vilem_jax.data.sources.source import caption_counts, open_source
 from vilem_jax.errors import UserError
 
 EXAMPLE = {"image": lambda i: io.BytesIO(picture(i)), "text": str}

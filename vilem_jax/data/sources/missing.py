@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vilem_jax.data.sources import Source
+from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
 
 

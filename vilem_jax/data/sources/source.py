@@ -60,15 +60,15 @@ def open_source(config: SourceConfig) -> Source:
             f"source {config.name!r} of kind {config.kind!r} needs a `path`"
         )
     if config.kind == "json":
-        from vilem_jax.data.json_source import JsonSource
+        from vilem_jax.data.sources.json_file import JsonSource
 
         return JsonSource(config)
     if config.kind == "tfds":
-        from vilem_jax.data.tfds_source import TfdsSource
+        from vilem_jax.data.sources.tfds import TfdsSource
 
         return TfdsSource(config)
     if config.kind == "webdataset":
-        from vilem_jax.data.webdataset_source import WebDatasetSource
+        from vilem_jax.data.sources.webdataset import WebDatasetSource
 
         return WebDatasetSource(config)
     raise UserError(f"source {config.name!r}: kind {config.kind!r} is not known")

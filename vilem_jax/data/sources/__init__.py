@@ -1,0 +1,1 @@
+"""Where image-caption pairs are read from, one file a kind."""
