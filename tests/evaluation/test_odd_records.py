@@ -10,7 +10,7 @@ import pytest
 
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.sources.json_file import JsonSource
-from vilem_jax.data.videos import VideoClips
+from vilem_jax.data.video.clips import VideoClips
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pair_files import open_pairs
 from vilem_jax.evaluation.winoground import read_winoground

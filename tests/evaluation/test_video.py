@@ -11,7 +11,7 @@ import pytest
 from tests.evaluation.colours import ColourEncoder, colour_model, write_picture
 from vilem_jax import api
 from vilem_jax.cli.main import main
-from vilem_jax.data.videos import VideoClips
+from vilem_jax.data.video.clips import VideoClips
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.evaluation.video import clip_embeddings, evaluate_video

@@ -52,7 +52,7 @@ def add_verb(measures) -> None:
 
 
 def _video(options: argparse.Namespace) -> None:
-    from vilem_jax.data.videos import VideoClips
+    from vilem_jax.data.video.clips import VideoClips
     from vilem_jax.evaluation.video import evaluate_video
     from vilem_jax.report.tables import video_table
 

@@ -21,7 +21,7 @@ from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.sources.missing import present_pictures
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.data.videos import MSRVTT_1KA, VideoClips
+from vilem_jax.data.video.clips import MSRVTT_1KA, VideoClips
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder
 from vilem_jax.evaluation.pair_files import open_pairs

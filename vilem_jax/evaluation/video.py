@@ -12,8 +12,8 @@ import numpy as np
 from vilem_jax.data.images import resize_square
 from vilem_jax.data.sources.missing import refuse_missing
 from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.data.video_frames import VideoError
-from vilem_jax.data.videos import VideoClips
+from vilem_jax.data.video.clips import VideoClips
+from vilem_jax.data.video.frames import VideoError
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
 from vilem_jax.evaluation.retrieval import retrieval_metrics

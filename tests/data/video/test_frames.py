@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import picture
-from vilem_jax.data import video_frames
-from vilem_jax.data.video_frames import VideoError, middle_frames, read_frames
+from vilem_jax.data.video import frames
+from vilem_jax.data.video.frames import VideoError, middle_frames, read_frames
 from vilem_jax.errors import UserError
 
 SIZE = (48, 32)  # width, height
@@ -138,24 +138,24 @@ def test_frames_are_those_of_a_full_decode(name, tmp_path):
 
 def test_seeks_are_made_and_change_nothing(tmp_path, monkeypatch):
     file = make_clip(tmp_path / "clip.mp4", STEADY, options={"bf": "3"})
-    monkeypatch.setattr(video_frames, "_decode_all", None)  # would fail if called
+    monkeypatch.setattr(frames, "_decode_all", None)  # would fail if called
     sought = [number_of(frame) for frame in read_frames(file, 8)]
     assert sought == [int((i + 0.5) * 60 / 8) for i in range(8)]
     monkeypatch.undo()
-    monkeypatch.setattr(video_frames, "_seek_frames", lambda *_: None)
+    monkeypatch.setattr(frames, "_seek_frames", lambda *_: None)
     assert [number_of(frame) for frame in read_frames(file, 8)] == sought
 
 
 def test_a_seek_that_misses_is_not_believed(tmp_path, monkeypatch):
     file = make_clip(tmp_path / "clip.mp4", STEADY)
     expected = [number_of(frame) for frame in read_frames(file, 8)]
-    timeline = video_frames._timeline
+    timeline = frames._timeline
 
     def shifted(*arguments):
         times, starts, end = timeline(*arguments)
         return [time + 1 for time in times], starts, end + 1
 
-    monkeypatch.setattr(video_frames, "_timeline", shifted)
+    monkeypatch.setattr(frames, "_timeline", shifted)
     assert [number_of(frame) for frame in read_frames(file, 8)] == expected
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.data.make_files import picture
-from vilem_jax.data.video_frames import VideoError
-from vilem_jax.data.videos import MSRVTT_1KA, VideoClips, read_pairs
+from vilem_jax.data.video.clips import MSRVTT_1KA, VideoClips, read_pairs
+from vilem_jax.data.video.frames import VideoError
 from vilem_jax.errors import UserError
 
 LAYOUTS = {

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vilem_jax.data.sources.annotations import parse_text, split_of
-from vilem_jax.data.video_frames import VideoError, read_frames
+from vilem_jax.data.video.frames import VideoError, read_frames
 from vilem_jax.errors import UserError
 
 SUFFIXES = (
