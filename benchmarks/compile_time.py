@@ -48,8 +48,8 @@ def seconds(options) -> dict:
     jax.config.update("jax_compilation_cache_dir", options.cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     from vilem_jax.config.files import load_config
+    from vilem_jax.distributed.mesh import one_device
     from vilem_jax.planning.compiled import lower_step
-    from vilem_jax.sharding import one_device
 
     imported = time.monotonic()
     settings = [("train.batch_size", str(options.pairs)), ("editor.max_edits", "5")]

@@ -64,10 +64,10 @@ def parse():
 
 def measure(data: Path, options) -> dict:
     """Seconds a step of both by round; what the loader gives alone; the ceiling."""
-    from vilem_jax import sharding
     from vilem_jax.data.tokenizer import Tokenizer
+    from vilem_jax.distributed.mesh import one_device, put_batch
 
-    config, layout = shapes.make_config(options), sharding.one_device()
+    config, layout = shapes.make_config(options), one_device()
     tokenizer = Tokenizer(data / "words")
     state, step = begin_training(
         config,
@@ -78,7 +78,7 @@ def measure(data: Path, options) -> dict:
     run = Run(state, step)
     found = {"rounds": [], "loader": [], "ceilings": []}
     with open_batches(data, tokenizer, config, options) as reader:
-        fed = (sharding.put_batch(batch, layout.mesh) for batch in reader)
+        fed = (put_batch(batch, layout.mesh) for batch in reader)
         there = itertools.repeat(next(fed))
         # Past what is read ahead, or a turn would be timed on batches that lay ready;
         # Grain's own queues hold about as many again.

@@ -67,16 +67,19 @@ def make_peer(options) -> System:
 def make_ours(options) -> System:
     import jax
 
-    from vilem_jax import sharding
+    from vilem_jax.distributed.mesh import (
+        one_device,
+        put_batch,
+    )
     from vilem_jax.planning import costs
 
     shapes.use_device(options.device)
     config = shapes.make_config(
         options, microbatches=options.microbatches, is_plain=True
     )
-    layout = sharding.one_device()
+    layout = one_device()
     state, step = begin_training(config, layout)
-    batch = sharding.put_batch(shapes.random_batch(config), layout.mesh)
+    batch = put_batch(shapes.random_batch(config), layout.mesh)
 
     def steps(count: int) -> float:
         nonlocal state
@@ -102,16 +105,20 @@ def begin_training(config, layout, *, pad_id: int = 0, mask_id: int = 4):
     """
     import jax
 
-    from vilem_jax import sharding
+    from vilem_jax.distributed.mesh import (
+        over_batch,
+        put_replicated,
+        replicated,
+    )
     from vilem_jax.training import state as states
     from vilem_jax.training.optimizer import make_schedule
     from vilem_jax.training.step import make_train_step
 
     graph, editor = make_editor(config)
     mesh = layout.mesh
-    editor = sharding.put_replicated(editor, mesh)
-    key = sharding.put_replicated(jax.random.key(0), mesh)
-    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    editor = put_replicated(editor, mesh)
+    key = put_replicated(jax.random.key(0), mesh)
+    whole, rows = replicated(mesh), over_batch(mesh)
     places = states.state_sharding(states.abstract_state(config), layout)
     state = jax.jit(
         lambda key: states.initial_state(config, states.initial_params(config, key)),

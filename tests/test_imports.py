@@ -135,7 +135,7 @@ def test_a_wrong_arrow_is_found():
     ]
     assert arrow_fault("vilem_jax.models.vilem", "vilem_jax.objectives.editing")
     assert arrow_fault("vilem_jax.search.index", "vilem_jax.report.html")
-    assert not arrow_fault("vilem_jax.training.run", "vilem_jax.sharding")
+    assert not arrow_fault("vilem_jax.training.run", "vilem_jax.distributed.mesh")
     # "from vilem_jax import api" in an __init__ of a room counts as api.
     package = ast.parse("from .. import api")
     (name,) = imports(package, "vilem_jax.data", True)

@@ -12,9 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vilem_jax import sharding
 from vilem_jax.config.freeze import freeze
 from vilem_jax.config.schema import Config
+from vilem_jax.distributed.mesh import (
+    make_layout,
+    over_batch,
+    put,
+    put_batch,
+    put_replicated,
+    replicated,
+)
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.objectives.editing import Places, WordTables, apply_edits
 from vilem_jax.training import masked_language
@@ -172,11 +179,11 @@ class Runner:
     """The step as training runs it: jitted once, with shardings, the state donated."""
 
     def __init__(self, config: Config, num_devices: int = 1):
-        layout = sharding.make_layout(config.compute, num_devices)
+        layout = make_layout(config.compute, num_devices)
         self.mesh = layout.mesh
         self.places = state_sharding(tiny_state(config), layout)
-        whole = sharding.replicated(self.mesh)
-        rows = sharding.over_batch(self.mesh)
+        whole = replicated(self.mesh)
+        rows = over_batch(self.mesh)
         needs_editor = config.loss.has_proofreading
         editor_config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, text=_frozen(config))
@@ -185,8 +192,8 @@ class Runner:
         editor = FrozenEditor({}, word_tables())
         if needs_editor:
             editor = tiny_editor(editor_config)
-        self.editor = sharding.put_replicated(editor, self.mesh)
-        self.key = sharding.put_replicated(jax.random.key(config.seed), self.mesh)
+        self.editor = put_replicated(editor, self.mesh)
+        self.key = put_replicated(jax.random.key(config.seed), self.mesh)
         self.compiled = jax.jit(
             make_train_step(
                 config,
@@ -202,10 +209,10 @@ class Runner:
         )
 
     def begin(self, config: Config):
-        return sharding.put(tiny_state(config), self.places)
+        return put(tiny_state(config), self.places)
 
     def step(self, state, batch):
-        batch = sharding.put_batch(batch, self.mesh)
+        batch = put_batch(batch, self.mesh)
         return self.compiled(state, self.editor, batch, self.key)
 
 

@@ -3,12 +3,12 @@
 import pytest
 
 from tests.tiny import tiny_config
-from vilem_jax import sharding
+from vilem_jax.distributed.mesh import one_device
 from vilem_jax.planning import compiled, hlo
 
 
 @pytest.fixture(scope="session")
 def tiny_program() -> tuple[str, hlo.Program]:
-    layout = sharding.one_device()
+    layout = one_device()
     text = compiled.lower_step(tiny_config(), layout).compile().as_text()
     return text, hlo.read(text)

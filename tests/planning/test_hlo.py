@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vilem_jax import sharding
+from vilem_jax.distributed.mesh import make_mesh
 from vilem_jax.planning import hlo
 
 
@@ -88,7 +88,7 @@ lhs_dilate=6}, dim_labels=0bf_0io->0bf
 
 
 def test_collectives_and_their_bytes():
-    mesh = sharding.make_mesh(8)
+    mesh = make_mesh(8)
     rows, whole = (
         NamedSharding(mesh, PartitionSpec(*names)) for names in (("data",), ())
     )

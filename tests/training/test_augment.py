@@ -18,8 +18,8 @@ from tests.tiny import (
     tiny_config,
     word_tables,
 )
-from vilem_jax import sharding
 from vilem_jax.config.schema import AugmentConfig
+from vilem_jax.distributed.mesh import make_mesh, over_batch, put_batch, replicated
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.keys import sample_keys
 from vilem_jax.training import augment
@@ -180,8 +180,8 @@ def test_devices_change_no_pixel():
     """One level in one pixel is a difference of 1e-6 in the loss."""
     found = []
     for num_devices in (1, 8):
-        mesh = sharding.make_mesh(num_devices)
-        whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+        mesh = make_mesh(num_devices)
+        whole, rows = replicated(mesh), over_batch(mesh)
         run = jax.jit(
             lambda pixels, ids, step: augment.augment(
                 pixels,
@@ -193,7 +193,7 @@ def test_devices_change_no_pixel():
             in_shardings=(rows, rows, whole),
             out_shardings=rows,
         )
-        batches = [sharding.put_batch(tiny_batch(step), mesh) for step in range(12)]
+        batches = [put_batch(tiny_batch(step), mesh) for step in range(12)]
         found.append(
             [run(b["pixels"], b["sample_id"], i) for i, b in enumerate(batches)]
         )

@@ -18,8 +18,8 @@ import numpy as np
 import optax
 import pytest
 
-from vilem_jax import sharding
 from vilem_jax.config.schema import Config, LogConfig
+from vilem_jax.distributed.mesh import make_mesh, replicated
 from vilem_jax.errors import UserError
 from vilem_jax.training.checkpoints import Checkpoints, restore_params
 from vilem_jax.training.workdir import claim_workdir, read_config
@@ -93,8 +93,8 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
 @pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
 def test_restores_onto_any_number_of_devices(tmp_path, num_devices):
     save_steps(tmp_path, 3)
-    mesh = sharding.make_mesh(num_devices)
-    target = sharding.replicated(mesh)
+    mesh = make_mesh(num_devices)
+    target = replicated(mesh)
     with Checkpoints(tmp_path) as checkpoints:
         state, _ = checkpoints.restore_latest(abstract(make_state(3), target))
     assert_same(state, make_state(3))

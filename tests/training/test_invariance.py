@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import BATCH, Runner, tiny_batch, tiny_config
-from vilem_jax import sharding
+from vilem_jax.distributed.mesh import check_batch, make_mesh, put_batch
 from vilem_jax.errors import UserError
 
 NUM_STEPS = 5
@@ -100,17 +100,17 @@ def test_texts_cut_short_change_nothing(alone):
 
 @pytest.mark.parametrize("num_devices, num_microbatches", [(3, 1), (8, 4), (1, 32)])
 def test_a_batch_that_does_not_divide(num_devices, num_microbatches):
-    mesh = sharding.make_mesh(num_devices)
+    mesh = make_mesh(num_devices)
     with pytest.raises(UserError) as error:
-        sharding.check_batch(BATCH, num_microbatches, mesh)
+        check_batch(BATCH, num_microbatches, mesh)
     assert f"batch_size={BATCH}" in str(error.value)
     assert f"a multiple of {num_devices * num_microbatches}" in str(error.value)
 
 
 def test_rows_lie_where_the_batch_has_them():
-    mesh = sharding.make_mesh(8)
+    mesh = make_mesh(8)
     batch = tiny_batch()
-    placed = sharding.put_batch(batch, mesh)
+    placed = put_batch(batch, mesh)
     for name, rows in batch.items():
         np.testing.assert_array_equal(placed[name], rows)
         assert len(placed[name].addressable_shards) == 8

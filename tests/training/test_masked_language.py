@@ -16,7 +16,13 @@ from tests.tiny import (
     tiny_config,
     word_tables,
 )
-from vilem_jax import sharding
+from vilem_jax.distributed.mesh import (
+    make_mesh,
+    over_batch,
+    put_batch,
+    put_replicated,
+    replicated,
+)
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.objectives import editing
@@ -162,8 +168,8 @@ def test_devices_change_nothing_with_dropout():
     config = tiny_config(task="editor", editor={"edit_rate": 0.3})
     found = []
     for num_devices in (1, 8):
-        mesh = sharding.make_mesh(num_devices)
-        whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+        mesh = make_mesh(num_devices)
+        whole, rows = replicated(mesh), over_batch(mesh)
         step = jax.jit(
             masked_language.make_editor_step(
                 config, lambda step: 1e-3, word_tables(), **IDS
@@ -171,10 +177,10 @@ def test_devices_change_nothing_with_dropout():
             in_shardings=(whole, rows, whole),
             out_shardings=(whole, whole),
         )
-        state = sharding.put_replicated(new_state(), mesh)
-        key, losses = sharding.put_replicated(KEY, mesh), []
+        state = put_replicated(new_state(), mesh)
+        key, losses = put_replicated(KEY, mesh), []
         for number in range(3):
-            batch = sharding.put_batch(tiny_batch(number), mesh)
+            batch = put_batch(tiny_batch(number), mesh)
             state, metrics = step(state, batch, key)
             losses.append(float(metrics["loss"]))
         assert step._cache_size() == 1

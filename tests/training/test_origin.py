@@ -17,9 +17,9 @@ from tests.training.tiny_runs import (
     stored_state,
     write_vocabulary,
 )
-from vilem_jax import sharding
 from vilem_jax.config.freeze import freeze
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.distributed.mesh import Layout, make_mesh
 from vilem_jax.errors import UserError
 from vilem_jax.training import origin, starting, tasks
 from vilem_jax.training.checkpoints import Checkpoints, restore_params
@@ -83,7 +83,7 @@ def begin(settings, workdir):
     """The state of step 0, on the host."""
     config = starting.complete(freeze(settings), workdir)
     tokenizer = starting.open_tokenizer(config, workdir)
-    layout = sharding.Layout(sharding.make_mesh(1))
+    layout = Layout(make_mesh(1))
     task = tasks.make_task(config, layout, tokenizer, lambda step: 0.0, workdir)
     return jax.device_get(task.begin(jax.random.key(0))), config
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from tests.training.tiny_runs import HELD_OUT, SCENES, assert_same_run, run_settings
-from vilem_jax import sharding
 from vilem_jax.cli.main import main
 from vilem_jax.config.freeze import freeze
 from vilem_jax.data.batches import open_corpus
 from vilem_jax.data.edit_table import PreparedEdits
+from vilem_jax.distributed.mesh import Layout, make_mesh
 from vilem_jax.errors import UserError
 from vilem_jax.keys import Purpose, sample_keys
 from vilem_jax.training import masked_language, prepare_edits, starting, tasks
@@ -131,7 +131,7 @@ def test_validation_has_proofreading_where_there_is_an_editor(
 ):
     asked = []
     monkeypatch.setattr(tasks, "make_edits", lambda *given, **_: asked.append(given))
-    layout = sharding.Layout(sharding.make_mesh(1))
+    layout = Layout(make_mesh(1))
     for path, number in (("", 0), (str(editor_folder), 1)):
         named = changed(
             offline,

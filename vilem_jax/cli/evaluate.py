@@ -237,17 +237,17 @@ def _proofreading(options: argparse.Namespace) -> None:
 def _open_edits(options: argparse.Namespace, model, source):
     from pathlib import Path
 
-    from vilem_jax import hosts
     from vilem_jax.api import make_run_edits
+    from vilem_jax.distributed import processes
     from vilem_jax.evaluation.proofread import load_edits, save_edits
 
     has_edits = options.edits and Path(options.edits).expanduser().exists()
-    if hosts.of_first(has_edits):
+    if processes.of_first(has_edits):
         return load_edits(options.edits, model.tokenizer)
     model.encoder.check_trained()  # before anything is asked of an editor
     edits = make_run_edits(model, source, seed=options.seed)
     if options.edits:
-        hosts.first_does(lambda: save_edits(edits, options.edits))
+        processes.first_does(lambda: save_edits(edits, options.edits))
     return edits
 
 

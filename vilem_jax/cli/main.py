@@ -71,7 +71,7 @@ def _run(given: list[str]) -> int:
     if "distributed" not in options:
         options.verb(options)
     else:
-        from vilem_jax.hosts import joined
+        from vilem_jax.distributed.processes import joined
 
         with joined(find_my_place(options)):
             options.verb(options)

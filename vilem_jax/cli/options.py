@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from vilem_jax.clusters import SWITCHES, Place, find_place
 from vilem_jax.config.schema import SourceConfig
+from vilem_jax.distributed.launcher import SWITCHES, Place, find_place
 from vilem_jax.errors import UserError
 
 EMBEDDED = "scenes"  # as --data
@@ -95,9 +95,9 @@ def is_first(options: argparse.Namespace) -> bool:
     """Whether this process tells and writes; of several the first one does."""
     if "distributed" not in options:  # such a verb is one process, without JAX maybe
         return True
-    from vilem_jax import hosts
+    from vilem_jax.distributed import processes
 
-    return hosts.is_first()
+    return processes.is_first()
 
 
 def add_data(verb: argparse.ArgumentParser) -> None:

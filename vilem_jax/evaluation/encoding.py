@@ -21,9 +21,9 @@ from vilem_jax.config.schema import AugmentConfig, Config
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Vocabulary
+from vilem_jax.distributed.processes import is_first
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.timing import Stopwatch, measure
-from vilem_jax.hosts import is_first
 from vilem_jax.models.text import is_real_token
 
 Branch = Literal["local", "global"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vilem_jax import hosts
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
@@ -165,15 +165,15 @@ def evaluate_pairs(
 
     # Of several processes each encodes its part of both.
     def encode_images(images: list) -> np.ndarray:
-        here = [images[row] for row in hosts.part(len(images))]
+        here = [images[row] for row in processes.part(len(images))]
         pixels = read_ahead(read, progress(here, "picture", show=show_progress))
-        return hosts.gather(encoder.encode_images(pixels), len(images))
+        return processes.gather(encoder.encode_images(pixels), len(images))
 
     def encode_texts(texts: list[str]) -> np.ndarray:
         with clock.measure("tokenize"):
-            here = [texts[row] for row in hosts.part(len(texts))]
+            here = [texts[row] for row in processes.part(len(texts))]
             tokens = tokenizer.encode(here, text_length)
-        return hosts.gather(encoder.encode_texts(tokens), len(texts))
+        return processes.gather(encoder.encode_texts(tokens), len(texts))
 
     clock = Stopwatch()
     encoder = encoder.timed(clock)

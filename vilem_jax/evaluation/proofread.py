@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax import hosts
 from vilem_jax.config.schema import EditorConfig
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
+from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.evaluation.encoding import Encoder, Proofreading, read_pictures
@@ -208,7 +208,7 @@ def evaluate_proofreading(
 
 
 def _branches(encoder, edits, source, images, is_word, show_progress) -> dict:
-    here = hosts.part(len(images))  # of several processes each judges its part
+    here = processes.part(len(images))  # of several processes each judges its part
     judged = encoder.proofread(
         read_pictures(
             source,
@@ -222,7 +222,7 @@ def _branches(encoder, edits, source, images, is_word, show_progress) -> dict:
     )
     figures = {}
     for branch, part in judged.items():
-        one = Proofreading(*(hosts.gather(rows, len(images)) for rows in part))
+        one = Proofreading(*(processes.gather(rows, len(images)) for rows in part))
         both = proofread_metrics(
             one.p_wrong,
             edits.edited != edits.tokens,

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from vilem_jax import hosts
 from vilem_jax.data.sources.missing import no_caption, present_pictures
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, read_pictures
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
@@ -67,21 +67,21 @@ def encode_source(
         if not captions:
             raise no_caption(source, index)
     captions = tuple(caption for each in said for caption in each)
-    here = hosts.part(len(source))  # of several processes each encodes its part
+    here = processes.part(len(source))  # of several processes each encodes its part
     pictures = read_pictures(
         source, here, encoder.image_size, show_progress=show_progress
     )
-    image_embedding = hosts.gather(encoder.encode_images(pictures), len(source))
+    image_embedding = processes.gather(encoder.encode_images(pictures), len(source))
     with measure(encoder.clock, "tokenize"):
-        said_here = [captions[row] for row in hosts.part(len(captions))]
+        said_here = [captions[row] for row in processes.part(len(captions))]
         tokens = tokenizer.encode(said_here, text_length)
     has_word = tokenizer.vocabulary.is_word[tokens].any(axis=1)
     return EncodedSource(
         image_embedding=image_embedding,
-        text_embedding=hosts.gather(encoder.encode_texts(tokens), len(captions)),
+        text_embedding=processes.gather(encoder.encode_texts(tokens), len(captions)),
         captions=captions,
         image_of_text=np.repeat(np.arange(len(said)), [len(each) for each in said]),
-        has_word=hosts.gather(has_word, len(captions)),
+        has_word=processes.gather(has_word, len(captions)),
     )
 
 

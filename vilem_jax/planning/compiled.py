@@ -15,8 +15,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vilem_jax import sharding
 from vilem_jax.config.schema import Config
+from vilem_jax.distributed.mesh import (
+    Layout,
+    check_batch,
+    make_layout,
+    over_batch,
+    replicated,
+)
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.files import reason
@@ -123,9 +129,9 @@ def compile_step(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
     Raises:
       UserError: the batch does not divide, or the step does not fit the device.
     """
-    layout = sharding.make_layout(config.compute, devices=devices)
+    layout = make_layout(config.compute, devices=devices)
     mesh = layout.mesh
-    sharding.check_batch(config.train.batch_size, config.train.num_microbatches, mesh)
+    check_batch(config.train.batch_size, config.train.num_microbatches, mesh)
     began = time.monotonic()
     lowered = lower_step(config, layout)
     lowered_at = time.monotonic()
@@ -160,10 +166,10 @@ def _options(mesh: Mesh) -> dict[str, object]:
     }
 
 
-def lower_step(config: Config, layout: sharding.Layout):
+def lower_step(config: Config, layout: Layout):
     """The step of `training/tasks.py`, traced on shapes: a `jax.stages.Lowered`."""
     mesh = layout.mesh
-    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    whole, rows = replicated(mesh), over_batch(mesh)
     schedule = make_schedule(config.optimizer, ANY_STEPS)
     state_and_step = _editor_step if config.task == "editor" else _vilem_step
     arguments, step = state_and_step(config, layout, schedule)

@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vilem_jax import sharding
+from vilem_jax.distributed.mesh import ROWS, WHOLE, Layout, make_mesh, over_batch
 from vilem_jax.errors import UserError
-from vilem_jax.sharding import ROWS, WHOLE
 
 BLOCK = 32  # rows of which only the best score is looked at first
 SPARE = 4  # candidates more than asked for, at least
@@ -213,13 +212,13 @@ def place(
             "must all be float32, or all float16, of one width"
         )
     starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
-    mesh = sharding.make_mesh(num_devices)
+    mesh = make_mesh(num_devices)
     query_chunk, most_rows = _chunks()
     each = -(-int(starts[-1]) // mesh.size)
     num_chunks = -(-each // most_rows)
     size = BLOCK * -(-each // (num_chunks * BLOCK))
     each = num_chunks * size
-    over_rows = sharding.over_batch(mesh)
+    over_rows = over_batch(mesh)
 
     def place_chunk(number: int) -> jax.Array:
         def read(at) -> np.ndarray:
@@ -291,7 +290,7 @@ def _find(best, queries, chunk, num_valid, number, *, count: int, mesh):
         return tuple(part[None] for part in found)
 
     specs = (ROWS, WHOLE, ROWS, ROWS, WHOLE)
-    run = sharding.Layout(mesh).on_each_device(on_device, specs, out_specs=ROWS)
+    run = Layout(mesh).on_each_device(on_device, specs, out_specs=ROWS)
     return run(best, queries, chunk, num_valid, number)
 
 

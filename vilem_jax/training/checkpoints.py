@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from vilem_jax import hosts
 from vilem_jax.config.schema import Config
+from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 from vilem_jax.training.checkpoint_contents import (
@@ -82,12 +82,14 @@ class Checkpoints:
         self._saving: int | None = None  # the step that is on its way to the disk
         self._failed = 0  # saves in a row
         left = self._folder.glob(f"{_OLD}*")
-        hosts.first_does(lambda: [shutil.rmtree(p, ignore_errors=True) for p in left])
+        processes.first_does(
+            lambda: [shutil.rmtree(p, ignore_errors=True) for p in left]
+        )
         self._manager = self._open()
 
     def steps(self) -> list[int]:
         """The finished checkpoints, oldest first, as process 0 sees the disk."""
-        return hosts.of_first(finished_steps(self._folder))
+        return processes.of_first(finished_steps(self._folder))
 
     def save(self, step: int, state: Any, figures: dict | None = None) -> None:
         """Starts to store `state`; returns once the arrays may be overwritten.
@@ -133,7 +135,7 @@ class Checkpoints:
     def _check_room(self, flat: Flat) -> None:
         """Fails at once where the disk is sure to fill up: Orbax would fail later and
         with many words. Compression takes about 7 % off a state."""
-        free = hosts.of_first(shutil.disk_usage(self._folder).free)
+        free = processes.of_first(shutil.disk_usage(self._folder).free)
         needed = 0.9 * sum(leaf.nbytes for leaf in flat.values())
         if free < needed:
             raise _NoRoomError(
@@ -147,14 +149,14 @@ class Checkpoints:
                 list_files(place)
 
     def _fail(self, error: Exception) -> None:
-        if hosts.is_lost(error):
+        if processes.is_lost(error):
             raise error
         step, self._saving = self._saving, None
         self._failed += 1
         kept = finished_steps(self._folder)
         last = f"step {kept[-1]} is safe" if kept else "none is stored yet"
         trouble = f"saving step {step} to {self._folder} failed: {failure(error)}"
-        if hosts.several() and not isinstance(error, _NoRoomError):
+        if processes.several() and not isinstance(error, _NoRoomError):
             raise UserError(
                 f"{trouble}, which processes cannot go on from together ({last}); mend "
                 "it and start all of them again with the same command"
@@ -209,7 +211,7 @@ class Checkpoints:
     def _restore(self, step: int, abstract_state: Any) -> Any:
         where = self._folder / str(step)
         wanted = flatten(abstract_state)
-        hosts.share_fate(lambda: verify_files(where), DamagedError)
+        processes.share_fate(lambda: verify_files(where), DamagedError)
         saved = read_description(where)
         check_same(saved, wanted, where)
         target = {name: placed(leaf) for name, leaf in wanted.items() if leaf.size}
@@ -219,7 +221,7 @@ class Checkpoints:
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
             )
         flat = dict(items["state"])
-        hosts.share_fate(lambda: verify(flat, saved), DamagedError)
+        processes.share_fate(lambda: verify(flat, saved), DamagedError)
         for name, leaf in wanted.items():
             if not leaf.size:
                 flat[name] = no_elements(leaf)
@@ -235,12 +237,12 @@ class Checkpoints:
             (self._folder / str(step)).rename(old)
             shutil.rmtree(old, ignore_errors=True)
 
-        hosts.first_does(remove)
+        processes.first_does(remove)
         self._manager.reload()
 
     def set_aside(self, steps: list[int]) -> None:
         """Out of the way of the save that will come to the same step again."""
-        hosts.first_does(lambda: self._move_away(steps))
+        processes.first_does(lambda: self._move_away(steps))
         self._manager.reload()
 
     def _move_away(self, steps: list[int]) -> None:
@@ -331,7 +333,7 @@ def restore_params(
 def read_figures(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
     """What was measured of each whole checkpoint in RUN/`folder`: {step: figures}."""
     found, place = {}, Path(workdir).absolute() / folder
-    for step in hosts.of_first(finished_steps(place)):
+    for step in processes.of_first(finished_steps(place)):
         try:
             verify_files(place / str(step))
             found[step] = read_description(place / str(step), "figures")

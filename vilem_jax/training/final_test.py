@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 
-from vilem_jax import hosts
 from vilem_jax.config.schema import Config
+from vilem_jax.distributed import processes
+from vilem_jax.distributed.mesh import on_one_device
 from vilem_jax.errors import UserError
 from vilem_jax.files import write_json
-from vilem_jax.sharding import on_one_device
 from vilem_jax.training.best import best_step
 from vilem_jax.training.checkpoints import restore_params
 from vilem_jax.training.metrics import say
@@ -33,7 +33,7 @@ def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) 
     file = workdir / SCORES_FILE
     if not config.data.test:
         return
-    if hosts.of_first(file.exists()):
+    if processes.of_first(file.exists()):
         say(f"{file} holds the scores of the test split, which is scored once")
         return
     best = best_step(workdir) if config.checkpoint.keep_best else None
@@ -48,7 +48,7 @@ def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) 
         "mean_recall": best[1] if best else None,
         "test": task.test(params),
     }
-    hosts.first_does(lambda: write_json(file, scores))
+    processes.first_does(lambda: write_json(file, scores))
 
 
 def read_scores(workdir: str | os.PathLike) -> dict[str, dict]:

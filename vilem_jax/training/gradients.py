@@ -12,9 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vilem_jax import sharding
 from vilem_jax.config.schema import Config
-from vilem_jax.sharding import ROWS, WHOLE, Layout
+from vilem_jax.distributed.mesh import (
+    ROWS,
+    WHOLE,
+    Layout,
+    gather_rows,
+    one_device,
+    sum_over_devices,
+)
 from vilem_jax.training import losses, text_lengths
 from vilem_jax.training.losses import Contrast, Samples, Shared
 from vilem_jax.training.state import Params, TrainState, model_graph
@@ -31,7 +37,7 @@ def make_gradients(config: Config, layout: Layout | None = None) -> Callable:
     Args:
       layout: of the run on its devices; None: all on one.
     """
-    layout = layout or sharding.one_device()
+    layout = layout or one_device()
     part_of_device = _make_device_part(config, layout)
 
     def gradients(params, momentum_params, state: TrainState, samples: Samples):
@@ -43,7 +49,7 @@ def make_gradients(config: Config, layout: Layout | None = None) -> Callable:
             momentum_params = layout.gather_params(momentum_params, param_specs)
             grads, sums, contrast = part_of_device(params, momentum_params, *rest)
             grads = layout.sum_gradients(grads, grad_specs)
-            return grads, sharding.sum_over_devices(sums), contrast
+            return grads, sum_over_devices(sums), contrast
 
         run = layout.on_each_device(
             on_device,
@@ -93,14 +99,14 @@ def _make_device_part(config: Config, layout: Layout) -> Callable:
             )
 
         image_keys, text_keys = jax.tree.map(
-            lambda keys: sharding.gather_rows(put_back(unsplit(keys))),
+            lambda keys: gather_rows(put_back(unsplit(keys))),
             jax.lax.map(keys_of, pieces),
         )
         is_by_image = config.loss.positives == "image"
         return contrast._replace(
             image_keys=image_keys,
             text_keys=text_keys,
-            image_ids=sharding.gather_rows(samples.image_id) if is_by_image else None,
+            image_ids=gather_rows(samples.image_id) if is_by_image else None,
         )
 
     def part(

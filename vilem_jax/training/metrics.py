@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vilem_jax.distributed.processes import is_first
 from vilem_jax.files import reason, replace_file
-from vilem_jax.hosts import is_first
 from vilem_jax.training.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"

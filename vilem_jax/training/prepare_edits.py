@@ -15,11 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax import sharding
 from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import open_corpus
 from vilem_jax.data.edit_table import EditTable, PreparedEdits, describe
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.distributed.mesh import (
+    make_mesh,
+    over_batch,
+    put_batch,
+    put_replicated,
+    replicated,
+)
 from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
 from vilem_jax.files import check_writable
 from vilem_jax.keys import Purpose, fold_in, sample_keys
@@ -53,7 +59,7 @@ def prepare_edits(config: Config, path: str, *, num_variants: int) -> PreparedEd
     about = describe(corpus, tokenizer, length, config.editor)
     about |= {"editor": made_by, "seed": config.seed}
     check_writable(path)  # hours are not to be spent in vain
-    mesh = sharding.make_mesh()
+    mesh = make_mesh()
     edit = _make_edit(config, tokenizer, mesh)
     num_places = min(config.editor.max_edits, length)
     shape = (corpus.num_pairs, num_variants, num_places)
@@ -82,9 +88,9 @@ def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
     graph = masked_language.editor_graph(own)
     pad_id, mask_id = tokenizer.vocabulary.pad_id, tokenizer.vocabulary.mask_id
     editor = FrozenEditor(params, starting.word_tables(tokenizer))
-    editor = sharding.put_replicated(editor, mesh)
+    editor = put_replicated(editor, mesh)
     key = jax.random.key(config.seed)
-    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    whole, rows = replicated(mesh), over_batch(mesh)
 
     def run(editor, variant, batch):
         tokens = batch["tokens"]
@@ -109,7 +115,7 @@ def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
         filling = ((0, -count % (ROWS * mesh.size)), (0, 0))
         tokens = np.pad(tokens, filling, constant_values=pad_id)
         sample_id = np.arange(start, start + len(tokens), dtype=np.int32)
-        batch = sharding.put_batch({"tokens": tokens, "sample_id": sample_id}, mesh)
+        batch = put_batch({"tokens": tokens, "sample_id": sample_id}, mesh)
         edits = compiled(editor, jnp.int32(variant), batch)
         return [np.asarray(part)[:count] for part in edits]
 

@@ -13,10 +13,19 @@ from pathlib import Path
 
 import jax
 
-from vilem_jax import hosts, sharding
 from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.distributed import processes
+from vilem_jax.distributed.mesh import (
+    check_batch,
+    make_layout,
+    over_batch,
+    put,
+    put_batch,
+    put_replicated,
+    replicated,
+)
 from vilem_jax.training import starting
 from vilem_jax.training.best import KeepBest, mean_recall
 from vilem_jax.training.checkpoints import Checkpoints
@@ -58,9 +67,9 @@ def train(
 
     # ---- settings and mesh ----
     config = starting.complete(config, folder)
-    layout = sharding.make_layout(config.compute, num_devices)
+    layout = make_layout(config.compute, num_devices)
     mesh = layout.mesh
-    sharding.check_batch(config.train.batch_size, config.train.num_microbatches, mesh)
+    check_batch(config.train.batch_size, config.train.num_microbatches, mesh)
 
     # ---- data ----
     tokenizer = starting.open_tokenizer(config, folder)
@@ -79,17 +88,17 @@ def train(
         )
 
     # ---- task ----
-    hosts.check_same(starting.must_agree(config, corpus, tokenizer))
+    processes.check_same(starting.must_agree(config, corpus, tokenizer))
     if not dry_run:
-        hosts.first_does(lambda: check_workdir(folder, config))
+        processes.first_does(lambda: check_workdir(folder, config))
     schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
     task = make_task(config, layout, tokenizer, schedule, folder)
 
     # ---- work directory: once all is there that the run needs ----
     if not dry_run:
-        hosts.first_does(lambda: _claim(folder, config, tokenizer))
-        hosts.check_shared(folder)
-    key = sharding.put_replicated(jax.random.key(config.seed), mesh)
+        processes.first_does(lambda: _claim(folder, config, tokenizer))
+        processes.check_shared(folder)
+    key = put_replicated(jax.random.key(config.seed), mesh)
 
     def batches(start_step: int):
         return train_batches(
@@ -101,7 +110,7 @@ def train(
             image_size=task.image_size,
             edits=edits,
             start_step=start_step,
-            rows=hosts.rows_here(sharding.over_batch(mesh), config.train.batch_size),
+            rows=processes.rows_here(over_batch(mesh), config.train.batch_size),
         )
 
     if dry_run:
@@ -130,13 +139,13 @@ def train(
         # ---- loop ----
         clock = Clock()
         watch = _Watch(config)
-        votes = hosts.Votes(sharding.over_batch(mesh), sharding.replicated(mesh))
+        votes = processes.Votes(over_batch(mesh), replicated(mesh))
         last_logged, saved_step, figures = first_step, first_step, {}
         step, trouble, (stopped, late) = first_step, None, votes.sums(stop(), False)
         while step < num_steps and not (stopped or late or trouble):
             with clock.waiting():
                 batch = next(reader)
-            state, metrics = task.step(state, sharding.put_batch(batch, mesh), key)
+            state, metrics = task.step(state, put_batch(batch, mesh), key)
             step += 1
             trouble = watch.trouble_before(step, metrics)
             progress.advance()
@@ -157,7 +166,7 @@ def train(
                         record["validation/mean_recall"] = mean_recall(figures)
                     log.write(step, record)
                     if best:
-                        best.see(step, hosts.of_first(mean_recall(figures)), state)
+                        best.see(step, processes.of_first(mean_recall(figures)), state)
             if _is_due(step, num_steps, config.checkpoint.every_steps):
                 with clock.apart():
                     checkpoints.save(step, state)
@@ -173,7 +182,7 @@ def train(
             checkpoints.save(step, state)
         checkpoints.wait()
         if trouble:
-            raise hosts.EverywhereError(trouble)
+            raise processes.EverywhereError(trouble)
         if step < num_steps:
             say(
                 f"stopped at step {step} of {num_steps}; the same command goes on there"
@@ -207,12 +216,12 @@ def _restore_or_begin(checkpoints: Checkpoints, task: Task, key):
     say(f"resuming at step {step}")
     # What Orbax hands over may share memory with its reader; the state is donated.
     places = jax.tree.map(lambda x: x.sharding, task.abstract_state)
-    return sharding.put(state, places), step
+    return put(state, places), step
 
 
 def _dry_run(task: Task, batches, mesh, key, num_steps: int) -> dict:
     with batches(0) as reader:
-        batch = sharding.put_batch(next(reader), mesh)
+        batch = put_batch(next(reader), mesh)
     _, metrics = task.step(task.begin(key), batch, key)
     metrics = {name: float(value) for name, value in metrics.items()}
     say(f"a dry run: one of {num_steps} steps taken, loss {metrics['loss']:.3f}")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
+from vilem_jax.distributed.mesh import Layout, on_mesh, replicated
 from vilem_jax.models.vilem import ViLEM, new_params
-from vilem_jax.sharding import Layout, on_mesh, replicated
 from vilem_jax.training.optimizer import make_optimizer
 
 Params = dict[str, Any]  # nested, float32

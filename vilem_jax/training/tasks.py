@@ -13,17 +13,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from vilem_jax import hosts, sharding
 from vilem_jax.config.schema import Config
 from vilem_jax.data.sources.missing import check_complete
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.distributed import processes
+from vilem_jax.distributed.mesh import (
+    Layout,
+    on_one_device,
+    over_batch,
+    put_replicated,
+    replicated,
+)
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading, make_edits
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
-from vilem_jax.sharding import Layout
 from vilem_jax.training import masked_language, starting
 from vilem_jax.training.origin import load_origin
 from vilem_jax.training.state import (
@@ -79,7 +85,7 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
         own, params = starting.load_editor(config, tokenizer)
         editor = FrozenEditor(params, tables)
         editor_graph = masked_language.editor_graph(own)
-    editor = sharding.put_replicated(editor, mesh)
+    editor = put_replicated(editor, mesh)
     train_step = make_train_step(
         config,
         schedule,
@@ -90,7 +96,7 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
     )
     shapes = abstract_state(config)
     places = state_sharding(shapes, layout)
-    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    whole, rows = replicated(mesh), over_batch(mesh)
     compiled = jax.jit(
         train_step,
         in_shardings=(places, whole, rows, whole),
@@ -173,7 +179,7 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
     ]
 
     def evaluate(state) -> dict:
-        params = sharding.on_one_device(state.params)  # which scores alone
+        params = on_one_device(state.params)  # which scores alone
         now = dataclasses.replace(encoder, params=params)
         figures = {}
         for number, source in enumerate(sources):
@@ -200,7 +206,7 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
     ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
     tables = starting.word_tables(tokenizer)
     step = masked_language.make_editor_step(config, schedule, tables, **ids)
-    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    whole, rows = replicated(mesh), over_batch(mesh)
     compiled = jax.jit(
         step,
         in_shardings=(whole, rows, whole),
@@ -223,7 +229,7 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
         params = jax.tree.map(np.asarray, state.params)
         tokens = workdir / starting.TOKENIZER_FOLDER
         text, folder = config.model.text, workdir / EDITOR_FOLDER
-        hosts.first_does(
+        processes.first_does(
             lambda: save_masked_language_model(folder, params, text, tokens)
         )
 
@@ -257,7 +263,7 @@ def _make_editor_evaluation(config, tokenizer, tables):
     size = config.evaluation.batch_size
 
     def evaluate(state) -> dict:
-        params = sharding.on_one_device(state.params)
+        params = on_one_device(state.params)
         figures = {}
         for source in sources:
             texts = [text for i in range(len(source)) for text in source.captions(i)]

@@ -9,8 +9,14 @@ from jax.sharding import PartitionSpec
 
 from tests.tiny import BATCH, Runner, tiny_batch, tiny_config, tiny_state
 from tests.training.test_invariance import assert_same_run, run
-from vilem_jax import sharding
 from vilem_jax.config.schema import ComputeConfig
+from vilem_jax.distributed.mesh import (
+    Layout,
+    make_layout,
+    on_one_device,
+    put,
+    put_batch,
+)
 from vilem_jax.errors import UserError
 from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.state import state_sharding
@@ -66,7 +72,7 @@ def test_what_a_device_holds(sharding_name):
 def collectives(config, num_devices):
     """[(kind, elements, is in a loop)] of the compiled step, scalars left out."""
     runner = Runner(config, num_devices)
-    batch = sharding.put_batch(tiny_batch(), runner.mesh)
+    batch = put_batch(tiny_batch(), runner.mesh)
     state = runner.begin(config)
     text = runner.compiled.lower(state, runner.editor, batch, runner.key).compile()
     found, in_loop = [], False
@@ -101,9 +107,9 @@ def test_a_checkpoint_of_eight_devices_restores_on_fewer(tmp_path):
     """Split eight ways when written; read split, whole, and on one device."""
 
     def begin(name, num_devices):
-        layout = sharding.make_layout(split(name, 0).compute, num_devices)
+        layout = make_layout(split(name, 0).compute, num_devices)
         state = tiny_state(tiny_config())
-        return sharding.put(state, state_sharding(state, layout))
+        return put(state, state_sharding(state, layout))
 
     state = begin("fsdp", 8)
     with Checkpoints(tmp_path) as checkpoints:
@@ -134,17 +140,17 @@ def test_a_checkpoint_of_eight_devices_restores_on_fewer(tmp_path):
 )
 def test_where_an_array_is_split(shape, count, expected):
     mesh = jax.sharding.AbstractMesh((1, count), ("data", "fsdp"))
-    layout = sharding.Layout(mesh, "fsdp")
+    layout = Layout(mesh, "fsdp")
     assert layout.param_specs(jax.ShapeDtypeStruct(shape, "float32")) == expected
 
 
 @pytest.mark.parametrize("name", ["replicated", "fsdp"])
 def test_whole_parameters_on_one_device(name):
     """What an evaluation scores with."""
-    layout = sharding.make_layout(split(name, 0).compute, 8)
+    layout = make_layout(split(name, 0).compute, 8)
     state = tiny_state(tiny_config())
-    params = sharding.put(state, state_sharding(state, layout)).params
-    found = sharding.on_one_device(params)
+    params = put(state, state_sharding(state, layout)).params
+    found = on_one_device(params)
     for leaf, wanted in zip(
         jax.tree.leaves(found), jax.tree.leaves(state.params), strict=True
     ):
@@ -155,4 +161,4 @@ def test_whole_parameters_on_one_device(name):
 def test_devices_that_do_not_divide():
     compute = ComputeConfig(sharding="zero1", fsdp_devices=3)
     with pytest.raises(UserError, match="fsdp_devices=3 does not divide the 8 devices"):
-        sharding.make_layout(compute, 8)
+        make_layout(compute, 8)

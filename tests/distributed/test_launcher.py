@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from vilem_jax import clusters, hosts
-from vilem_jax.clusters import find_place
+from vilem_jax.distributed import launcher, processes
+from vilem_jax.distributed.launcher import find_place
 from vilem_jax.errors import UserError
 
 TASK = {
@@ -52,8 +52,8 @@ def test_alone(environment):
 
 
 def test_a_laptop_asks_nobody(monkeypatch):
-    monkeypatch.setattr(clusters.glob, "glob", lambda pattern: [])
-    monkeypatch.setattr(clusters.urllib.request, "urlopen", nobody)
+    monkeypatch.setattr(launcher.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(launcher.urllib.request, "urlopen", nobody)
     assert find_place("auto", {}) is None
 
 
@@ -157,18 +157,18 @@ def test_on_leaves_the_search_to_jax():
 
 
 def test_alone_nothing_is_joined_and_everything_is_decided_here():
-    with hosts.joined(None):
-        assert hosts.is_first() and not hosts.several()
-        assert hosts.of_first({"a": 1}) == {"a": 1} and hosts.of_each(7) == [7]
-        assert hosts.part(3) == [0, 1, 2]
-        votes = hosts.Votes(None, None)
+    with processes.joined(None):
+        assert processes.is_first() and not processes.several()
+        assert processes.of_first({"a": 1}) == {"a": 1} and processes.of_each(7) == [7]
+        assert processes.part(3) == [0, 1, 2]
+        votes = processes.Votes(None, None)
         assert votes.sums(1, 0) == (1, 0)
     with pytest.raises(KeyError):  # no error is turned into another
-        hosts.first_does(lambda: {}["missing"])
+        processes.first_does(lambda: {}["missing"])
     with pytest.raises(UserError, match=r"^as it was$"):
-        hosts.first_does(fails)
+        processes.first_does(fails)
     with pytest.raises(OSError, match=r"^as it was$"):
-        hosts.share_fate(lambda: fails(OSError), OSError)
+        processes.share_fate(lambda: fails(OSError), OSError)
 
 
 def fails(kind=UserError):
@@ -185,10 +185,10 @@ def fails(kind=UserError):
     ],
 )
 def test_parts_are_of_one_size_and_hold_all(monkeypatch, count, processes, parts):
-    monkeypatch.setattr(hosts, "num_processes", lambda: processes)
+    monkeypatch.setattr(processes, "num_processes", lambda: processes)
     for index, expected in enumerate(parts):
-        monkeypatch.setattr(hosts.jax, "process_index", lambda index=index: index)
-        assert hosts.part(count) == expected
+        monkeypatch.setattr(processes.jax, "process_index", lambda index=index: index)
+        assert processes.part(count) == expected
     together = [row for rows in parts for row in rows][:count]
     assert together == list(range(count))
 
@@ -208,6 +208,6 @@ def test_parts_are_of_one_size_and_hold_all(monkeypatch, count, processes, parts
 )
 def test_a_lost_process_is_told_from_other_errors(monkeypatch, words, is_lost):
     error = RuntimeError(words)
-    assert not hosts.is_lost(error)  # alone there is nobody to lose
-    monkeypatch.setattr(hosts, "num_processes", lambda: 2)
-    assert hosts.is_lost(error) == is_lost
+    assert not processes.is_lost(error)  # alone there is nobody to lose
+    monkeypatch.setattr(processes, "num_processes", lambda: 2)
+    assert processes.is_lost(error) == is_lost

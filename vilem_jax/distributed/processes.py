@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from vilem_jax.clusters import Place
+from vilem_jax.distributed.launcher import Place
 from vilem_jax.errors import UserError
 
 # A process that was not heard of for so long is gone, and the others leave: well

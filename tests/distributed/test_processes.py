@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.training.one_of_two import write_config
+
 from tests.training.tiny_runs import HELD_OUT, child_environment, run_settings
 from vilem_jax.training.metrics import read_records
 

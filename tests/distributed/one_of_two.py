@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from vilem_jax import hosts
 from vilem_jax.cli.main import main as vilem
+from vilem_jax.distributed import processes
 from vilem_jax.training import run
 
 CONFIG = """
@@ -32,7 +32,7 @@ def write_config(folder: Path, settings: dict) -> Path:
 
 
 def main(ids_file: str, seconds: str, *arguments: str) -> int:
-    hosts.SEE_SECONDS = 3  # no network lies between a file and who looks for it
+    processes.SEE_SECONDS = 3  # no network lies between a file and who looks for it
     if ids_file == "-":
         return vilem(arguments)
     plain, file = run.train_batches, Path(ids_file)
