@@ -101,7 +101,8 @@ def make_encoder(config, *, batch_size: int):
 
     from vilem_jax.data.tokenizer import Vocabulary
     from vilem_jax.evaluation import encoding
-    from vilem_jax.training.state import initial_params, model_graph
+    from vilem_jax.models.vilem import model_graph
+    from vilem_jax.training.state import initial_params
 
     size = config.model.text.vocab_size
     token = np.arange(size)

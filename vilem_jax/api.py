@@ -26,13 +26,13 @@ from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.mixed_towers import mixed_encoder
 from vilem_jax.evaluation.proofread import StoredEdits, make_edits
+from vilem_jax.models.vilem import model_graph
 from vilem_jax.training.masked_language import editor_graph
 from vilem_jax.training.starting import (
     check_editor,
     load_editor,
     word_tables,
 )
-from vilem_jax.training.state import model_graph
 from vilem_jax.training.stored import read_stored
 from vilem_jax.weights.model_folder import without_origins
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import normalize, read_ahead, read_pictures
+from vilem_jax.evaluation.encoding import read_ahead, read_pictures
 from vilem_jax.models.text import is_real_token
+from vilem_jax.models.vision import normalize
 
 
 def pictures(count, seed=0):

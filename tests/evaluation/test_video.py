@@ -13,8 +13,8 @@ from vilem_jax import api
 from vilem_jax.cli.main import main
 from vilem_jax.data.video.clips import VideoClips
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.evaluation.video import clip_embeddings, evaluate_video
+from vilem_jax.models.vision import normalize
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

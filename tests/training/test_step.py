@@ -18,10 +18,10 @@ from tests.tiny import (
     tiny_state,
 )
 from vilem_jax.keys import sample_keys
+from vilem_jax.models.vilem import model_graph
 from vilem_jax.training import losses
 from vilem_jax.training.gradients import ramp, split, unsplit
 from vilem_jax.training.optimizer import decays, make_schedule
-from vilem_jax.training.state import model_graph
 from vilem_jax.training.step import step_metrics
 
 CONFIG = tiny_config()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config.schema import AugmentConfig, Config
+from vilem_jax.config.schema import Config
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Vocabulary
@@ -25,6 +25,7 @@ from vilem_jax.distributed.processes import is_first
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.timing import Stopwatch, measure
 from vilem_jax.models.text import is_real_token
+from vilem_jax.models.vision import normalize
 
 Branch = Literal["local", "global"]
 BRANCHES: tuple[Branch, ...] = ("local", "global")
@@ -251,13 +252,6 @@ def make_encoder(
         trained=config.loss.trained,
         dtype=config.compute.dtype,
     )
-
-
-def normalize(pixels: jax.Array, config: AugmentConfig) -> jax.Array:
-    """Levels 0..255 [B, R, R, 3] -> float32, about zero mean and unit variance."""
-    mean = jnp.asarray(config.mean, jnp.float32)[None, None, None]
-    std = jnp.asarray(config.std, jnp.float32)[None, None, None]
-    return (pixels.astype(jnp.float32) / 255.0 - mean) / std
 
 
 def read_pictures(

@@ -17,9 +17,9 @@ from flax import nnx
 from vilem_jax.config.schema import Config
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import normalize
 from vilem_jax.models.text import is_real_token
-from vilem_jax.training.state import Params, model_graph
+from vilem_jax.models.vilem import Params, model_graph
+from vilem_jax.models.vision import normalize
 from vilem_jax.weights import folders
 
 DESCRIPTION, CARD = "towers.json", "README.md"

@@ -1,6 +1,7 @@
 """ViLEM: two towers, their projections, the proofreading heads and the temperature."""
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -204,3 +205,19 @@ def unit_rows(values: jax.Array) -> jax.Array:
 def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
     """[B, ...] twice -> [2B, ...], the two rows of a sample side by side."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+Params = dict[str, Any]  # nested, float32
+
+
+@cache
+def model_graph(config: ModelConfig, compute: ComputeConfig) -> nnx.GraphDef:
+    """The network without its arrays: `nnx.merge(graph, params)` is the model.
+
+    `split` with Param alone raises if a module held any other state: proof of purity.
+    Kept once made: a step, its evaluation and an encoder ask for the same one.
+    """
+    graph, _ = nnx.split(
+        nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0))), nnx.Param
+    )
+    return graph

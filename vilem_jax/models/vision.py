@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vilem_jax.config.schema import ComputeConfig, VisionConfig
+from vilem_jax.config.schema import AugmentConfig, ComputeConfig, VisionConfig
 from vilem_jax.models import layers
 
 
@@ -143,3 +143,10 @@ class VisionTower(nnx.Module):
         class_token = jnp.broadcast_to(class_token, (batch, 1, embedded.shape[-1]))
         hidden = jnp.concatenate([class_token, embedded], axis=1)
         return hidden + self.position_embedding[...].astype(hidden.dtype)[None]
+
+
+def normalize(pixels: jax.Array, config: AugmentConfig) -> jax.Array:
+    """Levels 0..255 [B, R, R, 3] -> float32, about zero mean and unit variance."""
+    mean = jnp.asarray(config.mean, jnp.float32)[None, None, None]
+    std = jnp.asarray(config.std, jnp.float32)[None, None, None]
+    return (pixels.astype(jnp.float32) / 255.0 - mean) / std

@@ -21,9 +21,10 @@ from vilem_jax.distributed.mesh import (
     one_device,
     sum_over_devices,
 )
+from vilem_jax.models.vilem import Params, model_graph
 from vilem_jax.training import losses, text_lengths
 from vilem_jax.training.losses import Contrast, Samples, Shared
-from vilem_jax.training.state import Params, TrainState, model_graph
+from vilem_jax.training.state import TrainState
 
 
 def make_gradients(config: Config, layout: Layout | None = None) -> Callable:

@@ -20,9 +20,9 @@ from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.layers import dropout_seeds, with_init_std
 from vilem_jax.models.text import is_real_token
+from vilem_jax.models.vilem import Params
 from vilem_jax.objectives import editing, proofreading
 from vilem_jax.training.optimizer import make_optimizer
-from vilem_jax.training.state import Params
 from vilem_jax.training.step import keep_if_finite
 
 

@@ -2,19 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
+from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import Layout, on_mesh, replicated
-from vilem_jax.models.vilem import ViLEM, new_params
+from vilem_jax.models.vilem import Params, new_params
 from vilem_jax.training.optimizer import make_optimizer
-
-Params = dict[str, Any]  # nested, float32
 
 
 @jax.tree_util.register_dataclass
@@ -33,19 +29,6 @@ class TrainState:
     queue_image_ids: jax.Array | None
     skipped_total: jax.Array  # int32, steps with a non-finite loss or gradient
     skipped_in_a_row: jax.Array  # int32
-
-
-@cache
-def model_graph(config: ModelConfig, compute: ComputeConfig) -> nnx.GraphDef:
-    """The network without its arrays: `nnx.merge(graph, params)` is the model.
-
-    `split` with Param alone raises if a module held any other state: proof of purity.
-    Kept once made: a step, its evaluation and an encoder ask for the same one.
-    """
-    graph, _ = nnx.split(
-        nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0))), nnx.Param
-    )
-    return graph
 
 
 def initial_params(config: Config, key: jax.Array) -> Params:

@@ -9,9 +9,10 @@ import numpy as np
 from vilem_jax.config.schema import Config
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
+from vilem_jax.models.vilem import Params
 from vilem_jax.training.checkpoints import FIELDS, restore_fields
 from vilem_jax.training.starting import open_tokenizer
-from vilem_jax.training.state import Params, abstract_state
+from vilem_jax.training.state import abstract_state
 from vilem_jax.training.workdir import read_config
 from vilem_jax.weights.folders import VOCABULARY, WEIGHTS
 from vilem_jax.weights.model_folder import QUEUE_NAMES, read_model_folder

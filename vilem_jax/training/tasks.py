@@ -30,13 +30,13 @@ from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading, make_edits
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
+from vilem_jax.models.vilem import model_graph
 from vilem_jax.training import masked_language, starting
 from vilem_jax.training.origin import load_origin
 from vilem_jax.training.state import (
     abstract_state,
     initial_params,
     initial_state,
-    model_graph,
     place,
     state_sharding,
 )
