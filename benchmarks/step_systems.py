@@ -140,7 +140,7 @@ def make_editor(config):
     import jax
     import jax.numpy as jnp
 
-    from vilem_jax.evaluation.caption_edits import FrozenEditor
+    from vilem_jax.editing.editor import FrozenEditor, editor_graph
     from vilem_jax.objectives.editing import WordTables
     from vilem_jax.training import masked_language
 
@@ -149,4 +149,4 @@ def make_editor(config):
     params = jax.jit(lambda key: masked_language.initial_editor_params(config, key))(
         jax.random.key(1)
     )
-    return masked_language.editor_graph(config), FrozenEditor(params, tables)
+    return editor_graph(config), FrozenEditor(params, tables)

@@ -22,7 +22,7 @@ from vilem_jax.distributed.mesh import (
     put_replicated,
     replicated,
 )
-from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.objectives.editing import Places, WordTables, apply_edits
 from vilem_jax.training import masked_language
 from vilem_jax.training.losses import Samples
@@ -188,7 +188,7 @@ class Runner:
         editor_config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, text=_frozen(config))
         )
-        graph = masked_language.editor_graph(editor_config) if needs_editor else None
+        graph = editor_graph(editor_config) if needs_editor else None
         editor = FrozenEditor({}, word_tables())
         if needs_editor:
             editor = tiny_editor(editor_config)

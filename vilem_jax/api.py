@@ -21,18 +21,13 @@ from vilem_jax.config.schema import Config
 from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.editing.editor import FrozenEditor, editor_graph
+from vilem_jax.editing.loading import check_editor, load_editor, word_tables
+from vilem_jax.editing.stored_edits import StoredEdits, make_edits
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.mixed_towers import mixed_encoder
-from vilem_jax.evaluation.proofread import StoredEdits, make_edits
 from vilem_jax.models.vilem import model_graph
-from vilem_jax.training.masked_language import editor_graph
-from vilem_jax.training.starting import (
-    check_editor,
-    load_editor,
-    word_tables,
-)
 from vilem_jax.training.stored import read_stored
 from vilem_jax.weights.model_folder import without_origins
 

@@ -10,16 +10,14 @@ from flax import nnx
 
 from vilem_jax.config.schema import EditorConfig, LossConfig
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.editing.editor import FrozenEditor
+from vilem_jax.editing.stored_edits import load_edits, make_edits, save_edits
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import Proofreading
 from vilem_jax.evaluation.proofread import (
     evaluate_proofreading,
-    load_edits,
-    make_edits,
     other_pictures,
     proofread_metrics,
-    save_edits,
 )
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.objectives.editing import WordTables

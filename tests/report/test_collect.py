@@ -13,7 +13,7 @@ from vilem_jax.api import make_model
 from vilem_jax.data.scenes.hard_pairs import hard_pairs
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
-from vilem_jax.evaluation.proofread import StoredEdits, _captions_digest
+from vilem_jax.editing.stored_edits import StoredEdits, _captions_digest
 from vilem_jax.report.collect import make_report, measure, run_charts
 from vilem_jax.report.html import render
 from vilem_jax.training.state import initial_params

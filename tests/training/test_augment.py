@@ -20,7 +20,7 @@ from tests.tiny import (
 )
 from vilem_jax.config.schema import AugmentConfig
 from vilem_jax.distributed.mesh import make_mesh, over_batch, put_batch, replicated
-from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.editing.editor import FrozenEditor
 from vilem_jax.keys import sample_keys
 from vilem_jax.training import augment
 from vilem_jax.training.step import make_prepare

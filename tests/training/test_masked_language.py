@@ -23,7 +23,7 @@ from vilem_jax.distributed.mesh import (
     put_replicated,
     replicated,
 )
-from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.objectives import editing
 from vilem_jax.training import masked_language
@@ -79,7 +79,7 @@ def masked_words(batch, step):
 def test_loss_is_the_masked_words_cross_entropy(batch):
     state, metrics = compiled_step(CONFIG)(new_state(), batch, KEY)
     masked, places, is_edit, original = masked_words(batch, 0)
-    model = nnx.merge(masked_language.editor_graph(CONFIG), params())
+    model = nnx.merge(editor_graph(CONFIG), params())
     run = jax.jit(lambda t, p: model.logits_at(t, jnp.not_equal(t, PAD), p))
     logits = np.asarray(run(masked, places), float)
     loss, hits = [], []

@@ -16,9 +16,11 @@ from vilem_jax.config.freeze import freeze
 from vilem_jax.data.batches import open_corpus
 from vilem_jax.data.edit_table import PreparedEdits
 from vilem_jax.distributed.mesh import Layout, make_mesh
+from vilem_jax.editing.editor import editor_graph
+from vilem_jax.editing.loading import load_editor, open_edits, word_tables
 from vilem_jax.errors import UserError
 from vilem_jax.keys import Purpose, sample_keys
-from vilem_jax.training import masked_language, prepare_edits, starting, tasks
+from vilem_jax.training import prepare_edits, starting, tasks
 from vilem_jax.training.run import train
 from vilem_jax.training.step import editing, make_edit
 from vilem_jax.training.workdir import claim_workdir, read_config
@@ -66,13 +68,13 @@ def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp
     """Every pair: the same tokens to the same losses, as `update` sees nothing else."""
     config = starting.complete(freeze(settings), tmp_path)
     tokenizer = starting.open_tokenizer(config, tmp_path)
-    own, params = starting.load_editor(config, tokenizer)
+    own, params = load_editor(config, tokenizer)
     ids = {
         "pad_id": tokenizer.vocabulary.pad_id,
         "mask_id": tokenizer.vocabulary.mask_id,
     }
-    graph = masked_language.editor_graph(own)
-    editor = prepare_edits.FrozenEditor(params, starting.word_tables(tokenizer))
+    graph = editor_graph(own)
+    editor = prepare_edits.FrozenEditor(params, word_tables(tokenizer))
     offline = dataclasses.replace(
         config, editor=dataclasses.replace(config.editor, prepared=prepared)
     )
@@ -84,7 +86,7 @@ def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp
         "sample_id": numbers,
     }
     seeded = dataclasses.replace(offline, seed=1)  # the file serves any seed
-    edits = starting.open_edits(seeded, corpus, tokenizer)
+    edits = open_edits(seeded, corpus, tokenizer)
     assert edits.about["pairs"] == len(captions) and edits.num_variants == VARIANTS
     made = []
     for variant in range(VARIANTS):

@@ -19,6 +19,7 @@ from vilem_jax.config.schema import (
 )
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from vilem_jax.editing.loading import check_editor
 from vilem_jax.errors import UserError
 from vilem_jax.training import starting
 from vilem_jax.training.workdir import claim_workdir
@@ -84,7 +85,7 @@ def test_a_resumed_run_keeps_the_stored_shapes_alone(tmp_path, monkeypatch):
 def test_another_editor_in_the_run_s_place(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     save_file({"weights": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
-    found = starting.check_editor(Config(editor=EditorConfig(path=str(tmp_path))))
+    found = check_editor(Config(editor=EditorConfig(path=str(tmp_path))))
     assert len(found) == 64
     editor = EditorConfig(path=str(tmp_path), sha256="0" * 64)
     model = types.SimpleNamespace(config=Config(editor=editor))

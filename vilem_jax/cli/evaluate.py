@@ -239,7 +239,7 @@ def _open_edits(options: argparse.Namespace, model, source):
 
     from vilem_jax.api import make_run_edits
     from vilem_jax.distributed import processes
-    from vilem_jax.evaluation.proofread import load_edits, save_edits
+    from vilem_jax.editing.stored_edits import load_edits, save_edits
 
     has_edits = options.edits and Path(options.edits).expanduser().exists()
     if processes.of_first(has_edits):

@@ -23,8 +23,8 @@ from vilem_jax.distributed.mesh import (
     over_batch,
     replicated,
 )
+from vilem_jax.editing.editor import FrozenEditor
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.files import reason
 from vilem_jax.objectives.editing import WordTables
 from vilem_jax.planning import abstract, hlo
@@ -188,7 +188,7 @@ def lower_step(config: Config, layout: Layout):
 def _vilem_step(config, layout, schedule):
     editor, editor_graph = FrozenEditor({}, abstract.tables(config)), None
     if abstract.uses_editor(config):
-        editor_graph = masked_language.editor_graph(abstract.editor_config(config))
+        editor_graph = editor_graph(abstract.editor_config(config))
         editor = dataclasses.replace(editor, params=abstract.editor_params(config))
     step = make_train_step(
         config,

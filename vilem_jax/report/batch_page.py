@@ -13,11 +13,12 @@ import numpy as np
 from vilem_jax.config.schema import AugmentConfig, Config
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.editing.editor import FrozenEditor, editor_graph
+from vilem_jax.editing.loading import load_editor, open_edits, word_tables
 from vilem_jax.files import write_bytes
 from vilem_jax.keys import sample_keys
 from vilem_jax.report.html import picture_uri
-from vilem_jax.training import masked_language, starting
+from vilem_jax.training import starting
 from vilem_jax.training.losses import Samples
 from vilem_jax.training.step import make_prepare
 
@@ -68,7 +69,7 @@ def see_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[Seen
         seed=config.seed,
         batch_size=num_pairs,  # the position of a pair does not depend on it
         image_size=config.model.vision.image_size,
-        edits=starting.open_edits(config, corpus, tokenizer),
+        edits=open_edits(config, corpus, tokenizer),
         start_step=0,
     )
     with reader:
@@ -90,13 +91,13 @@ def _prepare(config: Config, tokenizer: Tokenizer, batch: dict) -> Samples:
     vocabulary = tokenizer.vocabulary
     params, graph = {}, None
     if config.loss.has_proofreading and not config.editor.prepared:
-        own, params = starting.load_editor(config, tokenizer)
-        graph = masked_language.editor_graph(own)
+        own, params = load_editor(config, tokenizer)
+        graph = editor_graph(own)
     prepare = make_prepare(
         config, graph, pad_id=vocabulary.pad_id, mask_id=vocabulary.mask_id
     )
     keys = sample_keys(jax.random.key(config.seed), 0, batch["sample_id"])
-    editor = FrozenEditor(params, starting.word_tables(tokenizer))
+    editor = FrozenEditor(params, word_tables(tokenizer))
     return jax.jit(prepare)(editor, batch, keys)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from vilem_jax.api import Model
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources.source import Source
+from vilem_jax.editing.stored_edits import StoredEdits
 from vilem_jax.evaluation.encoding import BRANCHES
 from vilem_jax.evaluation.pairs import CaptionPair, evaluate_pairs
-from vilem_jax.evaluation.proofread import StoredEdits, evaluate_proofreading
+from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.retrieval import (
     EncodedSource,
     chance_metrics,

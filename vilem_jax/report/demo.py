@@ -20,8 +20,8 @@ from vilem_jax.config.schema import Config
 from vilem_jax.data.scenes.hard_pairs import hard_pairs
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
+from vilem_jax.editing.stored_edits import save_edits
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.proofread import save_edits
 from vilem_jax.files import write_json
 from vilem_jax.report import tables
 from vilem_jax.report.collect import make_report, measure

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 from vilem_jax.config.schema import Config
-from vilem_jax.evaluation.caption_edits import FrozenEditor
+from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.layers import dropout_seeds, with_init_std
@@ -36,15 +36,6 @@ class EditorState:
     opt_state: Any
     skipped_total: jax.Array  # int32
     skipped_in_a_row: jax.Array  # int32
-
-
-def editor_graph(config: Config) -> nnx.GraphDef:
-    """The masked-language model without its arrays."""
-
-    def build():
-        return MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(0))
-
-    return nnx.split(nnx.eval_shape(build), nnx.Param)[0]
 
 
 def initial_editor_params(config: Config, key: jax.Array) -> Params:

@@ -26,10 +26,11 @@ from vilem_jax.distributed.mesh import (
     put_replicated,
     replicated,
 )
-from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
+from vilem_jax.editing.editor import FrozenEditor, edit_captions, editor_graph
+from vilem_jax.editing.loading import check_editor, load_editor, word_tables
 from vilem_jax.files import check_writable
 from vilem_jax.keys import Purpose, fold_in, sample_keys
-from vilem_jax.training import masked_language, starting
+from vilem_jax.training import starting
 
 ROWS = 256  # captions a device edits at a time
 _NO_RUN = Path(os.devnull)  # in place of a work directory
@@ -51,7 +52,7 @@ def prepare_edits(config: Config, path: str, *, num_variants: int) -> PreparedEd
     """
     live = dataclasses.replace(config.editor, prepared="", prepared_sha256="")
     config = dataclasses.replace(config, editor=live)
-    made_by = starting.check_editor(config)
+    made_by = check_editor(config)
     config = starting.complete(config, _NO_RUN)
     tokenizer = starting.open_tokenizer(config, _NO_RUN)
     corpus = open_corpus(config.data)
@@ -84,10 +85,10 @@ def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
 
     Both are [n, K]; [PAD] stands for no word.
     """
-    own, params = starting.load_editor(config, tokenizer)
-    graph = masked_language.editor_graph(own)
+    own, params = load_editor(config, tokenizer)
+    graph = editor_graph(own)
     pad_id, mask_id = tokenizer.vocabulary.pad_id, tokenizer.vocabulary.mask_id
-    editor = FrozenEditor(params, starting.word_tables(tokenizer))
+    editor = FrozenEditor(params, word_tables(tokenizer))
     editor = put_replicated(editor, mesh)
     key = jax.random.key(config.seed)
     whole, rows = replicated(mesh), over_batch(mesh)

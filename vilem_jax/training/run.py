@@ -26,6 +26,7 @@ from vilem_jax.distributed.mesh import (
     put_replicated,
     replicated,
 )
+from vilem_jax.editing.loading import open_edits
 from vilem_jax.training import starting
 from vilem_jax.training.best import KeepBest, mean_recall
 from vilem_jax.training.checkpoints import Checkpoints
@@ -74,7 +75,7 @@ def train(
     # ---- data ----
     tokenizer = starting.open_tokenizer(config, folder)
     corpus = open_corpus(config.data)
-    edits = starting.open_edits(config, corpus, tokenizer)
+    edits = open_edits(config, corpus, tokenizer)
     steps_per_epoch = max(corpus.epoch_length // config.train.batch_size, 1)
     num_steps = config.train.num_steps or max(
         round(config.train.num_epochs * steps_per_epoch), 1

@@ -14,7 +14,7 @@ from flax import nnx
 
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import ROWS, WHOLE, Layout, one_device
-from vilem_jax.evaluation.caption_edits import FrozenEditor, edit_captions
+from vilem_jax.editing.editor import FrozenEditor, edit_captions
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.models.layers import dropout_seeds
 from vilem_jax.models.text import is_real_token

@@ -25,10 +25,12 @@ from vilem_jax.distributed.mesh import (
     put_replicated,
     replicated,
 )
+from vilem_jax.editing.editor import FrozenEditor
+from vilem_jax.editing.loading import load_editor, word_tables
+from vilem_jax.editing.stored_edits import make_edits
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.caption_edits import FrozenEditor
 from vilem_jax.evaluation.encoding import make_encoder
-from vilem_jax.evaluation.proofread import evaluate_proofreading, make_edits
+from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
 from vilem_jax.models.vilem import model_graph
 from vilem_jax.training import masked_language, starting
@@ -79,12 +81,12 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
             f"are of kind {platform!r}: set it to 'xla'"
         )
     vocabulary = tokenizer.vocabulary
-    tables = starting.word_tables(tokenizer)
+    tables = word_tables(tokenizer)
     editor, editor_graph = FrozenEditor({}, tables), None
     if config.loss.has_proofreading and config.editor.path:
-        own, params = starting.load_editor(config, tokenizer)
+        own, params = load_editor(config, tokenizer)
         editor = FrozenEditor(params, tables)
-        editor_graph = masked_language.editor_graph(own)
+        editor_graph = editor_graph(own)
     editor = put_replicated(editor, mesh)
     train_step = make_train_step(
         config,
@@ -204,7 +206,7 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
     mesh = layout.mesh
     vocabulary = tokenizer.vocabulary
     ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
-    tables = starting.word_tables(tokenizer)
+    tables = word_tables(tokenizer)
     step = masked_language.make_editor_step(config, schedule, tables, **ids)
     whole, rows = replicated(mesh), over_batch(mesh)
     compiled = jax.jit(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vilem_jax.config.schema import EditorConfig
+from vilem_jax.config.schema import Config, EditorConfig
 from vilem_jax.keys import fold_in
 from vilem_jax.models import layers
 from vilem_jax.models.editor import MaskedLanguageModel
@@ -91,3 +91,12 @@ def _logits_at(
 
     logits = jax.lax.map(alone, (chosen.places.T, chosen.is_edit.T))  # [K, B, V]
     return jnp.swapaxes(logits, 0, 1)
+
+
+def editor_graph(config: Config) -> nnx.GraphDef:
+    """The masked-language model without its arrays."""
+
+    def build():
+        return MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(0))
+
+    return nnx.split(nnx.eval_shape(build), nnx.Param)[0]

@@ -7,11 +7,7 @@ import pytest
 from flax import nnx
 
 from vilem_jax.config.schema import ComputeConfig, EditorConfig, TextConfig
-from vilem_jax.evaluation.caption_edits import (
-    PLACES_PURPOSE,
-    FrozenEditor,
-    edit_captions,
-)
+from vilem_jax.editing.editor import PLACES_PURPOSE, FrozenEditor, edit_captions
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.objectives import editing
 

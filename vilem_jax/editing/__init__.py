@@ -1,0 +1,1 @@
+"""The frozen editor at work: captions in, plausible wrong captions out."""

@@ -1,0 +1,163 @@
+"""Edits of a data set made once and stored, so that every model judges the same ones."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vilem_jax.config.schema import EditorConfig
+from vilem_jax.data.sources.source import Source
+from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
+from vilem_jax.editing.editor import FrozenEditor, edit_captions
+from vilem_jax.errors import UserError
+from vilem_jax.files import write_bytes
+
+EDIT_ROWS = 64  # captions the editor takes at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredEdits:
+    """Captions of a data set with some words replaced, once and for all."""
+
+    source: str  # name of the data set
+    captions: str  # digest of all captions of these pictures: tells data sets apart
+    vocabulary: str  # digest of the words that the tokens stand for
+    editor: str  # SHA-256 of the editor's weights
+    manner: str  # JSON: the `EditorConfig.manner` they were made in
+    seed: int
+    image: np.ndarray  # int32 [N], index of each caption's picture in the data set
+    tokens: np.ndarray  # int32 [N, L], the captions
+    edited: np.ndarray  # int32 [N, L], with the wrong words in
+    places: np.ndarray  # int32 [N, K], K different positions
+    is_edit: np.ndarray  # bool [N, K], which of them are edited
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The original words at the places, int32 [N, K]."""
+        return np.take_along_axis(self.tokens, self.places, axis=1)
+
+
+def make_edits(
+    graphdef: nnx.GraphDef,
+    editor: FrozenEditor,
+    tokenizer: Tokenizer,
+    source: Source,
+    config: EditorConfig,
+    *,
+    seed: int,
+    text_length: int,
+    num_images: int | None = None,
+) -> StoredEdits:
+    """Edits one caption of each of the first pictures, drawn by `seed`.
+
+    Args:
+      graphdef, editor: the masked-language model.
+      text_length: L.
+      num_images: how many pictures; None takes all.
+
+    Returns:
+      Captions with at least one edit; those without a word to edit are left out.
+    """
+    count = min(num_images or len(source), len(source))
+    rng = np.random.default_rng(seed)
+    captions = [source.captions(index) for index in range(count)]
+    drawn = [int(rng.integers(len(said))) if said else 0 for said in captions]
+    texts = [said[n] if said else "" for said, n in zip(captions, drawn, strict=True)]
+    tokens = tokenizer.encode(texts, text_length)
+    vocabulary = tokenizer.vocabulary
+
+    @jax.jit
+    def run(editor, tokens, number):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), number)
+        ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
+        return edit_captions(graphdef, editor, tokens, keys, config, **ids)
+
+    # Whole chunks alone: the last one is filled up with rows that are dropped again.
+    padding = -count % EDIT_ROWS
+    padded = np.concatenate([tokens, np.repeat(tokens[-1:], padding, axis=0)])
+    parts = [
+        run(
+            editor,
+            jnp.asarray(padded[start : start + EDIT_ROWS]),
+            jnp.arange(start, start + EDIT_ROWS),
+        )
+        for start in range(0, len(padded), EDIT_ROWS)
+    ]
+    edited, edit_here, places, is_edit = (
+        np.concatenate([np.asarray(part) for part in parts_of_one])[:count]
+        for parts_of_one in zip(*parts, strict=True)
+    )
+    keep = edit_here.any(axis=1)
+    if not keep.any():
+        raise UserError(f"no caption of {source.name} has a word to edit")
+    image = np.arange(count, dtype=np.int32)[keep]
+    return StoredEdits(
+        source=source.name,
+        captions=_captions_digest(source, image),
+        vocabulary=vocabulary_digest(tokenizer),
+        editor=config.sha256,
+        manner=json.dumps(config.manner),
+        seed=seed,
+        image=image,
+        tokens=tokens[keep],
+        edited=edited[keep],
+        places=places[keep],
+        is_edit=is_edit[keep],
+    )
+
+
+def save_edits(edits: StoredEdits, path: str | Path) -> None:
+    """Writes `edits` as .npz, whole or not at all."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **dataclasses.asdict(edits))
+    write_bytes(path, content.getvalue())
+
+
+def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
+    """What `save_edits` wrote.
+
+    Raises:
+      UserError: the file is not that, or its tokens are of another vocabulary, or with
+        [SEP] where the model has none.
+    """
+    names = [field.name for field in dataclasses.fields(StoredEdits)]
+    try:
+        content = io.BytesIO(Path(path).expanduser().read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
+            # Names and numbers come back as arrays without axes: [()] unwraps them.
+            values = {name: stored[name][()] for name in names}
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path} with stored edits") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} does not hold stored edits, or not all of them (.npz, as --edits "
+            "of `vilem evaluate proofread` writes it): name another file, or one that "
+            "is not there yet, to have them made"
+        ) from error
+    for name in ("source", "captions", "vocabulary", "editor", "manner"):
+        values[name] = str(values[name])
+    edits = StoredEdits(**values | {"seed": int(values["seed"])})
+    if edits.vocabulary != vocabulary_digest(tokenizer):
+        raise UserError(
+            f"the edits in {path} are of another vocabulary than the model's: make "
+            "others with the model's own editor"
+        )
+    has_sep = bool((edits.tokens == tokenizer.vocabulary.sep_id).any())
+    if has_sep != tokenizer.keeps_sep:
+        raise UserError(
+            f"the captions in {path} are {'with' if has_sep else 'without'} [SEP], the "
+            f"model's config.data.keeps_sep is {tokenizer.keeps_sep}: make other edits"
+        )
+    return edits
+
+
+def _captions_digest(source: Source, images: np.ndarray) -> str:
+    said = [source.captions(int(index)) for index in np.unique(images)]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
