@@ -26,9 +26,9 @@ from vilem_jax.config.schema import (
 from vilem_jax.data.images import resize_square
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
-from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.runs.checkpoints import Checkpoints
+from vilem_jax.runs.workdir import claim_workdir
 from vilem_jax.training.state import initial_params, initial_state
-from vilem_jax.training.workdir import claim_workdir
 
 WORDS = "a red blue dog cat on sofa ##s ##y , the"
 PIECES = [*SPECIAL_TOKENS, *WORDS.split(" ")]

@@ -28,7 +28,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.mixed_towers import mixed_encoder
 from vilem_jax.models.vilem import model_graph
-from vilem_jax.training.stored import read_stored
+from vilem_jax.runs.trained_model import read_stored
 from vilem_jax.weights.model_folder import without_origins
 
 Picture = str | Path | Image.Image | np.ndarray

@@ -14,10 +14,10 @@ from vilem_jax.cli.main import main
 from vilem_jax.config.files import load_config
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
+from vilem_jax.runs.checkpoints import Checkpoints
+from vilem_jax.runs.workdir import claim_workdir
 from vilem_jax.training import masked_language, starting
-from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.state import abstract_state
-from vilem_jax.training.workdir import claim_workdir
 from vilem_jax.weights.huggingface_bert import save_masked_language_model
 
 TINY = """

@@ -9,7 +9,7 @@ from vilem_jax.cli.main import main
 from vilem_jax.cli.options import add_data, source_config, told_split
 from vilem_jax.config.schema import Config, DataConfig, SourceConfig
 from vilem_jax.errors import UserError
-from vilem_jax.training.workdir import claim_workdir
+from vilem_jax.runs.workdir import claim_workdir
 
 
 def run_with(folder, *validation: SourceConfig) -> str:

@@ -18,7 +18,7 @@ from vilem_jax.distributed.mesh import (
     put_batch,
 )
 from vilem_jax.errors import UserError
-from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.training.state import state_sharding
 
 COLLECTIVE = re.compile(

@@ -14,7 +14,7 @@ import pytest
 from tests.training.one_of_two import write_config
 
 from tests.training.tiny_runs import HELD_OUT, child_environment, run_settings
-from vilem_jax.training.metrics import read_records
+from vilem_jax.runs.metrics import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS, SAVE_EVERY = 20, 10

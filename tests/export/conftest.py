@@ -21,9 +21,9 @@ from vilem_jax.config.schema import (
     VisionConfig,
 )
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.runs.checkpoints import Checkpoints
+from vilem_jax.runs.workdir import claim_workdir
 from vilem_jax.training.state import abstract_state
-from vilem_jax.training.workdir import claim_workdir
 
 WORDS = "a red blue dog cat on sofa ##s ##y , the"
 PIECES = [*SPECIAL_TOKENS, *WORDS.split(" ")]
@@ -90,7 +90,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stored(run):
-    from vilem_jax.training.stored import read_stored
+    from vilem_jax.runs.trained_model import read_stored
 
     return read_stored(run, for_training=True)
 

@@ -13,8 +13,8 @@ from vilem_jax.cli.main import main
 from vilem_jax.errors import UserError
 from vilem_jax.export.card import harmless
 from vilem_jax.export.model import export_model
-from vilem_jax.training.checkpoints import BEST_FOLDER, MEAN_RECALL, Checkpoints
-from vilem_jax.training.stored import is_run, read_stored
+from vilem_jax.runs.checkpoints import BEST_FOLDER, MEAN_RECALL, Checkpoints
+from vilem_jax.runs.trained_model import is_run, read_stored
 from vilem_jax.weights import tables
 
 

@@ -24,13 +24,13 @@ from vilem_jax.cli.main import main
 from vilem_jax.config.freeze import freeze
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.retrieval import retrieval_metrics
+from vilem_jax.runs.best import best_step
+from vilem_jax.runs.checkpoint_contents import flatten, read_fields
+from vilem_jax.runs.checkpoints import restore_params
+from vilem_jax.runs.metrics import read_records
 from vilem_jax.training import run as program
 from vilem_jax.training import tasks
-from vilem_jax.training.best import best_step
-from vilem_jax.training.checkpoint_contents import flatten, read_fields
-from vilem_jax.training.checkpoints import restore_params
 from vilem_jax.training.final_test import read_scores
-from vilem_jax.training.metrics import read_records
 from vilem_jax.training.run import train
 
 STEPS, EVERY = 6, 2

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.training.test_checkpoints import abstract, assert_same
 
 from tests.tiny import CONTRAST_ALONE, tiny_config, tiny_state
-from tests.training.test_checkpoints import abstract, assert_same
 from tests.training.test_invariance import assert_same_run, run
 from vilem_jax.config.schema import OptimizerConfig
 from vilem_jax.planning import memory
-from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.training.optimizer import make_optimizer, takes_muon
 from vilem_jax.training.state import initial_params
 

@@ -20,10 +20,11 @@ from vilem_jax.editing.editor import editor_graph
 from vilem_jax.editing.loading import load_editor, open_edits, word_tables
 from vilem_jax.errors import UserError
 from vilem_jax.keys import Purpose, sample_keys
+from vilem_jax.runs.trained_model import open_tokenizer
+from vilem_jax.runs.workdir import claim_workdir, read_config
 from vilem_jax.training import prepare_edits, starting, tasks
 from vilem_jax.training.run import train
 from vilem_jax.training.step import editing, make_edit
-from vilem_jax.training.workdir import claim_workdir, read_config
 
 VARIANTS = 2
 
@@ -67,7 +68,7 @@ def dry(settings, folder):
 def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp_path):
     """Every pair: the same tokens to the same losses, as `update` sees nothing else."""
     config = starting.complete(freeze(settings), tmp_path)
-    tokenizer = starting.open_tokenizer(config, tmp_path)
+    tokenizer = open_tokenizer(config, tmp_path)
     own, params = load_editor(config, tokenizer)
     ids = {
         "pad_id": tokenizer.vocabulary.pad_id,
@@ -142,7 +143,7 @@ def test_validation_has_proofreading_where_there_is_an_editor(
             evaluation={"edit_rate": 0.4},
         )
         config = starting.complete(freeze(named), tmp_path)
-        tokenizer = starting.open_tokenizer(config, tmp_path)
+        tokenizer = open_tokenizer(config, tmp_path)
         tasks.make_task(config, layout, tokenizer, lambda step: 0.0, tmp_path)
         assert len(asked) == number
     (given,) = asked

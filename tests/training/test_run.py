@@ -19,11 +19,11 @@ from tests.training.tiny_runs import (
 )
 from vilem_jax.config.freeze import freeze
 from vilem_jax.errors import UserError
+from vilem_jax.runs.checkpoints import Checkpoints
+from vilem_jax.runs.metrics import read_records
+from vilem_jax.runs.workdir import read_config
 from vilem_jax.training import run as program
-from vilem_jax.training.checkpoints import Checkpoints
-from vilem_jax.training.metrics import read_records
 from vilem_jax.training.run import train
-from vilem_jax.training.workdir import read_config
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,9 @@ from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.editing.loading import check_editor
 from vilem_jax.errors import UserError
+from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
+from vilem_jax.runs.workdir import claim_workdir
 from vilem_jax.training import starting
-from vilem_jax.training.workdir import claim_workdir
 
 PIECES = [*SPECIAL_TOKENS, "a", "dog"]
 
@@ -42,12 +43,12 @@ def test_a_copy_that_a_kill_left_half_is_not_the_tokenizer(config, tmp_path):
     workdir = tmp_path / "run"
     copy = workdir / starting.TOKENIZER_FOLDER
     copy.mkdir(parents=True)
-    tokenizer = starting.open_tokenizer(config, workdir)
-    assert not starting.has_tokenizer(workdir)
+    tokenizer = open_tokenizer(config, workdir)
+    assert not has_tokenizer(workdir)
     tokenizer.save(copy)
-    assert starting.has_tokenizer(workdir)
+    assert has_tokenizer(workdir)
     elsewhere = dataclasses.replace(config, data=DataConfig(tokenizer="/gone"))
-    assert starting.open_tokenizer(elsewhere, workdir).pieces == tuple(PIECES)
+    assert open_tokenizer(elsewhere, workdir).pieces == tuple(PIECES)
 
 
 def test_a_save_that_is_stopped_leaves_no_vocabulary(config, tmp_path, monkeypatch):

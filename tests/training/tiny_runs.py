@@ -18,10 +18,10 @@ from vilem_jax.config.freeze import freeze
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
-from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.runs.checkpoints import Checkpoints
+from vilem_jax.runs.workdir import read_config
 from vilem_jax.training.run import train
 from vilem_jax.training.state import abstract_state
-from vilem_jax.training.workdir import read_config
 
 SCENES = {"kind": "scenes", "split": "train", "num_images": 60}
 HELD_OUT = {"kind": "scenes", "split": "validation", "num_images": 12}

@@ -76,7 +76,7 @@ def _check(options: argparse.Namespace) -> None:
 def _tokenizer_name(config) -> str:
     if config.tokenizer_name or not config.model.start_from:
         return config.tokenizer_name
-    from vilem_jax.training.origin import origin_tokenizer
+    from vilem_jax.runs.origin import origin_tokenizer
 
     return str(origin_tokenizer(config.model.start_from))
 

@@ -177,8 +177,8 @@ def kind_of(data: str) -> str:
 
 
 def _validation_of(options: argparse.Namespace) -> SourceConfig:
-    from vilem_jax.training.stored import is_run
-    from vilem_jax.training.workdir import read_config
+    from vilem_jax.runs.trained_model import is_run
+    from vilem_jax.runs.workdir import read_config
 
     if not is_run(options.model):
         raise UserError(

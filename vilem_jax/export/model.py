@@ -16,9 +16,9 @@ from vilem_jax.export.towers import (
     names_of,
     write_towers,
 )
-from vilem_jax.training.metrics import METRICS_FILE, read_records
-from vilem_jax.training.stored import Stored, Weights, is_run, read_stored
-from vilem_jax.training.workdir import read_commands
+from vilem_jax.runs.metrics import METRICS_FILE, read_records
+from vilem_jax.runs.trained_model import Stored, Weights, is_run, read_stored
+from vilem_jax.runs.workdir import read_commands
 from vilem_jax.weights import folders, huggingface_export, model_folder
 
 Format = Literal["vilem", "huggingface", "stablehlo", "onnx"]

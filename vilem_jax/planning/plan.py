@@ -9,7 +9,7 @@ from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
 from vilem_jax.planning import compiled, costs, memory
 from vilem_jax.planning.devices import Device
-from vilem_jax.training.origin import complete_model
+from vilem_jax.runs.origin import complete_model
 from vilem_jax.weights import starts
 
 PAPER_EPOCHS = 20

@@ -18,6 +18,7 @@ from vilem_jax.editing.loading import load_editor, open_edits, word_tables
 from vilem_jax.files import write_bytes
 from vilem_jax.keys import sample_keys
 from vilem_jax.report.html import picture_uri
+from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.training import starting
 from vilem_jax.training.losses import Samples
 from vilem_jax.training.step import make_prepare
@@ -54,7 +55,7 @@ def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -
         without = dataclasses.replace(config.loss, **dict.fromkeys(_SWITCHES, False))
         config = dataclasses.replace(config, loss=without)
     config = starting.complete(config, _NO_RUN)
-    tokenizer = starting.open_tokenizer(config, _NO_RUN)
+    tokenizer = open_tokenizer(config, _NO_RUN)
     pairs = see_pairs(config, tokenizer, num_pairs)
     write_bytes(path, render(pairs, has_edits=config.loss.has_proofreading).encode())
 

@@ -29,7 +29,7 @@ from vilem_jax.report.content import (
     Query,
     Report,
 )
-from vilem_jax.training.metrics import METRICS_FILE, read_records
+from vilem_jax.runs.metrics import METRICS_FILE, read_records
 
 NUM_QUERIES, NUM_SHOWN, NUM_READINGS = 6, 5, 9
 RIGHT_AND_OTHER = ("its own picture", "another picture")

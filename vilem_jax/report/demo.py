@@ -26,7 +26,7 @@ from vilem_jax.files import write_json
 from vilem_jax.report import tables
 from vilem_jax.report.collect import make_report, measure
 from vilem_jax.report.html import write_report
-from vilem_jax.training.metrics import METRICS_FILE, in_words, read_records
+from vilem_jax.runs.metrics import METRICS_FILE, in_words, read_records
 from vilem_jax.training.run import train
 
 VOCABULARY_SIZE = 256

@@ -16,9 +16,9 @@ from vilem_jax.distributed import processes
 from vilem_jax.distributed.mesh import on_one_device
 from vilem_jax.errors import UserError
 from vilem_jax.files import write_json
-from vilem_jax.training.best import best_step
-from vilem_jax.training.checkpoints import restore_params
-from vilem_jax.training.metrics import say
+from vilem_jax.runs.best import best_step
+from vilem_jax.runs.checkpoints import restore_params
+from vilem_jax.runs.metrics import say
 
 SCORES_FILE = "test.json"
 

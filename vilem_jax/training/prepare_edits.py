@@ -30,6 +30,7 @@ from vilem_jax.editing.editor import FrozenEditor, edit_captions, editor_graph
 from vilem_jax.editing.loading import check_editor, load_editor, word_tables
 from vilem_jax.files import check_writable
 from vilem_jax.keys import Purpose, fold_in, sample_keys
+from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.training import starting
 
 ROWS = 256  # captions a device edits at a time
@@ -54,7 +55,7 @@ def prepare_edits(config: Config, path: str, *, num_variants: int) -> PreparedEd
     config = dataclasses.replace(config, editor=live)
     made_by = check_editor(config)
     config = starting.complete(config, _NO_RUN)
-    tokenizer = starting.open_tokenizer(config, _NO_RUN)
+    tokenizer = open_tokenizer(config, _NO_RUN)
     corpus = open_corpus(config.data)
     length = config.data.text_length
     about = describe(corpus, tokenizer, length, config.editor)

@@ -27,14 +27,15 @@ from vilem_jax.distributed.mesh import (
     replicated,
 )
 from vilem_jax.editing.loading import open_edits
+from vilem_jax.runs.best import KeepBest, mean_recall
+from vilem_jax.runs.checkpoints import Checkpoints
+from vilem_jax.runs.metrics import Clock, MetricsLog, Progress, say
+from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
+from vilem_jax.runs.workdir import check_workdir, claim_workdir, note_command
 from vilem_jax.training import starting
-from vilem_jax.training.best import KeepBest, mean_recall
-from vilem_jax.training.checkpoints import Checkpoints
 from vilem_jax.training.final_test import score_test
-from vilem_jax.training.metrics import Clock, MetricsLog, Progress, say
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.tasks import Task, make_task
-from vilem_jax.training.workdir import check_workdir, claim_workdir, note_command
 
 
 def train(
@@ -73,7 +74,7 @@ def train(
     check_batch(config.train.batch_size, config.train.num_microbatches, mesh)
 
     # ---- data ----
-    tokenizer = starting.open_tokenizer(config, folder)
+    tokenizer = open_tokenizer(config, folder)
     corpus = open_corpus(config.data)
     edits = open_edits(config, corpus, tokenizer)
     steps_per_epoch = max(corpus.epoch_length // config.train.batch_size, 1)
@@ -199,7 +200,7 @@ def train(
 def _claim(folder: Path, config: Config, tokenizer: Tokenizer) -> None:
     claim_workdir(folder, config)
     note_command(folder)
-    if not starting.has_tokenizer(folder):  # another program may be reading it
+    if not has_tokenizer(folder):  # another program may be reading it
         tokenizer.save(folder / starting.TOKENIZER_FOLDER)
 
 

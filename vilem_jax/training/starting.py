@@ -10,17 +10,11 @@ from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.loading import (
     check_edits,
-    check_same_words,
-    check_vocabulary,
     needs_edits,
 )
-from vilem_jax.training.origin import (
-    TOKENIZER_FOLDER,
-    complete_model,
-    origin_tokenizer,
-)
-from vilem_jax.training.workdir import CONFIG_FILE, read_config
-from vilem_jax.weights import folders, starts
+from vilem_jax.runs.origin import complete_model
+from vilem_jax.runs.workdir import CONFIG_FILE, read_config
+from vilem_jax.weights import starts
 from vilem_jax.weights.tables import merge_into
 
 
@@ -57,30 +51,6 @@ def complete(config: Config, workdir: Path) -> Config:
     return config
 
 
-def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
-    """The run's tokenizer: the copy in the work directory, else the config's, else
-    that of the model it starts from.
-
-    Raises:
-      UserError: none is named, or its vocabulary is not the text tower's.
-    """
-    origin = None
-    if has_tokenizer(workdir):
-        name = str(workdir / TOKENIZER_FOLDER)
-    elif config.model.start_from:
-        origin = origin_tokenizer(config.model.start_from)
-        name = config.data.tokenizer or str(origin)
-    else:
-        name = config.tokenizer_name
-    tokenizer = Tokenizer(
-        name, cleaning=config.data.cleaning, keeps_sep=config.data.keeps_sep
-    )
-    check_vocabulary(tokenizer.vocabulary, config, name)
-    if origin:
-        check_same_words(origin, tokenizer)
-    return tokenizer
-
-
 def must_agree(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
     """What several processes must hold alike, by what a person calls it."""
     return {
@@ -91,11 +61,6 @@ def must_agree(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> dict[str
         ),
         "words in the vocabulary": tokenizer.pieces,
     }
-
-
-def has_tokenizer(workdir: Path) -> bool:
-    """Whether the work directory holds the whole of its copy: vocab.txt comes last."""
-    return (workdir / TOKENIZER_FOLDER / folders.VOCABULARY).is_file()
 
 
 def pretrained(config: Config, params: dict) -> dict:

@@ -33,8 +33,8 @@ from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
 from vilem_jax.models.vilem import model_graph
+from vilem_jax.runs.origin import load_origin
 from vilem_jax.training import masked_language, starting
-from vilem_jax.training.origin import load_origin
 from vilem_jax.training.state import (
     abstract_state,
     initial_params,

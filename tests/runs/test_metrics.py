@@ -8,16 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vilem_jax.training import metrics as metrics_module
-from vilem_jax.training.metrics import (
-    Clock,
-    MetricsLog,
-    Progress,
-    flat_record,
-    in_words,
-    read_records,
-)
-from vilem_jax.training.tensorboard import EventFile, _masked_crc
+from vilem_jax.runs import metrics as metrics_module
+from vilem_jax.runs.metrics import Clock, MetricsLog, Progress, flat_record, in_words, read_records
+from vilem_jax.runs.tensorboard import EventFile, _masked_crc
 
 
 def test_floats_keep_every_bit(tmp_path):

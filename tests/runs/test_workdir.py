@@ -1,6 +1,6 @@
 """The command lines of a run, kept for people."""
 
-from vilem_jax.training.workdir import note_command, read_commands
+from vilem_jax.runs.workdir import note_command, read_commands
 
 
 def test_each_command_line_is_kept_once(tmp_path, monkeypatch):

@@ -21,8 +21,8 @@ import pytest
 from vilem_jax.config.schema import Config, LogConfig
 from vilem_jax.distributed.mesh import make_mesh, replicated
 from vilem_jax.errors import UserError
-from vilem_jax.training.checkpoints import Checkpoints, restore_params
-from vilem_jax.training.workdir import claim_workdir, read_config
+from vilem_jax.runs.checkpoints import Checkpoints, restore_params
+from vilem_jax.runs.workdir import claim_workdir, read_config
 
 
 @jax.tree_util.register_dataclass
@@ -212,7 +212,7 @@ def test_a_save_that_fails_in_the_background_is_said(tmp_path, monkeypatch):
 
     with Checkpoints(tmp_path, say=said.append) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr("vilem_jax.training.checkpoints.list_files", fail)
+            patch.setattr("vilem_jax.runs.checkpoints.list_files", fail)
             checkpoints.save(1, make_state(1))
             checkpoints.wait()
         assert "no space left" in said[0]
@@ -221,7 +221,7 @@ def test_a_save_that_fails_in_the_background_is_said(tmp_path, monkeypatch):
 
 
 def test_a_last_save_that_fails_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("vilem_jax.training.checkpoints.list_files", lambda _: 1 / 0)
+    monkeypatch.setattr("vilem_jax.runs.checkpoints.list_files", lambda _: 1 / 0)
     with (
         pytest.raises(UserError, match="the last checkpoint could not be written"),
         Checkpoints(tmp_path, say=lambda _: None) as checkpoints,
@@ -231,7 +231,7 @@ def test_a_last_save_that_fails_is_an_error(tmp_path, monkeypatch):
 
 SAVES_FOREVER = """
 import sys, jax.numpy as jnp
-from vilem_jax.training.checkpoints import Checkpoints
+from vilem_jax.runs.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 step = max(checkpoints.steps(), default=0)
 while True:

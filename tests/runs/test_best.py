@@ -10,9 +10,9 @@ import pytest
 
 from vilem_jax.config.schema import CheckpointConfig, Config, DataConfig, SourceConfig
 from vilem_jax.errors import UserError
-from vilem_jax.training.best import KeepBest, best_step, mean_recall
-from vilem_jax.training.checkpoints import Checkpoints, restore_params
-from vilem_jax.training.workdir import claim_workdir
+from vilem_jax.runs.best import KeepBest, best_step, mean_recall
+from vilem_jax.runs.checkpoints import Checkpoints, restore_params
+from vilem_jax.runs.workdir import claim_workdir
 
 
 @jax.tree_util.register_dataclass

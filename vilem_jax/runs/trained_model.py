@@ -10,10 +10,10 @@ from vilem_jax.config.schema import Config
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.models.vilem import Params
-from vilem_jax.training.checkpoints import FIELDS, restore_fields
-from vilem_jax.training.starting import open_tokenizer
+from vilem_jax.runs.checkpoints import FIELDS, restore_fields
+
 from vilem_jax.training.state import abstract_state
-from vilem_jax.training.workdir import read_config
+from vilem_jax.runs.workdir import read_config
 from vilem_jax.weights.folders import VOCABULARY, WEIGHTS
 from vilem_jax.weights.model_folder import QUEUE_NAMES, read_model_folder
 
@@ -123,3 +123,32 @@ def _read_folder(name, weights: Weights, for_training: bool) -> Stored:
         None,
         folder,
     )
+
+
+def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
+    """The run's tokenizer: the copy in the work directory, else the config's, else
+    that of the model it starts from.
+
+    Raises:
+      UserError: none is named, or its vocabulary is not the text tower's.
+    """
+    origin = None
+    if has_tokenizer(workdir):
+        name = str(workdir / TOKENIZER_FOLDER)
+    elif config.model.start_from:
+        origin = origin_tokenizer(config.model.start_from)
+        name = config.data.tokenizer or str(origin)
+    else:
+        name = config.tokenizer_name
+    tokenizer = Tokenizer(
+        name, cleaning=config.data.cleaning, keeps_sep=config.data.keeps_sep
+    )
+    check_vocabulary(tokenizer.vocabulary, config, name)
+    if origin:
+        check_same_words(origin, tokenizer)
+    return tokenizer
+
+
+def has_tokenizer(workdir: Path) -> bool:
+    """Whether the work directory holds the whole of its copy: vocab.txt comes last."""
+    return (workdir / TOKENIZER_FOLDER / folders.VOCABULARY).is_file()

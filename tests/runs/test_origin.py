@@ -21,11 +21,13 @@ from vilem_jax.config.freeze import freeze
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed.mesh import Layout, make_mesh
 from vilem_jax.errors import UserError
-from vilem_jax.training import origin, starting, tasks
-from vilem_jax.training.checkpoints import Checkpoints, restore_params
+from vilem_jax.training import starting, tasks
+from vilem_jax.runs.trained_model import open_tokenizer
+from vilem_jax.runs import origin
+from vilem_jax.runs.checkpoints import Checkpoints, restore_params
 from vilem_jax.training.run import train
 from vilem_jax.training.state import initial_params, initial_state
-from vilem_jax.training.workdir import claim_workdir, read_config
+from vilem_jax.runs.workdir import claim_workdir, read_config
 from vilem_jax.weights import positions
 
 PRE_STEPS = 3
@@ -82,7 +84,7 @@ def tuning(pretraining, name=None, **sections):
 def begin(settings, workdir):
     """The state of step 0, on the host."""
     config = starting.complete(freeze(settings), workdir)
-    tokenizer = starting.open_tokenizer(config, workdir)
+    tokenizer = open_tokenizer(config, workdir)
     layout = Layout(make_mesh(1))
     task = tasks.make_task(config, layout, tokenizer, lambda step: 0.0, workdir)
     return jax.device_get(task.begin(jax.random.key(0))), config
@@ -213,7 +215,7 @@ def test_a_model_folder_is_an_origin(pretraining, tmp_path):
     )
     config = read_config(pretraining[0])
     params, _ = restore_params(pretraining[0])
-    tokenizer = starting.open_tokenizer(config, pretraining[0])
+    tokenizer = open_tokenizer(config, pretraining[0])
     model_folder.write_model_folder(tmp_path / "model", config, params, tokenizer)
     state, complete = begin(tuning(pretraining, tmp_path / "model"), tmp_path / "run")
     expected, _ = begin(tuning(pretraining), tmp_path / "other")

@@ -12,10 +12,10 @@ import numpy as np
 
 from vilem_jax.config.schema import Config, ModelConfig
 from vilem_jax.errors import UserError
-from vilem_jax.training.checkpoint_contents import check_same, flatten, shapes
-from vilem_jax.training.checkpoints import CHECKPOINTS_FOLDER, restore_fields
+from vilem_jax.runs.checkpoint_contents import check_same, flatten, shapes
+from vilem_jax.runs.checkpoints import CHECKPOINTS_FOLDER, restore_fields
 from vilem_jax.training.state import abstract_state
-from vilem_jax.training.workdir import CONFIG_FILE, read_config
+from vilem_jax.runs.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import positions
 
 TOKENIZER_FOLDER = "tokenizer"  # in a work directory

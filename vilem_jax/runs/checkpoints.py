@@ -20,30 +20,9 @@ from vilem_jax.config.schema import Config
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
-from vilem_jax.training.checkpoint_contents import (
-    FIELDS,
-    ORBAX_LOGGER,
-    SILENT,
-    DamagedError,
-    Flat,
-    check_same,
-    damage,
-    describe,
-    failure,
-    finished_steps,
-    flatten,
-    list_files,
-    nest,
-    no_elements,
-    placed,
-    read_description,
-    read_fields,
-    shapes,
-    verify,
-    verify_files,
-)
-from vilem_jax.training.metrics import say
-from vilem_jax.training.workdir import read_config
+from vilem_jax.runs.checkpoint_contents import FIELDS, ORBAX_LOGGER, SILENT, DamagedError, Flat, check_same, damage, describe, failure, finished_steps, flatten, list_files, nest, no_elements, placed, read_description, read_fields, shapes, verify, verify_files
+from vilem_jax.runs.metrics import say
+from vilem_jax.runs.workdir import read_config
 
 CHECKPOINTS_FOLDER = "checkpoints"
 BEST_FOLDER, MEAN_RECALL = "best", "mean_recall"  # see best.py

@@ -19,7 +19,7 @@ from typing import Any
 
 from vilem_jax.distributed.processes import is_first
 from vilem_jax.files import reason, replace_file
-from vilem_jax.training.tensorboard import EventFile
+from vilem_jax.runs.tensorboard import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 TIMING_FILE = "timing.jsonl"
