@@ -142,11 +142,11 @@ def make_editor(config):
 
     from vilem_jax.editing.editor import FrozenEditor, editor_graph
     from vilem_jax.objectives.editing import WordTables
-    from vilem_jax.training import masked_language
+    from vilem_jax.training import editor_step
 
     token = jnp.arange(config.model.text.vocab_size)
     tables = WordTables(is_word=token > 4, is_piece=token < 0, is_side=token < 0)
-    params = jax.jit(lambda key: masked_language.initial_editor_params(config, key))(
+    params = jax.jit(lambda key: editor_step.initial_editor_params(config, key))(
         jax.random.key(1)
     )
     return editor_graph(config), FrozenEditor(params, tables)

@@ -24,7 +24,7 @@ from vilem_jax.distributed.mesh import (
 )
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.objectives.editing import Places, WordTables, apply_edits
-from vilem_jax.training import masked_language
+from vilem_jax.training import editor_step
 from vilem_jax.training.losses import Samples
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import (
@@ -94,7 +94,7 @@ def word_tables() -> WordTables:
 @cache
 def tiny_editor(config: Config) -> FrozenEditor:
     """A masked-language model with random weights, large enough to have a taste."""
-    params = jax.jit(lambda key: masked_language.initial_editor_params(config, key))(
+    params = jax.jit(lambda key: editor_step.initial_editor_params(config, key))(
         jax.random.key(7)
     )
     return FrozenEditor(jax.tree.map(lambda x: 4.0 * x, params), word_tables())

@@ -16,7 +16,7 @@ from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.workdir import claim_workdir
-from vilem_jax.training import masked_language, starting
+from vilem_jax.training import editor_step, starting
 from vilem_jax.training.state import abstract_state
 from vilem_jax.weights.huggingface_bert import save_masked_language_model
 
@@ -83,7 +83,7 @@ def run(tmp_path_factory, config_file):
     tokenizer = Tokenizer(plain.data.tokenizer)
     tokenizer.save(folder / "run" / "tokenizer")
     shapes = jax.eval_shape(
-        lambda key: masked_language.initial_editor_params(plain, key),
+        lambda key: editor_step.initial_editor_params(plain, key),
         jax.random.key(0),
     )
     save_masked_language_model(

@@ -30,7 +30,7 @@ from vilem_jax.runs.checkpoints import restore_params
 from vilem_jax.runs.metrics import read_records
 from vilem_jax.training import run as program
 from vilem_jax.training import tasks
-from vilem_jax.training.final_test import read_scores
+from vilem_jax.training.final_scores import read_scores
 from vilem_jax.training.run import train
 
 STEPS, EVERY = 6, 2

@@ -8,7 +8,7 @@ from vilem_jax.config.schema import Config, DataConfig, EvaluationConfig, Source
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.editing.loading import word_tables
-from vilem_jax.training import masked_language, tasks
+from vilem_jax.training import editor_step, tasks
 
 
 def test_every_caption_counts_where_the_last_chunk_is_not_full(tmp_path, monkeypatch):
@@ -28,7 +28,7 @@ def test_every_caption_counts_where_the_last_chunk_is_not_full(tmp_path, monkeyp
 
         return count
 
-    monkeypatch.setattr(masked_language, "make_masked_accuracy", make_counter)
+    monkeypatch.setattr(editor_step, "make_masked_accuracy", make_counter)
     monkeypatch.setattr(tasks.jax, "jit", lambda function: function)
     config = Config(
         data=DataConfig(

@@ -91,7 +91,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _edit(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
-    from vilem_jax.training.prepare_edits import prepare_edits
+    from vilem_jax.training.edit_corpus import prepare_edits
 
     edits = prepare_edits(config, options.out, num_variants=options.variants)
     print(

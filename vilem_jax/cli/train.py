@@ -76,7 +76,7 @@ def _train(options: argparse.Namespace) -> None:
 def _print_test(workdir: str) -> None:
     """The scores of the test split, where the run has come so far."""
     from vilem_jax.report.tables import retrieval_table
-    from vilem_jax.training.final_test import read_scores
+    from vilem_jax.training.final_scores import read_scores
 
     for name, figures in read_scores(workdir).items():
         print(f"{name}, the test split, scored once:")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from vilem_jax.config.schema import Config
 from vilem_jax.objectives.editing import WordTables
-from vilem_jax.training import masked_language
+from vilem_jax.training import editor_step
 
 
 def uses_editor(config: Config) -> bool:
@@ -68,14 +68,14 @@ def editor_params(config: Config) -> dict:
     """Of a `MaskedLanguageModel`; in `task="editor"` those that train."""
     own = editor_config(config)
     return jax.eval_shape(
-        lambda k: masked_language.initial_editor_params(own, k), jax.random.key(0)
+        lambda k: editor_step.initial_editor_params(own, k), jax.random.key(0)
     )
 
 
-def editor_state(config: Config) -> masked_language.EditorState:
+def editor_state(config: Config) -> editor_step.EditorState:
     return jax.eval_shape(
-        lambda k: masked_language.initial_editor_state(
-            config, masked_language.initial_editor_params(config, k)
+        lambda k: editor_step.initial_editor_state(
+            config, editor_step.initial_editor_params(config, k)
         ),
         jax.random.key(0),
     )

@@ -29,7 +29,7 @@ from vilem_jax.files import reason
 from vilem_jax.objectives.editing import WordTables
 from vilem_jax.planning import abstract, hlo
 from vilem_jax.planning.devices import Device
-from vilem_jax.training import masked_language
+from vilem_jax.training import editor_step
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import abstract_state, state_sharding
 from vilem_jax.training.step import make_train_step
@@ -210,7 +210,7 @@ def _vilem_step(config, layout, schedule):
 def _editor_step(config, layout, schedule):
     is_word = np.arange(config.model.text.vocab_size) > MASK
     tables = WordTables(is_word, ~is_word, ~is_word)
-    step = masked_language.make_editor_step(
+    step = editor_step.make_editor_step(
         config, schedule, tables, pad_id=PAD, mask_id=MASK
     )
     arguments = {

@@ -22,7 +22,7 @@ from vilem_jax.distributed.mesh import (
     sum_over_devices,
 )
 from vilem_jax.models.vilem import Params, model_graph
-from vilem_jax.training import losses, text_lengths
+from vilem_jax.training import length_buckets, losses
 from vilem_jax.training.losses import Contrast, Samples, Shared
 from vilem_jax.training.state import TrainState
 
@@ -90,7 +90,7 @@ def _make_device_part(config: Config, layout: Layout) -> Callable:
     lengths = config.compute.text_lengths
 
     def as_short_as_possible(function: Callable[[Samples], Any]):
-        return text_lengths.on_shortest(function, lengths) if lengths else function
+        return length_buckets.on_shortest(function, lengths) if lengths else function
 
     def with_keys(contrast, momentum_model, pieces, samples, put_back) -> Contrast:
         @as_short_as_possible
@@ -120,7 +120,7 @@ def _make_device_part(config: Config, layout: Layout) -> Callable:
         momentum_model = nnx.merge(graph, momentum_params)
         arrange = put_back = _as_it_is
         if lengths:
-            arrange, put_back = text_lengths.arrangement(samples, parts)
+            arrange, put_back = length_buckets.arrangement(samples, parts)
         pieces = split(arrange(samples), parts)
         contrast = with_keys(shared.contrast, momentum_model, pieces, samples, put_back)
         shared = shared._replace(contrast=contrast)

@@ -33,7 +33,7 @@ from vilem_jax.runs.metrics import Clock, MetricsLog, Progress, say
 from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
 from vilem_jax.runs.workdir import check_workdir, claim_workdir, note_command
 from vilem_jax.training import starting
-from vilem_jax.training.final_test import score_test
+from vilem_jax.training.final_scores import score_test
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.tasks import Task, make_task
 

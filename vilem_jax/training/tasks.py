@@ -34,7 +34,7 @@ from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
 from vilem_jax.models.vilem import model_graph
 from vilem_jax.runs.origin import load_origin
-from vilem_jax.training import masked_language, starting
+from vilem_jax.training import editor_step, starting
 from vilem_jax.training.state import (
     abstract_state,
     initial_params,
@@ -207,7 +207,7 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
     vocabulary = tokenizer.vocabulary
     ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
     tables = word_tables(tokenizer)
-    step = masked_language.make_editor_step(config, schedule, tables, **ids)
+    step = editor_step.make_editor_step(config, schedule, tables, **ids)
     whole, rows = replicated(mesh), over_batch(mesh)
     compiled = jax.jit(
         step,
@@ -218,12 +218,12 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
 
     def begin(key):
         params = jax.jit(
-            lambda k: masked_language.initial_editor_params(config, k),
+            lambda k: editor_step.initial_editor_params(config, k),
             out_shardings=whole,
         )(key)
         params = starting.pretrained_editor(config, params)
         return jax.jit(
-            lambda p: masked_language.initial_editor_state(config, p),
+            lambda p: editor_step.initial_editor_state(config, p),
             out_shardings=whole,
         )(params)
 
@@ -239,8 +239,8 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
         image_size=0,
         abstract_state=place(
             jax.eval_shape(
-                lambda key: masked_language.initial_editor_state(
-                    config, masked_language.initial_editor_params(config, key)
+                lambda key: editor_step.initial_editor_state(
+                    config, editor_step.initial_editor_params(config, key)
                 ),
                 jax.random.key(0),
             ),
@@ -257,7 +257,7 @@ def _make_editor_evaluation(config, tokenizer, tables):
     """`evaluate(state)`: how often the masked words of validation are named right."""
     vocabulary = tokenizer.vocabulary
     accuracy = jax.jit(
-        masked_language.make_masked_accuracy(
+        editor_step.make_masked_accuracy(
             config, pad_id=vocabulary.pad_id, mask_id=vocabulary.mask_id
         )
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import BATCH, LENGTH, tiny_config, tiny_samples, tiny_state
-from vilem_jax.training import text_lengths
+from vilem_jax.training import length_buckets
 from vilem_jax.training.gradients import split, unsplit
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.step import make_update
@@ -19,7 +19,7 @@ def lengths_of(samples) -> np.ndarray:
 @pytest.mark.parametrize("num_parts", [1, 4, BATCH])
 def test_parts_hold_the_sorted_rows(num_parts):
     samples = tiny_samples(0)
-    arrange, put_back = text_lengths.arrangement(samples, num_parts)
+    arrange, put_back = length_buckets.arrangement(samples, num_parts)
     parts = split(arrange(samples), num_parts)
     in_order = lengths_of(parts).max(axis=1)
     assert (np.diff(in_order) >= 0).all()
@@ -39,20 +39,20 @@ def test_texts_are_as_short_as_possible(longest, expected):
     def padded_length(samples):
         return jnp.asarray(samples.tokens.shape[1])
 
-    run = text_lengths.on_shortest(padded_length, (5, 8))
+    run = length_buckets.on_shortest(padded_length, (5, 8))
     assert run(samples._replace(is_token=is_token)) == expected
 
 
 def test_cutting_takes_padding_alone():
     samples = tiny_samples(0)
-    short = text_lengths.cut(samples, LENGTH - 1)
+    short = length_buckets.cut(samples, LENGTH - 1)
     for name in ("tokens", "is_token", "is_word"):
         whole, part = getattr(samples, name), getattr(short, name)
         np.testing.assert_array_equal(part, whole[:, :-1])
     assert short.edits.tokens.shape == short.edits.edit_here.shape == short.tokens.shape
-    assert text_lengths.cut(samples, 3).edits.places.max() == 2
+    assert length_buckets.cut(samples, 3).edits.places.max() == 2
     np.testing.assert_array_equal(short.edits.is_edit, samples.edits.is_edit)
-    assert text_lengths.cut(samples._replace(edits=None), 5).edits is None
+    assert length_buckets.cut(samples._replace(edits=None), 5).edits is None
 
 
 @pytest.mark.parametrize("lengths, expected", [((), 0), ((8,), 2)])

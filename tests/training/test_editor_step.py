@@ -26,7 +26,7 @@ from vilem_jax.distributed.mesh import (
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.objectives import editing
-from vilem_jax.training import masked_language
+from vilem_jax.training import editor_step
 
 CONFIG = tiny_config(
     task="editor",
@@ -40,7 +40,7 @@ KEY = jax.random.key(5)
 
 @cache
 def compiled_step(config):
-    step = masked_language.make_editor_step(
+    step = editor_step.make_editor_step(
         config, lambda step: config.optimizer.learning_rate, word_tables(), **IDS
     )
     return jax.jit(step)
@@ -48,13 +48,13 @@ def compiled_step(config):
 
 @cache
 def params():
-    return jax.jit(lambda k: masked_language.initial_editor_params(CONFIG, k))(
+    return jax.jit(lambda k: editor_step.initial_editor_params(CONFIG, k))(
         jax.random.key(0)
     )
 
 
 def new_state():
-    return masked_language.initial_editor_state(CONFIG, params())
+    return editor_step.initial_editor_state(CONFIG, params())
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_chosen_words_are_masked_kept_or_changed(mask_rate):
     )
     keys = jax.random.split(KEY, count)
     hidden = jax.jit(
-        lambda k, t, p: masked_language.hide_words(k, t, p, words, mask_rate, MASK)
+        lambda k, t, p: editor_step.hide_words(k, t, p, words, mask_rate, MASK)
     )(keys, tokens, places)
     hidden = np.asarray(hidden)
     np.testing.assert_array_equal(hidden[:, 1::2], tokens[:, 1::2])
@@ -126,7 +126,7 @@ def test_chosen_words_are_masked_kept_or_changed(mask_rate):
 
 def test_words_are_learned_and_found_again(batch):
     step, state = compiled_step(CONFIG), new_state()
-    accuracy = jax.jit(masked_language.make_masked_accuracy(CONFIG, **IDS))
+    accuracy = jax.jit(editor_step.make_masked_accuracy(CONFIG, **IDS))
     before = accuracy(FrozenEditor(state.params, word_tables()), batch["tokens"], KEY)
     first = None
     for _ in range(150):
@@ -171,7 +171,7 @@ def test_devices_change_nothing_with_dropout():
         mesh = make_mesh(num_devices)
         whole, rows = replicated(mesh), over_batch(mesh)
         step = jax.jit(
-            masked_language.make_editor_step(
+            editor_step.make_editor_step(
                 config, lambda step: 1e-3, word_tables(), **IDS
             ),
             in_shardings=(whole, rows, whole),

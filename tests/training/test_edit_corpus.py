@@ -22,7 +22,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.keys import Purpose, sample_keys
 from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.runs.workdir import claim_workdir, read_config
-from vilem_jax.training import prepare_edits, starting, tasks
+from vilem_jax.training import edit_corpus, starting, tasks
 from vilem_jax.training.run import train
 from vilem_jax.training.step import editing, make_edit
 
@@ -39,7 +39,7 @@ def settings(editor_folder):
 @pytest.fixture(scope="module")
 def prepared(settings, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("edits") / "new" / "edits.safetensors")
-    prepare_edits.prepare_edits(freeze(settings), path, num_variants=VARIANTS)
+    edit_corpus.prepare_edits(freeze(settings), path, num_variants=VARIANTS)
     return path
 
 
@@ -75,7 +75,7 @@ def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp
         "mask_id": tokenizer.vocabulary.mask_id,
     }
     graph = editor_graph(own)
-    editor = prepare_edits.FrozenEditor(params, word_tables(tokenizer))
+    editor = edit_corpus.FrozenEditor(params, word_tables(tokenizer))
     offline = dataclasses.replace(
         config, editor=dataclasses.replace(config.editor, prepared=prepared)
     )
@@ -107,7 +107,7 @@ def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp
 def test_the_step_s_losses_are_the_editor_s(settings, tmp_path):
     """With one variant: the first step of a run with the editor, to the bit."""
     path = str(tmp_path / "one.safetensors")
-    prepare_edits.prepare_edits(freeze(settings), path, num_variants=1)
+    edit_corpus.prepare_edits(freeze(settings), path, num_variants=1)
     expected = dry(settings, tmp_path)
     offline = changed(settings, editor={"prepared": path, "path": ""})
     assert dry(offline, tmp_path) == expected
@@ -192,13 +192,13 @@ def test_a_run_keeps_to_its_edits(offline, settings, prepared, tmp_path, capsys)
     workdir = tmp_path / "run"
     claim_workdir(workdir, starting.complete(freeze(mine), workdir))
     seeded = freeze({**settings, "seed": 3})
-    prepare_edits.prepare_edits(seeded, str(path), num_variants=VARIANTS)
+    edit_corpus.prepare_edits(seeded, str(path), num_variants=VARIANTS)
     said = refused(mine, workdir, capsys)
     assert "config.editor.prepared_sha256 was" in said
 
 
 def test_an_interruption_leaves_what_was_there(settings, tmp_path, monkeypatch):
-    make = prepare_edits._make_edit
+    make = edit_corpus._make_edit
 
     def stopped(*arguments):
         edit = make(*arguments)
@@ -210,13 +210,13 @@ def test_an_interruption_leaves_what_was_there(settings, tmp_path, monkeypatch):
 
         return once
 
-    monkeypatch.setattr(prepare_edits, "_make_edit", stopped)
+    monkeypatch.setattr(edit_corpus, "_make_edit", stopped)
     path = tmp_path / "edits"
     for before in (None, b"older edits"):
         if before:
             path.write_bytes(before)
         with pytest.raises(KeyboardInterrupt):
-            prepare_edits.prepare_edits(freeze(settings), str(path), num_variants=2)
+            edit_corpus.prepare_edits(freeze(settings), str(path), num_variants=2)
         left = [file.read_bytes() for file in tmp_path.iterdir()]
         assert left == ([before] if before else [])
 
@@ -227,11 +227,11 @@ def test_a_file_that_cannot_be_written_costs_no_editing(
     def never(*_, **__):
         raise AssertionError("edited in vain")
 
-    monkeypatch.setattr(prepare_edits.EditTable, "empty", never)
+    monkeypatch.setattr(edit_corpus.EditTable, "empty", never)
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "edits"):
         with pytest.raises(UserError, match="cannot write"):
-            prepare_edits.prepare_edits(freeze(settings), str(path), num_variants=1)
+            edit_corpus.prepare_edits(freeze(settings), str(path), num_variants=1)
 
 
 def test_the_command(settings, tmp_path, capsys):
