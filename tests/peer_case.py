@@ -34,7 +34,8 @@ from vilem_jax.objectives import editing
 from vilem_jax.training.losses import Samples
 from vilem_jax.training.state import TrainState, initial_state
 from vilem_jax.training.step import make_update
-from vilem_jax.weights import huggingface_bert, huggingface_vit, tables
+from vilem_jax.weights import tables
+from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
 from vilem_jax.weights.tables import Entry
 
 ROOT = Path(__file__).resolve().parents[1]

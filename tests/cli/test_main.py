@@ -18,7 +18,7 @@ from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.workdir import claim_workdir
 from vilem_jax.training import editor_step, starting
 from vilem_jax.training.state import abstract_state
-from vilem_jax.weights.huggingface_bert import save_masked_language_model
+from vilem_jax.weights.formats.huggingface_bert import save_masked_language_model
 
 TINY = """
 from vilem_jax.config.files import default_config, source

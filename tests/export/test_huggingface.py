@@ -10,7 +10,8 @@ from PIL import ExifTags, Image
 from tests.export.conftest import CAPTIONS
 from vilem_jax.data.images import from_pillow
 from vilem_jax.export.model import export_model
-from vilem_jax.weights import huggingface_bert, huggingface_vit, tables
+from vilem_jax.weights import tables
+from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
 
 TOLERANCE = 1e-5
 

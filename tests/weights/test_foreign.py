@@ -9,9 +9,9 @@ import safetensors.numpy
 
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
-from vilem_jax.weights import huggingface_bert, starts
+from vilem_jax.weights import starts
+from vilem_jax.weights.detect import FORMATS, huggingface_bert, recognise
 from vilem_jax.weights.foreign import open_foreign
-from vilem_jax.weights.formats import FORMATS, recognise
 
 VIT = {"embeddings.patch_embeddings.projection.weight": np.zeros((2, 3, 1, 1), "f4")}
 BERT = {"bert.embeddings.word_embeddings.weight": np.zeros((7, 4), "f4")}

@@ -13,7 +13,8 @@ from vilem_jax.data.edit_table import PreparedEdits, describe
 from vilem_jax.data.tokenizer import Tokenizer, Vocabulary
 from vilem_jax.errors import UserError
 from vilem_jax.objectives.editing import WordTables
-from vilem_jax.weights import folders, huggingface_bert
+from vilem_jax.weights import folders
+from vilem_jax.weights.formats import huggingface_bert
 
 
 def needs_edits(config: Config) -> bool:

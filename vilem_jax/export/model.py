@@ -19,7 +19,8 @@ from vilem_jax.export.towers import (
 from vilem_jax.runs.metrics import METRICS_FILE, read_records
 from vilem_jax.runs.trained_model import Stored, Weights, is_run, read_stored
 from vilem_jax.runs.workdir import read_commands
-from vilem_jax.weights import folders, huggingface_export, model_folder
+from vilem_jax.weights import folders, model_folder
+from vilem_jax.weights.formats import huggingface_export
 
 Format = Literal["vilem", "huggingface", "stablehlo", "onnx"]
 FORMATS: tuple[str, ...] = get_args(Format)

@@ -43,7 +43,7 @@ from vilem_jax.training.state import (
     state_sharding,
 )
 from vilem_jax.training.step import make_train_step
-from vilem_jax.weights.huggingface_bert import save_masked_language_model
+from vilem_jax.weights.formats.huggingface_bert import save_masked_language_model
 
 EDITOR_FOLDER = "editor"  # in the work directory of an editor's run
 

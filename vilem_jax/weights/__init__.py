@@ -1,7 +1,7 @@
 """Foreign checkpoints in and out: one file a format, each a table of names."""
 
 from vilem_jax.weights.folders import read_folder, sha256
-from vilem_jax.weights.huggingface_bert import (
+from vilem_jax.weights.formats.huggingface_bert import (
     load_masked_language_model,
     load_mlm_head,
     load_text,
@@ -9,7 +9,7 @@ from vilem_jax.weights.huggingface_bert import (
     save_masked_language_model,
     save_text,
 )
-from vilem_jax.weights.huggingface_vit import (
+from vilem_jax.weights.formats.huggingface_vit import (
     load_vision,
     read_vision_config,
     save_vision,

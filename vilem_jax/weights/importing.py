@@ -14,11 +14,12 @@ from vilem_jax import files
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.data.tokenizer import Tokenizer, extended_tokenizer, vocabulary_size
 from vilem_jax.errors import UserError
-from vilem_jax.weights import folders, huggingface_bert, huggingface_vit
+from vilem_jax.weights import folders
+from vilem_jax.weights.detect import FORMATS, recognise
 from vilem_jax.weights.foreign import Foreign, open_foreign
-from vilem_jax.weights.formats import FORMATS, recognise
+from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
+from vilem_jax.weights.formats.whole_models import WholeModel, resized
 from vilem_jax.weights.model_folder import write_model_folder
-from vilem_jax.weights.whole_models import WholeModel, resized
 
 BERT = "bert-base-uncased"  # whose words ALBEF and BLIP read
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
-from vilem_jax.weights import huggingface_bert, huggingface_vit, positions
+from vilem_jax.weights import positions
+from vilem_jax.weights.detect import FORMATS, recognise
 from vilem_jax.weights.foreign import open_foreign
-from vilem_jax.weights.formats import FORMATS, recognise
+from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
 from vilem_jax.weights.model_folder import is_model_folder, read_model_folder
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from vilem_jax.data.scenes import layout
 from vilem_jax.data.scenes.grammar import Meaning, Phrase, holds, is_true, read, say
+from vilem_jax.data.scenes.hard_pairs import hard_pairs
 from vilem_jax.data.scenes.layout import RELATIONS, Scene, SceneObject, compose
-from vilem_jax.data.scenes.source import ScenesSource, _make_held_out, draw, hard_pairs
+from vilem_jax.data.scenes.source import ScenesSource, _make_held_out, draw
 from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
 

@@ -13,11 +13,8 @@ import numpy as np
 
 from vilem_jax.data.scenes.drawing import draw
 from vilem_jax.data.scenes.grammar import Meaning, describe, holds, read
-from vilem_jax.data.scenes.hard_pairs import HardPair, hard_pairs
 from vilem_jax.data.scenes.layout import CANVAS, SPLIT_CODES, Draws, Scene, compose
 from vilem_jax.errors import UserError
-
-__all__ = ["NUM_HELD_OUT", "NUM_TRAIN", "HardPair", "ScenesSource", "hard_pairs"]
 
 NUM_HELD_OUT = 500  # pictures of validation, and of test
 NUM_TRAIN = 6000

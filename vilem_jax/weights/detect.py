@@ -5,7 +5,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 from vilem_jax.errors import UserError
-from vilem_jax.weights import (
+from vilem_jax.weights.foreign import Foreign
+from vilem_jax.weights.formats import (
     albef,
     augreg,
     blip,
@@ -14,7 +15,6 @@ from vilem_jax.weights import (
     huggingface_vit,
     timm_vit,
 )
-from vilem_jax.weights.foreign import Foreign
 
 
 class Format(NamedTuple):

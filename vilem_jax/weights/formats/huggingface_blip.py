@@ -10,17 +10,18 @@ from typing import Any
 
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
-from vilem_jax.weights import blip, folders, positions, tables
-from vilem_jax.weights.blip import EXTRA_PIECES, TEXT
+from vilem_jax.weights import folders, positions, tables
 from vilem_jax.weights.foreign import Foreign, part_of
-from vilem_jax.weights.huggingface_vit import read_tower
-from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
-from vilem_jax.weights.whole_models import (
+from vilem_jax.weights.formats import blip
+from vilem_jax.weights.formats.blip import EXTRA_PIECES, TEXT
+from vilem_jax.weights.formats.huggingface_vit import read_tower
+from vilem_jax.weights.formats.whole_models import (
     NEW,
     WholeModel,
     length_of_queues,
     read_params,
 )
+from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
 
 VISION = "vision_model."
 POSITIONS = "embeddings.position_embedding"

@@ -9,7 +9,7 @@ from vilem_jax.config.schema import VisionConfig
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import Foreign
-from vilem_jax.weights.huggingface_vit import read_tower
+from vilem_jax.weights.formats.huggingface_vit import read_tower
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, Entry, Form
 
 POSITIONS = "Transformer/posembed_input/pos_embedding"

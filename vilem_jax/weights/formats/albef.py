@@ -9,11 +9,11 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
-from vilem_jax.weights import huggingface_bert, positions, tables, timm_vit
+from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import Foreign, part_of
-from vilem_jax.weights.tables import Entry, TreePath
-from vilem_jax.weights.whole_models import (
+from vilem_jax.weights.formats import huggingface_bert, timm_vit
+from vilem_jax.weights.formats.whole_models import (
     NEW,
     QUEUES,
     WholeModel,
@@ -23,6 +23,7 @@ from vilem_jax.weights.whole_models import (
     read_params,
     read_queues,
 )
+from vilem_jax.weights.tables import Entry, TreePath
 
 VISION, TEXT = "visual_encoder.", "text_encoder."
 LAYER = f"{TEXT}encoder.layer."

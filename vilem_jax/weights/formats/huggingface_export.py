@@ -15,7 +15,8 @@ import safetensors.numpy
 
 from vilem_jax.config.schema import Config
 from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.weights import folders, huggingface_bert, huggingface_vit, tables
+from vilem_jax.weights import folders, tables
+from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
 
 CARD = "README.md"
 PROJECTIONS = "projections.safetensors"

@@ -10,15 +10,16 @@ from collections.abc import Collection
 import numpy as np
 
 from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
-from vilem_jax.weights import albef, huggingface_bert, tables, timm_vit
+from vilem_jax.weights import tables
 from vilem_jax.weights.foreign import Foreign, part_of
-from vilem_jax.weights.tables import Entry
-from vilem_jax.weights.whole_models import (
+from vilem_jax.weights.formats import albef, huggingface_bert, timm_vit
+from vilem_jax.weights.formats.whole_models import (
     NEW,
     WholeModel,
     length_of_queues,
     make_config,
 )
+from vilem_jax.weights.tables import Entry
 
 VISION, TEXT = albef.VISION, albef.TEXT
 LAYER = albef.LAYER
