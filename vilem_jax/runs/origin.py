@@ -14,9 +14,9 @@ from vilem_jax.config.schema import Config, ModelConfig
 from vilem_jax.errors import UserError
 from vilem_jax.runs.checkpoint_contents import check_same, flatten, shapes
 from vilem_jax.runs.checkpoints import CHECKPOINTS_FOLDER, restore_fields
-from vilem_jax.training.state import abstract_state
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import positions
+from vilem_jax.weights.model_folder import model_tree
 
 TOKENIZER_FOLDER = "tokenizer"  # in a work directory
 
@@ -128,7 +128,7 @@ def load_origin(config: Config) -> tuple[dict, dict]:
         params, momentum_params = found.params, found.momentum_params
     side = config.model.vision.image_size // config.model.vision.patch_size
     params = _resized(params, side)
-    wanted = flatten(abstract_state(config).params)
+    wanted = flatten(model_tree(config.model))
     check_same(shapes(flatten(params)), wanted, Path(name))
     if momentum_params is None:
         return params, params

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vilem_jax.config.schema import Config
@@ -12,10 +14,9 @@ from vilem_jax.errors import UserError
 from vilem_jax.models.vilem import Params
 from vilem_jax.runs.checkpoints import FIELDS, restore_fields
 
-from vilem_jax.training.state import abstract_state
 from vilem_jax.runs.workdir import read_config
 from vilem_jax.weights.folders import VOCABULARY, WEIGHTS
-from vilem_jax.weights.model_folder import QUEUE_NAMES, read_model_folder
+from vilem_jax.weights.model_folder import QUEUE_NAMES, model_tree, read_model_folder
 
 Weights = Literal["online", "momentum"]
 
@@ -85,12 +86,14 @@ def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Sto
             f"{run} holds the run of an editor, which edits captions but "
             "cannot search or proofread: give the run of a ViLEM"
         )
-    state = abstract_state(config)
-    fields = {FIELDS[weights]: getattr(state, FIELDS[weights])}
+    shapes = model_tree(config.model)
+    fields = {FIELDS[weights]: shapes}
     if for_training:
-        queues = (*QUEUE_NAMES, "queue_count") if step == "last" else ()
-        names = (FIELDS["momentum"], *queues)
-        fields |= {name: getattr(state, name) for name in names}
+        fields[FIELDS["momentum"]] = shapes
+    if for_training and step == "last":
+        queue = (config.loss.queue_length, config.model.embedding_width)
+        fields |= dict.fromkeys(QUEUE_NAMES, jax.ShapeDtypeStruct(queue, jnp.float32))
+        fields["queue_count"] = jax.ShapeDtypeStruct((), jnp.int32)
     found, number = restore_fields(run, fields, step=step)
     # Rows that are not filled yet are no keys.
     count = int(found.get("queue_count", 0))
