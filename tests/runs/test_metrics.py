@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from vilem_jax.runs import metrics as metrics_module
-from vilem_jax.runs.metrics import Clock, MetricsLog, Progress, flat_record, in_words, read_records
+from vilem_jax.runs.metrics import (
+    Clock,
+    MetricsLog,
+    Progress,
+    flat_record,
+    in_words,
+    read_records,
+)
 from vilem_jax.runs.tensorboard import EventFile, _masked_crc
 
 

@@ -21,13 +21,13 @@ from vilem_jax.config.freeze import freeze
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed.mesh import Layout, make_mesh
 from vilem_jax.errors import UserError
-from vilem_jax.training import starting, tasks
-from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.runs import origin
 from vilem_jax.runs.checkpoints import Checkpoints, restore_params
+from vilem_jax.runs.trained_model import open_tokenizer
+from vilem_jax.runs.workdir import claim_workdir, read_config
+from vilem_jax.training import starting, tasks
 from vilem_jax.training.run import train
 from vilem_jax.training.state import initial_params, initial_state
-from vilem_jax.runs.workdir import claim_workdir, read_config
 from vilem_jax.weights import positions
 
 PRE_STEPS = 3

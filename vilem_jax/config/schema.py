@@ -1,7 +1,7 @@
 """One run's settings as frozen dataclasses.
 
 Defaults are the paper's values, or what `docs/paper-notes.md` chose where the paper is
-silent. `vilem_jax/config/freeze.py` makes them from a ConfigDict; nothing else reads one.
+silent. `config/freeze.py` makes them from a ConfigDict; nothing else reads one.
 """
 
 from dataclasses import asdict, dataclass, field, replace

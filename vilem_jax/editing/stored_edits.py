@@ -1,4 +1,4 @@
-"""Edits of a data set made once and stored, so that every model judges the same ones."""
+"""Edits of a data set, stored so that every model judges the same ones."""
 
 import dataclasses
 import hashlib

@@ -8,7 +8,13 @@ one is safe, and never goes with the newest checkpoints.
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.runs.checkpoints import BEST_FOLDER, MEAN_RECALL, Checkpoints, best_first, read_figures
+from vilem_jax.runs.checkpoints import (
+    BEST_FOLDER,
+    MEAN_RECALL,
+    Checkpoints,
+    best_first,
+    read_figures,
+)
 
 
 def mean_recall(figures: dict[str, dict]) -> float:

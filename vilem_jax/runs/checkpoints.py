@@ -20,7 +20,28 @@ from vilem_jax.config.schema import Config
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
-from vilem_jax.runs.checkpoint_contents import FIELDS, ORBAX_LOGGER, SILENT, DamagedError, Flat, check_same, damage, describe, failure, finished_steps, flatten, list_files, nest, no_elements, placed, read_description, read_fields, shapes, verify, verify_files
+from vilem_jax.runs.checkpoint_contents import (
+    FIELDS,
+    ORBAX_LOGGER,
+    SILENT,
+    DamagedError,
+    Flat,
+    check_same,
+    damage,
+    describe,
+    failure,
+    finished_steps,
+    flatten,
+    list_files,
+    nest,
+    no_elements,
+    placed,
+    read_description,
+    read_fields,
+    shapes,
+    verify,
+    verify_files,
+)
 from vilem_jax.runs.metrics import say
 from vilem_jax.runs.workdir import read_config
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from vilem_jax.config.schema import Config
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.editing.loading import check_same_words, check_vocabulary
 from vilem_jax.errors import UserError
 from vilem_jax.models.vilem import Params
 from vilem_jax.runs.checkpoints import FIELDS, restore_fields
-
+from vilem_jax.runs.origin import TOKENIZER_FOLDER, origin_tokenizer
 from vilem_jax.runs.workdir import read_config
 from vilem_jax.weights.folders import VOCABULARY, WEIGHTS
 from vilem_jax.weights.model_folder import QUEUE_NAMES, model_tree, read_model_folder
@@ -154,4 +155,4 @@ def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
 
 def has_tokenizer(workdir: Path) -> bool:
     """Whether the work directory holds the whole of its copy: vocab.txt comes last."""
-    return (workdir / TOKENIZER_FOLDER / folders.VOCABULARY).is_file()
+    return (workdir / TOKENIZER_FOLDER / VOCABULARY).is_file()
