@@ -57,3 +57,20 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests first: at the end no process is left alone with one."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def editor_run(tmp_path_factory):
+    """(work directory, figures) of a run with task="editor" of a few steps."""
+    from tests.training.tiny_runs import run_settings, write_vocabulary
+    from vilem_jax.config.freeze import freeze
+    from vilem_jax.training.run import train
+
+    folder = tmp_path_factory.mktemp("editor")
+    settings = run_settings("editor", write_vocabulary(folder / "vocabulary"))
+    return folder / "run", train(freeze(settings), folder / "run", num_devices=1)
+
+
+@pytest.fixture(scope="session")
+def editor_folder(editor_run):
+    return editor_run[0] / "editor"

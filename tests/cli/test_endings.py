@@ -12,7 +12,7 @@ import pytest
 from vilem_jax.cli.main import main
 from vilem_jax.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_interrupted(monkeypatch, capsys):

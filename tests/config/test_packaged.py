@@ -14,7 +14,7 @@ from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
 from vilem_jax.errors import UserError
 from vilem_jax.training.state import initial_params
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = config_names()
 
 

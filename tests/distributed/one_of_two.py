@@ -1,6 +1,6 @@
 """`vilem` as one of two processes, which notes the ids of every pair it reads.
 
-As a script: `python -m tests.training.one_of_two IDS_FILE SECONDS ARGUMENT...`. An
+As a script: `python -m tests.distributed.one_of_two IDS_FILE SECONDS ARGUMENT...`. An
 IDS_FILE of "-" notes nothing; reading a batch takes so many seconds longer.
 """
 

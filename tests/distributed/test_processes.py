@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.training.one_of_two import write_config
 
+from tests.distributed.one_of_two import write_config
 from tests.training.tiny_runs import HELD_OUT, child_environment, run_settings
 from vilem_jax.runs.metrics import read_records
 
@@ -53,7 +53,7 @@ def start(arguments, *, num_devices=1, ids="-", seconds=0, errors=None, **enviro
             [
                 sys.executable,
                 "-m",
-                "tests.training.one_of_two",
+                "tests.distributed.one_of_two",
                 str(ids),
                 str(seconds),
                 *arguments,

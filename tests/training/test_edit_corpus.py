@@ -19,12 +19,12 @@ from vilem_jax.distributed.mesh import Layout, make_mesh
 from vilem_jax.editing.editor import editor_graph
 from vilem_jax.editing.loading import load_editor, open_edits, word_tables
 from vilem_jax.errors import UserError
-from vilem_jax.keys import Purpose, sample_keys
+from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.runs.workdir import claim_workdir, read_config
 from vilem_jax.training import edit_corpus, starting, tasks
 from vilem_jax.training.run import train
-from vilem_jax.training.step import editing, make_edit
+from vilem_jax.training.step import make_edit
 
 VARIANTS = 2
 
@@ -92,7 +92,7 @@ def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp
     made = []
     for variant in range(VARIANTS):
         keys = sample_keys(jax.random.key(config.seed), variant, numbers)
-        keys = editing.fold_in(keys, int(Purpose.EDIT))
+        keys = fold_in(keys, int(Purpose.EDIT))
         expected = jax.jit(make_edit(config, graph, **ids))(editor, batch, keys)
         rows = edits.rows(numbers, [variant] * len(numbers))
         found = make_edit(offline, None, **ids)(None, batch | rows, keys)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.training.test_checkpoints import abstract, assert_same
 
+from tests.runs.test_checkpoints import abstract, assert_same
 from tests.tiny import CONTRAST_ALONE, tiny_config, tiny_state
 from tests.training.test_invariance import assert_same_run, run
 from vilem_jax.config.schema import OptimizerConfig

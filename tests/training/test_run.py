@@ -18,6 +18,7 @@ from tests.training.tiny_runs import (
     write_vocabulary,
 )
 from vilem_jax.config.freeze import freeze
+from vilem_jax.distributed.mesh import make_layout
 from vilem_jax.errors import UserError
 from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.metrics import read_records
@@ -105,8 +106,8 @@ def test_tower_and_heads_start_from_the_editor(editor_folder, settings, tmp_path
     from safetensors.numpy import load_file
 
     config = program.starting.complete(freeze(settings), tmp_path)
-    tokenizer = program.starting.open_tokenizer(config, tmp_path)
-    layout = program.sharding.make_layout(config.compute, 1)
+    tokenizer = program.open_tokenizer(config, tmp_path)
+    layout = make_layout(config.compute, 1)
     task = program.make_task(config, layout, tokenizer, lambda step: 0.0, tmp_path)
     params = task.begin(program.jax.random.key(0)).params
     stored = load_file(editor_folder / "model.safetensors")

@@ -21,6 +21,7 @@ from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.editing.loading import check_editor
 from vilem_jax.errors import UserError
+from vilem_jax.runs.origin import TOKENIZER_FOLDER
 from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
 from vilem_jax.runs.workdir import claim_workdir
 from vilem_jax.training import starting
@@ -41,7 +42,7 @@ def config(tmp_path):
 
 def test_a_copy_that_a_kill_left_half_is_not_the_tokenizer(config, tmp_path):
     workdir = tmp_path / "run"
-    copy = workdir / starting.TOKENIZER_FOLDER
+    copy = workdir / TOKENIZER_FOLDER
     copy.mkdir(parents=True)
     tokenizer = open_tokenizer(config, workdir)
     assert not has_tokenizer(workdir)

@@ -17,8 +17,9 @@ from tests.weights.both_towers import (
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.weights import starts, tables
+from vilem_jax.weights.detect import recognise
 from vilem_jax.weights.foreign import open_foreign
-from vilem_jax.weights.formats import albef, recognise
+from vilem_jax.weights.formats import albef
 from vilem_jax.weights.formats.whole_models import resized
 
 

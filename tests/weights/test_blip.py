@@ -25,8 +25,9 @@ from tests.weights.both_towers import (
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.models.vilem import level_of_layer
 from vilem_jax.weights import starts
+from vilem_jax.weights.detect import recognise
 from vilem_jax.weights.foreign import open_foreign
-from vilem_jax.weights.formats import blip, huggingface_blip, recognise
+from vilem_jax.weights.formats import blip, huggingface_blip
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from vilem_jax.editing.loading import open_edits
 from vilem_jax.runs.best import KeepBest, mean_recall
 from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.metrics import Clock, MetricsLog, Progress, say
+from vilem_jax.runs.origin import TOKENIZER_FOLDER
 from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
 from vilem_jax.runs.workdir import check_workdir, claim_workdir, note_command
 from vilem_jax.training import starting
@@ -201,7 +202,7 @@ def _claim(folder: Path, config: Config, tokenizer: Tokenizer) -> None:
     claim_workdir(folder, config)
     note_command(folder)
     if not has_tokenizer(folder):  # another program may be reading it
-        tokenizer.save(folder / starting.TOKENIZER_FOLDER)
+        tokenizer.save(folder / TOKENIZER_FOLDER)
 
 
 def _is_due(step: int, num_steps: int, every: int) -> bool:

@@ -33,7 +33,7 @@ from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
 from vilem_jax.models.vilem import model_graph
-from vilem_jax.runs.origin import load_origin
+from vilem_jax.runs.origin import TOKENIZER_FOLDER, load_origin
 from vilem_jax.training import editor_step, starting
 from vilem_jax.training.state import (
     abstract_state,
@@ -229,7 +229,7 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
 
     def finish(state):
         params = jax.tree.map(np.asarray, state.params)
-        tokens = workdir / starting.TOKENIZER_FOLDER
+        tokens = workdir / TOKENIZER_FOLDER
         text, folder = config.model.text, workdir / EDITOR_FOLDER
         processes.first_does(
             lambda: save_masked_language_model(folder, params, text, tokens)
