@@ -66,7 +66,7 @@ bench-gpu: $(TEST_VENV)/installed
 	$(BENCH)/encode.py --batch=256 --texts=1024 --batches=20 $(PAPER)
 	$(BENCH)/evaluate.py --batch=256 --image-size=384 --images=5000 --captions=25000 \
 	  --queries=256 $(PAPER)
-	$(BENCH)/fed.py --batch=512 --pictures=4096 --workers=14 --steps=10 $(PAPER)
+	$(BENCH)/fed.py --batch=512 --images=4096 --workers=14 --steps=10 $(PAPER)
 	test ! -e "$(PEER)" || $(BENCH)/step.py --peer="$(PEER)" --batch=256 $(PAPER)
 
 lint: $(TEST_VENV)/installed

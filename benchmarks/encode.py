@@ -1,4 +1,4 @@
-"""Pictures and texts encoded a second, against Hugging Face's eager torch (G5).
+"""Images and texts encoded a second, against Hugging Face's eager torch (G5).
 
     python benchmarks/encode.py [--shape=small --batch=8 --texts=32] [--out=FOLDER]
     python benchmarks/encode.py --shape=paper --device=cuda --attention=cudnn \

@@ -12,15 +12,15 @@ decoding and tokenising are left out, and compiling; copies to and from the devi
 in.
 
 Re-ranking, as ALBEF does it: for each query its k best candidates go through the upper
-half of BERT's layers with cross-attention on all of a picture's tokens (reranker.py).
+half of BERT's layers with cross-attention on all of an image's tokens (reranker.py).
 Timed are --queries queries in a turn, one after the other, from a text's hidden states
 and candidates' numbers on the device to k scores on the host, mean per query.
 "recomputed": keys and values anew for each pair, as ALBEF does; "cached": gathered from
 a cache on the device, whose making is not counted. Candidates are drawn from a pool of
---pool pictures.
+--pool images.
 
 The ratio is the re-ranking of one query over the whole evaluation divided by its
-queries, pictures and captions. What the re-ranker's own towers and its first ranking
+queries, images and captions. What the re-ranker's own towers and its first ranking
 cost is not counted, which is in its favour. All take turns; on CPU float32, on CUDA
 bfloat16.
 """
@@ -74,18 +74,18 @@ def parse():
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--captions", type=int, default=250)
     parser.add_argument("--queries", type=int, default=1, help="re-ranked, a turn")
-    parser.add_argument("--pool", type=int, default=256, help="pictures re-ranked")
+    parser.add_argument("--pool", type=int, default=256, help="images re-ranked")
     parser.add_argument("--candidates", type=int, nargs="+", default=[128, 256])
     options = parser.parse_args()
     if options.captions < options.images:
-        parser.error("--captions: every picture has one at least")
+        parser.error("--captions: every image has one at least")
     if options.pool < max(options.candidates):
-        parser.error("--pool: no fewer pictures than candidates")
+        parser.error("--pool: no fewer images than candidates")
     return options
 
 
 class Evaluation:
-    """Pictures and captions in memory, and what encodes and ranks them."""
+    """Images and captions in memory, and what encodes and ranks them."""
 
     def __init__(self, config, options):
         self._encoder = shapes.make_encoder(config, batch_size=options.batch)
@@ -130,7 +130,7 @@ def make_rerankings(config, options) -> dict:
             np.asarray(rank(reranker.text, drawn[0]), np.float32)  # compiles
             for rank in (reranker.recomputed, reranker.cached)
         ]
-        # One model twice. Random weights tell pictures apart by 1e-4 alone: bfloat16,
+        # One model twice. Random weights tell images apart by 1e-4 alone: bfloat16,
         # whose steps are larger, would show nothing.
         if config.compute.dtype == "float32":
             np.testing.assert_allclose(*scores, rtol=1e-5)

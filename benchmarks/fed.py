@@ -2,7 +2,7 @@
 
     python benchmarks/fed.py [--shape=small --batch=4 --workers=0] [--out=FOLDER]
     python benchmarks/fed.py --shape=paper --device=cuda --attention=cudnn \
-        --batch=512 --workers=14 --pictures=4096 --steps=10 --matmul=8192 --out=FOLDER
+        --batch=512 --workers=14 --images=4096 --steps=10 --matmul=8192 --out=FOLDER
 
 The same compiled step and the same loop as a run's, which waits for the device one step
 late. Fed: JPEGs of 384 x 288, as `vilem data prepare` leaves them, drawn and written to
@@ -25,7 +25,7 @@ from pathlib import Path
 import ceilings
 import reporting
 import shapes
-from pictures import PRE_RESIZED, write_pairs
+from images import PRE_RESIZED, write_pairs
 from step_systems import begin_training
 
 GOAL = "fed over on the device <= 1.03"
@@ -36,7 +36,7 @@ def main() -> None:
     options = parse()
     shapes.use_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
-        data = write_pairs(Path(folder), PRE_RESIZED, options.pictures)
+        data = write_pairs(Path(folder), PRE_RESIZED, options.images)
         found = measure(data, options)
     seconds = {n: [each[n] for each in found["rounds"]] for n in (FED, ON_DEVICE)}
     ratios = [a / b for a, b in zip(seconds[FED], seconds[ON_DEVICE], strict=True)]
@@ -45,7 +45,7 @@ def main() -> None:
         "machine": reporting.machine("jax", "jaxlib", "flax", "grain", "simplejpeg"),
         "rounds": found["rounds"],
         "seconds_a_step": {name: spread(each) for name, each in seconds.items()},
-        "pictures_per_second_alone": spread(found["loader"]),
+        "images_per_second_alone": spread(found["loader"]),
         "ceilings": ceilings.spreads(found["ceilings"]),
         "fed_over_on_device": spread(ratios),
         "goal": GOAL,
@@ -57,7 +57,7 @@ def parse():
     parser = reporting.arguments(__doc__)
     shapes.add_options(parser, batch=4)
     parser.add_argument("--steps", type=int, default=3, help="timed, a turn")
-    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--workers", type=int, default=0, help="0: a thread")
     return parser.parse_args()
 
@@ -107,9 +107,7 @@ def open_batches(data: Path, tokenizer, config, options):
     from vilem_jax.config.schema import DataConfig, SourceConfig
     from vilem_jax.data.batches import open_corpus, train_batches
 
-    source = SourceConfig(
-        path=str(data / "captions.json"), images=str(data / "pictures")
-    )
+    source = SourceConfig(path=str(data / "captions.json"), images=str(data / "images"))
     settings = DataConfig(
         train=(source,),
         text_length=config.data.text_length,
@@ -161,7 +159,7 @@ def table(figures: dict, batch: int) -> str:
     for name, seconds in figures["seconds_a_step"].items():
         rate = f"{batch / seconds['median']:.1f}"
         rows.append([f"step {name}, s", cell(seconds, 4), rate])
-    alone = cell(figures["pictures_per_second_alone"], 1)
+    alone = cell(figures["images_per_second_alone"], 1)
     rows.append(["the loader alone", "", alone])
     head = ["", "median (range)", "pairs/s"]
     others = [["fed over on the device", cell(figures["fed_over_on_device"])]]

@@ -1,11 +1,11 @@
 """The loader against torch's DataLoader with Pillow, and against webdataset (C3).
 
-    python benchmarks/loader.py [--pictures=256 --batch=64 --rounds=5] [--out=FOLDER]
+    python benchmarks/loader.py [--images=256 --batch=64 --rounds=5] [--out=FOLDER]
 
-Pictures and captions become batches of 256 x 256 uint8 crops (RandomResizedCrop, 0.2 to
+Images and captions become batches of 256 x 256 uint8 crops (RandomResizedCrop, 0.2 to
 1 of the area, antialiased bicubic) and 30 tokens. All systems run on one core, their
 one worker process and what collects its batches, and take turns; each turn is a fresh
-iterator, whose first batches are not timed. Pictures are drawn: coloured noise with the
+iterator, whose first batches are not timed. Images are drawn: coloured noise with the
 spectrum of photographs, as JPEG of quality 90, 500 x 375 and with a shorter side of
 288, which is what `vilem data prepare` leaves. The files stay in the page cache.
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import reporting
-from pictures import PRE_RESIZED, jpeg, photo, write_pairs
+from images import PRE_RESIZED, jpeg, photo, write_pairs
 from PIL import Image
 
 from vilem_jax.config.schema import DataConfig, SourceConfig
@@ -52,20 +52,20 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, side in SIDES.items():
-            data = write_pairs(Path(folder) / name.split()[0], side, options.pictures)
+            data = write_pairs(Path(folder) / name.split()[0], side, options.images)
             systems = _systems(data, options, workers=1)
             figures["shapes"][name] = _compare(systems, options)
         os.sched_setaffinity(0, everything)
         systems = _systems(data, options, workers=options.workers)
         chosen = {OURS[0]: systems[OURS[0]]}
         figures["all_cores"] = {"workers": options.workers} | _compare(chosen, options)
-        figures["pixels"] = _pixel_error(options.photos, options.pictures)
+        figures["pixels"] = _pixel_error(options.photos, options.images)
     reporting.write("loader", options.out, figures, _page(figures))
 
 
 def _options():
     parser = reporting.arguments(__doc__)
-    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--batches", type=int, default=6, help="timed, a turn")
     parser.add_argument("--rounds", type=int, default=5)
@@ -82,7 +82,7 @@ def _systems(data: Path, options, *, workers: int) -> dict[str, Callable]:
     peers = loader_peers.Peers(data, tokenizer, options.batch, workers, crop)
     sources = {
         OURS[0]: SourceConfig(
-            path=str(data / "captions.json"), images=str(data / "pictures")
+            path=str(data / "captions.json"), images=str(data / "images")
         ),
         OURS[1]: SourceConfig(kind="webdataset", path=str(data / "*.tar")),
     }
@@ -108,17 +108,17 @@ def _ours(source, tokenizer, options, workers: int):
     return train_batches(corpus, tokenizer, config, seed=0, **shape)
 
 
-def crop(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
+def crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
     """The peers': what torchvision's RandomResizedCrop does, by Pillow."""
-    box = crop_box(*picture.size, SCALE, rng)
-    part = picture.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    box = crop_box(*image.size, SCALE, rng)
+    part = image.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.asarray(part)
 
 
 def _compare(systems: dict[str, Callable], options) -> dict:
     rounds = []
     for _ in range(options.rounds):
-        rounds.append({n: _pictures_a_second(s, options) for n, s in systems.items()})
+        rounds.append({n: _images_a_second(s, options) for n, s in systems.items()})
         print({name: round(value) for name, value in rounds[-1].items()}, flush=True)
     rates = {n: reporting.spread([each[n] for each in rounds]) for n in systems}
     ratios = {}
@@ -126,10 +126,10 @@ def _compare(systems: dict[str, Callable], options) -> dict:
         if name not in OURS:
             best = [max(each[o] for o in OURS) / each[name] for each in rounds]
             ratios[name] = reporting.spread(best)
-    return {"pictures_per_second": rates, "ours_over": ratios, "rounds": rounds}
+    return {"images_per_second": rates, "ours_over": ratios, "rounds": rounds}
 
 
-def _pictures_a_second(system: Callable, options) -> float:
+def _images_a_second(system: Callable, options) -> float:
     batches = system()
     try:
         _take(batches, 3)  # what was read ahead while nobody timed
@@ -146,7 +146,7 @@ def _take(batches: Iterator, count: int) -> None:
 
 
 def _pixel_error(photos: str | None, count: int) -> dict:
-    """Mean error of crops against those of the whole picture by Pillow's bicubic."""
+    """Mean error of crops against those of the whole image by Pillow's bicubic."""
     rng = np.random.default_rng(1)
     contents = [jpeg(photo(rng, 1600, 1200)) for _ in range(min(8, count))]
     if photos:
@@ -157,13 +157,13 @@ def _pixel_error(photos: str | None, count: int) -> dict:
             found = random_crop(content, size, SCALE, np.random.default_rng(i))
             rng = np.random.default_rng(i)
             box = crop_box(*reversed(decode(content).shape[:2]), SCALE, rng)
-            with Image.open(io.BytesIO(content)) as picture:
-                part = picture.convert("RGB").crop(box)
+            with Image.open(io.BytesIO(content)) as image:
+                part = image.convert("RGB").crop(box)
             expected = part.resize((size, size), Image.Resampling.BICUBIC)
             difference = found.astype(int) - np.asarray(expected)
             errors.append(float(np.abs(difference).mean()))
     return {
-        "pictures": len(contents),
+        "images": len(contents),
         "mean_of_255": float(np.mean(errors)),
         "worst_of_255": max(errors),
         "shrunk": sum(error > 0 for error in errors),
@@ -175,22 +175,22 @@ def _page(figures: dict) -> str:
     parts = []
     for name, found in figures["shapes"].items():
         rows = []
-        for system, rate in found["pictures_per_second"].items():
+        for system, rate in found["images_per_second"].items():
             ratio = found["ours_over"].get(system)
             told = reporting.cell(ratio, 2) if ratio else ""
             rows.append([system, reporting.cell(rate, 0), told])
-        head = [name, "pictures/s on one core", "the better of ours over it"]
+        head = [name, "images/s on one core", "the better of ours over it"]
         parts.append(reporting.markdown(head, rows))
     cores = figures["all_cores"]
-    rate = reporting.cell(cores["pictures_per_second"][OURS[0]], 0)
+    rate = reporting.cell(cores["images_per_second"][OURS[0]], 0)
     parts.append(
         f"Pre-resized, {cores['workers']} workers on all cores, {OURS[0]}: "
-        f"{rate} pictures/s."
+        f"{rate} images/s."
     )
     error = figures["pixels"]
     parts.append(
-        f"Pixels of {error['crops']} crops of {error['pictures']} pictures against "
-        f"Pillow's of the whole picture: {error['mean_of_255']:.2f} of 255 apart on "
+        f"Pixels of {error['crops']} crops of {error['images']} images against "
+        f"Pillow's of the whole image: {error['mean_of_255']:.2f} of 255 apart on "
         f"average, {error['worst_of_255']:.2f} in the worst crop; {error['shrunk']} "
         "were decoded at a fraction of their size."
     )

@@ -56,16 +56,16 @@ class Peers:
 
 
 class Sample:
-    """(picture, caption) -> (pixels, tokens)."""
+    """(image, caption) -> (pixels, tokens)."""
 
     def __init__(self, tokenizer, crop: Callable, to_float: bool):
         self._tokenizer, self._crop, self._to_float = tokenizer, crop, to_float
         self._rng = np.random.default_rng(0)
 
     def __call__(self, pair: tuple[Image.Image, str]) -> tuple:
-        picture, caption = pair
+        image, caption = pair
         tokens = torch.from_numpy(self._tokenizer.encode([caption], 30)[0])
-        pixels = torch.from_numpy(self._crop(picture, self._rng).copy())
+        pixels = torch.from_numpy(self._crop(image, self._rng).copy())
         if self._to_float:
             pixels = pixels.permute(2, 0, 1).contiguous().float().div_(255)
             pixels = pixels.sub_(MEAN).div_(STD)
@@ -75,15 +75,15 @@ class Sample:
 class Pairs(torch.utils.data.Dataset):
     def __init__(self, data: Path, sample: Sample):
         self._records = json.loads((data / "captions.json").read_text())
-        self._folder, self._sample = data / "pictures", sample
+        self._folder, self._sample = data / "images", sample
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple:
         record = self._records[index]
-        with Image.open(self._folder / record["image"]) as picture:
-            return self._sample((picture.convert("RGB"), record["caption"]))
+        with Image.open(self._folder / record["image"]) as image:
+            return self._sample((image.convert("RGB"), record["caption"]))
 
 
 class Endless:

@@ -1,9 +1,9 @@
 """A cross-encoder that re-ranks as ALBEF's evaluation does: what evaluate.py measures.
 
 A measuring device with random weights, and no part of the package: the upper half of
-BERT's layers, each with cross-attention on all tokens of the picture, and a head that
-says whether picture and text belong together. A query is a text with k pictures; from
-pictures to texts the work of a pair is the same.
+BERT's layers, each with cross-attention on all tokens of the image, and a head that
+says whether image and text belong together. A query is a text with k images; from
+images to texts the work of a pair is the same.
 """
 
 from collections.abc import Callable
@@ -30,16 +30,16 @@ class Fusion(nnx.Module):
         self.match = layers.linear(text.width, 2, compute, rngs)
 
     def scores(self, hidden, is_token, patches) -> jax.Array:
-        """[k, L, W], bool [k, L] and pictures' tokens [k, P + 1, W'] -> float32 [k].
+        """[k, L, W], bool [k, L] and images' tokens [k, P + 1, W'] -> float32 [k].
 
-        Keys and values of the pictures are computed for each pair, as ALBEF does.
+        Keys and values of the images are computed for each pair, as ALBEF does.
         """
         for layer in self.layers:
             hidden = layer(hidden, is_token, patches=patches)
         return self._score(hidden)
 
     def keys_and_values(self, patches) -> list[tuple[jax.Array, jax.Array]]:
-        """Per layer, of pictures' tokens [N, P + 1, W']: what can be cached."""
+        """Per layer, of images' tokens [N, P + 1, W']: what can be cached."""
         cross = [layer.cross_attention for layer in self.layers]
         return [
             tuple(
@@ -68,7 +68,7 @@ class Fusion(nnx.Module):
 
 @dataclass(frozen=True)
 class Reranker:
-    """Compiled re-ranking of one query at a time, out of a pool of pictures."""
+    """Compiled re-ranking of one query at a time, out of a pool of images."""
 
     recomputed: Callable[[jax.Array, jax.Array], jax.Array]  # text, candidates -> [k]
     cached: Callable[[jax.Array, jax.Array], jax.Array]
@@ -76,7 +76,7 @@ class Reranker:
 
 
 def make_reranker(config: Config, pool: int) -> Reranker:
-    """Random weights, a text, and the tokens of `pool` pictures, on the device."""
+    """Random weights, a text, and the tokens of `pool` images, on the device."""
     graph, params = nnx.split(Fusion(config, rngs=nnx.Rngs(0)), nnx.Param)
     dtype = config.compute.dtype
     vision, text = config.model.vision, config.model.text

@@ -14,7 +14,7 @@ alone. "Share of its own matmul" is by the work of a step without exact savings.
 With --against=deterministic (G4) the other system is ours again, compiled with
 --xla_gpu_deterministic_ops=true, which changes nothing on a CPU.
 
-Not shown: reading pictures (loader.py, fed.py), dropout, several devices.
+Not shown: reading images (loader.py, fed.py), dropout, several devices.
 """
 
 import os

@@ -11,7 +11,7 @@ vocab.txt, with or without a masked-language head.
         --config.data.validation.captions.path=flickr8k.zip/captions.json \\
         --config.data.validation.captions.split=val
 
-Pictures are not read. The editor is then in runs/editor/editor: the `editor.path` and,
+Images are not read. The editor is then in runs/editor/editor: the `editor.path` and,
 as the paper starts both from one BERT, the `model.text.start_from` of a run of ViLEM.
 
 Hardware: any GPU; a few CPU cores for a BERT as small as all-MiniLM-L6-v2.

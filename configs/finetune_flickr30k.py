@@ -3,9 +3,9 @@
     vilem train --config=finetune_flickr30k --workdir=runs/flickr30k \\
         --config.model.start_from=runs/cc4m
 
-10 epochs of 566 steps of 256 pairs, 29,000 pictures with five captions each. Looked
-for in ./data: dataset_flickr30k.json (Karpathy's) and data/flickr30k, the pictures. The
-best of ten validations scores the 1,000 test pictures once, at the end:
+10 epochs of 566 steps of 256 pairs, 29,000 images with five captions each. Looked
+for in ./data: dataset_flickr30k.json (Karpathy's) and data/flickr30k, the images. The
+best of ten validations scores the 1,000 test images once, at the end:
 runs/flickr30k/test.json. What the targets are, and how to do without ViLEM's losses, is
 said in `finetune_json`. What the lineage calls zero-shot on Flickr30K is the model that
 `finetune_coco` leaves, scored on this test split.

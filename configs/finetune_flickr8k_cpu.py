@@ -11,8 +11,8 @@
 pre-training's targets, is `... --config.loss.positives=own` in another work directory.
 
 Hardware: 2 CPU cores.
-Expected result: docs/results.md. The picture size stays at 128 and the crop at half of
-the picture or more, as in pre-training, so that the targets are all that differs.
+Expected result: docs/results.md. The image size stays at 128 and the crop at half of
+the image or more, as in pre-training, so that the targets are all that differs.
 """
 
 from vilem_jax.config.files import default_config, packaged_config, source

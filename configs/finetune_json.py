@@ -9,14 +9,14 @@
 
 `start_from` is the work directory of a run, a folder of `vilem weights import` or
 `export`, or a hub name. EDITOR is the folder or hub name that its pre-training had as
-`editor.path`; bert-base-uncased is set. captions.json says the `split` of each picture,
-"train", "val" or "test"; `...mine.images` names a folder or zip of pictures that do not
+`editor.path`; bert-base-uncased is set. captions.json says the `split` of each image,
+"train", "val" or "test"; `...mine.images` names a folder or zip of images that do not
 lie beside it. Without a test split: --config.data.test.mine.split=val, which then tells
 nothing new.
 
-What differs from pre-training: every caption of a picture, in the batch and in the
-queue, is a positive (`loss.positives`); pictures of 384 pixels; the learning rate;
-crops of at least half of the picture. ViLEM's losses stay; to fine-tune by contrast
+What differs from pre-training: every caption of an image, in the batch and in the
+queue, is a positive (`loss.positives`); images of 384 pixels; the learning rate;
+crops of at least half of the image. ViLEM's losses stay; to fine-tune by contrast
 alone, which needs no editor and less time:
 
     ... --config.loss.local_detect=False --config.loss.local_correct=False \\
@@ -26,7 +26,7 @@ The weights of the best validation (mean of the six recalls) are in runs/tuned/b
 and `--step=best` takes them. They score the test split once, at the end:
 runs/tuned/test.json.
 
-Few pictures: a queue that holds an epoch's pairs several times holds old keys of the
+Few images: a queue that holds an epoch's pairs several times holds old keys of the
 same captions; `--config.loss.queue_length` of an epoch or less is enough.
 
 Hardware: one GPU with 24 GB, as 8 microbatches of 32; the memory was not measured. With

@@ -9,13 +9,13 @@ First an editor, with `--config=editor` (see there), then
         --config.editor.path=runs/editor/editor
 
 The captions may be in any of the layouts of ALBEF, BLIP, Karpathy or COCO, with splits
-named train and val; `...flickr8k.images` names a folder or zip of pictures where they
+named train and val; `...flickr8k.images` names a folder or zip of images where they
 do not lie beside the captions. The text tower must have 6 layers and width 384
 (all-MiniLM-L6-v2, or the editor made from it), which the start decides.
 
 Hardware: one GPU, or a CPU for hours with a smaller ViT
 (`--config.model.vision.num_layers=4 --config.train.batch_size=64`).
-Expected result: far below models that start from ImageNet weights; 6,000 pictures are
+Expected result: far below models that start from ImageNet weights; 6,000 images are
 few for a ViT from scratch. What was run is in docs/results.md.
 """
 
@@ -26,7 +26,7 @@ def get_config():
     config = default_config()
     config.data.train.flickr8k = source(kind="json", split="train")
     config.data.validation.flickr8k = source(kind="json", split="val")
-    config.data.crop_scale = (0.5, 1.0)  # of pictures that are small already
+    config.data.crop_scale = (0.5, 1.0)  # of images that are small already
 
     vision = config.model.vision
     vision.image_size, vision.patch_size = 128, 16

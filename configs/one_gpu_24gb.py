@@ -2,11 +2,11 @@
 
     vilem train --config=one_gpu_24gb --workdir=runs/mine \\
         --config.data.train.mine.path=captions.json \\
-        --config.data.train.mine.images=pictures \\
+        --config.data.train.mine.images=images \\
         --config.data.validation.mine.path=captions.json \\
-        --config.data.validation.mine.images=pictures
+        --config.data.validation.mine.images=images
 
-captions.json says the `split` of each picture, "train" or "val", as Karpathy's files
+captions.json says the `split` of each image, "train" or "val", as Karpathy's files
 do. Where yours are two files without splits, give each its own, and say
 --config.data.train.mine.split= and --config.data.validation.mine.split= (nothing) too.
 

@@ -2,7 +2,7 @@
 
     vilem train --config=pretrain_cc13m --workdir=runs/cc13m
 
-13 million pictures, 14.1 million captions; everything else as in pretrain_cc4m.py. An
+13 million images, 14.1 million captions; everything else as in pretrain_cc4m.py. An
 epoch visits every pair once; other shares are set by each source's `weight`.
 
 Hardware: 32 A100 in the paper; batch 2,048.

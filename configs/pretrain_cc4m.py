@@ -2,7 +2,7 @@
 
     vilem train --config=pretrain_cc4m --workdir=runs/cc4m
 
-4 million pictures, 5.1 million captions, 20 epochs of 2,490 steps. The sources are
+4 million images, 5.1 million captions, 20 epochs of 2,490 steps. The sources are
 looked for in ./data; `--config.data.train.sbu.path=...` names another place. Look at
 them with `vilem data check` first.
 

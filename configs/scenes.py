@@ -30,7 +30,7 @@ def get_config():
     config.data.crop_scale = (1.0, 1.0)  # a crop loses objects and relations
 
     # Colours, sizes and places are what the captions tell: leave them as they are.
-    # (Pictures are mirrored still, where the caption names no side.)
+    # (Images are mirrored still, where the caption names no side.)
     config.augment.num_ops = 0
 
     vision = config.model.vision
@@ -48,7 +48,7 @@ def get_config():
     config.model.num_proofread_layers = 1
     config.model.init_std = 0.0
 
-    # What the picture does not tell yet, these losses teach the text tower to ignore:
+    # What the image does not tell yet, these losses teach the text tower to ignore:
     # all shapes become one. At half of the paper's weights, reached by a ramp, and with
     # embeddings that the decoder does not pull together, contrast finds shapes first.
     config.loss.local_weight, config.loss.global_weight = 0.4, 0.1

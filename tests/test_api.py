@@ -78,7 +78,7 @@ def photo(tmp_path_factory):
     return path
 
 
-def test_paths_pillow_and_arrays_are_one_picture(model, photo):
+def test_paths_pillow_and_arrays_are_one_image(model, photo):
     array = np.asarray(Image.open(photo))
     found = model.encode_image([photo, str(photo), Image.open(photo), array])
     assert found.shape == (4, 8) and found.dtype == np.float32
@@ -116,7 +116,7 @@ def test_a_word_of_pieces_is_as_wrong_as_its_worst(model, photo):
     tokens = model.tokenizer.encode(["dogsys"], 10)
     everywhere = np.arange(10)[None]
     judged = model.encoder.proofread(
-        [model.read_picture(photo)], tokens, everywhere, tokens, branches=("local",)
+        [model.read_image(photo)], tokens, everywhere, tokens, branches=("local",)
     )["local"]
     (word,) = model.proofread(photo, "dogsys")
     worst = 1 + int(np.argmax(judged.p_wrong[0, 1:5]))
@@ -135,7 +135,7 @@ def test_words_are_corrected_by_words_and_pieces_by_pieces(model, photo):
     tokens = model.tokenizer.encode(["dogsys on a sofa"], 10)
     everywhere = np.arange(10)[None]
     (judged,) = model.encoder.proofread(
-        [model.read_picture(photo)], tokens, everywhere, tokens, branches=("global",)
+        [model.read_image(photo)], tokens, everywhere, tokens, branches=("global",)
     ).values()
     vocabulary = model.tokenizer.vocabulary
     can_be = judged.p_best[0] > 0
@@ -200,9 +200,9 @@ def test_a_run_without_sep_has_none_anywhere(run, model, photo, tmp_path):
 
 
 def test_normalisation_is_the_run_s(model, photo):
-    """Pixels at the run's mean become zero: a black or white picture does not."""
+    """Pixels at the run's mean become zero: a black or white image does not."""
     grey = np.full((16, 16, 3), 127, np.uint8)
-    square = model.read_picture(photo)
+    square = model.read_image(photo)
     expected = resize_square(np.asarray(Image.open(photo)), 16)
     np.testing.assert_array_equal(square, expected)
     with_other_mean = dataclasses.replace(
@@ -213,17 +213,17 @@ def test_normalisation_is_the_run_s(model, photo):
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("image", "words"),
     [
         ("nowhere.jpg", r"cannot read nowhere\.jpg: No such file"),
-        (np.zeros((4, 4, 7), np.uint8), "cannot read a picture.*uint8"),
+        (np.zeros((4, 4, 7), np.uint8), "cannot read an image.*uint8"),
         (np.zeros((4, 4, 3)), "float64"),
         (Image.new("RGB", (9000, 9000)), "above"),
     ],
 )
-def test_a_picture_that_cannot_be_read(model, picture, words):
+def test_an_image_that_cannot_be_read(model, image, words):
     with pytest.raises(UserError, match=words):
-        model.encode_image([picture])
+        model.encode_image([image])
 
 
 def test_captions_without_a_word(model, photo):

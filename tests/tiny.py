@@ -115,7 +115,7 @@ def tiny_state(config: Config):
 
 
 def tiny_batch(seed: int = 0, size: int = BATCH) -> dict[str, np.ndarray]:
-    """Noise pictures, and captions of 0 to 10 words with pieces and punctuation."""
+    """Noise images, and captions of 0 to 10 words with pieces and punctuation."""
     rng = np.random.default_rng(seed)
     tokens = np.full((size, LENGTH), PAD, np.int32)
     for row in range(size):

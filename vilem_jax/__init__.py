@@ -1,15 +1,15 @@
 """ViLEM: a dual encoder for image-text retrieval that learns detail by proofreading.
 
 A frozen BERT edits captions into plausible wrong ones; the first layers of the text
-tower, shown the picture, must find each wrong word and correct it. For retrieval the
+tower, shown the image, must find each wrong word and correct it. For retrieval the
 towers stay apart, so search costs what any dual encoder costs.
 
 Shape letters, used everywhere:
 
-  B  batch             L  text length (tokens)     P  patches of a picture
+  B  batch             L  text length (tokens)     P  patches of an image
   E  embedding width   W  model width              H  attention heads
   Q  queue length      V  vocabulary               K  edited places a caption, at most
-  R  picture side (pixels)
+  R  image side (pixels)
 
 Paper symbol -> name in the code:
 

@@ -31,7 +31,7 @@ from vilem_jax.models.vilem import model_graph
 from vilem_jax.runs.trained_model import read_stored
 from vilem_jax.weights.model_folder import without_origins
 
-Picture = str | Path | Image.Image | np.ndarray
+ImageInput = str | Path | Image.Image | np.ndarray
 NUM_CORRECTIONS = 3
 
 
@@ -57,20 +57,20 @@ class Model:
     encoder: Encoder
     weights: str  # "online", "momentum" or "mixed"
 
-    def encode_image(self, pictures: Iterable[Picture] | Picture) -> np.ndarray:
-        """Pictures -> float32 [N, E], unit rows, in the order given.
+    def encode_image(self, images: Iterable[ImageInput] | ImageInput) -> np.ndarray:
+        """Images -> float32 [N, E], unit rows, in the order given.
 
         Args:
-          pictures: paths, Pillow images or uint8 arrays [H, W, 3]; any number, read as
+          images: paths, Pillow images or uint8 arrays [H, W, 3]; any number, read as
             they are needed; or one alone.
 
         Raises:
-          UserError: a picture that cannot be read, by name; none at all.
+          UserError: an image that cannot be read, by name; none at all.
         """
-        is_array = isinstance(pictures, np.ndarray) and pictures.ndim < 4
-        if is_array or isinstance(pictures, str | Path | Image.Image):
-            pictures = [pictures]
-        return self.encoder.encode_images(read_ahead(self.read_picture, pictures))
+        is_array = isinstance(images, np.ndarray) and images.ndim < 4
+        if is_array or isinstance(images, str | Path | Image.Image):
+            images = [images]
+        return self.encoder.encode_images(read_ahead(self.read_image, images))
 
     def encode_text(self, captions: Iterable[str] | str) -> np.ndarray:
         """Captions -> float32 [N, E], unit rows; longer ones are cut.
@@ -85,13 +85,13 @@ class Model:
         return bool(self.tokenizer.vocabulary.is_word[self._tokens([caption])].any())
 
     def proofread(
-        self, picture: Picture, caption: str, *, branch: Branch = "local"
+        self, image: ImageInput, caption: str, *, branch: Branch = "local"
     ) -> list[Word]:
-        """Which words of the caption does the picture contradict, and what is right?
+        """Which words of the caption does the image contradict, and what is right?
 
         Args:
           branch: "local" looks at the patches of several ViT levels, "global" at the
-            picture's one feature.
+            image's one feature.
 
         Returns:
           one `Word` for each word that fits the text length. [UNK] and punctuation are
@@ -100,22 +100,22 @@ class Model:
           learnt to correct says no corrections.
 
         Raises:
-          UserError: a picture that cannot be read, a caption without a word, a branch
+          UserError: an image that cannot be read, a caption without a word, a branch
             that was not trained to find wrong words.
         """
         if not self.knows_a_word(caption):
             raise UserError(f"the caption {caption!r} has no word to proofread")
         tokens = self._tokens([caption])
-        return self.proofread_tokens([picture], tokens, branch=branch)[0]
+        return self.proofread_tokens([image], tokens, branch=branch)[0]
 
     def proofread_tokens(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         tokens: np.ndarray,
         *,
         branch: Branch = "local",
     ) -> list[list[Word]]:
-        """`proofread` of captions that are tokens already: int32 [N, L], N pictures."""
+        """`proofread` of captions that are tokens already: int32 [N, L], N images."""
         if self.encoder.trained.get(branch) == ("correct",):
             raise UserError(
                 f"the {branch} branch of this model was trained to correct words, not "
@@ -123,7 +123,7 @@ class Model:
             )
         everywhere = np.arange(tokens.shape[1], dtype=np.int32)
         judged = self.encoder.proofread(
-            read_ahead(self.read_picture, pictures),
+            read_ahead(self.read_image, images),
             tokens,
             np.broadcast_to(everywhere, tokens.shape),
             tokens,
@@ -137,16 +137,16 @@ class Model:
             )
         ]
 
-    def read_picture(self, picture: Picture) -> np.ndarray:
-        """A picture squashed to the model's square: uint8 [R, R, 3]."""
-        name = str(picture) if isinstance(picture, str | Path) else "a picture"
+    def read_image(self, image: ImageInput) -> np.ndarray:
+        """An image squashed to the model's square: uint8 [R, R, 3]."""
+        name = str(image) if isinstance(image, str | Path) else "an image"
         try:
-            if isinstance(picture, str | Path):
-                pixels = decode(Path(picture).expanduser().read_bytes())
-            elif isinstance(picture, Image.Image):
-                pixels = from_pillow(picture)
+            if isinstance(image, str | Path):
+                pixels = decode(Path(image).expanduser().read_bytes())
+            elif isinstance(image, Image.Image):
+                pixels = from_pillow(image)
             else:
-                pixels = decode(np.asarray(picture))
+                pixels = decode(np.asarray(image))
         except (OSError, ImageError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"cannot read {name}: {reason}") from error

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.evaluation.colours import colour_model, write_picture
+from tests.evaluation.colours import colour_model, write_image
 from vilem_jax import api
 from vilem_jax.cli.main import main
 
@@ -37,15 +37,15 @@ def write(path, content):
 
 
 def write_karpathy(folder, name, below=""):
-    """Ten pictures of mixed colours, two captions each; six of them are the test split.
+    """Ten images of mixed colours, two captions each; six of them are the test split.
 
-    The captions of the test split are right for their pictures.
+    The captions of the test split are right for their images.
     """
     images = []
     for number in range(10):
         split = "test" if number < 6 else "train"
         shade = 40 * number
-        write_picture(folder / below / f"{number}.jpg", (255, shade % 256, 3))
+        write_image(folder / below / f"{number}.jpg", (255, shade % 256, 3))
         words = ["red"] if number == 0 else ["red", "green"]
         sentences = [{"raw": " ".join(words)}, {"raw": "red thing"}]
         images.append(
@@ -64,7 +64,7 @@ def write_winoground(folder):
     lines = []
     for number, (first, second) in enumerate(PAIRS):
         for place, colour in enumerate((first, second)):
-            write_picture(folder / "images" / f"{number}_{place}.png", RGB[colour])
+            write_image(folder / "images" / f"{number}_{place}.png", RGB[colour])
         is_right = number < 3
         captions = (first, second) if is_right else (second, first)
         lines.append(
@@ -106,14 +106,14 @@ def test_retrieval_tells_how_it_was_measured(tmp_path, capsys):
     }
 
 
-def test_retrieval_with_missing_pictures(tmp_path, capsys):
+def test_retrieval_with_missing_images(tmp_path, capsys):
     write_karpathy(tmp_path, "dataset.json")
     (tmp_path / "2.jpg").unlink()
     arguments = ["retrieval", "--model=RUN", f"--data={tmp_path / 'dataset.json'}"]
-    assert "1 of 10 pictures" in refused(capsys, *arguments)
-    assert "1 of 6 pictures" in refused(capsys, *arguments, "--split=test")
+    assert "1 of 10 images" in refused(capsys, *arguments)
+    assert "1 of 6 images" in refused(capsys, *arguments, "--split=test")
     told = evaluate(capsys, *arguments, "--split=test", "--allow-missing")
-    assert "1 pictures were missing and left out, with their 2 captions" in told.err
+    assert "1 images were missing and left out, with their 2 captions" in told.err
     assert "5 images, 10 captions" in told.out
     assert "into 4 equal folds" in refused(
         capsys, *arguments, "--split=test", "--allow-missing", "--folds=4"
@@ -133,11 +133,11 @@ def test_winoground(tmp_path, capsys):
     assert figures["by_tag"]["Object"]["text"] == 50.0
     (tmp_path / "images" / "0_0.png").unlink()
     arguments = ["winoground", "--model=RUN", f"--data={tmp_path}"]
-    assert "1 of 8 pictures of Winoground are missing" in refused(capsys, *arguments)
+    assert "1 of 8 images of Winoground are missing" in refused(capsys, *arguments)
 
 
 def test_pairs_of_a_file(tmp_path, capsys):
-    write_picture(tmp_path / "red.jpg", RGB["red"])
+    write_image(tmp_path / "red.jpg", RGB["red"])
     write(
         tmp_path / "swap.json",
         [sugarcrepe("red", "red", "blue"), sugarcrepe("red", "blue", "red")],
@@ -196,9 +196,9 @@ def benchmarks(tmp_path):
     write_karpathy(folder / "flickr30k", "dataset_flickr30k.json")
     (folder / "flickr30k" / "3.jpg").unlink()
     write_winoground(folder / "winoground")
-    write_picture(folder / "coco" / "val2017" / "red.jpg", RGB["red"])
+    write_image(folder / "coco" / "val2017" / "red.jpg", RGB["red"])
     write(folder / "sugarcrepe" / "add.json", [sugarcrepe("red", "red", "blue")])
-    write_picture(folder / "aro" / "images" / "red.jpg", RGB["red"])
+    write_image(folder / "aro" / "images" / "red.jpg", RGB["red"])
     write(
         folder / "aro" / "visual_genome_relation.json",
         [
@@ -219,7 +219,7 @@ def test_the_suite_measures_what_is_there(benchmarks, tmp_path, capsys):
     told = refused(capsys, *arguments)
     assert "1 of 5 benchmarks could not be measured (flickr30k)" in told
     page = (out / "report.md").read_text()
-    assert "could not be measured: 1 of 6 pictures of Flickr30K are missing" in page
+    assert "could not be measured: 1 of 6 images of Flickr30K are missing" in page
     assert "Flickr30K (1K test set)" in page
     names = {file.name for file in out.iterdir()}
     assert names == {
@@ -228,7 +228,7 @@ def test_the_suite_measures_what_is_there(benchmarks, tmp_path, capsys):
     told = evaluate(capsys, *arguments, "--allow-missing")
     page = (out / "report.md").read_text()
     assert told.out.strip() == page.strip()
-    assert "1 pictures were missing and left out" in page
+    assert "1 images were missing and left out" in page
     for absent in ("VALSE: not found (valse/*.json)", "Flickr8K"):
         assert absent in page
     assert "could not be measured" not in page

@@ -337,11 +337,11 @@ def test_proofread(run, photo, tmp_path, capsys):
 
 
 def test_index_and_search(run, photo, tmp_path, capsys):
-    (photo.parent / "broken.png").write_bytes(b"no picture")
+    (photo.parent / "broken.png").write_bytes(b"no image")
     index, model = str(tmp_path / "index.npz"), f"--model={run}"
     assert main(["index", str(photo.parent), model, f"--out={index}"]) == 0
     told = capsys.readouterr()
-    assert "1 pictures" in told.out and "broken.png" in told.err
+    assert "1 images" in told.out and "broken.png" in told.err
     assert main(["search", index, "a red circle", model]) == 0
     found = capsys.readouterr().out
     assert str(photo) in found
@@ -350,7 +350,7 @@ def test_index_and_search(run, photo, tmp_path, capsys):
         assert capsys.readouterr().out == found
     said = refused(capsys, "search", index, "?!", model)
     assert "no word in '?!' that the model knows" in said
-    assert main(["search", index, model, f"--picture={photo}", "--top=1"]) == 0
+    assert main(["search", index, model, f"--image={photo}", "--top=1"]) == 0
     assert capsys.readouterr().out.startswith("1.000  ")
     assert "one of the two" in refused(capsys, "search", index, model)
 
@@ -359,7 +359,7 @@ def test_data_check(config_file, tmp_path, capsys):
     out = tmp_path / "check.json"
     arguments = ["data", "check", f"--config={config_file}", f"--out={out}"]
     assert main(arguments) == 0
-    assert "train: 24 pictures" in capsys.readouterr().out
+    assert "train: 24 images" in capsys.readouterr().out
     assert json.loads(out.read_text())["splits"]["validation"]["images"] == 8
 
 

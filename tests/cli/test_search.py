@@ -19,7 +19,7 @@ def photos(tmp_path):
     folder.mkdir()
     for name, colour in (("a", "red"), ("b", "blue"), ("c", "white")):
         Image.new("RGB", (6, 5), colour).save(folder / f"{name}.png")
-    (folder / "d.png").write_bytes(b"no picture")
+    (folder / "d.png").write_bytes(b"no image")
     return folder
 
 
@@ -38,14 +38,14 @@ def refused(capsys, *arguments) -> str:
 def test_embed_search_export(photos, tmp_path, capsys):
     pytest.importorskip("faiss", reason="faiss is missing: [search]")
     out = tmp_path / "out"
-    embed = ["embed", photos, "--model=run", f"--out={out}", "--pictures-per-shard=2"]
+    embed = ["embed", photos, "--model=run", f"--out={out}", "--images-per-shard=2"]
     assert run(*embed, "--shard=1/2") == 0
     told = capsys.readouterr()
     assert "1 of 2 shards made now, 1 not there yet" in told.out
     assert run(*embed) == 0
     told = capsys.readouterr()
-    assert "all are there: 3 pictures, 1 could not be read" in told.out
-    assert "1 pictures left out" in told.err and "broken.jsonl" in told.err
+    assert "all are there: 3 images, 1 could not be read" in told.out
+    assert "1 images left out" in told.err and "broken.jsonl" in told.err
     assert run("search", out, "blue", "--model=run", "--top=1") == 0
     assert capsys.readouterr().out.endswith(f"  {photos / 'b.png'}\n")
     texts = tmp_path / "texts.txt"
@@ -66,7 +66,7 @@ def test_mistakes_get_a_sentence(photos, tmp_path, capsys):
     assert "no folder" in refused(capsys, "embed", tmp_path / "none", *common)
     said = refused(capsys, "embed", photos, "--split=test", *common)
     assert "--split=test has no meaning for a folder" in said
-    said = refused(capsys, "embed", tmp_path / "pictures.parquet", *common)
+    said = refused(capsys, "embed", tmp_path / "images.parquet", *common)
     assert "cannot tell what kind of data" in said
     said = refused(capsys, "vectors", "export", photos, "--to=lancedb", out)
     assert "no embeddings" in said or "not installed" in said

@@ -1,4 +1,4 @@
-"""Small pictures and data sets in the formats people have, for the tests of data."""
+"""Small images and data sets in the formats people have, for the tests of data."""
 
 import io
 import json
@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 
-def picture(value: int, size: tuple[int, int] = (24, 20), form: str = "PNG") -> bytes:
-    """The bytes of a picture of one colour."""
+def make_image(value: int, size: tuple[int, int] = (24, 20), form="PNG") -> bytes:
+    """The bytes of an image of one colour."""
     target = io.BytesIO()
     Image.new("RGB", size, (value % 256, 100, 50)).save(target, form)
     return target.getvalue()
@@ -31,12 +31,12 @@ def write_json(folder: Path, content, name: str = "captions.json") -> Path:
 
 
 def pair_folder(folder: Path, num_images: int, captions_each: int = 2) -> Path:
-    """An annotation file with pictures beside it, some rows a picture."""
+    """An annotation file with images beside it, some rows an image."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(num_images):
-        (folder / f"{i}.png").write_bytes(picture(i))
-        captions = [f"picture {i} said in way {j}" for j in range(captions_each)]
+        (folder / f"{i}.png").write_bytes(make_image(i))
+        captions = [f"image {i} said in way {j}" for j in range(captions_each)]
         rows.append({"image": f"{i}.png", "caption": captions})
     return write_json(folder, rows)
 
@@ -63,7 +63,7 @@ def img2dataset_members(keys) -> list[tuple[str, bytes]]:
     for key in keys:
         described = json.dumps({"caption": f"caption {key}", "key": f"{key:09d}"})
         members += [
-            (f"{key:09d}.jpg", picture(key, form="JPEG")),
+            (f"{key:09d}.jpg", make_image(key, form="JPEG")),
             (f"{key:09d}.json", described.encode()),
             (f"{key:09d}.txt", f"caption {key}".encode()),
         ]

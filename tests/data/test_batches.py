@@ -24,7 +24,7 @@ from vilem_jax.errors import UserError
 
 
 class Numbers:
-    """A source of grey pictures whose captions name them; keeps nothing."""
+    """A source of grey images whose captions name them; keeps nothing."""
 
     def __init__(self, num_images: int, captions_each: int = 2, name: str = "numbers"):
         self.name, self._length, self._each = name, num_images, captions_each
@@ -46,7 +46,7 @@ class Numbers:
 
 
 class Broken(Numbers):
-    """One in which the pictures `missing` cannot be read."""
+    """One in which the images `missing` cannot be read."""
 
     def __init__(self, num_images: int, missing: set[int]):
         super().__init__(num_images)
@@ -61,7 +61,7 @@ class Broken(Numbers):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_vocabulary([f"picture said in way {i}" for i in range(50)], 120, folder)
+    train_vocabulary([f"image said in way {i}" for i in range(50)], 120, folder)
     return Tokenizer(folder)
 
 
@@ -119,7 +119,7 @@ def test_every_pair_once_an_epoch_over_batch_borders(maker, num_images):
         assert (ids[:length] != ids[length : 2 * length]).any()
 
 
-def test_one_caption_at_random_visits_every_picture(maker):
+def test_one_caption_at_random_visits_every_image(maker):
     corpus = Corpus([Numbers(6, 5)], unit="one_at_random")
     assert corpus.epoch_length == 6 and corpus.num_pairs == 30
     make = maker(corpus, batch_size=6)
@@ -198,7 +198,7 @@ def test_no_source_is_refused():
         open_corpus(DataConfig())
 
 
-def test_broken_pictures_are_replaced_by_the_next_and_marked(maker):
+def test_broken_images_are_replaced_by_the_next_and_marked(maker):
     make = maker(Corpus([Numbers(3), Broken(9, {2, 3, 8})]), batch_size=24)
     batch = make(0)
     assert batch["is_bad"].sum() == 6  # two captions of each
@@ -212,13 +212,13 @@ def test_broken_pictures_are_replaced_by_the_next_and_marked(maker):
     assert_same(batch, make(0))
 
 
-def test_too_many_broken_pictures_are_one_sentence(maker):
+def test_too_many_broken_images_are_one_sentence(maker):
     make = maker(Corpus([Broken(5, {0, 1, 2, 3, 4})]))
-    with pytest.raises(UserError, match=r"'numbers': .*\.png and the 4 pictures after"):
+    with pytest.raises(UserError, match=r"'numbers': .*\.png and the 4 images after"):
         make(0)
 
 
-def test_any_offset_of_a_large_corpus_reads_its_own_pictures_alone(maker):
+def test_any_offset_of_a_large_corpus_reads_its_own_images_alone(maker):
     counts, asked = np.full(14_000_000, 1), []
 
     class Large(Numbers):
@@ -248,7 +248,7 @@ def read(config, tokenizer, num_batches, **settings):
 
 def test_workers_and_restarts_change_nothing(tmp_path, tokenizer):
     config = folder_config(pair_folder(tmp_path / "data", 9))
-    (tmp_path / "data" / "4.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "4.png").write_bytes(b"no image")
     whole = read(config, tokenizer, 8)
     assert sum(batch["is_bad"].sum() for batch in whole) >= 2
     later = read(config, tokenizer, 4, start_step=4)

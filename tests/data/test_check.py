@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.data.make_files import pair_folder, picture, write_json
+from tests.data.make_files import make_image, pair_folder, write_json
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.check import (
     CAPTION_PROBLEMS,
@@ -19,7 +19,7 @@ from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_vocabulary([f"picture said in way {i}" for i in range(50)], 120, folder)
+    train_vocabulary([f"image said in way {i}" for i in range(50)], 120, folder)
     return Tokenizer(folder)
 
 
@@ -39,23 +39,23 @@ def test_clean_data_is_clean(tmp_path, tokenizer):
     assert counts(report, "train") == {} and report["in_two_splits"] == []
     assert report["splits"]["train"]["captions"] == 8
     text = format_report(report)
-    assert "4 pictures (4 decoded), 8 captions" in text and "\n" not in text
+    assert "4 images (4 decoded), 8 captions" in text and "\n" not in text
 
 
 def test_every_problem_is_counted(tmp_path, tokenizer):
     rows = [
-        {"image": "a.png", "caption": ["picture one", "Picture, one.", "?!"]},
-        {"image": "b.png", "caption": ["picture one", "way " * 40]},
+        {"image": "a.png", "caption": ["image one", "Image, one.", "?!"]},
+        {"image": "b.png", "caption": ["image one", "way " * 40]},
         {"image": "gone.png", "caption": "in way 犬"},
         {"image": "broken.png", "caption": "said in way"},
         {"image": "copy.png", "caption": "犬"},
         {"image": "none.png", "caption": []},
     ]
     for name, content in (
-        ("a.png", picture(1)),
-        ("b.png", picture(2)),
-        ("copy.png", picture(1)),
-        ("broken.png", picture(3)[:50]),
+        ("a.png", make_image(1)),
+        ("b.png", make_image(2)),
+        ("copy.png", make_image(1)),
+        ("broken.png", make_image(3)[:50]),
     ):
         (tmp_path / name).write_bytes(content)
     report = check({"train": [open_json(write_json(tmp_path, rows))]}, tokenizer, 30)
@@ -73,17 +73,17 @@ def test_every_problem_is_counted(tmp_path, tokenizer):
     found = report["splits"]["train"]
     assert found["tokens"]["max"] == 42
     assert found["missing_images"]["examples"][0].startswith("gone.png: ")
-    assert found["notes"] == ["1 pictures without a caption left out"]
+    assert found["notes"] == ["1 images without a caption left out"]
     text = format_report(report)
-    assert "1 pictures missing (20.00%)" in text and "copy.png = a.png" in text
+    assert "1 images missing (20.00%)" in text and "copy.png = a.png" in text
     json.dumps(report)
 
 
-def test_pictures_in_two_splits(tmp_path, tokenizer):
+def test_images_in_two_splits(tmp_path, tokenizer):
     train = pair_folder(tmp_path / "train", 6)
     (tmp_path / "val").mkdir()
-    (tmp_path / "val" / "2.png").write_bytes(picture(200))
-    (tmp_path / "val" / "other.png").write_bytes(picture(3))
+    (tmp_path / "val" / "2.png").write_bytes(make_image(200))
+    (tmp_path / "val" / "other.png").write_bytes(make_image(3))
     rows = [{"image": n, "caption": "said"} for n in ("2.png", "other.png")]
     sources = {
         "train": [open_json(train)],
@@ -97,10 +97,10 @@ def test_pictures_in_two_splits(tmp_path, tokenizer):
         "examples": {"by_name": ["2.png"], "by_content": ["3.png = other.png"]},
     }
     text = format_report(check(sources, tokenizer, 30))
-    assert "1 pictures in train and validation with the same file" in text
+    assert "1 images in train and validation with the same file" in text
 
 
-def test_a_sample_of_the_pictures(tmp_path, tokenizer):
+def test_a_sample_of_the_images(tmp_path, tokenizer):
     source = open_json(pair_folder(tmp_path, 12))
     report = check({"train": [source]}, tokenizer, 30, max_images=3)
     assert report["splits"]["train"]["images_decoded"] == 3

@@ -22,7 +22,7 @@ EDITOR = EditorConfig(max_edits=PLACES)
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_vocabulary([f"picture said in way {i}" for i in range(50)], 120, folder)
+    train_vocabulary([f"image said in way {i}" for i in range(50)], 120, folder)
     return Tokenizer(folder)
 
 

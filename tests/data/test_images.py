@@ -1,4 +1,4 @@
-"""R11, R12: every kind of picture becomes upright RGB or an ImageError."""
+"""R11, R12: every kind of image becomes upright RGB or an ImageError."""
 
 import io
 import resource
@@ -10,7 +10,7 @@ import PIL
 import pytest
 from PIL import Image
 
-from tests.data.make_files import noise, picture
+from tests.data.make_files import make_image, noise
 from vilem_jax.data.images import (
     SHRINK_MARGIN,
     ImageError,
@@ -115,8 +115,8 @@ def test_alpha_shows_white(mode):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_picture_upright(orientation):
-    # A picture whose upper left quarter is white, stored turned as the tag says.
+def test_exif_turns_the_image_upright(orientation):
+    # An image whose upper left quarter is white, stored turned as the tag says.
     upright = np.zeros((16, 24, 3), np.uint8)
     upright[:8, :12] = 255
     undo = {
@@ -144,7 +144,7 @@ def test_animation_gives_its_first_frame():
 
 def test_progressive_and_one_pixel():
     assert decode(encode(rgb(), "JPEG", progressive=True)).shape == (32, 40, 3)
-    pixel = decode(picture(7, (1, 1)))
+    pixel = decode(make_image(7, (1, 1)))
     assert resize_square(pixel, 16).shape == (16, 16, 3)
 
 
@@ -156,12 +156,12 @@ def test_progressive_and_one_pixel():
         b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
         bytes(1000),
-        picture(0)[:60],
-        picture(0, (200, 200), "JPEG")[:-700],
+        make_image(0)[:60],
+        make_image(0, (200, 200), "JPEG")[:-700],
         b"\x89PNG\r\n\x1a\n" + bytes(100),
     ],
 )
-def test_what_is_no_picture_is_an_image_error(content):
+def test_what_is_no_image_is_an_image_error(content):
     with pytest.raises(ImageError):
         decode(content)
 
@@ -196,7 +196,7 @@ def test_damaged_bytes_never_do_more_than_raise(form):
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (5, 6, 1), (5, 6, 3), (5, 6, 4)])
-def test_arrays_are_pictures_too(shape):
+def test_arrays_are_images_too(shape):
     pixels = decode(np.full(shape, 200, np.uint8))
     assert pixels.shape == (5, 6, 3) and pixels.dtype == np.uint8
 
@@ -220,7 +220,7 @@ def test_resize_is_antialiased_bicubic():
     assert np.abs(inside - 128).max() <= 1
 
 
-def test_crops_keep_to_area_ratio_and_picture():
+def test_crops_keep_to_area_ratio_and_image():
     rng = np.random.default_rng(0)
     for _ in range(500):
         width, height = (int(v) for v in rng.integers(30, 300, 2))
@@ -233,7 +233,7 @@ def test_crops_keep_to_area_ratio_and_picture():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 2)])
-def test_crops_of_odd_pictures_are_never_empty(size):
+def test_crops_of_odd_images_are_never_empty(size):
     image = np.zeros((size[1], size[0], 3), np.uint8)
     for seed in range(20):
         crop = random_crop(image, 8, (0.2, 1.0), np.random.default_rng(seed))
@@ -249,7 +249,7 @@ def test_crop_is_what_its_box_shows():
     assert np.abs(crop.astype(int) - np.asarray(expected)).max() <= 2
 
 
-def test_a_crop_of_the_whole_at_its_own_size_is_the_picture():
+def test_a_crop_of_the_whole_at_its_own_size_is_the_image():
     image = noise(3, 64, 64)
     crop = random_crop(image, 64, (1.0, 1.0), np.random.default_rng(0))
     np.testing.assert_array_equal(crop, image)
@@ -269,7 +269,7 @@ def mosaic(shared_folder) -> Image.Image:
 @pytest.mark.realdata
 @pytest.mark.parametrize("size", [32, 64, 128, 200, 256])
 def test_crops_of_large_jpegs_are_those_of_the_whole(shared_folder, size):
-    """Against Pillow's crop, then bicubic, of the whole picture."""
+    """Against Pillow's crop, then bicubic, of the whole image."""
     content = encode(mosaic(shared_folder), "JPEG", quality=92)
     with Image.open(io.BytesIO(content)) as image:
         whole = image.convert("RGB")
@@ -278,7 +278,7 @@ def test_crops_of_large_jpegs_are_those_of_the_whole(shared_folder, size):
         box = crop_box(1280, 960, (0.2, 1.0), np.random.default_rng(seed))
         expected = whole.crop(box).resize((size, size), Image.Resampling.BICUBIC)
         assert np.abs(found.astype(int) - np.asarray(expected)).mean() < 1  # of 255
-        # Below the margin the picture is decoded whole.
+        # Below the margin the image is decoded whole.
         of_whole = random_crop(
             decode(content), size, (0.2, 1.0), np.random.default_rng(seed)
         )
@@ -291,10 +291,10 @@ def test_crops_of_large_jpegs_are_those_of_the_whole(shared_folder, size):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_crops_of_large_jpegs_stand_upright(orientation, mode):
     tone = np.add.outer(np.linspace(0, 90, 300), np.linspace(0, 150, 401))
-    picture = Image.fromarray(tone.astype(np.uint8)).convert(mode)
+    image = Image.fromarray(tone.astype(np.uint8)).convert(mode)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content = encode(picture, "JPEG", quality=95, exif=exif)
+    content = encode(image, "JPEG", quality=95, exif=exif)
     found = random_crop(content, 16, (0.5, 1.0), np.random.default_rng(1))
     whole = decode(content)
     expected = random_crop(whole, 16, (0.5, 1.0), np.random.default_rng(1))

@@ -1,4 +1,4 @@
-"""A model that needs no weights: pictures are their mean colour, captions their words.
+"""A model that needs no weights: images are their mean colour, captions their words.
 
 It gives evaluations a right answer that can be told by looking.
 """
@@ -27,7 +27,7 @@ class ColourEncoder:
         return dataclasses.replace(self, clock=clock)
 
     def encode_images(self, pixels):
-        rows = np.stack([picture.mean(axis=(0, 1)) for picture in pixels])
+        rows = np.stack([image.mean(axis=(0, 1)) for image in pixels])
         with measure(self.clock, "encode_images"):
             return unit(rows)
 
@@ -70,7 +70,7 @@ def unit(rows):
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def write_picture(path, colour):
+def write_image(path, colour):
     """A PNG of one colour, whatever the file is called."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 10), colour).save(path, format="PNG")

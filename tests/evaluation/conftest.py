@@ -1,4 +1,4 @@
-"""A tiny model, a tiny vocabulary and a source of four pictures."""
+"""A tiny model, a tiny vocabulary and a source of four images."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ from vilem_jax.models.vilem import ViLEM
 WORDS = "a red blue green big small dog cat circle square on the left of and ##s"
 
 
-class FourPictures:
-    """A source in memory: noise, and two or one captions a picture."""
+class FourImages:
+    """A source in memory: noise, and two or one captions an image."""
 
     name = "four"
     said = (
@@ -46,7 +46,7 @@ class FourPictures:
 
 @pytest.fixture(scope="session")
 def source():
-    return FourPictures()
+    return FourImages()
 
 
 @pytest.fixture(scope="session")

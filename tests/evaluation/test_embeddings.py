@@ -111,7 +111,7 @@ def test_rows_without_a_direction_are_named():
             evaluate_embeddings(Features(**given), name="f")
 
 
-def test_a_picture_without_a_caption_is_named():
+def test_an_image_without_a_caption_is_named():
     given = features() | {"image_of_text": np.zeros(8, int)}
     with pytest.raises(UserError, match="image 1 has no caption"):
         evaluate_embeddings(Features(**given), name="f")

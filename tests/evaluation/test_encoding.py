@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import read_ahead, read_pictures
+from vilem_jax.evaluation.encoding import read_ahead, read_images
 from vilem_jax.models.text import is_real_token
 from vilem_jax.models.vision import normalize
 
 
-def pictures(count, seed=0):
+def images(count, seed=0):
     rng = np.random.default_rng(seed)
     return list(rng.integers(0, 256, (count, 16, 16, 3), dtype=np.uint8))
 
 
-def test_any_number_of_pictures_and_no_recompiling(encoder, model, config):
-    pixels = pictures(9)
+def test_any_number_of_images_and_no_recompiling(encoder, model, config):
+    pixels = images(9)
     expected = model.encode_image(normalize(jnp.asarray(pixels), config.augment))
     for count in (1, 2, 4, 5, 9):
         found = encoder.encode_images(iter(pixels[:count]))
@@ -41,15 +41,15 @@ def test_texts_do_not_depend_on_padding(encoder, model, tokenizer):
 def test_other_parameters_use_the_same_programs(encoder):
     doubled = jax.tree.map(lambda values: values * 2, encoder.params)
     other = dataclasses.replace(encoder, params=doubled)
-    before = encoder.encode_images(pictures(3))
+    before = encoder.encode_images(images(3))
     size = encoder.programs["images"]._cache_size()
-    assert not np.allclose(other.encode_images(pictures(3)), before)
+    assert not np.allclose(other.encode_images(images(3)), before)
     assert encoder.programs["images"]._cache_size() == size
 
 
 @pytest.mark.parametrize("branch", ["local", "global"])
 def test_proofreading_is_the_model_s(encoder, model, config, tokenizer, branch):
-    pixels = pictures(5)
+    pixels = images(5)
     tokens = tokenizer.encode(["a red dog", "a cat", "blue dogs", "on", "a big cat"], 8)
     places = np.array([[1, 2], [2, 1], [3, 1], [1, 0], [3, 2]], np.int32)
     labels = np.take_along_axis(tokens, places, axis=1)
@@ -88,7 +88,7 @@ def test_proofreading_is_the_model_s(encoder, model, config, tokenizer, branch):
 
 
 def test_nothing_to_encode_is_a_sentence(encoder):
-    with pytest.raises(UserError, match="no picture"):
+    with pytest.raises(UserError, match="no image"):
         encoder.encode_images([])
     with pytest.raises(UserError, match="no caption"):
         encoder.encode_texts(np.zeros((0, 4), np.int32))
@@ -99,23 +99,23 @@ def test_captions_longer_than_the_tower_are_refused(encoder, tokenizer):
     with pytest.raises(UserError, match=r"17 tokens .* 16 positions"):
         encoder.encode_texts(tokens)
     with pytest.raises(UserError, match="17 tokens"):
-        encoder.proofread(pictures(1), tokens, tokens, tokens)
+        encoder.proofread(images(1), tokens, tokens, tokens)
 
 
-def test_pictures_come_in_order_and_square(source, capsys):
-    found = list(read_pictures(source, [2, 0, 2], 16))
-    assert [picture.shape for picture in found] == [(16, 16, 3)] * 3
+def test_images_come_in_order_and_square(source, capsys):
+    found = list(read_images(source, [2, 0, 2], 16))
+    assert [image.shape for image in found] == [(16, 16, 3)] * 3
     np.testing.assert_array_equal(found[0], found[2])
-    shown = read_pictures(source, [1], 16, show_progress=True)
-    assert [picture.shape for picture in shown] == [(16, 16, 3)]
+    shown = read_images(source, [1], 16, show_progress=True)
+    assert [image.shape for image in shown] == [(16, 16, 3)]
     assert "1/1" in capsys.readouterr().err
     assert list(read_ahead(lambda n: n * n, range(100))) == [n * n for n in range(100)]
 
 
-def test_a_broken_picture_is_named(source):
+def test_a_broken_image_is_named(source):
     class Broken(type(source)):
         def read_image(self, index):
-            return b"no picture"
+            return b"no image"
 
-    with pytest.raises(UserError, match=r"picture 3\.png of four"):
-        list(read_pictures(Broken(), [3], 16))
+    with pytest.raises(UserError, match=r"image 3\.png of four"):
+        list(read_images(Broken(), [3], 16))

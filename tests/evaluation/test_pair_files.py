@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.colours import colour_model, write_picture
+from tests.evaluation.colours import colour_model, write_image
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pair_files import (
     Boxed,
+    image_reader,
     open_pairs,
-    picture_reader,
     read_pairs,
 )
 from vilem_jax.evaluation.pairs import CaptionPair, evaluate_pairs
@@ -115,11 +115,11 @@ def test_only_the_box_is_looked_at(tmp_path):
     assert figures["measured"]["image_size"] == 8 and figures["images"] == 1
 
 
-def test_a_box_outside_the_picture_is_named(tmp_path):
-    write_picture(tmp_path / "7.png", (255, 0, 0))
+def test_a_box_outside_the_image_is_named(tmp_path):
+    write_image(tmp_path / "7.png", (255, 0, 0))
     pairs = [CaptionPair(Boxed("7.png", (900, 0, 5, 5)), "a", "b", "r")]
     with pytest.raises(UserError, match=r"box \[900, 0, 5, 5\] of 7\.png lies outside"):
-        picture_reader(tmp_path, pairs)(pairs[0].image)
+        image_reader(tmp_path, pairs)(pairs[0].image)
 
 
 @pytest.mark.parametrize(
@@ -169,17 +169,17 @@ def test_valse_takes_what_two_annotators_agree_on(tmp_path):
 
 
 @pytest.mark.parametrize("below", ["", "SWiG"])
-def test_valse_pictures_in_a_folder_each_or_all_in_one(tmp_path, below):
+def test_valse_images_in_a_folder_each_or_all_in_one(tmp_path, below):
     write(tmp_path / "actions.json", {"a": foil("3.png", 3)})
-    write_picture(tmp_path / "images" / below / "3.png", (1, 2, 3))
+    write_image(tmp_path / "images" / below / "3.png", (1, 2, 3))
     _, pairs, read = open_pairs(tmp_path / "images", tmp_path / "actions.json")
     assert read(pairs[0].image)
 
 
-def test_missing_pictures_of_pairs_are_counted(tmp_path):
+def test_missing_images_of_pairs_are_counted(tmp_path):
     write(tmp_path / "swap.json", [entry(number) for number in range(4)])
-    write_picture(tmp_path / "0.jpg", (1, 2, 3))
-    with pytest.raises(UserError, match=r"3 of 4 pictures .* the first is 1\.jpg"):
+    write_image(tmp_path / "0.jpg", (1, 2, 3))
+    with pytest.raises(UserError, match=r"3 of 4 images .* the first is 1\.jpg"):
         open_pairs(tmp_path, tmp_path / "swap.json")
 
 

@@ -28,7 +28,7 @@ def test_nothing_and_nan_are_refused(true, words):
         pairs_metrics(true, [0.0] * len(true), ["swap"] * len(true))
 
 
-def test_each_picture_is_encoded_once_and_met_with_its_captions():
+def test_each_image_is_encoded_once_and_met_with_its_captions():
     vectors = {"a": [1, 0], "b": [0, 1], "b.jpg": [0, 1], "a.jpg": [1, 0]}
     encoded = []
 
@@ -63,7 +63,7 @@ def test_a_model_judges_pairs_of_a_source(encoder, tokenizer, source):
     assert figures["by_type"] == {"attribute": 100.0 * is_right, "same": 0.0}
 
 
-def test_a_missing_picture_is_named(encoder, tokenizer, tmp_path):
+def test_a_missing_image_is_named(encoder, tokenizer, tmp_path):
     pairs = [CaptionPair("gone.jpg", "a red dog", "a blue dog", "attribute")]
     with pytest.raises(UserError, match=r"gone\.jpg cannot be read"):
         evaluate_pairs(

@@ -1,4 +1,4 @@
-"""Proofreading figures: by hand and by loop, stored edits, shuffled pictures."""
+"""Proofreading figures: by hand and by loop, stored edits, shuffled images."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Proofreading
 from vilem_jax.evaluation.proofread import (
     evaluate_proofreading,
-    other_pictures,
+    other_images,
     proofread_metrics,
 )
 from vilem_jax.models.editor import MaskedLanguageModel
@@ -76,19 +76,19 @@ def test_half_is_not_called_wrong():
     assert figures["detect"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
 
 
-def test_another_picture_is_never_the_same():
+def test_another_image_is_never_the_same():
     rng = np.random.default_rng(0)
     for seed in range(30):
         image = rng.choice(rng.permutation(50)[: rng.integers(2, 8)], 20)
         if len(np.unique(image)) < 2:
             continue
-        other = other_pictures(image, seed=seed)
+        other = other_images(image, seed=seed)
         assert (other != image).all()
-        np.testing.assert_array_equal(other, other_pictures(image, seed=seed))
+        np.testing.assert_array_equal(other, other_images(image, seed=seed))
         pairs = set(zip(image.tolist(), other.tolist(), strict=True))
         assert len(pairs) == len(np.unique(image)) == len(np.unique(other))
     with pytest.raises(UserError, match="two or more"):
-        other_pictures(np.array([3, 3]), seed=0)
+        other_images(np.array([3, 3]), seed=0)
 
 
 def test_edits_are_of_the_captions_and_stored_whole(edits, source, tokenizer, tmp_path):
@@ -118,8 +118,8 @@ def test_other_files_are_refused(tmp_path, content, tokenizer):
         load_edits(path, tokenizer)
 
 
-def test_right_and_shuffled_pictures_are_shown(edits, source, tokenizer):
-    """A model that only knows which picture it is shown and which caption it reads."""
+def test_right_and_shuffled_images_are_shown(edits, source, tokenizer):
+    """A model that only knows which image it is shown and which caption it reads."""
     shown = []
 
     class Knowing:
@@ -127,7 +127,7 @@ def test_right_and_shuffled_pictures_are_shown(edits, source, tokenizer):
         trained = LossConfig().trained
 
         def proofread(self, pixels, tokens, places, labels):
-            means = np.array([picture.mean() for picture in pixels])
+            means = np.array([image.mean() for image in pixels])
             shown.append(means)
             is_right = np.isclose(means, shown[0])[:, None]
             is_wrong = edits.edited != edits.tokens
@@ -158,7 +158,7 @@ def test_the_real_model_is_measured(edits, source, encoder, tokenizer):
     assert 0 <= figures["shuffled"]["global"]["correct"]["top3"] <= 1
 
 
-def test_edits_of_more_pictures_are_refused(edits, source, tokenizer):
+def test_edits_of_more_images_are_refused(edits, source, tokenizer):
     far = dataclasses.replace(edits, image=edits.image + 7)
     with pytest.raises(UserError, match="four has 4"):
         evaluate_proofreading(None, far, source, is_word=tokenizer.vocabulary.is_word)
@@ -190,7 +190,7 @@ def test_edits_with_sep_are_refused_by_a_model_without(edits, tokenizer, tmp_pat
 
 
 def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
-    """The first pictures get the same edits however many follow."""
+    """The first images get the same edits however many follow."""
     model = MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(1))
     graphdef, params = nnx.split(model, nnx.Param)
     vocabulary = tokenizer.vocabulary

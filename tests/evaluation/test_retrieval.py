@@ -172,17 +172,17 @@ def test_a_source_is_encoded_in_order(encoder, tokenizer, source, captions_per_i
 
 def test_what_the_figures_leave_out_is_counted(encoder, tokenizer, source):
     class Odd(type(source)):
-        notes = ("3 pictures without a caption left out",)
+        notes = ("3 images without a caption left out",)
 
         def captions(self, index):
             return ("!!!", "") if index == 2 else ("a dog",)
 
     protocol = evaluate_retrieval(encoder, tokenizer, Odd(), text_length=12)["protocol"]
-    assert protocol["notes"] == ["3 pictures without a caption left out"]
+    assert protocol["notes"] == ["3 images without a caption left out"]
     assert protocol["captions_without_a_word"] == 2
 
 
-def test_a_picture_without_a_caption_is_named(encoder, tokenizer, source):
+def test_an_image_without_a_caption_is_named(encoder, tokenizer, source):
     class Silent(type(source)):
         def captions(self, index):
             return () if index == 2 else ("a dog",)

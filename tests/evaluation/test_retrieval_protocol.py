@@ -1,4 +1,4 @@
-"""Folds, missing pictures, times, and the peer `eccv-caption` on COCO's own ids."""
+"""Folds, missing images, times, and the peer `eccv-caption` on COCO's own ids."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.sources.missing import check_complete, present_pictures
+from vilem_jax.data.sources.missing import check_complete, present_images
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.retrieval import (
@@ -53,7 +53,7 @@ def adversarial(kind, rng):
         "right, tied by one other": lambda: own | (np.arange(7)[:, None] == 3),
         "always wrong": lambda: ~own,
         "one caption draws all": lambda: own + 2 * (np.arange(shape[1]) == 0),
-        "one picture draws all": lambda: own + 2 * (np.arange(7) == 2)[:, None],
+        "one image draws all": lambda: own + 2 * (np.arange(7) == 2)[:, None],
         "nearly equal": lambda: 1 + 1e-9 * rng.normal(size=shape),  # ties in float32
     }
     return scores[kind]().astype(np.float32), image_of_text
@@ -61,7 +61,7 @@ def adversarial(kind, rng):
 
 KINDS = (
     *("random", "few values", "all equal", "right, tied by one other"),
-    *("always wrong", "one caption draws all", "one picture draws all"),
+    *("always wrong", "one caption draws all", "one image draws all"),
     "nearly equal",
 )
 
@@ -71,7 +71,7 @@ def test_recall_of_any_matrix_is_what_counting_gives(kind):
     for seed in range(5):
         score, image_of_text = adversarial(kind, np.random.default_rng(seed))
         expected = recalls_by_counting(score, image_of_text)
-        # Pictures are the axes of a space, captions hold their scores: any matrix.
+        # Images are the axes of a space, captions hold their scores: any matrix.
         found = retrieval_metrics(np.eye(len(score)), score.T, image_of_text)
         for way in ("i2t", "t2i"):
             for top in TOPS:
@@ -100,7 +100,7 @@ def test_folds_are_parts_in_order():
             assert found[way][f"r{top}"] == pytest.approx(mean)
     assert found["images"] == 4 and found["captions"] == len(image_of_text)
     assert len(found["each"]) == 3
-    with pytest.raises(UserError, match="12 pictures cannot be cut into 5"):
+    with pytest.raises(UserError, match="12 images cannot be cut into 5"):
         folded_metrics(images, texts, image_of_text, folds=5)
 
 
@@ -116,9 +116,9 @@ def peer():
 
 
 def coco_problem(peer, *, spread, num_images=None):
-    """Random embeddings of COCO's 5,000 test pictures and 25,000 captions.
+    """Random embeddings of COCO's 5,000 test images and 25,000 captions.
 
-    Returns ids of pictures and captions in file order, embeddings, and who owns whom.
+    Returns ids of images and captions in file order, embeddings, and who owns whom.
     """
     caption_ids = peer.coco_ids
     owner = np.array([peer.coco_gts["t2i"][int(one)][0] for one in caption_ids])
@@ -189,7 +189,7 @@ def test_recall_on_coco_1k_is_that_of_eccv_caption(peer):
             assert found[way][f"r{top}"] == pytest.approx(100 * theirs[way])
 
 
-# ---- missing pictures ----
+# ---- missing images ----
 
 
 @pytest.fixture
@@ -209,9 +209,9 @@ def json_source(tmp_path):
     return open_source(SourceConfig(path=str(tmp_path / "test.json"), kind="json"))
 
 
-def test_missing_pictures_are_counted_and_refused(json_source, encoder, tokenizer):
+def test_missing_images_are_counted_and_refused(json_source, encoder, tokenizer):
     settings = {"text_length": 12}
-    with pytest.raises(UserError, match=r"2 of 6 pictures of test .*first is 1\.png"):
+    with pytest.raises(UserError, match=r"2 of 6 images of test .*first is 1\.png"):
         evaluate_retrieval(encoder, tokenizer, json_source, **settings)
     figures = evaluate_retrieval(
         encoder, tokenizer, json_source, allow_missing=True, folds=2, **settings
@@ -220,7 +220,7 @@ def test_missing_pictures_are_counted_and_refused(json_source, encoder, tokenize
     protocol = figures["protocol"]
     assert (protocol["missing_images"], protocol["missing_captions"]) == (2, 4)
     assert figures["folds"]["images"] == 2
-    present, _ = present_pictures(json_source, allow_missing=True)
+    present, _ = present_images(json_source, allow_missing=True)
     assert [present.image_name(row) for row in range(4)] == [
         *("0.png", "2.png", "3.png", "5.png")
     ]
@@ -229,15 +229,15 @@ def test_missing_pictures_are_counted_and_refused(json_source, encoder, tokenize
         assert present.read_image(row) == json_source.read_image((0, 2, 3, 5)[row])
 
 
-def test_no_picture_at_all_is_refused_whatever_is_allowed(json_source, tmp_path):
+def test_no_image_at_all_is_refused_whatever_is_allowed(json_source, tmp_path):
     for file in Path(tmp_path).glob("*.png"):
         file.unlink()
-    with pytest.raises(UserError, match=r"6 of 6 pictures .* with --images"):
-        present_pictures(json_source, allow_missing=True)
+    with pytest.raises(UserError, match=r"6 of 6 images .* with --images"):
+        present_images(json_source, allow_missing=True)
 
 
 class Silent:
-    """One picture, and nothing said of it."""
+    """One image, and nothing said of it."""
 
     name = "mine"
 
@@ -252,10 +252,10 @@ class Silent:
 
 
 def test_what_a_run_judges_by_must_be_complete(json_source):
-    missing = r"2 of 6 pictures of config\.data\.test\.a are missing, .* 1\.png"
+    missing = r"2 of 6 images of config\.data\.test\.a are missing, .* 1\.png"
     with pytest.raises(UserError, match=missing):
         check_complete(json_source, "config.data.test.a")
-    present, _ = present_pictures(json_source, allow_missing=True)
+    present, _ = present_images(json_source, allow_missing=True)
     check_complete(present, "config.data.test.a")
     with pytest.raises(UserError, match=r"0\.png of mine has no caption"):
         check_complete(Silent(), "config.data.test.a")

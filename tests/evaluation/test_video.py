@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.evaluation.colours import ColourEncoder, colour_model, write_picture
+from tests.evaluation.colours import ColourEncoder, colour_model, write_image
 from vilem_jax import api
 from vilem_jax.cli.main import main
 from vilem_jax.data.video.clips import VideoClips
@@ -24,7 +24,7 @@ class FrameEncoder(ColourEncoder):
     """Frames as their mean colour: not of unit length."""
 
     def project_frames(self, pixels):
-        return np.stack([picture.mean(axis=(0, 1)) for picture in pixels])
+        return np.stack([image.mean(axis=(0, 1)) for image in pixels])
 
 
 def write_clips(folder, *, name="clips.jsonl"):
@@ -33,7 +33,7 @@ def write_clips(folder, *, name="clips.jsonl"):
     for number, (colour, rgb) in enumerate(RGB.items()):
         for frame in range(4):
             shade = RGB["blue" if colour == "red" else "red"] if frame == 0 else rgb
-            write_picture(folder / f"video{number}" / f"{frame}.png", shade)
+            write_image(folder / f"video{number}" / f"{frame}.png", shade)
         lines.append({"clip_name": f"video{number}", "caption": f"{colour} thing"})
     (folder / name).write_text("\n".join(map(json.dumps, lines)))
     return folder / name
@@ -107,7 +107,7 @@ class HandMade:
         return self
 
     def project_frames(self, pixels):
-        return np.stack([HAND_MADE[picture[0, 0, 0]] for picture in pixels])
+        return np.stack([HAND_MADE[image[0, 0, 0]] for image in pixels])
 
     def encode(self, captions, length):
         return np.array(["wxyz".index(caption) for caption in captions])[:, None]
@@ -144,7 +144,7 @@ def test_clips_are_found_by_what_most_of_them_shows(tmp_path):
 
 def test_clips_that_cannot_be_had_are_named(tmp_path):
     file = write_clips(tmp_path)
-    (tmp_path / "video1" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "video1" / "1.png").write_bytes(b"no image")
     tokenizer, encoder = colour_model().tokenizer, FrameEncoder()
     with pytest.raises(
         UserError, match=r"clip video1 of clips cannot .* \(1\.png: not"
@@ -163,7 +163,7 @@ def test_clips_that_cannot_be_had_are_named(tmp_path):
     stated = figures["protocol"]
     assert (stated["clips_left_out"], stated["captions_left_out"]) == (2, 2)
     assert (figures["clips"], figures["captions"]) == (1, 1)
-    (tmp_path / "video2" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "video2" / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="not one clip of clips can be decoded"):
         evaluate_video(encoder, tokenizer, clips, text_length=5, allow_missing=True)
 

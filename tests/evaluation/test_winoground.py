@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.evaluation.colours import colour_model, write_picture
+from tests.evaluation.colours import colour_model, write_image
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.winoground import (
     evaluate_winoground,
@@ -14,17 +14,17 @@ from vilem_jax.evaluation.winoground import (
     winoground_metrics,
 )
 
-# s(caption, picture): rows are captions. What text, image and group say of it.
+# s(caption, image): rows are captions. What text, image and group say of it.
 CASES = [
     ([[2, 1], [1, 2]], (1, 1, 1)),
     ([[1, 2], [2, 1]], (0, 0, 0)),
     ([[3, 2], [1, 4]], (1, 1, 1)),
-    ([[2, 3], [1, 4]], (1, 0, 0)),  # caption 0 prefers picture 1
-    ([[2, 1], [3, 4]], (0, 1, 0)),  # picture 0 prefers caption 1
+    ([[2, 3], [1, 4]], (1, 0, 0)),  # caption 0 prefers image 1
+    ([[2, 1], [3, 4]], (0, 1, 0)),  # image 0 prefers caption 1
     ([[1, 1], [1, 1]], (0, 0, 0)),  # a collapsed model knows nothing
-    ([[2, 1], [2, 3]], (0, 1, 0)),  # a tie for picture 0
+    ([[2, 1], [2, 3]], (0, 1, 0)),  # a tie for image 0
     ([[2, 2], [1, 3]], (1, 0, 0)),  # a tie for caption 0
-    ([[2, 1], [1, 1]], (0, 0, 0)),  # ties for picture 1 and caption 1
+    ([[2, 1], [1, 1]], (0, 0, 0)),  # ties for image 1 and caption 1
 ]
 
 
@@ -97,9 +97,9 @@ def write_examples(folder, records):
     (folder / "examples.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def write_pictures(folder, number, first=(255, 0, 0), second=(0, 0, 255)):
-    write_picture(folder / "images" / f"ex_{number}_img_0.png", first)
-    write_picture(folder / "images" / f"ex_{number}_img_1.png", second)
+def write_images(folder, number, first=(255, 0, 0), second=(0, 0, 255)):
+    write_image(folder / "images" / f"ex_{number}_img_0.png", first)
+    write_image(folder / "images" / f"ex_{number}_img_1.png", second)
 
 
 def measure(folder):
@@ -110,10 +110,10 @@ def measure(folder):
 @pytest.mark.parametrize("below", ["", "data"])
 def test_a_model_is_measured_from_the_folder(tmp_path, below):
     folder = tmp_path / below
-    swapped = record(2, "blue thing", "red thing")  # of the pictures of `record`
+    swapped = record(2, "blue thing", "red thing")  # of the images of `record`
     write_examples(folder, [record(0), record(1, second="red thing"), swapped])
     for number in range(3):
-        write_pictures(folder, number)
+        write_images(folder, number)
     figures = measure(tmp_path)
     assert figures["text"] == figures["group"] == pytest.approx(100 / 3)
     assert figures["by_tag"]["Object"]["text"] == 50.0  # captions that are equal: a tie
@@ -126,24 +126,24 @@ def test_a_model_is_measured_from_the_folder(tmp_path, below):
     )
 
 
-def test_pictures_in_the_zip_they_come_in(tmp_path):
+def test_images_in_the_zip_they_come_in(tmp_path):
     write_examples(tmp_path, [record(0)])
-    write_pictures(tmp_path / "elsewhere", 0)
+    write_images(tmp_path / "elsewhere", 0)
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for file in (tmp_path / "elsewhere" / "images").iterdir():
             archive.write(file, f"images/{file.name}")
     assert measure(tmp_path)["text"] == 100.0
 
 
-def test_missing_pictures_are_counted(tmp_path):
+def test_missing_images_are_counted(tmp_path):
     write_examples(tmp_path, [record(0), record(1)])
-    with pytest.raises(UserError, match="4 of 4 pictures of Winoground are missing"):
+    with pytest.raises(UserError, match="4 of 4 images of Winoground are missing"):
         measure(tmp_path)
-    write_pictures(tmp_path, 0)
+    write_images(tmp_path, 0)
     with pytest.raises(UserError, match=r"2 of 4 .* images/ex_1_img_0\.png"):
         measure(tmp_path)
     for place in (0, 1):
-        (tmp_path / "images" / f"ex_1_img_{place}.png").write_bytes(b"no picture")
+        (tmp_path / "images" / f"ex_1_img_{place}.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"ex_1_img_0\.png cannot be read"):
         measure(tmp_path)
 

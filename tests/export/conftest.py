@@ -55,7 +55,7 @@ def run(tmp_path_factory):
     (vocabulary / "vocab.txt").write_text("\n".join(PIECES) + "\n")
     sizes = {"width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 24}
     source = SourceConfig(
-        name="own", path=str(folder / "captions.json"), images=str(folder / "pictures")
+        name="own", path=str(folder / "captions.json"), images=str(folder / "images")
     )
     config = Config(
         data=DataConfig(
@@ -111,7 +111,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="session")
 def embeddings(run, pixels):
-    """What our own model says: of the pictures, and of CAPTIONS."""
+    """What our own model says: of the images, and of CAPTIONS."""
     import vilem_jax
 
     model = vilem_jax.load(run)

@@ -30,7 +30,7 @@ def torch():
     )
 
 
-def odd_pictures():
+def odd_images():
     """Turned by EXIF, half transparent, and grey of 16 bits."""
     rng = np.random.default_rng(0)
     turned = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
@@ -49,11 +49,11 @@ def test_the_lines_of_the_card_give_our_embeddings(exported, embeddings, pixels,
     )
     names: dict = {}
     exec(code[1].replace('folder = "."', f"folder = {str(exported)!r}"), names)
-    theirs = names["embed_pictures"]([Image.fromarray(p) for p in pixels]).numpy()
+    theirs = names["embed_images"]([Image.fromarray(p) for p in pixels]).numpy()
     np.testing.assert_allclose(theirs, embeddings[0], atol=TOLERANCE, rtol=0)
-    for picture in odd_pictures():
-        read_as = np.asarray(names["rgb"](picture))
-        np.testing.assert_array_equal(read_as, from_pillow(picture))
+    for image in odd_images():
+        read_as = np.asarray(names["rgb"](image))
+        np.testing.assert_array_equal(read_as, from_pillow(image))
     theirs = names["embed_captions"](CAPTIONS).numpy()
     np.testing.assert_allclose(theirs, embeddings[1], atol=TOLERANCE, rtol=0)
     assert np.abs(embeddings[1][0] - embeddings[1][1]).max() > 100 * TOLERANCE

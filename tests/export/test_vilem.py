@@ -108,8 +108,8 @@ def test_the_card_says_data_command_and_metrics(exported):
         "trained on **own** (json: `captions.json`)",
         "vilem train --workdir=run",
         "3 steps of 4 pairs",
-        "| words to picture, R@1 | 12.5 |",
-        "| pictures | 1,000 |",
+        "| words to image, R@1 | 12.5 |",
+        "| images | 1,000 |",
         "## Licence\n\nNot chosen yet",
     ):
         assert words in card

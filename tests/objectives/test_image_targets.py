@@ -1,7 +1,7 @@
-"""Fine-tuning's targets: all captions of a picture are positives, 1 / n each.
+"""Fine-tuning's targets: all captions of an image are positives, 1 / n each.
 
 Loops written from the definition: a column, in the batch or in the queue, is a positive
-where its picture is the row's; the loss is the cross-entropy with these targets.
+where its image is the row's; the loss is the cross-entropy with these targets.
 """
 
 import jax
@@ -14,7 +14,7 @@ from vilem_jax.objectives.contrastive import enqueue, image_targets, info_nce
 
 RTOL = 1e-6
 BATCH, WIDTH, QUEUE, TEMPERATURE = 6, 5, 9, 0.07
-IDS = np.array([4, 7, 4, 4, 1, 7], np.int32)  # three pictures, 3, 2 and 1 captions
+IDS = np.array([4, 7, 4, 4, 1, 7], np.int32)  # three images, 3, 2 and 1 captions
 QUEUE_IDS = np.array([7, 3, 4, 1, 1, 8, 4, -1, -1], np.int32)  # the last two: none
 COUNT = 7
 
@@ -25,7 +25,7 @@ def arrays():
 
 
 def columns(row, ids, queue_ids, count, num_groups):
-    """(place of the key, picture) of all that compete for `row`, batch before queue."""
+    """(place of the key, image) of all that compete for `row`, batch before queue."""
     size = len(ids) // num_groups
     batch = [
         (("batch", j), ids[j]) for j in range(len(ids)) if j // size == row // size
@@ -42,15 +42,15 @@ def loss_loops(
         found = columns(row, ids, queue_ids, count, num_groups)
         vectors = [keys[where][j] for (where, j), _ in found]
         num_positives = 0
-        for _, picture in found:
-            num_positives += picture == ids[row]
+        for _, image in found:
+            num_positives += image == ids[row]
         denominator = soft_denominator = 0.0
         for vector in vectors:
             denominator += np.exp(arrays["embedding"][row] @ vector / TEMPERATURE)
             soft_denominator += np.exp(arrays["own_keys"][row] @ vector / TEMPERATURE)
         loss = 0.0
-        for (_, picture), vector in zip(found, vectors, strict=True):
-            target = 1.0 / num_positives if picture == ids[row] else 0.0
+        for (_, image), vector in zip(found, vectors, strict=True):
+            target = 1.0 / num_positives if image == ids[row] else 0.0
             soft = np.exp(arrays["own_keys"][row] @ vector / TEMPERATURE)
             target = (1 - alpha) * target + alpha * soft / soft_denominator
             score = np.exp(arrays["embedding"][row] @ vector / TEMPERATURE)
@@ -124,7 +124,7 @@ def test_without_a_queue(arrays):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_distinct_pictures_are_the_own_key_alone_bit_for_bit(arrays, alpha):
+def test_distinct_images_are_the_own_key_alone_bit_for_bit(arrays, alpha):
     ids = np.array([3, 1, 9, 2, 6, 5], np.int32)
     queue_ids = np.array([10, 11, 12, 13, 14, 15, 16, -1, -1], np.int32)
     soft = {"own_keys": jnp.asarray(arrays["own_keys"]), "soft_weight": alpha}
@@ -145,8 +145,8 @@ def everything(rows, columns):
     return jnp.ones((rows, columns), bool)
 
 
-def test_five_captions_of_one_picture_have_no_false_negative():
-    """Pairs 1, 2, 4, 5, 7 are one picture's; four others stand between them."""
+def test_five_captions_of_one_image_have_no_false_negative():
+    """Pairs 1, 2, 4, 5, 7 are one image's; four others stand between them."""
     ids = jnp.asarray([0, 3, 3, 1, 3, 3, 2, 3, 4], jnp.int32)
     queue_ids = jnp.asarray([3, 9, 3, -1], jnp.int32)
     in_queue = jnp.asarray([[True, True, True, False]])
@@ -167,7 +167,7 @@ def test_five_captions_of_one_picture_have_no_false_negative():
     np.testing.assert_allclose(batch.sum(1) + queue.sum(1), 1, rtol=1e-6)
 
 
-def test_captions_of_a_picture_in_the_queue_alone():
+def test_captions_of_an_image_in_the_queue_alone():
     ids = jnp.asarray([5, 6], jnp.int32)
     queue_ids = jnp.asarray([6, 5, 5, 5, 5], jnp.int32)
     batch, queue = image_targets(

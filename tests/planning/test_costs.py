@@ -46,7 +46,7 @@ def test_the_papers_table():
     assert round(sum(parts.values()), 1) == 240.7
 
 
-def test_the_savings_and_a_larger_picture():
+def test_the_savings_and_a_larger_image():
     saved = by_part(paper())
     detection = saved.pop("detection heads, all words")
     assert round(sum(saved.values()), 1) == 226.1

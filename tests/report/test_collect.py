@@ -97,11 +97,11 @@ def test_the_page_shows_them(model, source, edits, measured, tmp_path):
     assert len(report.queries) == 6
     for query in report.queries:
         assert query.words in measured.encoded.captions
-        assert len(query.pictures) == 5
+        assert len(query.images) == 5
         assert (query.right is None) == (query.rank > 5)
         (own,) = (n for n in range(10) if query.words in source.captions(n))
         if query.right is not None:
-            shown = query.pictures[query.right]
+            shown = query.images[query.right]
             np.testing.assert_array_equal(shown, source.read_image(own))
     assert len(report.proofread) == 9
     for reading in report.proofread:
@@ -114,7 +114,7 @@ def test_the_page_shows_them(model, source, edits, measured, tmp_path):
 
 
 def test_the_place_of_a_query_is_its_rank_in_the_figures(model, source, measured):
-    """All embeddings alike: every right picture comes last, as ties count against."""
+    """All embeddings alike: every right image comes last, as ties count against."""
     zero = jax.tree.map(jnp.zeros_like, model.encoder.params)
     blind = dataclasses.replace(
         model, encoder=dataclasses.replace(model.encoder, params=zero)
@@ -132,6 +132,6 @@ def test_curves_of_the_first_validation_source():
         {"step": 20, "validation/coco/val/t2i/r1": 2.0, "validation/b/t2i/r1": 9.0},
     ]
     (chart,) = run_charts(records)
-    assert chart.curves[0].name == "words to picture"
+    assert chart.curves[0].name == "words to image"
     assert chart.curves[0].points == ((10, 1.0), (20, 2.0))
     assert run_charts([]) == ()

@@ -25,8 +25,8 @@ TINY = {
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(demo, "QUICK", TINY)
-    pictures = {"train": 300, "validation": 10, "test": 12}
-    monkeypatch.setattr(demo, "QUICK_PICTURES", pictures)
+    images = {"train": 300, "validation": 10, "test": 12}
+    monkeypatch.setattr(demo, "QUICK_IMAGES", images)
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_one_call_makes_everything_and_another_adds_nothing(
     report = demo.run_demo(tmp_path / "demo", quick=True)
     assert report == tmp_path / "demo" / "report.html"
     page = report.read_text(encoding="utf-8")
-    assert "Words find pictures" in page and "vilem demo --quick" in page
+    assert "Words find images" in page and "vilem demo --quick" in page
     figures = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert set(figures) == {"retrieval", "chance", "proofread", "pairs"}
     assert figures["retrieval"]["images"] == 12

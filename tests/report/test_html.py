@@ -18,12 +18,12 @@ from vilem_jax.report.content import (
     Query,
     Report,
 )
-from vilem_jax.report.html import picture_uri, render, write_report
+from vilem_jax.report.html import image_uri, render, write_report
 
 VOID = {"meta", "img", "line", "polyline", "circle"}
 
 
-def picture(seed=0):
+def image(seed=0):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
@@ -43,12 +43,12 @@ def report():
         summary="A summary.",
         headlines=(Headline("12 %", "of captions", "chance is 0.2 %"),),
         queries=(
-            Query("a <dog>", tuple(picture(n) for n in range(5)), 2, 3),
-            Query("a cat", tuple(picture(n) for n in range(5)), None, 17),
+            Query("a <dog>", tuple(image(n) for n in range(5)), 2, 3),
+            Query("a cat", tuple(image(n) for n in range(5)), None, 17),
         ),
         proofread=(
-            Proofread(picture(), words, (None, "dog", None, "under")),
-            Proofread(picture(), words, (None, "cat", None, None)),
+            Proofread(image(), words, (None, "dog", None, "under")),
+            Proofread(image(), words, (None, "cat", None, None)),
         ),
         detection=Bars(("own", "another"), (Bar("found", (0.5, 0.25), "F1"),)),
         retrieval={
@@ -129,11 +129,11 @@ def test_each_wrong_word_has_its_colour_and_its_box(report):
     assert "&lt;&thinsp;1" in first
 
 
-def test_the_right_picture_is_framed(report):
+def test_the_right_image_is_framed(report):
     page = render(report)
     assert page.count('<div class="right">') == 1
-    assert "Picture 3, the right one" in page
-    assert "right picture: place 3" in page and "right picture: place 17" in page
+    assert "Image 3, the right one" in page
+    assert "right image: place 3" in page and "right image: place 17" in page
 
 
 def test_sections_without_content_are_left_out(report):
@@ -147,12 +147,12 @@ def test_sections_without_content_are_left_out(report):
     assert render(only).count("<section>") == 5
 
 
-def test_pictures_are_small_and_of_the_right_kind():
+def test_images_are_small_and_of_the_right_kind():
     flat = np.zeros((900, 600, 3), np.uint8)
-    assert picture_uri(flat).startswith("data:image/png")
-    assert len(picture_uri(flat)) < 4000
+    assert image_uri(flat).startswith("data:image/png")
+    assert len(image_uri(flat)) < 4000
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
-    assert picture_uri(noise).startswith("data:image/jpeg")
+    assert image_uri(noise).startswith("data:image/jpeg")
 
 
 def test_the_file_is_written(report, tmp_path):

@@ -48,7 +48,7 @@ def test_proofreading():
     }
     both = {"local": branch, "global": branch}
     table = proofread_table(both | {"shuffled": both, "captions": 3, "edits": 5})
-    assert table.count("0.333") == 4 and table.count("another picture") == 2
+    assert table.count("0.333") == 4 and table.count("another image") == 2
     assert "(3 captions, 5 wrong words)" in table
     alone = proofread_table(both | {"captions": 3, "edits": 5})
     assert "another" not in alone

@@ -203,7 +203,7 @@ def test_data_that_cannot_be(pretraining, tmp_path):
     empty.write_text(json.dumps([{"image": "a.png", "caption": []}]))
     bare = {**data, "train": {"mine": {"path": str(empty)}}}
     settings = tuning(pretraining, data=bare)
-    refused(settings, tmp_path / "other", "no picture has a caption")
+    refused(settings, tmp_path / "other", "no image has a caption")
     with pytest.raises(UserError, match=r"has no meaning for the run of an editor"):
         freeze({"task": "editor", "model": {"start_from": "runs/mine"}})
 

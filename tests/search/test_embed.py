@@ -19,7 +19,7 @@ from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.errors import UserError
 from vilem_jax.search import claims, embed, vectors
-from vilem_jax.search.folder import FolderPictures
+from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.query import Searcher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ def unit(rows):
 
 
 class MeanColour:
-    """A model whose embedding of a picture is its mean colour."""
+    """A model whose embedding of an image is its mean colour."""
 
     embedding_width = 3
 
@@ -44,8 +44,8 @@ class MeanColour:
     def knows_a_word(self, text):
         return bool(text.strip())
 
-    def encode_images(self, pictures):
-        means = [picture.mean(axis=(0, 1)) + 1 for picture in pictures]
+    def encode_images(self, images):
+        means = [image.mean(axis=(0, 1)) + 1 for image in images]
         time.sleep(self.seconds)
         self.num_encoded += len(means)
         return unit(means)
@@ -65,8 +65,8 @@ def folder(tmp_path):
 
 
 def run(folder, out, model=None, **settings):
-    settings = {"pictures_per_shard": 5} | settings
-    return embed.embed(FolderPictures(folder), model or MeanColour(), out, **settings)
+    settings = {"images_per_shard": 5} | settings
+    return embed.embed(FolderImages(folder), model or MeanColour(), out, **settings)
 
 
 def files_in(folder):
@@ -123,8 +123,8 @@ def test_half_precision(folder, tmp_path):
     np.testing.assert_array_equal(np.concatenate(half.parts), expected)
 
 
-def test_broken_pictures_are_counted_and_listed(folder, tmp_path):
-    (folder / "03.png").write_bytes(b"no picture")
+def test_broken_images_are_counted_and_listed(folder, tmp_path):
+    (folder / "03.png").write_bytes(b"no image")
     (folder / "22.png").unlink()
     (folder / "22.png").symlink_to(folder / "gone.png")
     for number in range(15, 20):  # a shard of nothing else
@@ -134,7 +134,7 @@ def test_broken_pictures_are_counted_and_listed(folder, tmp_path):
     text = (tmp_path / "vectors" / "broken.jsonl").read_text()
     told = [json.loads(line) for line in text.splitlines()]
     numbers = (3, *range(15, 20), 22)
-    assert [each["picture"] for each in told] == [f"{n:02d}.png" for n in numbers]
+    assert [each["image"] for each in told] == [f"{n:02d}.png" for n in numbers]
     assert "no such file" in told[-1]["why"]
     opened = vectors.open_vectors(tmp_path / "vectors")
     assert len(opened) == sum(map(len, opened.parts)) == 16
@@ -146,7 +146,7 @@ def test_tars_as_a_source(tmp_path):
     source = open_source(
         SourceConfig(name="tars", kind="webdataset", path=str(tmp_path / "0.tar"))
     )
-    done = embed.embed(source, MeanColour(), tmp_path / "out", pictures_per_shard=2)
+    done = embed.embed(source, MeanColour(), tmp_path / "out", images_per_shard=2)
     assert done.manifest["embedded"] == 3 and done.manifest["root"] == ""
     assert vectors.open_vectors(tmp_path / "out").names[2] == "0.tar/000000009"
 
@@ -255,15 +255,15 @@ def test_another_beginning_is_refused(folder, tmp_path):
         run(folder, out, MeanColour("two"))
     with pytest.raises(UserError, match="begun with --dtype=float32"):
         run(folder, out, dtype="float16")
-    with pytest.raises(UserError, match="begun with --pictures-per-shard=5"):
-        run(folder, out, pictures_per_shard=6)
+    with pytest.raises(UserError, match="begun with --images-per-shard=5"):
+        run(folder, out, images_per_shard=6)
     with pytest.raises(UserError, match="another model"):
         Searcher(out, MeanColour("two"))
     os.utime(folder / "00.png", ns=(1, 1))
     with pytest.raises(UserError, match="they have changed"):
         run(folder, out)
     (folder / "new.png").touch()
-    with pytest.raises(UserError, match="23 pictures, now 24"):
+    with pytest.raises(UserError, match="23 images, now 24"):
         run(folder, out)
     assert files_in(out) == before
 
@@ -272,7 +272,7 @@ def test_folders_that_will_not_do(folder, tmp_path):
     with pytest.raises(UserError, match="no folder"):
         run(tmp_path / "none", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no image"):
         run(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UserError, match="holds something else"):
         run(folder, folder)
@@ -280,7 +280,7 @@ def test_folders_that_will_not_do(folder, tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*file is a file"):
         run(folder, tmp_path / "file")
     (tmp_path / "empty" / "a.png").touch()
-    with pytest.raises(UserError, match=r"none of the 1 pictures .* a\.png"):
+    with pytest.raises(UserError, match=r"none of the 1 images .* a\.png"):
         run(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(UserError, match="no embedding"):
         vectors.open_vectors(tmp_path / "out")

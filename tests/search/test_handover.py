@@ -59,7 +59,7 @@ def test_faiss(tmp_path, kind, dtype):
     out = tmp_path / "out"
     figures = hand_over(vectors, out, to="faiss", kind=kind, queries=queries)
     assert json.loads((out / "recall.json").read_text()) == figures
-    assert figures["pictures"] == 600 and figures["top_k"] == 10
+    assert figures["images"] == 600 and figures["top_k"] == 10
     index = faiss.read_index(str(out / "index.faiss"))
     _, rows = index.search(queries.embedding, 10)
     exact = place(vectors.parts).top(queries.embedding, 10)
@@ -82,7 +82,7 @@ def test_lancedb(tmp_path, kind):
     figures = hand_over(vectors, out, to="lancedb", kind=kind, queries=queries)
     assert json.loads((out / "recall.json").read_text()) == figures
     assert figures["recall"] == 1 if kind == "flat" else figures["recall"] > 0.5
-    table = lancedb.connect(str(out)).open_table("pictures")
+    table = lancedb.connect(str(out)).open_table("images")
     assert table.count_rows() == 600
     assert bool(table.list_indices()) == (kind != "flat")
     if kind == "flat":
@@ -97,14 +97,14 @@ def test_lancedb_keeps_half_precision(tmp_path):
     vectors = made(dtype=np.float16)
     figures = hand_over(vectors, tmp_path / "out", to="lancedb", queries=asked(3))
     assert figures["recall"] == 1
-    table = lancedb.connect(str(tmp_path / "out")).open_table("pictures")
+    table = lancedb.connect(str(tmp_path / "out")).open_table("images")
     assert "halffloat" in str(table.schema.field("vector").type)
 
 
 def test_queries_of_its_own():
     vectors = made(50)
     own = handover.own_queries(vectors)
-    assert own.what == "50 of the pictures"
+    assert own.what == "50 of the images"
     np.testing.assert_array_equal(own.embedding, np.concatenate(vectors.parts))
     assert len(handover.own_queries(made(), 10).embedding) == 10
 

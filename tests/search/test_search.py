@@ -17,22 +17,22 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 class ColourModel:
-    """Words name colours; the embedding of a picture is its mean colour."""
+    """Words name colours; the embedding of an image is its mean colour."""
 
     def __init__(self, fingerprint="one"):
         self.fingerprint = fingerprint
         self.num_encoded = 0
 
-    def read_picture(self, path):
+    def read_image(self, path):
         try:
             return resize_square(decode(path.read_bytes()), 4)
         except (OSError, ImageError) as error:
             raise UserError(f"cannot read {path}") from error
 
-    def encode_image(self, pictures):
-        if not hasattr(pictures, "__next__"):
-            pictures = iter([self.read_picture(pictures)])
-        means = np.array([picture.mean(axis=(0, 1)) for picture in pictures])
+    def encode_image(self, images):
+        if not hasattr(images, "__next__"):
+            images = iter([self.read_image(images)])
+        means = np.array([image.mean(axis=(0, 1)) for image in images])
         self.num_encoded += len(means)
         return self._unit(means)
 
@@ -59,19 +59,19 @@ def folder(tmp_path):
     paint(folder / "a.jpg", (10, 20, 250))
     paint(folder / "b" / "purple.webp", (200, 10, 200))
     paint(folder / ".hidden" / "green.png", (0, 255, 0))
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
-def test_words_and_pictures_find_their_like(folder, tmp_path):
+def test_words_and_images_find_their_like(folder, tmp_path):
     model, out = ColourModel(), tmp_path / "photos.npz"
     report = index(folder, model, out)
-    assert (report.pictures, report.encoded, report.broken) == (3, 3, ())
+    assert (report.images, report.encoded, report.broken) == (3, 3, ())
     hits = search(out, model, words="red", top_k=2)
     assert [hit.path.name for hit in hits] == ["red.PNG", "purple.webp"]
     assert hits[0].path == folder / "b" / "red.PNG"
     assert 1 >= hits[0].score >= hits[1].score
-    hits = search(load_index(out), model, picture=folder / "a.jpg", top_k=99)
+    hits = search(load_index(out), model, image=folder / "a.jpg", top_k=99)
     assert len(hits) == 3 and hits[0].path.name == "a.jpg"
     assert hits[0].score == pytest.approx(1, abs=1e-3)
 
@@ -88,20 +88,20 @@ def test_indexing_again_encodes_only_what_changed(folder, tmp_path):
     os.utime(folder / "a.jpg", ns=(1, 1))
     (folder / "b" / "purple.webp").unlink()
     report = index(folder, model, out)
-    assert (report.pictures, report.encoded, report.removed) == (3, 2, 1)
+    assert (report.images, report.encoded, report.removed) == (3, 2, 1)
     assert search(out, model, words="green")[0].path.name in ("new.png", "a.jpg")
     again = index(folder, ColourModel("two"), out)
     assert again.encoded == 3
     assert load_index(out).fingerprint == "two"
 
 
-def test_broken_pictures_are_reported_and_left_out(folder, tmp_path):
+def test_broken_images_are_reported_and_left_out(folder, tmp_path):
     model, out = ColourModel(), tmp_path / "photos.npz"
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     (folder / "empty.png").touch()
     (folder / "nowhere.png").symlink_to(folder / "gone.png")
     report = index(folder, model, out)
-    assert report.pictures == 3
+    assert report.images == 3
     names = [path for path, _ in report.broken]
     assert names == ["broken.jpg", "empty.png", "nowhere.png"]
     assert all("cannot read" in reason for _, reason in report.broken)
@@ -161,10 +161,10 @@ def test_bad_folders_and_files_get_a_sentence(folder, tmp_path):
     with pytest.raises(UserError, match="no folder"):
         index(tmp_path / "none", model, tmp_path / "out.npz")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no image"):
         index(tmp_path / "empty", model, tmp_path / "out.npz")
     (tmp_path / "empty" / "a.png").touch()
-    with pytest.raises(UserError, match="none of the 1 pictures"):
+    with pytest.raises(UserError, match="none of the 1 images"):
         index(tmp_path / "empty", model, tmp_path / "out.npz")
     assert not (tmp_path / "out.npz").exists()
     letter = tmp_path / "letter.npz"
@@ -184,7 +184,7 @@ def test_bad_folders_and_files_get_a_sentence(folder, tmp_path):
     ("query", "words"),
     [
         ({}, "one of the two"),
-        ({"words": "red", "picture": "a.jpg"}, "one of the two"),
+        ({"words": "red", "image": "a.jpg"}, "one of the two"),
         ({"words": " "}, "no word"),
         ({"words": "red", "top_k": 0}, "top_k is 0"),
     ],

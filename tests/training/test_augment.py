@@ -1,4 +1,4 @@
-"""RandAugment's operations against Pillow, and when a picture is flipped."""
+"""RandAugment's operations against Pillow, and when an image is flipped."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ SIZE = 24
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     """Smooth, dark, noisy and plain, uint8 [4, 24, 24, 3]."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:SIZE, :SIZE]
@@ -43,12 +43,12 @@ def pictures():
 apply_operation = jax.jit(augment.apply_operation, static_argnames="level")
 
 
-def ours(pictures, name, level=7, sign=1):
-    count = len(pictures)
+def ours(images, name, level=7, sign=1):
+    count = len(images)
     number = augment.OPERATIONS.index(name)
     return np.asarray(
         apply_operation(
-            jnp.asarray(pictures, jnp.int32),
+            jnp.asarray(images, jnp.int32),
             jnp.full(count, number),
             jnp.full(count, sign, jnp.int32),
             level=level,
@@ -56,19 +56,19 @@ def ours(pictures, name, level=7, sign=1):
     )
 
 
-def by_pillow(pictures, change):
-    changed = [np.asarray(change(Image.fromarray(p))) for p in pictures]
+def by_pillow(images, change):
+    changed = [np.asarray(change(Image.fromarray(p))) for p in images]
     return np.stack(changed).astype(np.float32)
 
 
-def test_identity_is_exact(pictures):
-    np.testing.assert_array_equal(ours(pictures, "identity"), pictures)
+def test_identity_is_exact(images):
+    np.testing.assert_array_equal(ours(images, "identity"), images)
 
 
-def test_equalize(pictures):
-    theirs = by_pillow(pictures, ImageOps.equalize)
-    np.testing.assert_array_equal(ours(pictures, "equalize"), theirs)
-    assert (theirs != pictures).any()
+def test_equalize(images):
+    theirs = by_pillow(images, ImageOps.equalize)
+    np.testing.assert_array_equal(ours(images, "equalize"), theirs)
+    assert (theirs != images).any()
 
 
 @pytest.mark.parametrize(
@@ -79,31 +79,31 @@ def test_equalize(pictures):
         ("sharpness", lambda p: ImageEnhance.Sharpness(p).enhance(1.8 * 0.7 + 0.1)),
     ],
 )
-def test_colours_and_sharpness_within_one_level(pictures, name, change):
-    theirs = by_pillow(pictures, change)
-    assert np.abs(ours(pictures, name) - theirs).max() <= 1
-    assert (theirs != pictures).any()
+def test_colours_and_sharpness_within_one_level(images, name, change):
+    theirs = by_pillow(images, change)
+    assert np.abs(ours(images, name) - theirs).max() <= 1
+    assert (theirs != images).any()
 
 
 @pytest.mark.parametrize("level", [0, 10])
 @pytest.mark.parametrize("name", ["brightness", "sharpness"])
-def test_the_weakest_and_strongest_enhancement(pictures, name, level):
+def test_the_weakest_and_strongest_enhancement(images, name, level):
     enhance = {
         "brightness": ImageEnhance.Brightness,
         "sharpness": ImageEnhance.Sharpness,
     }
     theirs = by_pillow(
-        pictures, lambda p: enhance[name](p).enhance(1.8 * level / 10 + 0.1)
+        images, lambda p: enhance[name](p).enhance(1.8 * level / 10 + 0.1)
     )
-    assert np.abs(ours(pictures, name, level) - theirs).max() <= 1
+    assert np.abs(ours(images, name, level) - theirs).max() <= 1
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("axis, name", [(2, "translate_x"), (1, "translate_y")])
-def test_translation_moves_whole_pixels(pictures, axis, name, sign):
-    moved = ours(pictures, name, level=7, sign=sign)
-    grey = np.full_like(pictures, 128)
-    wide = np.concatenate([grey, pictures, grey], axis=axis)
+def test_translation_moves_whole_pixels(images, axis, name, sign):
+    moved = ours(images, name, level=7, sign=sign)
+    grey = np.full_like(images, 128)
+    wide = np.concatenate([grey, images, grey], axis=axis)
     start = SIZE + 7 * sign
     expected = np.take(wide, range(start, start + SIZE), axis=axis)
     np.testing.assert_array_equal(moved, expected)
@@ -111,8 +111,8 @@ def test_translation_moves_whole_pixels(pictures, axis, name, sign):
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("name", ["shear_x", "shear_y", "rotate"])
-def test_shears_and_rotation(pictures, name, sign):
-    """Against Pillow's bilinear map, away from the edge of the old picture."""
+def test_shears_and_rotation(images, name, sign):
+    """Against Pillow's bilinear map, away from the edge of the old image."""
     middle, angle = SIZE / 2, np.deg2rad(21.0) * sign
     shear = 0.21 * sign
     matrices = {
@@ -124,29 +124,29 @@ def test_shears_and_rotation(pictures, name, sign):
     offset = middle - matrix @ [middle, middle]
     data = np.concatenate([matrix, offset[:, None]], axis=1).ravel()
 
-    def change(picture):
-        return picture.transform(
-            picture.size,
+    def change(image):
+        return image.transform(
+            image.size,
             Image.Transform.AFFINE,
             tuple(data),
             Image.Resampling.BILINEAR,
             fillcolor=(128, 128, 128),
         )
 
-    found, theirs = ours(pictures, name, sign=sign), by_pillow(pictures, change)
-    inner = slice(6, -6)  # both read inside the old picture here
+    found, theirs = ours(images, name, sign=sign), by_pillow(images, change)
+    inner = slice(6, -6)  # both read inside the old image here
     difference = np.abs(found - theirs)[:, inner, inner]
     assert difference.max() <= 1
-    assert np.abs(theirs - pictures)[0, inner, inner].mean() > 1
+    assert np.abs(theirs - images)[0, inner, inner].mean() > 1
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
     source = np.stack([x, y], axis=-1) @ matrix.T + offset
     is_outside = ((source < -1) | (source > SIZE + 1)).any(axis=-1)
     assert is_outside.any() and (found[:, is_outside] == 128).all()
 
 
-def test_mixed_operations_in_one_batch(pictures):
+def test_mixed_operations_in_one_batch(images):
     """Each sample gets its own operation, as if alone."""
-    batch = np.repeat(pictures[2:3], len(augment.OPERATIONS), axis=0)
+    batch = np.repeat(images[2:3], len(augment.OPERATIONS), axis=0)
     mixed = apply_operation(
         jnp.asarray(batch, jnp.int32),
         jnp.arange(len(batch)),
@@ -154,7 +154,7 @@ def test_mixed_operations_in_one_batch(pictures):
         level=7,
     )
     for row, name in zip(mixed, augment.OPERATIONS, strict=True):
-        np.testing.assert_array_equal(row, ours(pictures[2:3], name)[0])
+        np.testing.assert_array_equal(row, ours(images[2:3], name)[0])
 
 
 CONFIG = AugmentConfig()
@@ -166,8 +166,8 @@ def augmented(pixels, keys):
     return augment.augment(pixels, keys, keys, CONFIG, may_flip=may_flip)
 
 
-def test_a_sample_is_augmented_alike_in_any_company(pictures):
-    batch = np.repeat(pictures, 4, axis=0)
+def test_a_sample_is_augmented_alike_in_any_company(images):
+    batch = np.repeat(images, 4, axis=0)
     keys = jax.random.split(jax.random.key(0), 16)
     whole = np.asarray(augmented(batch, keys))
     part = np.asarray(augmented(batch[5:9], keys[5:9]))
@@ -201,18 +201,18 @@ def test_devices_change_no_pixel():
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_how_many_pictures_change():
+def test_how_many_images_change():
     """Twice, with probability 1/2, one of 10 operations of which one is identity."""
     rng = np.random.default_rng(0)
     # Half the range of levels, so that AutoContrast changes every one.
-    picture = rng.integers(60, 180, (1, SIZE, SIZE, 3), dtype=np.uint8)
+    image = rng.integers(60, 180, (1, SIZE, SIZE, 3), dtype=np.uint8)
     count, changed = 400, 0
     config = AugmentConfig(flip_rate=0.0)
     run = jax.jit(
         lambda p, k: augment.augment(p, k, k, config, may_flip=jnp.ones(100, bool))
     )
     for seed in range(count // 100):
-        batch = np.repeat(picture, 100, axis=0)
+        batch = np.repeat(image, 100, axis=0)
         result = run(batch, jax.random.split(jax.random.key(seed), 100))
         changed += (np.asarray(result) != batch).any(axis=(1, 2, 3)).sum()
     rate = 1 - (1 - 0.5 * 0.9) ** 2

@@ -19,7 +19,7 @@ def batch_of(step, ids):
 
 
 def ids_of(step):
-    """Few pictures, so that most rows have several captions in batch and queue."""
+    """Few images, so that most rows have several captions in batch and queue."""
     return np.random.default_rng(step).integers(0, 9, BATCH).astype(np.int32)
 
 
@@ -67,7 +67,7 @@ def test_devices_and_microbatches(alone):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_it_is_another_loss_where_pictures_come_again(alone):
+def test_it_is_another_loss_where_images_come_again(alone):
     own = run(tiny_config(loss={"queue_length": QUEUE} | OFF))[0]
     assert abs(own[0]["loss_i2t"] - alone[0][0]["loss_i2t"]) > 1e-3
     different = [BATCH * 4, *range(1, BATCH)]

@@ -164,7 +164,7 @@ def correction(case, logits):
     return loss / num_edits.sum()
 
 
-# Who reads, and who saw the picture.
+# Who reads, and who saw the image.
 PAIRS = {"online": ["fast/fast"], "cross": ["fast/slow", "slow/fast"]}
 
 

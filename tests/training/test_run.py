@@ -236,10 +236,10 @@ def test_a_warm_up_as_long_as_the_run_is_told(settings, tmp_path, monkeypatch, c
         assert (f"warmup_steps={steps} is not below the run's" in told) == is_told
 
 
-def test_broken_pictures_are_counted_in_the_log(settings, tmp_path, monkeypatch):
-    """The neighbour takes a broken picture's place; how often, the log says."""
+def test_broken_images_are_counted_in_the_log(settings, tmp_path, monkeypatch):
+    """The neighbour takes a broken image's place; how often, the log says."""
     Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     pairs = [{"image": f"{n}.png", "caption": "a red dog"} for n in ("good", "broken")]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     stub = Steps(set()).task()
@@ -256,7 +256,7 @@ def test_broken_pictures_are_counted_in_the_log(settings, tmp_path, monkeypatch)
     assert log[-1]["bad_images_since_start"] == NUM_STEPS * batch / 2
 
 
-def test_too_many_broken_pictures_stop_the_run():
+def test_too_many_broken_images_stop_the_run():
     data, train = {"max_bad_fraction": 0.01}, {"batch_size": 100}
     watch = program._Watch(freeze({"data": data, "train": train}))
 
@@ -344,7 +344,7 @@ def test_an_editor_with_fewer_positions_than_captions(settings, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-def test_pictures_to_judge_by_that_are_missing(settings, tmp_path, part):
+def test_images_to_judge_by_that_are_missing(settings, tmp_path, part):
     """Told before the run, not after hours of it."""
     file = tmp_path / "held_out.json"
     names = ("here.png", "gone.png")
@@ -353,12 +353,12 @@ def test_pictures_to_judge_by_that_are_missing(settings, tmp_path, part):
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "here.png")
     data = {**settings["data"], part: {"mine": {"path": str(file)}}}
-    wanted = f"1 of 2 pictures of config.data.{part}.mine are missing, the first is"
+    wanted = f"1 of 2 images of config.data.{part}.mine are missing, the first is"
     refused(changed(settings, data=data), tmp_path / "run", wanted, "gone.png")
     assert not (tmp_path / "run").exists()
 
 
-def test_one_picture_to_judge_by(settings, tmp_path):
+def test_one_image_to_judge_by(settings, tmp_path):
     """There is no other to exchange it for, and nothing else is missing."""
     evaluation = {"num_proofread_images": 1, "every_steps": 1}
     config = changed(settings, evaluation=evaluation, train={"num_steps": 1})

@@ -65,7 +65,7 @@ def test_a_save_that_is_stopped_leaves_no_vocabulary(config, tmp_path, monkeypat
 
 
 def test_a_resumed_run_keeps_the_stored_shapes_alone(tmp_path, monkeypatch):
-    """Of a tower that another folder decides, the picture's side stays the config's."""
+    """Of a tower that another folder decides, the image's side stays the config's."""
 
     def read(name, base, **_):
         return dataclasses.replace(base, width=24, num_heads=2)

@@ -1,4 +1,4 @@
-"""Whole runs on sixty drawn pictures, in this process or in one that may be killed.
+"""Whole runs on sixty drawn images, in this process or in one that may be killed.
 
 As a script: `python -m tests.training.tiny_runs SETTINGS.json WORKDIR SECONDS` trains,
 and takes its time after each record.

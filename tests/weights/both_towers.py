@@ -32,7 +32,7 @@ def words():
     return tokens, np.arange(7)[None] < np.array([7, 4, 2])[:, None]
 
 
-def pictures(side=24):
+def images(side=24):
     pixels = np.random.default_rng(5).normal(size=(2, side, side, 3))
     return pixels.astype(np.float32)
 
@@ -44,12 +44,12 @@ def both(graph, params, pixels, tokens, is_token):
 
 
 def embeddings(config, params):
-    """Our image and text embeddings of `pictures()` and `words()`, in float32."""
+    """Our image and text embeddings of `images()` and `words()`, in float32."""
     compute = replace(config.compute, dtype="float32")
     model = nnx.eval_shape(lambda: ViLEM(config.model, compute, rngs=nnx.Rngs(0)))
     graph, _ = nnx.split(model, nnx.Param)
     params = jax.tree.map(jnp.asarray, params)
-    return both(graph, params, pictures(), *words())
+    return both(graph, params, images(), *words())
 
 
 def projected(torch, linear, feature):
@@ -104,7 +104,7 @@ def albef_state(torch, randomize, *, is_pretrained):
             projected(
                 torch,
                 linears[0],
-                vision(torch.from_numpy(pictures()).permute(0, 3, 1, 2)),
+                vision(torch.from_numpy(images()).permute(0, 3, 1, 2)),
             ),
             projected(torch, linears[1], first_layers[:, 0]),
         )

@@ -17,7 +17,7 @@ from tests.weights.both_towers import (
     VOCABULARY,
     WIDTH,
     embeddings,
-    pictures,
+    images,
     projected,
     text_shape,
     words,
@@ -52,7 +52,7 @@ def blip_of_hugging_face(torch, randomize, tmp_path_factory):
 
 def blip_embeddings(torch, model):
     tokens, is_token = words()
-    pixels = torch.from_numpy(pictures()).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(images()).permute(0, 3, 1, 2)
     with torch.no_grad():
         image = model.vision_model(pixel_values=pixels).last_hidden_state[:, 0]
         text = model.text_encoder(

@@ -75,7 +75,7 @@ def assert_same(ours, theirs):
 def test_an_albef_becomes_a_model(imported):
     folder, done = imported
     assert done.format == "albef"
-    assert "2 image and 3 text layers for pictures of 24 pixels" in done.what
+    assert "2 image and 3 text layers for images of 24 pixels" in done.what
     assert f"with momentum copy, {QUEUE} rows" in done.what
     stored = read_model_folder(folder)
     assert stored.queues["image_queue"].shape == (QUEUE, EMBEDDING)
@@ -86,10 +86,10 @@ def test_an_albef_becomes_a_model(imported):
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-5)
     # Its tokenizer ends no caption with [SEP], and so does ours of it.
     assert model.tokenizer.encode(["a b"], 5)[0].tolist() == [2, 5, 6, 0, 0]
-    picture = np.full((30, 20, 3), 90, np.uint8)
-    assert model.encode_image([picture]).shape == (1, EMBEDDING)
+    image = np.full((30, 20, 3), 90, np.uint8)
+    assert model.encode_image([image]).shape == (1, EMBEDDING)
     with pytest.raises(UserError, match="cannot proofread"):
-        model.proofread(picture, "a b")
+        model.proofread(image, "a b")
 
 
 def test_import_at_another_size(albef_file, imported, tmp_path):
@@ -113,7 +113,7 @@ def test_a_tower_becomes_a_folder_of_hugging_face(timm_file, tmp_path, torch):
 
     out = tmp_path / "out"
     done = import_weights(timm_file, out, vision_heads=4)
-    assert "image tower of 2 layers for pictures of 24 pixels" in done.what
+    assert "image tower of 2 layers for images of 24 pixels" in done.what
     base = VisionConfig(image_size=24, width=WIDTH, num_heads=4)
     direct = starts.read_vision_config(str(timm_file), base)
     assert starts.read_vision_config(str(out), VisionConfig(image_size=24)) == direct

@@ -251,11 +251,11 @@ def augreg_reference(arrays, pixels):
         return x * a[f"{name}/scale"] + a[f"{name}/bias"]
 
     features = []
-    for picture in pixels.astype(np.float64):
+    for image in pixels.astype(np.float64):
         rows = [a["cls"][0, 0]]
         for y in range(count):
             for x in range(count):
-                cut = picture[y * patch : (y + 1) * patch, x * patch : (x + 1) * patch]
+                cut = image[y * patch : (y + 1) * patch, x * patch : (x + 1) * patch]
                 row = np.einsum("hwc,hwco->o", cut, a["embedding/kernel"])
                 rows.append(row + a["embedding/bias"])
         hidden = np.stack(rows) + a["Transformer/posembed_input/pos_embedding"][0]

@@ -1,4 +1,4 @@
-"""`vilem data prepare`: sources -> ArrayRecord with pictures resized, once."""
+"""`vilem data prepare`: sources -> ArrayRecord with images resized, once."""
 
 import argparse
 import dataclasses
@@ -17,8 +17,8 @@ _NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)")  # SPLIT=PATH
 def add_verb(looks) -> None:
     prepare = looks.add_parser(
         "prepare",
-        help="pictures resized and packed once, for kind='tfds'",
-        description="Packs sources as a TFDS data set in ArrayRecord, with pictures "
+        help="images resized and packed once, for kind='tfds'",
+        description="Packs sources as a TFDS data set in ArrayRecord, with images "
         "no larger than needed. Stopped, the same command goes on.",
         allow_abbrev=False,
     )
@@ -35,7 +35,7 @@ def add_verb(looks) -> None:
         action="append",
         default=[],
         metavar="FOLDER_OR_ZIP",
-        help="of the pictures, or TFDS's folder; once for all, or once a source",
+        help="of the images, or TFDS's folder; once for all, or once a source",
     )
     prepare.add_argument(
         "--kind",
@@ -54,7 +54,7 @@ def add_verb(looks) -> None:
     prepare.add_argument("--short-side", type=int, default=288, help="pixels; 288")
     prepare.add_argument("--quality", type=int, default=95, help="of JPEG; 95")
     prepare.add_argument(
-        "--pictures-per-shard", type=count, default=4096, help="of a file; 4096"
+        "--images-per-shard", type=count, default=4096, help="of a file; 4096"
     )
     prepare.add_argument(
         "--workers",
@@ -78,7 +78,7 @@ def _prepare(options: argparse.Namespace) -> None:
     from vilem_jax.data.prepare.records import Settings
     from vilem_jax.data.sources.source import open_source
 
-    settings = Settings(options.short_side, options.quality, options.pictures_per_shard)
+    settings = Settings(options.short_side, options.quality, options.images_per_shard)
     settings.check()
     if options.beam_options and not options.beam_runner:
         raise UserError("--beam-options belongs to --beam-runner: give both")
@@ -145,16 +145,16 @@ def _source_config(options: argparse.Namespace, path: str, images: str) -> Sourc
 def _print_report(out: str, report: dict) -> None:
     for split, counts in report["splits"].items():
         print(
-            f"{out}: {split}: {counts['pictures']:,} pictures ({counts['resized']:,} "
+            f"{out}: {split}: {counts['images']:,} images ({counts['resized']:,} "
             f"resized, {counts['kept']:,} kept as they were), "
-            f"{counts['captions']:,} captions, {counts['picture_bytes'] / 1e6:,.1f} MB"
+            f"{counts['captions']:,} captions, {counts['image_bytes'] / 1e6:,.1f} MB"
         )
         for note in counts["notes"]:
             print(f"vilem: {split}: {note}", file=sys.stderr)
         if counts["left_out"]:
             first = counts["left_out_examples"][0]
             print(
-                f"vilem: {split}: {counts['left_out']:,} pictures left out, such as "
-                f"{first['picture']} ({first['why']}); see {out}/prepared.json",
+                f"vilem: {split}: {counts['left_out']:,} images left out, such as "
+                f"{first['image']} ({first['why']}); see {out}/prepared.json",
                 file=sys.stderr,
             )

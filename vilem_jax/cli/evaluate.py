@@ -62,13 +62,13 @@ def _add_retrieval(measures) -> None:
         type=lambda text: text if text == "all" else count(text),
         default="all",
         metavar="all|N",
-        help="the first N of each picture",
+        help="the first N of each image",
     )
     _add_folds(measure)
     measure.add_argument(
         "--allow-missing",
         action="store_true",
-        help="leave out pictures that are not there, with their captions, and count",
+        help="leave out images that are not there, with their captions, and count",
     )
     add_text_length(measure)
     measure.set_defaults(verb=_retrieval)
@@ -97,7 +97,7 @@ def _retrieval(options: argparse.Namespace) -> None:
     if missing := protocol["missing_images"]:
         captions = protocol["missing_captions"]
         print(
-            f"vilem: {missing} pictures were missing and left out, with their "
+            f"vilem: {missing} images were missing and left out, with their "
             f"{captions} captions",
             file=sys.stderr,
         )
@@ -110,7 +110,7 @@ def _retrieval(options: argparse.Namespace) -> None:
 
 def _add_winoground(measures) -> None:
     measure = measures.add_parser(
-        "winoground", help="which caption to which picture?", allow_abbrev=False
+        "winoground", help="which caption to which image?", allow_abbrev=False
     )
     add_model(measure)
     measure.add_argument(
@@ -171,7 +171,7 @@ def _pairs(options: argparse.Namespace) -> None:
 
 
 def _open_pairs(options: argparse.Namespace):
-    """What to say of the pairs, the pairs, and how to read a picture of theirs."""
+    """What to say of the pairs, the pairs, and how to read an image of theirs."""
     if options.data is None or options.data == EMBEDDED:
         from vilem_jax.data.scenes.hard_pairs import hard_pairs
         from vilem_jax.data.sources.source import open_source
@@ -192,7 +192,7 @@ def _open_pairs(options: argparse.Namespace):
     refuse_options(options, unused, "has no meaning for pairs: all of --data are used")
     if not options.images:
         read_pairs(options.data)  # a bad file is told first
-        raise UserError("say where the pictures of the pairs are with --images")
+        raise UserError("say where the images of the pairs are with --images")
     return open_pairs(options.images, options.data)
 
 

@@ -109,7 +109,7 @@ def split_overrides(given: Sequence[str]) -> tuple[list[str], list[Override]]:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vilem",
-        description="ViLEM: retrieval of pictures by words, and words by pictures, "
+        description="ViLEM: retrieval of images by words, and words by images, "
         "that looks at every word.",
         allow_abbrev=False,
     )

@@ -108,7 +108,7 @@ def add_data(verb: argparse.ArgumentParser) -> None:
         "data set; the run's validation data by default",
     )
     verb.add_argument(
-        "--images", default="", help="folder or zip of the pictures, or TFDS's folder"
+        "--images", default="", help="folder or zip of the images, or TFDS's folder"
     )
     verb.add_argument(
         "--kind",

@@ -117,7 +117,7 @@ def _memory_table(plan: dict) -> str:
     held = plan["bytes_a_chip"]
     rows = [[name, _gb(size)] for name, size in held["state"].items() if size]
     rows.append(["all of these last", _gb(held["state_sum"])])
-    rows.append(["pictures of the batch", _gb(held["batch"])])
+    rows.append(["images of the batch", _gb(held["batch"])])
     a_pair = held["activations_a_pair_sum"] / 1e6
     name = f"activations of a microbatch, {a_pair:.0f} MB a pair"
     rows.append([name, _gb(held["activations"])])

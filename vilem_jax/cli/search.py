@@ -25,7 +25,7 @@ def add_verbs(verbs) -> None:
 
 def _add_index(verbs) -> None:
     index = verbs.add_parser(
-        "index", help="encode a folder of pictures, to search in", allow_abbrev=False
+        "index", help="encode a folder of images, to search in", allow_abbrev=False
     )
     add_model(index)
     index.add_argument("folder")
@@ -45,19 +45,19 @@ def _index(options: argparse.Namespace) -> None:
     for path, reason in done.broken:
         print(f"vilem: left out {path}: {reason}", file=sys.stderr)
     print(
-        f"{options.out}: {done.pictures} pictures, {done.encoded} of them encoded now; "
+        f"{options.out}: {done.images} images, {done.encoded} of them encoded now; "
         f"{done.removed} removed, {len(done.broken)} could not be read"
     )
 
 
 def _add_search(verbs) -> None:
     search = verbs.add_parser(
-        "search", help="pictures by words, or by a picture", allow_abbrev=False
+        "search", help="images by words, or by an image", allow_abbrev=False
     )
     add_model(search)
     search.add_argument("index", help="what `vilem index` or `embed` wrote")
     search.add_argument("words", nargs="*", help="what to look for")
-    search.add_argument("--picture", metavar="FILE", help="instead of words")
+    search.add_argument("--image", metavar="FILE", help="instead of words")
     search.add_argument("--top", type=count, default=10, help="how many")
     search.set_defaults(verb=_search)
 
@@ -69,7 +69,7 @@ def _search(options: argparse.Namespace) -> None:
         options.index,
         open_model(options),
         words=" ".join(options.words) if options.words else None,
-        picture=options.picture,
+        image=options.image,
         top_k=options.top,
     )
     for hit in hits:
@@ -82,8 +82,8 @@ def _search(options: argparse.Namespace) -> None:
 def _add_embed(verbs) -> None:
     embed = verbs.add_parser(
         "embed",
-        help="encode a large set of pictures, by any number of workers",
-        description="Encodes pictures into shards in a folder. Run the same on as many "
+        help="encode a large set of images, by any number of workers",
+        description="Encodes images into shards in a folder. Run the same on as many "
         "machines as share the folder; stopped, the same command goes on.",
         allow_abbrev=False,
     )
@@ -91,12 +91,12 @@ def _add_embed(verbs) -> None:
     embed.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder of pictures, annotations (JSON), tars, a TFDS name or folder "
+        help="a folder of images, annotations (JSON), tars, a TFDS name or folder "
         f"(with --kind=tfds), or {EMBEDDED!r}",
     )
     embed.add_argument("--out", required=True, metavar="FOLDER", help="of the shards")
     embed.add_argument(
-        "--images", default="", help="folder or zip of the pictures, or TFDS's folder"
+        "--images", default="", help="folder or zip of the images, or TFDS's folder"
     )
     embed.add_argument(
         "--kind",
@@ -115,7 +115,7 @@ def _add_embed(verbs) -> None:
     )
     embed.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     embed.add_argument(
-        "--pictures-per-shard", type=count, default=16384, help="of a file; 16384"
+        "--images-per-shard", type=count, default=16384, help="of a file; 16384"
     )
     embed.set_defaults(verb=_embed)
 
@@ -132,7 +132,7 @@ def _embed(options: argparse.Namespace) -> None:
         open_model(options),
         options.out,
         dtype=options.dtype,
-        pictures_per_shard=options.pictures_per_shard,
+        images_per_shard=options.images_per_shard,
         part=options.shard,
         model_name=options.model,
         show_progress=sys.stderr.isatty(),
@@ -148,17 +148,17 @@ def _embed(options: argparse.Namespace) -> None:
         )
         return
     embedded, broken = done.manifest["embedded"], done.manifest["broken"]
-    print(f"{told}, all are there: {embedded:,} pictures, {broken:,} could not be read")
+    print(f"{told}, all are there: {embedded:,} images, {broken:,} could not be read")
     if broken:
         print(
-            f"vilem: {broken:,} pictures left out: see {options.out}/broken.jsonl",
+            f"vilem: {broken:,} images left out: see {options.out}/broken.jsonl",
             file=sys.stderr,
         )
 
 
 def _open(options: argparse.Namespace):
     from vilem_jax.data.sources.source import open_source
-    from vilem_jax.search.folder import FolderPictures
+    from vilem_jax.search.folder import FolderImages
 
     path = options.source
     kind = options.kind or ("folder" if Path(path).is_dir() else "")
@@ -170,7 +170,7 @@ def _open(options: argparse.Namespace):
             if value := getattr(options, name):
                 option = name.replace("_", "-")
                 raise UserError(f"--{option}={value} has no meaning for a folder")
-        return FolderPictures(path)
+        return FolderImages(path)
     return open_source(
         SourceConfig(
             name=EMBEDDED if kind == EMBEDDED else Path(path).stem,
@@ -216,7 +216,7 @@ def _add_export(parts) -> None:
         "--queries",
         metavar="FILE.txt",
         help="texts to measure the recall with, one a line, by --model; 1,000 of the "
-        "pictures by default",
+        "images by default",
     )
     add_model(export, required=False)
     export.set_defaults(verb=_export)
@@ -237,7 +237,7 @@ def _export(options: argparse.Namespace) -> None:
         top_k=options.top,
     )
     print(
-        f"{options.out}: {figures['pictures']:,} pictures for {options.to}, "
+        f"{options.out}: {figures['images']:,} images for {options.to}, "
         f"{options.index}; it finds {100 * figures['recall']:.2f} % of the exact top "
         f"{figures['top_k']} for {figures['queries']}, at worst "
         f"{100 * figures['worst']:.0f} % ({options.out}/{RECALL})"

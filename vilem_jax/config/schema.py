@@ -13,7 +13,7 @@ class SourceConfig:
     """Where image-caption pairs come from; the key of the mapping is its `name`.
 
     `kind` "scenes": drawn by the program (`split`, `seed`, `num_images`). "json": an
-    annotation file `path` with pictures in `images` (a folder or a zip). "tfds": a TFDS
+    annotation file `path` with images in `images` (a folder or a zip). "tfds": a TFDS
     data set `path` such as "coco_captions/2014" prepared under `images`. "webdataset":
     tars matching the glob `path`.
     """
@@ -41,12 +41,12 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.2, 1.0)  # of the area, RandomResizedCrop
     num_workers: int = 0  # processes that read, decode and crop; 0: a thread
     prefetch: int = 2  # batches on their way
-    max_bad_fraction: float = 0.01  # of pictures replaced before the run stops
+    max_bad_fraction: float = 0.01  # of images replaced before the run stops
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Device-side augmentation of uint8 pictures, after the crop."""
+    """Device-side augmentation of uint8 images, after the crop."""
 
     flip_rate: float = 0.5
     flip_spares_sides: bool = True  # no flip where the caption says left or right
@@ -95,7 +95,7 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Where `start_from` is set, that model decides all shapes but the picture's."""
+    """Where `start_from` is set, that model decides all shapes but the image's."""
 
     # A run, a model's folder or a hub name: all parameters start from there.
     start_from: str = ""
@@ -156,7 +156,7 @@ class LossConfig:
     soft_target_ramp_steps: int = 0
     pairing: Literal["online", "cross"] = "online"
     negatives: Literal["global", "device"] = "global"
-    # "image": every caption of the row's picture, in the batch and in the queue.
+    # "image": every caption of the row's image, in the batch and in the queue.
     positives: Literal["own", "image"] = "own"
     queue_length: int = 65536  # N_q
     momentum: float = 0.995  # m

@@ -1,1 +1,1 @@
-"""Bytes on disk -> host batches: uint8 pictures and int32 tokens. No JAX, no model."""
+"""Bytes on disk -> host batches: uint8 images and int32 tokens. No JAX, no model."""

@@ -21,8 +21,8 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
-BROKEN = (ImageError, OSError, KeyError)  # what a picture that cannot be had raises
-NUM_NEIGHBOURS = 32  # tried in place of a broken picture before giving up
+BROKEN = (ImageError, OSError, KeyError)  # what an image that cannot be had raises
+NUM_NEIGHBOURS = 32  # tried in place of a broken image before giving up
 
 _CAPTION, _CROP, _VARIANT = 1, 2, 3  # purposes of random numbers
 
@@ -100,7 +100,7 @@ class BatchMaker:
     def _crop(
         self, source: int, image: int, identity: tuple[int, ...]
     ) -> tuple[int, bool, np.ndarray]:
-        """A crop of the picture, or of the next one of the source that is whole."""
+        """A crop of the image, or of the next one of the source that is whole."""
         records = self.corpus.sources[source]
         error = None
         for distance in range(min(NUM_NEIGHBOURS, len(records))):
@@ -114,7 +114,7 @@ class BatchMaker:
                 error = error or e
         raise UserError(
             f"source {records.name!r}: {records.image_name(image)} and the "
-            f"{distance} pictures after it cannot be read ({error}); "
+            f"{distance} images after it cannot be read ({error}); "
             "`vilem data check` lists them"
         )
 
@@ -193,19 +193,19 @@ def train_batches(
 
     Args:
       batch_size: pairs a step over all hosts.
-      image_size: R, pixels a side; 0 reads no pictures, for training on captions.
+      image_size: R, pixels a side; 0 reads no images, for training on captions.
       edits: of the pairs of `corpus`; None leaves captions to an editor.
       rows: of the global batch that this host makes; () makes all.
 
     Returns:
       an iterator, to be closed, of dicts of arrays; B is the number of rows made here:
       "pixels" uint8 [B, R, R, 3]; "tokens" int32 [B, L]; "sample_id" int32 [B], the
-      pair's number in the corpus; "image_id" int32 [B], the picture's; "is_bad" bool
-      [B], where a broken picture was replaced by the next whole one. With `edits` also
+      pair's number in the corpus; "image_id" int32 [B], the image's; "is_bad" bool
+      [B], where a broken image was replaced by the next whole one. With `edits` also
       what `PreparedEdits.rows` gives.
 
     Raises:
-      UserError: too many broken pictures in a row (from the iterator).
+      UserError: too many broken images in a row (from the iterator).
     """
     maker = BatchMaker(
         corpus=corpus,

@@ -15,9 +15,9 @@ from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
 
 NUM_EXAMPLES = 5  # named of each problem
-_CHUNK = 256  # pictures looked at together
+_CHUNK = 256  # images looked at together
 
-# What is counted, and how the report says it; of pictures and of captions.
+# What is counted, and how the report says it; of images and of captions.
 IMAGE_PROBLEMS = {
     "missing_images": "missing",
     "broken_images": "broken",
@@ -25,8 +25,8 @@ IMAGE_PROBLEMS = {
 }
 CAPTION_PROBLEMS = {
     "empty_captions": "empty after cleaning",
-    "duplicate_captions": "a repetition for the same picture",
-    "shared_captions": "said of another picture before",
+    "duplicate_captions": "a repetition for the same image",
+    "shared_captions": "said of another image before",
     "truncated_captions": "cut at the text length",
     "unknown_captions": "with a word that the vocabulary lacks",
     "uneditable_captions": "with nothing to edit",
@@ -40,7 +40,7 @@ def check(
     *,
     max_images: int = 0,
 ) -> dict[str, Any]:
-    """Looks at every picture and caption and counts what is wrong.
+    """Looks at every image and caption and counts what is wrong.
 
     Args:
       sources: by split, for example {"train": [...], "validation": [...]}.
@@ -53,7 +53,7 @@ def check(
       counts; "tokens", mean, 99th percentile and largest number a caption before
       cutting; for each key of `IMAGE_PROBLEMS` and `CAPTION_PROBLEMS` "count" and some
       "examples"; "notes", sentences of the sources. "in_two_splits": for each pair of
-      splits "by_name" and "by_content" of their pictures, with "examples".
+      splits "by_name" and "by_content" of their images, with "examples".
     """
     tallies = {
         split: _Tally(split, parts, tokenizer, text_length, max_images)
@@ -73,13 +73,13 @@ def format_report(report: Mapping[str, Any]) -> str:
     for split, counts in report["splits"].items():
         tokens = counts["tokens"]
         lines += [
-            f"{split}: {counts['images']:,} pictures ({counts['images_decoded']:,} "
+            f"{split}: {counts['images']:,} images ({counts['images_decoded']:,} "
             f"decoded), {counts['captions']:,} captions of "
             f"{tokens['mean']:.1f} tokens (99 % at most {tokens['p99']:.0f}, longest "
             f"{tokens['max']:,}; cut at {report['text_length']})"
         ]
         for problems, total, what in (
-            (IMAGE_PROBLEMS, counts["images_decoded"], "pictures"),
+            (IMAGE_PROBLEMS, counts["images_decoded"], "images"),
             (CAPTION_PROBLEMS, counts["captions"], "captions"),
         ):
             for key, sentence in problems.items():
@@ -89,13 +89,13 @@ def format_report(report: Mapping[str, Any]) -> str:
         first, second = pair["splits"]
         for key, how in (("by_name", "the same name"), ("by_content", "the same file")):
             found = {"count": pair[key], "examples": pair["examples"][key]}
-            sentence = f"pictures in {first} and {second} with {how}"
+            sentence = f"images in {first} and {second} with {how}"
             lines += _problem_lines(found, None, sentence)
     return "\n".join(lines)
 
 
 class _Tally:
-    """One split: its problems, and digests of names and contents of its pictures."""
+    """One split: its problems, and digests of names and contents of its images."""
 
     def __init__(self, split, sources, tokenizer, text_length, max_images):
         self.split, self.tokenizer, self.text_length = split, tokenizer, text_length
@@ -113,7 +113,7 @@ class _Tally:
         bar = tqdm(
             total=self.num_images,
             desc=split,
-            unit=" pictures",
+            unit=" images",
             disable=None,
             leave=False,
         )
@@ -145,7 +145,7 @@ class _Tally:
     def _look_at_images(self, source, chunk, step, pool) -> None:
         chosen = [i for i in chunk if i % step == 0]
         self.num_decoded += len(chosen)
-        states = pool.map(lambda i: _picture_state(source, i), chosen)
+        states = pool.map(lambda i: _image_state(source, i), chosen)
         for i, (problem, reason, content) in zip(chosen, states, strict=True):
             name = source.image_name(i)
             if problem:
@@ -180,11 +180,11 @@ class _Tally:
         self._lengths.append(lengths)
 
     def _repeated(self, owners, cleaned) -> dict[str, np.ndarray]:
-        """Which captions came before, for the same picture or for another."""
+        """Which captions came before, for the same image or for another."""
         duplicate = np.zeros(len(cleaned), bool)
         shared = np.zeros(len(cleaned), bool)
         own: set[str] = set()
-        pending: list[int] = []  # of the picture at hand, said once it is through
+        pending: list[int] = []  # of the image at hand, said once it is through
         for k, (owner, text) in enumerate(zip(owners, cleaned, strict=True)):
             if k == 0 or owner != owners[k - 1]:
                 self._said.update(pending)
@@ -204,7 +204,7 @@ class _Tally:
             tally["examples"].append(example)
 
 
-def _picture_state(source: Source, index: int) -> tuple[str, str, int]:
+def _image_state(source: Source, index: int) -> tuple[str, str, int]:
     """("" or the problem, its reason, digest of the content)."""
     try:
         encoded = source.read_image(index)

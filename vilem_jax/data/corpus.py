@@ -20,7 +20,7 @@ _SMALL = 8192  # up to here a permutation is kept whole
 class Place:
     """What stands at one place of the endless sequence that training reads.
 
-    `item` counts pairs (or pictures, with "one_at_random") within source `source`;
+    `item` counts pairs (or images, with "one_at_random") within source `source`;
     `visit` counts how often that item came before.
     """
 
@@ -42,7 +42,7 @@ class Corpus:
       sources: at least one.
       weights: share of each source; 0 means its number of items.
       unit: "pairs": an epoch visits every image-caption pair; "one_at_random": every
-        picture, with one of its captions.
+        image, with one of its captions.
 
     Raises:
       UserError: no source, no caption, or a weight below 0.
@@ -62,8 +62,8 @@ class Corpus:
         counts = [caption_counts(source) for source in self.sources]
         for source, count in zip(self.sources, counts, strict=True):
             if not len(count) or count.min() < 1:
-                raise UserError(f"source {source.name!r} has a picture without caption")
-        # Pair i of a source belongs to the picture whose range of pairs holds i.
+                raise UserError(f"source {source.name!r} has an image without caption")
+        # Pair i of a source belongs to the image whose range of pairs holds i.
         self._first_pair = [np.concatenate([[0], np.cumsum(c)]) for c in counts]
         self.num_images = sum(len(source) for source in self.sources)
         self.num_pairs = int(sum(first[-1] for first in self._first_pair))
@@ -91,7 +91,7 @@ class Corpus:
         return Place(source, item, visit)
 
     def pair_of(self, place: Place, draw: float) -> tuple[int, int]:
-        """Picture and caption number of a place; `draw` in [0, 1) chooses a caption."""
+        """Image and caption number of a place; `draw` in [0, 1) chooses a caption."""
         first = self._first_pair[place.source]
         if self.unit == "pairs":
             image = int(np.searchsorted(first, place.item, side="right")) - 1
@@ -105,7 +105,7 @@ class Corpus:
         return before + int(self._first_pair[source][image]) + caption
 
     def image_id(self, source: int, image: int) -> int:
-        """Number of the picture in the corpus, sources one after the other."""
+        """Number of the image in the corpus, sources one after the other."""
         return sum(len(s) for s in self.sources[:source]) + image
 
     def captions(self) -> Iterator[str]:

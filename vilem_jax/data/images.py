@@ -1,4 +1,4 @@
-"""Decode, crop and resize pictures on the host: bytes -> uint8 RGB."""
+"""Decode, crop and resize images on the host: bytes -> uint8 RGB."""
 
 import io
 import math
@@ -24,17 +24,17 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height, as RandomResizedCrop
 # A JPEG that is decoded at 1/2, 1/4 or 1/8 leaves a crop at least so many times as
 # large as what it is resized to: the pixels then differ by less than 1 of 255, on
-# average, from those of the whole picture.
+# average, from those of the whole image.
 SHRINK_MARGIN = 2.5
 _ORIENTATION = 0x0112  # the EXIF tag
 
 
 class ImageError(ValueError):
-    """A picture that cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
 def decode(encoded: bytes | np.ndarray) -> np.ndarray:
-    """Any picture as upright 8-bit RGB.
+    """Any image as upright 8-bit RGB.
 
     Turned as EXIF says, alpha over white, the first frame of an animation, 16 bits
     scaled to 8.
@@ -47,24 +47,24 @@ def decode(encoded: bytes | np.ndarray) -> np.ndarray:
       uint8 [H, W, 3].
 
     Raises:
-      ImageError: not a picture, damaged, truncated, or above `MAX_PIXELS`.
+      ImageError: not an image, damaged, truncated, or above `MAX_PIXELS`.
     """
     if isinstance(encoded, np.ndarray):
         return _from_array(encoded)
-    with _opened(encoded) as picture:
-        return _pixels(picture, encoded)
+    with _opened(encoded) as image:
+        return _pixels(image, encoded)
 
 
-def from_pillow(picture: Image.Image) -> np.ndarray:
-    """An opened Pillow picture as `decode` gives it: uint8 [H, W, 3].
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """An opened Pillow image as `decode` gives it: uint8 [H, W, 3].
 
     Raises:
       ImageError: its file is damaged or truncated, or it is above `MAX_PIXELS`.
     """
-    _refuse_large(picture)
+    _refuse_large(image)
     try:
-        picture.load()
-        return np.array(_to_rgb(_upright(picture)))
+        image.load()
+        return np.array(_to_rgb(_upright(image)))
     except Exception as error:  # as in `decode`
         raise _damaged(error) from error
 
@@ -83,7 +83,7 @@ def resize_square(image: np.ndarray, size: int) -> np.ndarray:
 def fit_short_side(
     encoded: bytes | np.ndarray, short_side: int, quality: int
 ) -> tuple[bytes, bool]:
-    """A picture no larger than needed: shorter side at most `short_side` pixels.
+    """An image no larger than needed: shorter side at most `short_side` pixels.
 
     A larger one is resized by antialiased bicubic, its shape kept, and becomes a JPEG
     of `quality`, 1 to 100. Any other stays the file it is; an array becomes a PNG.
@@ -97,14 +97,14 @@ def fit_short_side(
     pixels = decode(encoded)
     height, width = pixels.shape[:2]
     shorter = min(width, height)
-    picture, content = Image.fromarray(pixels), io.BytesIO()
+    image, content = Image.fromarray(pixels), io.BytesIO()
     if shorter <= short_side:
         if isinstance(encoded, bytes):
             return encoded, False
-        picture.save(content, "PNG")
+        image.save(content, "PNG")
         return content.getvalue(), False
     size = [max(1, round(side * short_side / shorter)) for side in (width, height)]
-    resized = picture.resize(size, Image.Resampling.BICUBIC)
+    resized = image.resize(size, Image.Resampling.BICUBIC)
     resized.save(content, "JPEG", quality=quality)
     return content.getvalue(), True
 
@@ -119,7 +119,7 @@ def random_crop(
 
     By antialiased bicubic, in a quarter of Pillow's time; and a large JPEG is decoded
     at 1/2, 1/4 or 1/8 as far as the box allows it (`SHRINK_MARGIN`). On average the
-    pixels of a photo are within 1 of 255 of what Pillow makes of the whole picture.
+    pixels of a photo are within 1 of 255 of what Pillow makes of the whole image.
 
     Args:
       encoded: as for `decode`.
@@ -132,11 +132,11 @@ def random_crop(
         pixels = _from_array(encoded)
         height, width = pixels.shape[:2]
         return _crop(pixels, crop_box(width, height, scale, rng), size)
-    with _opened(encoded) as picture:
-        width, height = _upright_size(picture)
+    with _opened(encoded) as image:
+        width, height = _upright_size(image)
         box = crop_box(width, height, scale, rng)
-        shrink = _shrink(box, size) if picture.format == "JPEG" else 1
-        pixels = _pixels(picture, encoded, shrink)
+        shrink = _shrink(box, size) if image.format == "JPEG" else 1
+        pixels = _pixels(image, encoded, shrink)
     # What was asked for is not always what a decoder does.
     done = min((1, 2, 4, 8), key=lambda n: abs(math.ceil(width / n) - pixels.shape[1]))
     return _crop(pixels, tuple(edge / done for edge in box), size)
@@ -168,40 +168,40 @@ def crop_box(
 
 @contextmanager
 def _opened(encoded: bytes) -> Iterator[Image.Image]:
-    """The picture, its header read; whatever its bytes raise is an `ImageError`."""
+    """The image, its header read; whatever its bytes raise is an `ImageError`."""
     if _webp_pixels(encoded) > MAX_PIXELS:  # Pillow's WebP allocates when it opens
         raise ImageError(
-            f"a WebP picture has more than {MAX_PIXELS} pixels: make it smaller"
+            f"a WebP image has more than {MAX_PIXELS} pixels: make it smaller"
         )
     # Pillow's decoders raise nearly every built-in exception on damaged bytes
     # (SyntaxError, struct.error, IndexError, ...); its bomb warning may be an error.
     try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
-            _refuse_large(picture)
-            yield picture
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            _refuse_large(image)
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError:
         raise ImageError(
-            f"not a picture of a known kind ({', '.join(FORMATS)})"
+            f"not an image of a known kind ({', '.join(FORMATS)})"
         ) from None
     except Exception as error:
         raise _damaged(error) from error
 
 
-def _refuse_large(picture: Image.Image) -> None:
-    width, height = picture.size
+def _refuse_large(image: Image.Image) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{width}x{height} is above {MAX_PIXELS} pixels: make it smaller"
         )
 
 
-def _pixels(picture: Image.Image, encoded: bytes, shrink: int = 1) -> np.ndarray:
+def _pixels(image: Image.Image, encoded: bytes, shrink: int = 1) -> np.ndarray:
     """Upright RGB; a JPEG at 1 / `shrink` of its sides, rounded up."""
-    least = [-(-side // shrink) for side in picture.size]
-    is_plain = picture.format == "JPEG" and picture.mode == "RGB"
-    if is_plain and _orientation(picture) == 1:
+    least = [-(-side // shrink) for side in image.size]
+    is_plain = image.format == "JPEG" and image.mode == "RGB"
+    if is_plain and _orientation(image) == 1:
         # The same library as Pillow's and the same pixels in half the time, but no
         # word on what is damaged: Pillow then says, or shows what can be shown.
         try:
@@ -210,8 +210,8 @@ def _pixels(picture: Image.Image, encoded: bytes, shrink: int = 1) -> np.ndarray
         except ValueError:
             pass
     if shrink > 1:
-        picture.draft(picture.mode, tuple(least))
-    return from_pillow(picture)
+        image.draft(image.mode, tuple(least))
+    return from_pillow(image)
 
 
 def _shrink(box: tuple[int, int, int, int], size: int) -> int:
@@ -239,54 +239,54 @@ def _damaged(error: Exception) -> ImageError:
 def _from_array(array: np.ndarray) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
-    is_picture = array.ndim == 3 and array.shape[-1] in (1, 3, 4) and array.size > 0
-    if array.dtype != np.uint8 or not is_picture:
+    is_image = array.ndim == 3 and array.shape[-1] in (1, 3, 4) and array.size > 0
+    if array.dtype != np.uint8 or not is_image:
         raise ImageError(
-            f"a picture must be uint8 [H, W, 3], not {array.dtype} {array.shape}"
+            f"an image must be uint8 [H, W, 3], not {array.dtype} {array.shape}"
         )
     if array.shape[-1] == 4:
         return np.array(_to_rgb(Image.fromarray(array)))
     return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """1 to 8, as EXIF tells it; above 4 width and height change places."""
     try:
-        return picture.getexif().get(_ORIENTATION, 1)
+        return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF: the pixels are still good
         return 1
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    if _orientation(picture) == 1:
-        return picture
+def _upright(image: Image.Image) -> Image.Image:
+    if _orientation(image) == 1:
+        return image
     try:
-        return ImageOps.exif_transpose(picture)
+        return ImageOps.exif_transpose(image)
     except Exception:  # as above
-        return picture
+        return image
 
 
-def _upright_size(picture: Image.Image) -> tuple[int, int]:
-    width, height = picture.size
-    return (height, width) if _orientation(picture) in (5, 6, 7, 8) else (width, height)
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bits(np.asarray(picture))).convert("RGB")
-    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La"):
-        layer = picture.convert("RGBA")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La"):
+        layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Grey of 16 or 32 bits, or float, to 0-255.
 
-    32-bit and float pictures do not say what white is: the least of 1 (float only),
+    32-bit and float images do not say what white is: the least of 1 (float only),
     255 and 65535 that covers their values.
     """
     if values.dtype == np.uint16:

@@ -27,12 +27,12 @@ class StoredEdits:
     """Captions of a data set with some words replaced, once and for all."""
 
     source: str  # name of the data set
-    captions: str  # digest of all captions of these pictures: tells data sets apart
+    captions: str  # digest of all captions of these images: tells data sets apart
     vocabulary: str  # digest of the words that the tokens stand for
     editor: str  # SHA-256 of the editor's weights
     manner: str  # JSON: the `EditorConfig.manner` they were made in
     seed: int
-    image: np.ndarray  # int32 [N], index of each caption's picture in the data set
+    image: np.ndarray  # int32 [N], index of each caption's image in the data set
     tokens: np.ndarray  # int32 [N, L], the captions
     edited: np.ndarray  # int32 [N, L], with the wrong words in
     places: np.ndarray  # int32 [N, K], K different positions
@@ -55,12 +55,12 @@ def make_edits(
     text_length: int,
     num_images: int | None = None,
 ) -> StoredEdits:
-    """Edits one caption of each of the first pictures, drawn by `seed`.
+    """Edits one caption of each of the first images, drawn by `seed`.
 
     Args:
       graphdef, editor: the masked-language model.
       text_length: L.
-      num_images: how many pictures; None takes all.
+      num_images: how many images; None takes all.
 
     Returns:
       Captions with at least one edit; those without a word to edit are left out.

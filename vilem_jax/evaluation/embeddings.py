@@ -20,7 +20,7 @@ class Features:
 
     image_embedding: np.ndarray  # [I, E], of any length
     text_embedding: np.ndarray  # [T, E]
-    image_of_text: np.ndarray  # int [T], row of each caption's picture
+    image_of_text: np.ndarray  # int [T], row of each caption's image
 
 
 def evaluate_embeddings(features: Features, *, name: str, folds: int = 1) -> dict:

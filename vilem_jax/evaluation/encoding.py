@@ -1,7 +1,7 @@
 """The trained towers as functions of any number of rows.
 
 Rows go through the device in chunks of one size, the last one padded, so that no number
-of pictures or captions compiles anything anew; a single row has a program of its own.
+of images or captions compiles anything anew; a single row has a program of its own.
 """
 
 import collections
@@ -40,7 +40,7 @@ _STAGE = {
 
 
 class Proofreading(NamedTuple):
-    """One branch's judgement of N captions, each beside a picture."""
+    """One branch's judgement of N captions, each beside an image."""
 
     p_wrong: np.ndarray  # [N, L], probability that a token is not the original
     rank: np.ndarray  # int32 [N, K], of the label among all words; ties count against
@@ -73,11 +73,11 @@ class Encoder:
         return dataclasses.replace(self, clock=clock)
 
     def encode_images(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
-        """Pictures uint8 [R, R, 3], one after another -> float32 [N, E], unit rows."""
+        """Images uint8 [R, R, 3], one after another -> float32 [N, E], unit rows."""
         chunks = (
             self._run("images", (np.stack(chunk),))[0] for chunk in self._read(pixels)
         )
-        return _joined(chunks, "picture")
+        return _joined(chunks, "image")
 
     def project_frames(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
         """As `encode_images`, before anything gets unit length: float32 [N, E]."""
@@ -107,7 +107,7 @@ class Encoder:
         """Judges every token, and names words for the places.
 
         Args:
-          pixels: N pictures uint8 [R, R, 3], one beside each caption.
+          pixels: N images uint8 [R, R, 3], one beside each caption.
           tokens: int32 [N, L], captions that may be wrong.
           places: int32 [N, K], where words are named.
           labels: int32 [N, K], the words whose rank is wanted.
@@ -254,16 +254,16 @@ def make_encoder(
     )
 
 
-def read_pictures(
+def read_images(
     source: Source, indices: Sequence[int], size: int, *, show_progress: bool = False
 ) -> Iterator[np.ndarray]:
-    """The pictures of `source`, squashed to uint8 [size, size, 3], read ahead.
+    """The images of `source`, squashed to uint8 [size, size, 3], read ahead.
 
     Args:
       show_progress: a bar on stderr.
 
     Raises:
-      UserError: a picture that is missing or broken, by name: an evaluation that left
+      UserError: an image that is missing or broken, by name: an evaluation that left
         it out would not be the benchmark's.
     """
 
@@ -273,11 +273,11 @@ def read_pictures(
         except (OSError, ImageError) as error:
             name = source.image_name(index)
             raise UserError(
-                f"picture {name} of {source.name} cannot be read ({error}): mend it, "
+                f"image {name} of {source.name} cannot be read ({error}): mend it, "
                 "or leave it out of the data"
             ) from error
 
-    return read_ahead(read, progress(indices, "picture", show=show_progress))
+    return read_ahead(read, progress(indices, "image", show=show_progress))
 
 
 def progress(items: Sequence, unit: str, *, show: bool) -> Iterable:

@@ -1,9 +1,9 @@
 """Online and momentum towers scored against each other.
 
-The score of a picture and a caption is the mean of two cosines: online caption with
-momentum picture, momentum caption with online picture. These are the pairs that
+The score of an image and a caption is the mean of two cosines: online caption with
+momentum image, momentum caption with online image. These are the pairs that
 `config.loss.pairing="cross"` trains. It is the product of two unit rows of twice the
-width, [momentum, online] of the picture with [online, momentum] of the caption, each
+width, [momentum, online] of the image with [online, momentum] of the caption, each
 divided by the root of 2: so all that takes embeddings takes these.
 """
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources.annotations import parse_json
-from vilem_jax.data.sources.image_files import open_pictures
+from vilem_jax.data.sources.image_files import open_images
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pairs import CaptionPair
 
@@ -35,7 +35,7 @@ _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 
 
 class Boxed(NamedTuple):
-    """A part of a picture; in pixels."""
+    """A part of an image; in pixels."""
 
     name: str
     box: tuple[float, float, float, float]  # left, top, width, height
@@ -53,10 +53,10 @@ class PairSet:
 def open_pairs(
     images: str | Path, *paths: str | Path
 ) -> tuple[dict, tuple[CaptionPair, ...], Callable[[Any], bytes | np.ndarray]]:
-    """What to say of the pairs in `paths`, the pairs, and how to read their pictures.
+    """What to say of the pairs in `paths`, the pairs, and how to read their images.
 
     Raises:
-      UserError: as `read_pairs` and `picture_reader`.
+      UserError: as `read_pairs` and `image_reader`.
     """
     found = read_pairs(*paths)
     protocol = {
@@ -66,7 +66,7 @@ def open_pairs(
         "notes": list(found.notes),
         "ties": "count against the model",
     }
-    return protocol, found.pairs, picture_reader(images, found.pairs)
+    return protocol, found.pairs, image_reader(images, found.pairs)
 
 
 def read_pairs(*paths: str | Path) -> PairSet:
@@ -99,25 +99,25 @@ def read_pairs(*paths: str | Path) -> PairSet:
     return PairSet(tuple(pairs), tuple(dict.fromkeys(layouts)), tuple(notes))
 
 
-def picture_reader(
+def image_reader(
     images: str | Path, pairs: Sequence[CaptionPair]
 ) -> Callable[[Any], bytes | np.ndarray]:
-    """Reads the pictures of `pairs` from a folder or zip, cut to their boxes.
+    """Reads the images of `pairs` from a folder or zip, cut to their boxes.
 
     Raises:
-      UserError: no such folder; pictures that are missing, counted.
+      UserError: no such folder; images that are missing, counted.
     """
     names = list(dict.fromkeys(_name(pair.image) for pair in pairs))
-    pictures = open_pictures(images, names)
-    missing = [name for name in names if not pictures.exists(name)]
+    files = open_images(images, names)
+    missing = [name for name in names if not files.exists(name)]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(names)} pictures of the pairs are missing in "
+            f"{len(missing)} of {len(names)} images of the pairs are missing in "
             f"{images}, the first is {missing[0]}"
         )
 
     def read(image: str | Boxed) -> bytes | np.ndarray:
-        content = pictures.read(_name(image))
+        content = files.read(_name(image))
         return _cut(decode(content), image) if isinstance(image, Boxed) else content
 
     return read
@@ -135,14 +135,14 @@ def _name(image: str | Boxed) -> str:
 
 
 def _cut(pixels: np.ndarray, image: Boxed) -> np.ndarray:
-    """The box of a picture, as far as it lies inside; uint8 [H, W, 3]."""
+    """The box of an image, as far as it lies inside; uint8 [H, W, 3]."""
     left, top, width, height = image.box
     rows = slice(max(0, round(top)), max(0, round(top + height)))
     columns = slice(max(0, round(left)), max(0, round(left + width)))
     part = pixels[rows, columns]
     if part.size == 0:
         raise UserError(
-            f"the box {list(image.box)} of {image.name} lies outside the picture of "
+            f"the box {list(image.box)} of {image.name} lies outside the image of "
             f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
         )
     return np.ascontiguousarray(part)

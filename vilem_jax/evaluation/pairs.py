@@ -1,4 +1,4 @@
-"""True against wrong caption of one picture: does the model score the true one higher?
+"""True against wrong caption of one image: does the model score the true one higher?
 
 Such pairs come from the hard test of scenes, or from files (`pair_files.py`).
 """
@@ -19,7 +19,7 @@ from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 
 @dataclass(frozen=True)
 class CaptionPair:
-    """One question: which caption is true of the picture?"""
+    """One question: which caption is true of the image?"""
 
     image: Any  # what `read_image` understands: a file name, or an index
     caption: str
@@ -37,7 +37,7 @@ def pairs_metrics(
     """How often the true caption scores strictly higher, in per cent.
 
     Args:
-      score_true, score_wrong: [N], similarity of the picture with either caption.
+      score_true, score_wrong: [N], similarity of the image with either caption.
       kinds: [N], the type of each pair.
       groups: [N], of its type; "" where it has none; or empty.
 
@@ -102,7 +102,7 @@ def pair_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the true and of the best of the wrong captions, float32 [N] each.
 
-    A picture that several pairs ask about is encoded once.
+    An image that several pairs ask about is encoded once.
 
     Args:
       encode_images: the pairs' `image`s, each once -> [M, E], unit rows.
@@ -154,19 +154,19 @@ def evaluate_pairs(
       show_progress: a bar on stderr.
 
     Raises:
-      UserError: a picture that is missing or broken, by name.
+      UserError: an image that is missing or broken, by name.
     """
 
     def read(image):
         try:
             return resize_square(decode(read_image(image)), encoder.image_size)
         except (OSError, ImageError) as error:
-            raise UserError(f"picture {image} cannot be read: {error}") from error
+            raise UserError(f"image {image} cannot be read: {error}") from error
 
     # Of several processes each encodes its part of both.
     def encode_images(images: list) -> np.ndarray:
         here = [images[row] for row in processes.part(len(images))]
-        pixels = read_ahead(read, progress(here, "picture", show=show_progress))
+        pixels = read_ahead(read, progress(here, "image", show=show_progress))
         return processes.gather(encoder.encode_images(pixels), len(images))
 
     def encode_texts(texts: list[str]) -> np.ndarray:

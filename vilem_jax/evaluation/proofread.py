@@ -1,7 +1,7 @@
-"""Proofreading: are wrong words found and corrected, and by looking at the picture?
+"""Proofreading: are wrong words found and corrected, and by looking at the image?
 
 Measured on a stored set of edits, so that every model judges the same captions. With
-the pictures shuffled, what remains is what language alone betrays; the difference is
+the images shuffled, what remains is what language alone betrays; the difference is
 what is seen.
 """
 
@@ -11,7 +11,7 @@ from vilem_jax.data.sources.source import Source
 from vilem_jax.distributed import processes
 from vilem_jax.editing.stored_edits import StoredEdits, _captions_digest
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import Encoder, Proofreading, read_pictures
+from vilem_jax.evaluation.encoding import Encoder, Proofreading, read_images
 
 
 def evaluate_proofreading(
@@ -23,7 +23,7 @@ def evaluate_proofreading(
     with_shuffled: bool = True,
     show_progress: bool = False,
 ) -> dict:
-    """Figures of the trained branches, with the right picture and with another.
+    """Figures of the trained branches, with the right image and with another.
 
     Args:
       source: the data set the edits were made of.
@@ -37,12 +37,12 @@ def evaluate_proofreading(
 
     Raises:
       UserError: the model was trained without ViLEM's losses, the edits are of another
-        data set, a picture cannot be read.
+        data set, an image cannot be read.
     """
     _check_source(edits, source)
     figures = _branches(encoder, edits, source, edits.image, is_word, show_progress)
     if with_shuffled:
-        other = other_pictures(edits.image, seed=edits.seed)
+        other = other_images(edits.image, seed=edits.seed)
         figures["shuffled"] = _branches(
             encoder, edits, source, other, is_word, show_progress
         )
@@ -59,7 +59,7 @@ def evaluate_proofreading(
 def _branches(encoder, edits, source, images, is_word, show_progress) -> dict:
     here = processes.part(len(images))  # of several processes each judges its part
     judged = encoder.proofread(
-        read_pictures(
+        read_images(
             source,
             images[here].tolist(),
             encoder.image_size,
@@ -87,7 +87,7 @@ def _check_source(edits: StoredEdits, source: Source) -> None:
     """A UserError where the edits are of other captions than the source's."""
     if edits.image.max() >= len(source):
         raise UserError(
-            f"the stored edits are of {edits.image.max() + 1} or more pictures, "
+            f"the stored edits are of {edits.image.max() + 1} or more images, "
             f"but {source.name} has {len(source)}"
         )
     if _captions_digest(source, edits.image) != edits.captions:
@@ -136,18 +136,18 @@ def proofread_metrics(
     }
 
 
-def other_pictures(image: np.ndarray, *, seed: int) -> np.ndarray:
-    """For each caption another picture of the set, never its own: int32 [N].
+def other_images(image: np.ndarray, *, seed: int) -> np.ndarray:
+    """For each caption another image of the set, never its own: int32 [N].
 
-    The pictures are shuffled into a ring by `seed`, and each caption gets the one
-    after its own; so every picture is used as often as another was.
+    The images are shuffled into a ring by `seed`, and each caption gets the one
+    after its own; so every image is used as often as another was.
 
     Raises:
-      UserError: there is one picture only.
+      UserError: there is one image only.
     """
     distinct = np.unique(image)
     if len(distinct) < 2:
-        raise UserError("shuffling pictures needs two or more of them")
+        raise UserError("shuffling images needs two or more of them")
     ring = np.random.default_rng(seed).permutation(distinct)
     after = np.empty(distinct.max() + 1, np.int32)
     after[ring] = np.roll(ring, -1)

@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from vilem_jax.data.sources.missing import no_caption, present_pictures
+from vilem_jax.data.sources.missing import no_caption, present_images
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import Encoder, read_pictures
+from vilem_jax.evaluation.encoding import Encoder, read_images
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 
 TOPS = (1, 5, 10)
@@ -47,15 +47,15 @@ def encode_source(
     captions_per_image: int | Literal["all"] = "all",
     show_progress: bool = False,
 ) -> EncodedSource:
-    """Encodes every picture of `source` and its captions.
+    """Encodes every image of `source` and its captions.
 
     Args:
       text_length: L; longer captions are cut.
-      captions_per_image: the first so many of each picture; "all" takes all.
+      captions_per_image: the first so many of each image; "all" takes all.
       show_progress: a bar on stderr.
 
     Raises:
-      UserError: a picture that cannot be read, or one without a caption.
+      UserError: an image that cannot be read, or one without a caption.
     """
     if captions_per_image != "all" and captions_per_image < 1:
         raise UserError(
@@ -68,10 +68,8 @@ def encode_source(
             raise no_caption(source, index)
     captions = tuple(caption for each in said for caption in each)
     here = processes.part(len(source))  # of several processes each encodes its part
-    pictures = read_pictures(
-        source, here, encoder.image_size, show_progress=show_progress
-    )
-    image_embedding = processes.gather(encoder.encode_images(pictures), len(source))
+    images = read_images(source, here, encoder.image_size, show_progress=show_progress)
+    image_embedding = processes.gather(encoder.encode_images(images), len(source))
     with measure(encoder.clock, "tokenize"):
         said_here = [captions[row] for row in processes.part(len(captions))]
         tokens = tokenizer.encode(said_here, text_length)
@@ -100,7 +98,7 @@ def evaluate_retrieval(
 
     Args:
       folds: of 2 or more, the mean over so many parts (`folded_metrics`) as "folds".
-      allow_missing: leave out pictures that are not there, and count them.
+      allow_missing: leave out images that are not there, and count them.
       Others as of `encode_source`.
 
     Returns:
@@ -108,9 +106,9 @@ def evaluate_retrieval(
       `timing.measured`)}.
 
     Raises:
-      UserError: as `encode_source`, `present_pictures` and `folded_metrics`.
+      UserError: as `encode_source`, `present_images` and `folded_metrics`.
     """
-    source, missing = present_pictures(source, allow_missing=allow_missing)
+    source, missing = present_images(source, allow_missing=allow_missing)
     _check_folds(len(source), folds)  # before an hour of encoding
     clock = Stopwatch()
     encoder = encoder.timed(clock)
@@ -204,19 +202,19 @@ def folded_metrics(
     folds: int,
     clock: Stopwatch | None = None,
 ) -> dict:
-    """`retrieval_metrics` of equal parts of the pictures, and their mean.
+    """`retrieval_metrics` of equal parts of the images, and their mean.
 
-    COCO's "1K" is the mean of five parts of 1,000. The pictures are cut in the order
+    COCO's "1K" is the mean of five parts of 1,000. The images are cut in the order
     given; a part has their captions and no others.
 
     Args:
-      image_of_text: int [T], row of each caption's picture.
-      folds: number of parts, of which the number of pictures is a multiple.
+      image_of_text: int [T], row of each caption's image.
+      folds: number of parts, of which the number of images is a multiple.
       Others as of `retrieval_metrics`.
 
     Returns:
       {"i2t": {"r1", "r5", "r10", "median_rank"}, "t2i", "rsum": means over the parts,
-      "folds", "images": pictures of one part, "captions": of all, "each": [the figures
+      "folds", "images": images of one part, "captions": of all, "each": [the figures
       of each part]}.
 
     Raises:
@@ -328,8 +326,8 @@ def chance_metrics(image_of_text: np.ndarray) -> dict:
 def _check_folds(num_images: int, folds: int) -> None:
     if folds < 1 or num_images % folds:
         raise UserError(
-            f"{num_images} pictures cannot be cut into {folds} equal folds: COCO's 1K "
-            "is 5 folds of its 5,000 test pictures"
+            f"{num_images} images cannot be cut into {folds} equal folds: COCO's 1K "
+            "is 5 folds of its 5,000 test images"
         )
 
 

@@ -1,6 +1,6 @@
 """All benchmarks that lie under one folder, measured one after the other.
 
-What is looked for, below the folder (pictures in the first place that is there):
+What is looked for, below the folder (images in the first place that is there):
 
   coco/        dataset_coco.json or coco_karpathy_test.json; images/, or itself
   flickr30k/   dataset_flickr30k.json or flickr30k_test.json; flickr30k-images/, images/
@@ -8,7 +8,7 @@ What is looked for, below the folder (pictures in the first place that is there)
   winoground/  examples.jsonl, images/ or images.zip; or these in data/
   sugarcrepe/  *.json; images/ or val2017/ there, or coco/val2017/
   aro/         visual_genome_relation.json, visual_genome_attribution.json; images/
-  aro/         coco_order.json (pictures of coco/), flickr30k_order.json (of flickr30k/)
+  aro/         coco_order.json (images of coco/), flickr30k_order.json (of flickr30k/)
   valse/       *.json, or data/*.json; images/
   msrvtt/      MSRVTT_JSFUSION_test.csv or msrvtt_test.jsonl; videos/, videos/all/
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.data.sources.missing import present_pictures
+from vilem_jax.data.sources.missing import present_images
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.data.video.clips import MSRVTT_1KA, VideoClips
@@ -30,7 +30,7 @@ from vilem_jax.evaluation.retrieval import evaluate_retrieval
 from vilem_jax.evaluation.video import evaluate_video
 from vilem_jax.evaluation.winoground import EXAMPLES, evaluate_winoground
 
-COCO_TEST = 5000  # pictures of Karpathy's test split; their five folds are "1K"
+COCO_TEST = 5000  # images of Karpathy's test split; their five folds are "1K"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a benchmark lies: its files, and its pictures."""
+    """Where a benchmark lies: its files, and its images."""
 
     files: tuple[Path, ...]
     images: Path
@@ -138,7 +138,7 @@ def _retrieval(title: str) -> Callable[[Setting, Place], dict]:
                 split=split,
             )
         )
-        _, missing = present_pictures(source, allow_missing=setting.allow_missing)
+        _, missing = present_images(source, allow_missing=setting.allow_missing)
         is_whole = len(source) == COCO_TEST and not missing["missing_images"]
         figures = evaluate_retrieval(
             setting.encoder,

@@ -2,7 +2,7 @@
 
 Section 4 of the paper: 8 uniform frames and the mean of their features. A frame goes
 through the image tower and its projection; the projected frames are averaged, and the
-mean is brought to unit length. Then clips are retrieved as pictures are.
+mean is brought to unit length. Then clips are retrieved as images are.
 """
 
 from collections.abc import Iterable, Iterator

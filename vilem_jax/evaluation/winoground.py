@@ -1,10 +1,10 @@
-"""Winoground: two pictures, two captions of the same words; which belongs to which?
+"""Winoground: two images, two captions of the same words; which belongs to which?
 
-Scores are s(caption, picture). All comparisons are strict, so ties count against the
+Scores are s(caption, image). All comparisons are strict, so ties count against the
 model (Thrush et al., CVPR 2022, Eqs. 1 to 3):
 
-  text   each picture prefers its own caption
-  image  each caption prefers its own picture
+  text   each image prefers its own caption
+  image  each caption prefers its own image
   group  both
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.sources.annotations import parse_text
-from vilem_jax.data.sources.image_files import PictureFiles, open_pictures
+from vilem_jax.data.sources.image_files import ImageFiles, open_images
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
@@ -30,7 +30,7 @@ EXAMPLES = "examples.jsonl"
 
 @dataclass(frozen=True)
 class WinogroundExample:
-    """Two pictures and two captions; number i belongs to number i."""
+    """Two images and two captions; number i belongs to number i."""
 
     name: str
     images: tuple[str, str]  # file names
@@ -45,7 +45,7 @@ def winoground_metrics(
     """Text, image and group scores, in per cent.
 
     Args:
-      scores: [N, 2, 2], of caption i (first axis) with picture j (second).
+      scores: [N, 2, 2], of caption i (first axis) with image j (second).
       tags: [N], the collapsed tag of each example.
       predicates: [N], the number of main predicates of each.
 
@@ -98,17 +98,17 @@ def evaluate_winoground(
       text_length: L; longer captions are cut.
 
     Raises:
-      UserError: as `read_winoground`; pictures that are missing (counted) or broken.
+      UserError: as `read_winoground`; images that are missing (counted) or broken.
     """
     examples = read_winoground(folder)
     names = list(dict.fromkeys(name for one in examples for name in one.images))
-    pictures = _open_pictures(folder, names)
+    images = _open_images(folder, names)
     clock = Stopwatch()
     encoder = encoder.timed(clock)
     image_embedding = encoder.encode_images(
         read_ahead(
-            _reader(pictures, encoder.image_size),
-            progress(names, "picture", show=show_progress),
+            _reader(images, encoder.image_size),
+            progress(names, "image", show=show_progress),
         )
     )
     with clock.measure("tokenize"):
@@ -208,25 +208,25 @@ def _suffix(name: str) -> str:
     return "" if Path(name).suffix else ".png"
 
 
-def _open_pictures(folder: str | Path, names: list[str]) -> PictureFiles:
+def _open_images(folder: str | Path, names: list[str]) -> ImageFiles:
     place = _examples_file(Path(folder).expanduser()).parent
     packed = place / "images.zip"
     is_packed = not (place / "images").is_dir() and packed.is_file()
-    pictures = open_pictures(packed if is_packed else place, names)
-    missing = [name for name in names if not pictures.exists(name)]
+    images = open_images(packed if is_packed else place, names)
+    missing = [name for name in names if not images.exists(name)]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(names)} pictures of Winoground are missing in "
+            f"{len(missing)} of {len(names)} images of Winoground are missing in "
             f"{place}, the first is {missing[0]}: unpack images.zip there"
         )
-    return pictures
+    return images
 
 
-def _reader(pictures: PictureFiles, size: int) -> Callable[[Any], np.ndarray]:
+def _reader(images: ImageFiles, size: int) -> Callable[[Any], np.ndarray]:
     def read(name: str) -> np.ndarray:
         try:
-            return resize_square(decode(pictures.read(name)), size)
+            return resize_square(decode(images.read(name)), size)
         except (OSError, ImageError) as error:
-            raise UserError(f"picture {name} cannot be read: {error}") from error
+            raise UserError(f"image {name} cannot be read: {error}") from error
 
     return read

@@ -10,17 +10,17 @@ from vilem_jax.config.schema import Config, SourceConfig
 
 # Of a run's validation figures, those that a reader asks for first.
 _FIGURES = {
-    "t2i/r1": "words to picture, R@1",
-    "t2i/r5": "words to picture, R@5",
-    "t2i/r10": "words to picture, R@10",
-    "i2t/r1": "picture to words, R@1",
-    "i2t/r5": "picture to words, R@5",
-    "i2t/r10": "picture to words, R@10",
+    "t2i/r1": "words to image, R@1",
+    "t2i/r5": "words to image, R@5",
+    "t2i/r10": "words to image, R@10",
+    "i2t/r1": "image to words, R@1",
+    "i2t/r5": "image to words, R@5",
+    "i2t/r10": "image to words, R@10",
     "rsum": "sum of the six",
-    "images": "pictures",
+    "images": "images",
     "captions": "captions",
-    "proofread/local/detect/f1": "wrong words found by their picture, F1",
-    "proofread/shuffled/local/detect/f1": "the same beside another picture, F1",
+    "proofread/local/detect/f1": "wrong words found by their image, F1",
+    "proofread/shuffled/local/detect/f1": "the same beside another image, F1",
     "proofread/local/correct/top1": "corrected at once",
 }
 _PATH = re.compile(r"(?<![\w.:/])[~/][^\s'\"=]*/")  # folders of the machine
@@ -83,7 +83,7 @@ def _shape(config: Config) -> str:
     vision, text = config.model.vision, config.model.text
     return (
         f"Image tower: ViT, {vision.num_layers} layers of width {vision.width},\n"
-        f"patches of {vision.patch_size}, pictures of {vision.image_size} pixels. Text "
+        f"patches of {vision.patch_size}, images of {vision.image_size} pixels. Text "
         f"tower: BERT, {text.num_layers} layers of\nwidth {text.width}, "
         f"{text.vocab_size:,} words. Embeddings: {config.model.embedding_width} "
         "numbers, length 1."

@@ -81,7 +81,7 @@ def make_towers(
             ("B", side, side, "3"),
             (),
             "uint8",
-            f"pictures squashed to {size} x {size} pixels, RGB, levels 0 to 255",
+            f"images squashed to {size} x {size} pixels, RGB, levels 0 to 255",
             pixels,
         ),
         "text": Tower(

@@ -75,22 +75,22 @@ def clean(text):
     return " ".join(text.replace("<person>", "person").split())
 
 
-def rgb(picture):  # upright, and what is transparent laid over white
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        grey = np.round(np.asarray(picture) / 257)
-        picture = Image.fromarray(grey.astype(np.uint8))
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
+def rgb(image):  # upright, and what is transparent laid over white
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        grey = np.round(np.asarray(image) / 257)
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
-        picture = Image.alpha_composite(white, layer)
-    return picture.convert("RGB")
+        image = Image.alpha_composite(white, layer)
+    return image.convert("RGB")
 
 
 @torch.no_grad()
-def embed_pictures(pictures):  # Pillow images -> [N, {config.model.embedding_width}]
+def embed_images(images):  # Pillow images -> [N, {config.model.embedding_width}]
     size, bicubic = ({size}, {size}), Image.Resampling.BICUBIC
-    squashed = [rgb(p).resize(size, bicubic) for p in pictures]
+    squashed = [rgb(p).resize(size, bicubic) for p in images]
     pixels = torch.from_numpy(np.stack([np.asarray(p) for p in squashed])) / 255
     pixels = ((pixels - mean) / std).permute(0, 3, 1, 2)
     feature = vision(pixels).last_hidden_state[:, 0]
@@ -110,13 +110,13 @@ def embed_captions(captions):  # texts -> [N, {config.model.embedding_width}]
     return normalize(linear(feature, weight, bias), dim=-1)
 
 
-scores = embed_captions(["a dog on grass"]) @ embed_pictures([Image.open("a.jpg")]).T
+scores = embed_captions(["a dog on grass"]) @ embed_images([Image.open("a.jpg")]).T
 ```"""
 
 
 _TOWERS = """## Use
 
-`image.{ending}` takes uint8 pixels [B, {size}, {size}, 3] (RGB, the picture squashed by
+`image.{ending}` takes uint8 pixels [B, {size}, {size}, 3] (RGB, the image squashed by
 bicubic resizing; normalised inside), `text.{ending}` int32 tokens [B, L] with L up to
 {limit}, padded with {pad}. Both give float32 [B, {width}], unit rows; B is free.
 `towers.json` says the same for programs; `vocab.txt` is the tokenizer's. Captions are

@@ -1,4 +1,4 @@
-"""The text tower: a BERT whose first layers can look at a picture.
+"""The text tower: a BERT whose first layers can look at an image.
 
 `encode` runs all layers on the clean caption. For proofreading, the first M_1 run on
 the edited one, with the image added to the words (global) or by cross-attention
@@ -121,7 +121,7 @@ class TextEmbedding(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """BERT without a pooler; the first `num_cross_layers` can look at a picture."""
+    """BERT without a pooler; the first `num_cross_layers` can look at an image."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class TextTower(nnx.Module):
         self.config, self.compute = config, compute
 
     def embed(self, tokens, *, image_global=None, seeds=None):
-        """Embedded words [B, L, W], each with the picture's feature [B, W] added."""
+        """Embedded words [B, L, W], each with the image's feature [B, W] added."""
         hidden = self.embedding(tokens, seeds=layers.for_site(seeds, EMBEDDING_SITE))
         if image_global is None:
             return hidden

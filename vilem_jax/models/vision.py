@@ -11,7 +11,7 @@ from vilem_jax.models import layers
 
 
 class ImageFeatures(NamedTuple):
-    """What the text side and the losses read of a picture."""
+    """What the text side and the losses read of an image."""
 
     class_feature: jax.Array  # [B, W], [CLS] after the final LayerNorm
     raw_class_feature: jax.Array  # [B, W], before it

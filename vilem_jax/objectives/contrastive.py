@@ -93,7 +93,7 @@ def image_targets(
 ) -> tuple[jax.Array, jax.Array]:
     """Targets of fine-tuning: 1 / n for each of the n columns of the sample's image.
 
-    Captions of one picture are no negatives of each other, wherever they stand (ALBEF).
+    Captions of one image are no negatives of each other, wherever they stand (ALBEF).
 
     Args:
       image_ids: int32 [B], of the keys of the batch.

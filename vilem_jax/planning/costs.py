@@ -210,7 +210,7 @@ def _branch(config: Config, branch: str, name: str, work: Work, keys: float) -> 
         backward -= 2.0 * decoder
     if not _is_cross(config):
         return Part(name, work.forward + head.forward, backward)
-    # Once the picture needs no gradient, once the text's parameters do not.
+    # Once the image needs no gradient, once the text's parameters do not.
     backward += work.through + head.backward + _again(config, work) - 2.0 * keys
     if not config.model.decoder_trains_words:
         backward -= 2.0 * decoder

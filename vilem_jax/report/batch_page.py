@@ -17,7 +17,7 @@ from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.editing.loading import load_editor, open_edits, word_tables
 from vilem_jax.files import write_bytes
 from vilem_jax.keys import sample_keys
-from vilem_jax.report.html import picture_uri
+from vilem_jax.report.html import image_uri
 from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.training import starting
 from vilem_jax.training.losses import Samples
@@ -37,13 +37,13 @@ class SeenWord:
 
 @dataclasses.dataclass(frozen=True)
 class SeenPair:
-    picture: np.ndarray  # uint8 [R, R, 3], cropped and augmented
+    image: np.ndarray  # uint8 [R, R, 3], cropped and augmented
     words: tuple[SeenWord, ...]
-    is_bad: bool  # a neighbour's picture, in place of one that cannot be read
+    is_bad: bool  # a neighbour's image, in place of one that cannot be read
 
 
 def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -> None:
-    """Draws the first pairs of the first step: augmented pictures, edited captions.
+    """Draws the first pairs of the first step: augmented images, edited captions.
 
     They are those of `vilem train` with the same config, drawn by the same keys.
     Without `config.editor.path` and `prepared` captions stay as they are.
@@ -76,14 +76,14 @@ def see_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[Seen
     with reader:
         batch = next(reader)
     samples = _prepare(config, tokenizer, batch)
-    pictures = _as_pictures(np.asarray(samples.pixels), config.augment)
+    images = _as_images(np.asarray(samples.pixels), config.augment)
     before = after = batch["tokens"]
     if samples.edits is not None:
         after = np.asarray(samples.edits.tokens)
     return [
-        SeenPair(picture, _seen_words(tokenizer, *rows), bool(is_bad))
-        for picture, *rows, is_bad in zip(
-            pictures, before, after, batch["is_bad"], strict=True
+        SeenPair(image, _seen_words(tokenizer, *rows), bool(is_bad))
+        for image, *rows, is_bad in zip(
+            images, before, after, batch["is_bad"], strict=True
         )
     ]
 
@@ -102,7 +102,7 @@ def _prepare(config: Config, tokenizer: Tokenizer, batch: dict) -> Samples:
     return jax.jit(prepare)(editor, batch, keys)
 
 
-def _as_pictures(pixels: np.ndarray, config: AugmentConfig) -> np.ndarray:
+def _as_images(pixels: np.ndarray, config: AugmentConfig) -> np.ndarray:
     """Normalised pixels as uint8 again."""
     shares = pixels * np.asarray(config.std) + np.asarray(config.mean)
     return np.clip(np.round(255 * shares), 0, 255).astype(np.uint8)
@@ -132,7 +132,7 @@ def render(pairs: Sequence[SeenPair], *, has_edits: bool) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>What the model will see</title><style>{css}</style></head>\n"
         "<body><main><section><h2>What the model will see</h2>"
-        f"<p>The first {len(pairs)} pairs of the first step, pictures cropped and "
+        f"<p>The first {len(pairs)} pairs of the first step, images cropped and "
         f"augmented. {lead}</p>"
         f'<div class="readings">{"".join(map(_pair, pairs))}</div>'
         "</section></main></body></html>\n"
@@ -151,9 +151,9 @@ def _pair(pair: SeenPair) -> str:
         escape(one.word) if one.original is None else f"<b>{escape(one.original)}</b>"
         for one in pair.words
     )
-    note = "<p>this picture cannot be read: a neighbour's instead</p>"
+    note = "<p>this image cannot be read: a neighbour's instead</p>"
     return (
-        f'<div class="card reading"><img alt="" src="{picture_uri(pair.picture)}">'
+        f'<div class="card reading"><img alt="" src="{image_uri(pair.image)}">'
         f'<div><p class="said">{said}</p><p class="clean">Was: {was}</p>'
         f"{note if pair.is_bad else ''}</div></div>"
     )

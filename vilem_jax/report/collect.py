@@ -32,7 +32,7 @@ from vilem_jax.report.content import (
 from vilem_jax.runs.metrics import METRICS_FILE, read_records
 
 NUM_QUERIES, NUM_SHOWN, NUM_READINGS = 6, 5, 9
-RIGHT_AND_OTHER = ("its own picture", "another picture")
+RIGHT_AND_OTHER = ("its own image", "another image")
 
 # Title, key of each curve in the run's records, unit. "*" is the validation source.
 CHARTS = (
@@ -50,24 +50,24 @@ CHARTS = (
     (
         "Recall at 1, validation",
         {
-            "words to picture": "validation/*/t2i/r1",
-            "picture to words": "validation/*/i2t/r1",
+            "words to image": "validation/*/t2i/r1",
+            "image to words": "validation/*/i2t/r1",
         },
         " %",
     ),
     (
         "F1 of finding wrong words, validation",
         {
-            "its own picture": "validation/*/proofread/local/detect/f1",
-            "another picture": "validation/*/proofread/shuffled/local/detect/f1",
+            "its own image": "validation/*/proofread/local/detect/f1",
+            "another image": "validation/*/proofread/shuffled/local/detect/f1",
         },
         "",
     ),
     (
         "Corrected at once, validation",
         {
-            "its own picture": "validation/*/proofread/local/correct/top1",
-            "another picture": "validation/*/proofread/shuffled/local/correct/top1",
+            "its own image": "validation/*/proofread/local/correct/top1",
+            "another image": "validation/*/proofread/shuffled/local/correct/top1",
         },
         "",
     ),
@@ -174,7 +174,7 @@ def _headlines(figures: dict) -> tuple[Headline, ...]:
     headlines = [
         Headline(
             f"{recall['t2i']['r1']:.0f} %",
-            "of captions find their picture first",
+            "of captions find their image first",
             f"among {recall['images']}; chance is {chance['t2i']['r1']:.1f} %",
         )
     ]
@@ -196,7 +196,7 @@ def _proofread_headlines(figures: dict) -> Iterator[Headline]:
         yield Headline(
             f"{100 * own['detect']['f1']:.0f} %",
             "F1 of finding wrong words",
-            f"{100 * other['detect']['f1']:.0f} % beside another picture",
+            f"{100 * other['detect']['f1']:.0f} % beside another image",
         )
     if "correct" in own:
         yield Headline(
@@ -207,7 +207,7 @@ def _proofread_headlines(figures: dict) -> Iterator[Headline]:
 
 
 def _queries(source: Source, encoded: EncodedSource, seed: int) -> tuple[Query, ...]:
-    """Captions of different pictures, drawn by `seed`, with what they retrieve."""
+    """Captions of different images, drawn by `seed`, with what they retrieve."""
     rng = np.random.default_rng(seed)
     count = min(NUM_QUERIES, len(source))
     queries = []
@@ -241,10 +241,10 @@ def _readings(model, source, edits: StoredEdits, seed: int) -> tuple[Proofread, 
         return ()
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(edits.tokens))[:NUM_READINGS]
-    pictures = [decode(source.read_image(int(edits.image[row]))) for row in rows]
-    judged = model.proofread_tokens(pictures, edits.edited[rows], branch=finders[0])
+    images = [decode(source.read_image(int(edits.image[row]))) for row in rows]
+    judged = model.proofread_tokens(images, edits.edited[rows], branch=finders[0])
     readings = []
-    for row, picture, words in zip(rows, pictures, judged, strict=True):
+    for row, image, words in zip(rows, images, judged, strict=True):
         clean, edited = edits.tokens[row], edits.edited[row]
         originals = []
         for _, start, stop in model.tokenizer.words(edited):
@@ -253,7 +253,7 @@ def _readings(model, source, edits: StoredEdits, seed: int) -> tuple[Proofread, 
             originals.append(
                 None if is_same else "".join(word for word, _, _ in before)
             )
-        readings.append(Proofread(picture, tuple(words), tuple(originals)))
+        readings.append(Proofread(image, tuple(words), tuple(originals)))
     return tuple(readings)
 
 

@@ -35,19 +35,19 @@ class Chart:
 
 @dataclass(frozen=True)
 class Query:
-    """A caption and the pictures that fit it best."""
+    """A caption and the images that fit it best."""
 
     words: str
-    pictures: tuple[np.ndarray, ...]  # uint8 [H, W, 3], best first
+    images: tuple[np.ndarray, ...]  # uint8 [H, W, 3], best first
     right: int | None  # which of them is the caption's own; None: none
     rank: int  # of the right one, from 1
 
 
 @dataclass(frozen=True)
 class Proofread:
-    """A caption with errors, judged beside its picture."""
+    """A caption with errors, judged beside its image."""
 
-    picture: np.ndarray  # uint8 [H, W, 3]
+    image: np.ndarray  # uint8 [H, W, 3]
     words: tuple[Word, ...]
     originals: tuple[str | None, ...]  # what stood in place of each wrong word
 

@@ -36,11 +36,11 @@ QUICK = {
     "optimizer.warmup_steps": "5",
     "log.every_steps": "5",
 }
-QUICK_PICTURES = {"train": 500, "validation": 100, "test": 100}
+QUICK_IMAGES = {"train": 500, "validation": 100, "test": 100}
 
 SUMMARY = (
     "ViLEM is a dual encoder for image-text retrieval that learns detail by "
-    "proofreading: shown a picture and a caption with wrong words in it, it must "
+    "proofreading: shown an image and a caption with wrong words in it, it must "
     "find them and say what is right. This one began with nothing, and was shown drawn "
     "scenes."
 )
@@ -63,11 +63,11 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
     """
     folder = Path(folder).expanduser().absolute()
     began = time.monotonic()
-    pictures = QUICK_PICTURES if quick else {}
+    images = QUICK_IMAGES if quick else {}
     steps = _Steps(5)
 
     with steps.next("a vocabulary from the training captions"):
-        size = _make_vocabulary(folder / "vocabulary", seed, pictures.get("train"))
+        size = _make_vocabulary(folder / "vocabulary", seed, images.get("train"))
         steps.tell(f"{size} pieces")
 
     shared = _overrides(seed, quick) | {
@@ -88,7 +88,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
 
     with steps.next("the test split: retrieval, proofreading, hard pairs"):
         model = load(folder / "run")
-        test = ScenesSource("test", seed=seed, num_images=pictures.get("test"))
+        test = ScenesSource("test", seed=seed, num_images=images.get("test"))
         edits = make_run_edits(model, test, seed=seed)
         save_edits(edits, folder / "edits.npz")
         measured = measure(model, test, edits=edits, pairs=hard_pairs(test))
@@ -139,7 +139,7 @@ def _overrides(seed: int, quick: bool) -> dict[str, str]:
     if quick:
         overrides |= QUICK
         for part in ("train", "validation"):
-            overrides[f"data.{part}.scenes.num_images"] = str(QUICK_PICTURES[part])
+            overrides[f"data.{part}.scenes.num_images"] = str(QUICK_IMAGES[part])
     return overrides
 
 
@@ -173,7 +173,7 @@ def _facts(config: Config, test, seed: int, quick: bool, seconds: float) -> dict
     command = "vilem demo" + (" --quick" if quick else "")
     return {
         "Command": command + (f" --seed={seed}" if seed else ""),
-        "Data": f"scenes, seed {seed}: {len(train_source):,} training pictures, "
+        "Data": f"scenes, seed {seed}: {len(train_source):,} training images, "
         f"{len(test):,} of the test split, which no choice was made on",
         "Model": f"ViT {vision.num_layers} x {vision.width}, {vision.image_size} "
         f"pixels; BERT {text.num_layers} x {text.width}; proofreading in the first "

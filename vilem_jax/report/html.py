@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a `Report`: pictures inside, no script."""
+"""One self-contained HTML page from a `Report`: images inside, no script."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from vilem_jax.report.content import Proofread, Query, Report
 
 NUM_HUES = 6  # of wrong words, see page.css
 _CHECK = ' <i title="the word that stood there">&#10003;</i>'
-MAX_SIDE = 320  # pixels of an embedded picture; the page shows them smaller
+MAX_SIDE = 320  # pixels of an embedded image; the page shows them smaller
 
 
 def write_report(report: Report, path: str | Path) -> None:
@@ -52,14 +52,14 @@ def render(report: Report) -> str:
     )
 
 
-def picture_uri(pixels: np.ndarray) -> str:
+def image_uri(pixels: np.ndarray) -> str:
     """uint8 [H, W, 3] as a data URI: PNG for drawings, JPEG where that is smaller."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    image = Image.fromarray(pixels)
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
     candidates = []
     for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
         content = io.BytesIO()
-        picture.save(content, kind, **options)
+        image.save(content, kind, **options)
         candidates.append((len(content.getvalue()), kind, content.getvalue()))
     _, kind, content = min(candidates)
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
@@ -82,9 +82,9 @@ def _queries(queries: Sequence[Query]) -> str:
     if not queries:
         return ""
     return _section(
-        "Words find pictures",
+        "Words find images",
         "Captions drawn by chance, each asking the whole test split. Its five best "
-        "pictures, from the left; the one it was written for is framed.",
+        "images, from the left; the one it was written for is framed.",
         "".join(_query(query) for query in queries),
     )
 
@@ -92,18 +92,18 @@ def _queries(queries: Sequence[Query]) -> str:
 def _query(query: Query) -> str:
     is_hit = query.right is not None
     place = "first" if query.rank == 1 else f"place {query.rank}"
-    pictures = []
-    for number, pixels in enumerate(query.pictures):
+    images = []
+    for number, pixels in enumerate(query.images):
         is_right = number == query.right
-        alt = f"Picture {number + 1}{', the right one' if is_right else ''}"
-        pictures.append(
+        alt = f"Image {number + 1}{', the right one' if is_right else ''}"
+        images.append(
             f'<div class="{"right" if is_right else ""}"><img alt="{alt}" '
-            f'src="{picture_uri(pixels)}"></div>'
+            f'src="{image_uri(pixels)}"></div>'
         )
     return (
         f'<div class="card query"><p><q>{escape(query.words)}</q>'
-        f'<small class="{"hit" if is_hit else ""}">right picture: {place}</small></p>'
-        f'<div class="row">{"".join(pictures)}</div></div>'
+        f'<small class="{"hit" if is_hit else ""}">right image: {place}</small></p>'
+        f'<div class="row">{"".join(images)}</div></div>'
     )
 
 
@@ -114,7 +114,7 @@ def _readings(readings: Sequence[Proofread]) -> str:
         "Captions, proofread",
         "A language model put plausible wrong words into test captions, drawn by "
         "chance; the best of the draw is at the top of the page. Coloured words are "
-        "those that ViLEM, looking at the picture, calls wrong; the box of the same "
+        "those that ViLEM, looking at the image, calls wrong; the box of the same "
         "colour holds its three best corrections. A check marks the word that stood "
         "there, dots under a word an error it missed.",
         f'<div class="readings">{"".join(_reading(one) for one in readings)}</div>',
@@ -137,8 +137,8 @@ def _reading(reading: Proofread) -> str:
     words = zip(reading.words, reading.originals, strict=True)
     caption = " ".join(original or word.word for word, original in words)
     return (
-        f'<div class="card reading"><img alt="A picture: {escape(caption)}" '
-        f'src="{picture_uri(reading.picture)}"><div><p class="said">{" ".join(said)}'
+        f'<div class="card reading"><img alt="An image: {escape(caption)}" '
+        f'src="{image_uri(reading.image)}"><div><p class="said">{" ".join(said)}'
         f'</p><div class="boxes">{"".join(boxes)}</div>'
         f'<p class="clean">Was: {" ".join(right)}</p></div></div>'
     )
@@ -171,8 +171,8 @@ def _detection(report: Report) -> str:
         return ""
     return _section(
         "Seen, or guessed?",
-        "The same captions judged beside their own picture, and beside another one. "
-        "What is left with another picture is what language alone gives away; the "
+        "The same captions judged beside their own image, and beside another one. "
+        "What is left with another image is what language alone gives away; the "
         "difference is what the model sees.",
         f'<div class="card panel">{bar_chart(report.detection)}</div>',
     )
@@ -183,7 +183,7 @@ def _recalls(report: Report) -> str:
     if figures is None:
         return ""
     rows = []
-    for way, name in (("t2i", "Words to picture"), ("i2t", "Picture to words")):
+    for way, name in (("t2i", "Words to image"), ("i2t", "Image to words")):
         cells = []
         for top in ("r1", "r5", "r10"):
             compare = f"<small>chance {chance[way][top]:.1f}</small>" if chance else ""
@@ -196,7 +196,7 @@ def _recalls(report: Report) -> str:
     )
     return _section(
         "Recall",
-        f"{figures['images']} pictures and {figures['captions']} captions of the "
+        f"{figures['images']} images and {figures['captions']} captions of the "
         "test split: how often the right one is the first, among the first five, among "
         "the first ten. Ties count against the model. The six sum to "
         f"{figures['rsum']:.1f}.",

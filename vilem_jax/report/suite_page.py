@@ -171,7 +171,7 @@ def _conditions(done: SuiteResult) -> str:
         protocol = figures["protocol"]
         said = [f"captions of at most {protocol['text_length']} tokens"]
         if missing := protocol.get("missing_images"):
-            said.append(f"{missing} pictures were missing and left out")
+            said.append(f"{missing} images were missing and left out")
         said += protocol.get("notes", ())
         title = done.found.present[name][0].title
         told = measured_lines(figures).replace("\n", "; ")

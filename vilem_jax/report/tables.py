@@ -90,11 +90,11 @@ def pairs_table(figures: dict) -> str:
 
 
 def proofread_table(figures: dict) -> str:
-    """The trained branches, with the right pictures and with shuffled ones."""
+    """The trained branches, with the right images and with shuffled ones."""
     rows = []
     settings = [("", figures)]
     if "shuffled" in figures:
-        settings.append((", another picture", figures["shuffled"]))
+        settings.append((", another image", figures["shuffled"]))
     names = {"detect": ("precision", "recall", "f1"), "correct": ("top1", "top3")}
     for branch in (name for name in ("local", "global") if name in figures):
         for suffix, part in settings:

@@ -1,7 +1,7 @@
 """A whole model that a run starts from, `config.model.start_from`: fine-tuning.
 
 All parameters come from there, the momentum copies too where it has them; the queues
-start empty. Shapes come from there as well, but for the picture's.
+start empty. Shapes come from there as well, but for the image's.
 """
 
 import dataclasses

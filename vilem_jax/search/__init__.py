@@ -1,1 +1,1 @@
-"""Index and query a folder of one's own pictures."""
+"""Index and query a folder of one's own images."""

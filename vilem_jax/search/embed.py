@@ -1,7 +1,7 @@
-"""Embeds a large set of pictures, shard by shard, by any number of workers.
+"""Embeds a large set of images, shard by shard, by any number of workers.
 
 All workers run the same call on one folder. The first writes down what is to be done;
-each takes a shard that is neither there nor in work, embeds its pictures and writes it
+each takes a shard that is neither there nor in work, embeds its images and writes it
 whole. A worker that is killed loses the shard in work and no other.
 """
 
@@ -26,10 +26,10 @@ from vilem_jax.evaluation.encoding import read_ahead
 from vilem_jax.files import check_writable, create_file, reason, write_bytes, write_json
 from vilem_jax.search import vectors
 from vilem_jax.search.claims import claimed
-from vilem_jax.search.folder import FolderPictures
+from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.vectors import Shard, is_whole, read_shard, shard_file
 
-PICTURES_PER_SHARD = 16384
+IMAGES_PER_SHARD = 16384
 CLAIMS = ".claims"
 
 
@@ -45,12 +45,12 @@ class EmbedReport:
 
 
 def embed(
-    source: Source | FolderPictures,
+    source: Source | FolderImages,
     model: Model,
     out: str | Path,
     *,
     dtype: Literal["float32", "float16"] = "float32",
-    pictures_per_shard: int = PICTURES_PER_SHARD,
+    images_per_shard: int = IMAGES_PER_SHARD,
     part: tuple[int, int] = (0, 1),
     model_name: str = "",
     show_progress: bool = False,
@@ -60,25 +60,25 @@ def embed(
     Called again, or by others at the same time, it makes only what is missing.
 
     Args:
-      source: the pictures, the same for all workers.
+      source: the images, the same for all workers.
       dtype: of the embeddings on disk.
       part: (i, n) takes only the shards i, i + n, i + 2n, ...
       model_name: what the manifest calls the model.
       show_progress: a bar on stderr.
 
     Raises:
-      UserError: `out` is begun with another model, other pictures or settings, holds
-        something else or cannot be written; no picture can be read; a part that is
+      UserError: `out` is begun with another model, other images or settings, holds
+        something else or cannot be written; no image can be read; a part that is
         none; an embedding that is not finite.
     """
     if dtype not in ("float32", "float16"):
         raise UserError(f"dtype is float32 or float16, not {dtype!r}")
-    if pictures_per_shard < 1:
-        raise UserError(f"pictures_per_shard is {pictures_per_shard}: use 1 or more")
+    if images_per_shard < 1:
+        raise UserError(f"images_per_shard is {images_per_shard}: use 1 or more")
     if not 0 <= part[0] < part[1]:
         raise UserError(f"shard {part[0]}/{part[1]}: use 0/n to {{n-1}}/n of n parts")
     folder = Path(out).expanduser()
-    plan = _begin(folder, _make_plan(source, model, dtype, pictures_per_shard))
+    plan = _begin(folder, _make_plan(source, model, dtype, images_per_shard))
     made, remade = 0, []
     numbers = range(plan["shards"])[part[0] :: part[1]]
     for number in numbers:
@@ -107,7 +107,7 @@ def _make_plan(source, model: Model, dtype: str, per_shard: int) -> dict[str, An
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.image_name(index).encode("utf-8", "surrogatepass") + b"\0")
-    is_folder = isinstance(source, FolderPictures)
+    is_folder = isinstance(source, FolderImages)
     if is_folder:  # files may change; what a source packs is taken to stay
         for entry in source.entries:
             digest.update(f"{entry.size} {entry.modified}\n".encode())
@@ -117,9 +117,9 @@ def _make_plan(source, model: Model, dtype: str, per_shard: int) -> dict[str, An
         "image_size": model.encoder.image_size,
         "dimension": model.embedding_width,
         "dtype": dtype,
-        "pictures": len(source),
-        "pictures_digest": digest.hexdigest(),
-        "pictures_per_shard": per_shard,
+        "images": len(source),
+        "images_digest": digest.hexdigest(),
+        "images_per_shard": per_shard,
         "shards": -(-len(source) // per_shard),
         "root": str(source.root) if is_folder else "",
     }
@@ -143,12 +143,12 @@ def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
     stored = vectors.read_plan(folder)
     for key, what in (
         ("fingerprint", "another model, or its other weights"),
-        ("pictures", f"{stored.get('pictures')} pictures, now {plan['pictures']}"),
-        ("pictures_digest", "other pictures, or they have changed since"),
+        ("images", f"{stored.get('images')} images, now {plan['images']}"),
+        ("images_digest", "other images, or they have changed since"),
         ("dtype", f"--dtype={stored.get('dtype')}"),
         (
-            "pictures_per_shard",
-            f"--pictures-per-shard={stored.get('pictures_per_shard')}",
+            "images_per_shard",
+            f"--images-per-shard={stored.get('images_per_shard')}",
         ),
     ):
         if stored.get(key) != plan[key]:
@@ -162,23 +162,23 @@ def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
 def _make_shard(
     file: Path, number: int, plan, source, model: Model, sign, title: str
 ) -> None:
-    first = number * plan["pictures_per_shard"]
-    rows = range(first, min(first + plan["pictures_per_shard"], plan["pictures"]))
+    first = number * plan["images_per_shard"]
+    rows = range(first, min(first + plan["images_per_shard"], plan["images"]))
     names, broken = [], []
     shown = tqdm(
         rows,
         desc=title,
-        unit="picture",
+        unit="image",
         leave=False,
         file=sys.stderr,
         disable=not title,
     )
     read = zip(rows, _read(source, shown, model.encoder.image_size), strict=True)
-    pictures = _good(source, read, names, broken, sign)
+    images = _good(source, read, names, broken, sign)
     embedding = np.zeros((0, plan["dimension"]), np.float32)
-    head = next(pictures, None)
+    head = next(images, None)
     if head is not None:
-        embedding = model.encoder.encode_images(_with_first(head, pictures))
+        embedding = model.encoder.encode_images(_with_first(head, images))
     is_finite = np.isfinite(embedding).all(axis=1)
     if not is_finite.all():
         name = names[int(np.argmin(is_finite))]
@@ -188,7 +188,7 @@ def _make_shard(
 
 
 def _read(source, rows, size: int) -> Iterator:
-    """The pictures uint8 [R, R, 3], or what is wrong with them."""
+    """The images uint8 [R, R, 3], or what is wrong with them."""
 
     def read(index: int):
         try:
@@ -200,14 +200,14 @@ def _read(source, rows, size: int) -> Iterator:
 
 
 def _good(source, read, names: list, broken: list, sign) -> Iterator[np.ndarray]:
-    """The pictures that could be read; fills `names` and `broken`."""
-    for index, picture in read:
+    """The images that could be read; fills `names` and `broken`."""
+    for index, image in read:
         sign()
-        if isinstance(picture, Exception):
-            broken.append((source.image_name(index), reason(picture)))
+        if isinstance(image, Exception):
+            broken.append((source.image_name(index), reason(image)))
         else:
             names.append(source.image_name(index))
-            yield picture
+            yield image
 
 
 def _finish(folder: Path, plan, model_name: str) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def _finish(folder: Path, plan, model_name: str) -> dict[str, Any]:
     manifest = {
         "model": model_name,
         "fingerprint": plan["fingerprint"],
-        "pictures": plan["pictures"],
+        "images": plan["images"],
         "embedded": sum(counts),
         "broken": len(broken),
         "dimension": plan["dimension"],
@@ -229,12 +229,12 @@ def _finish(folder: Path, plan, model_name: str) -> dict[str, Any]:
             for number, count in enumerate(counts)
         ],
     }
-    lines = (json.dumps({"picture": name, "why": why}) for name, why in broken)
+    lines = (json.dumps({"image": name, "why": why}) for name, why in broken)
     write_bytes(folder / vectors.BROKEN, "".join(f"{x}\n" for x in lines).encode())
     if not manifest["embedded"]:
         name, why = broken[0]
         raise UserError(
-            f"none of the {plan['pictures']} pictures can be read; {name}: {why}"
+            f"none of the {plan['images']} images can be read; {name}: {why}"
         )
     write_json(folder / vectors.MANIFEST, manifest)
     with contextlib.suppress(OSError):  # somebody has a claim still, or it is gone

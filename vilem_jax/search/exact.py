@@ -101,7 +101,7 @@ class ExactSearch:
         if not np.isfinite(queries).all():
             raise UserError("a query is not finite: has the run diverged?")
         if top_k < 1:
-            raise UserError(f"top_k is {top_k}: ask for 1 or more pictures")
+            raise UserError(f"top_k is {top_k}: ask for 1 or more images")
         return queries
 
     def _error_of(self, queries: np.ndarray) -> np.ndarray:
@@ -171,7 +171,7 @@ class ExactSearch:
         return taken
 
     def _by_host(self, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """One query against all rows in float64: thousands of equal pictures."""
+        """One query against all rows in float64: thousands of equal images."""
         query = query.astype(np.float64)
         rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
         step = max(1, HOST_NUMBERS // self.width)

@@ -1,4 +1,4 @@
-"""Pictures in a folder and below it, without captions."""
+"""Images in a folder and below it, without captions."""
 
 import dataclasses
 import os
@@ -29,24 +29,24 @@ SUFFIXES = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One picture: its path below the folder, and what tells that it changed."""
+    """One image: its path below the folder, and what tells that it changed."""
 
     path: str
     size: int  # bytes
     modified: int  # nanoseconds
 
 
-class FolderPictures:
-    """The pictures below a folder as a source that has no captions.
+class FolderImages:
+    """The images below a folder as a source that has no captions.
 
     Raises:
-      UserError: no such folder, or no picture in it.
+      UserError: no such folder, or no image in it.
     """
 
     def __init__(self, folder: str | Path):
         self.root = Path(folder).expanduser().absolute()
         self.name = self.root.name
-        self.entries = list_pictures(folder)
+        self.entries = list_images(folder)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -58,14 +58,14 @@ class FolderPictures:
         return (self.root / self.entries[index].path).read_bytes()
 
 
-def list_pictures(folder: str | Path) -> list[Entry]:
-    """The pictures below `folder` in the order of their paths.
+def list_images(folder: str | Path) -> list[Entry]:
+    """The images below `folder` in the order of their paths.
 
     Hidden ones are left out, and links to folders are not followed.
 
     Raises:
-      UserError: no such folder, no picture in it, or a folder in it that cannot be
-        listed, whose pictures would be taken for removed.
+      UserError: no such folder, no image in it, or a folder in it that cannot be
+        listed, whose images would be taken for removed.
     """
     root = Path(folder).expanduser().absolute()
     if not root.is_dir():
@@ -73,7 +73,7 @@ def list_pictures(folder: str | Path) -> list[Entry]:
     if entries := list(_walk(root)):
         return entries
     raise UserError(
-        f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}), nor do the "
+        f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}), nor do the "
         "folders in it"
     )
 

@@ -29,11 +29,11 @@ BATCH = 65536  # rows handed over at a time
 FAISS_FILE, NAMES, TABLE, RECALL = (
     "index.faiss",
     "names.jsonl",
-    "pictures",
+    "images",
     "recall.json",
 )
-NEIGHBOURS = 32  # links of a picture in HNSW
-PER_CELL = 39  # pictures that faiss wants, at least, to train one cell of IVF
+NEIGHBOURS = 32  # links of an image in HNSW
+PER_CELL = 39  # images that faiss wants, at least, to train one cell of IVF
 NUM_QUERIES = 1000
 
 
@@ -104,7 +104,7 @@ def own_queries(vectors: Vectors, count: int = NUM_QUERIES) -> Queries:
         vectors.parts[part][row - starts[part]]
         for part, row in zip(part_of, rows, strict=True)
     ]
-    return Queries(np.stack(picked).astype(np.float32), f"{len(rows)} of the pictures")
+    return Queries(np.stack(picked).astype(np.float32), f"{len(rows)} of the images")
 
 
 def recall_against_exact(
@@ -119,7 +119,7 @@ def recall_against_exact(
       truth: of `search.top(queries.embedding, top_k)`.
 
     Returns:
-      {"pictures", "dimension", "queries", "top_k", "recall": mean over the queries,
+      {"images", "dimension", "queries", "top_k", "recall": mean over the queries,
       0..1, "worst": the lowest of one query}.
     """
     top_k = truth.rows.shape[1]
@@ -130,7 +130,7 @@ def recall_against_exact(
     is_good = (scores >= truth.scores[:, -1:] - 2e-6) & (found >= 0)
     recall = is_good.mean(axis=1)
     return {
-        "pictures": len(search),
+        "images": len(search),
         "dimension": search.width,
         "queries": queries.what,
         "top_k": top_k,
@@ -168,7 +168,7 @@ def _to_faiss(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
 
 
 def _to_lancedb(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
-    """A table `pictures` of row, name and vector."""
+    """A table `images` of row, name and vector."""
     import lancedb
     import pyarrow
     from lancedb.index import HnswFlat, IvfFlat
@@ -234,7 +234,7 @@ def _batches(vectors: Vectors) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _cells(count: int) -> int:
-    """Cells of IVF: about 4 sqrt(N), each with enough pictures to be trained."""
+    """Cells of IVF: about 4 sqrt(N), each with enough images to be trained."""
     return max(1, min(int(4 * math.sqrt(count)), count // PER_CELL))
 
 

@@ -1,6 +1,6 @@
-"""The index of a folder of pictures: one file with their embeddings and names.
+"""The index of a folder of images: one file with their embeddings and names.
 
-Making it again encodes only what is new or changed; a picture that is gone leaves it.
+Making it again encodes only what is new or changed; an image that is gone leaves it.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from vilem_jax.api import Model
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import read_ahead
 from vilem_jax.files import check_writable, reason, write_bytes
-from vilem_jax.search.folder import Entry, list_pictures
+from vilem_jax.search.folder import Entry, list_images
 
 FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Embeddings of the pictures in a folder, by one model."""
+    """Embeddings of the images in a folder, by one model."""
 
     folder: str  # absolute
     fingerprint: str  # of the model
@@ -36,7 +36,7 @@ class Index:
 class IndexReport:
     """What `index` did."""
 
-    pictures: int  # in the index now
+    images: int  # in the index now
     encoded: int  # of them new or changed
     removed: int  # in the index before, gone from the folder or broken
     broken: tuple[tuple[str, str], ...]  # path, and what is wrong with it
@@ -45,7 +45,7 @@ class IndexReport:
 def index(
     folder: str | Path, model: Model, out: str | Path, *, show_progress: bool = False
 ) -> IndexReport:
-    """Encodes the pictures in `folder` and below it, and writes the index to `out`.
+    """Encodes the images in `folder` and below it, and writes the index to `out`.
 
     The index is replaced as a whole when all is done: a stop in between leaves it as it
     was (`embed` keeps what it has done by then).
@@ -56,11 +56,11 @@ def index(
       show_progress: a bar on stderr.
 
     Raises:
-      UserError: no such folder, no picture in it that can be read, or `out` is a file
+      UserError: no such folder, no image in it that can be read, or `out` is a file
         that is not an index.
     """
     root = Path(folder).expanduser().absolute()
-    entries = list_pictures(folder)
+    entries = list_images(folder)
     check_writable(out)
     before = load_index(out) if Path(out).expanduser().exists() else None
     known = _known(before, str(root), model.fingerprint)
@@ -71,7 +71,7 @@ def index(
     if not kept:
         path, reason = broken[0]
         raise UserError(
-            f"none of the {len(entries)} pictures in {folder} can be read; "
+            f"none of the {len(entries)} images in {folder} can be read; "
             f"{path}: {reason}"
         )
     embedding = np.stack([rows[entry] for entry in kept])
@@ -87,7 +87,7 @@ def save_index(made: Index, path: str | Path) -> None:
         "format": FORMAT,
         "folder": made.folder,
         "fingerprint": made.fingerprint,
-        "pictures": [dataclasses.astuple(entry) for entry in made.entries],
+        "images": [dataclasses.astuple(entry) for entry in made.entries],
     }
     text = json.dumps(about).encode()  # escapes whatever a file name holds
     content = io.BytesIO()
@@ -105,9 +105,9 @@ def load_index(path: str | Path) -> Index:
             embedding, about = stored["embedding"], json.loads(bytes(stored["about"]))
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']}")
-        entries = tuple(Entry(*entry) for entry in about["pictures"])
+        entries = tuple(Entry(*entry) for entry in about["images"])
         if embedding.shape[:1] != (len(entries),) or embedding.ndim != 2:
-            raise ValueError(f"{len(entries)} pictures, embeddings {embedding.shape}")
+            raise ValueError(f"{len(entries)} images, embeddings {embedding.shape}")
         return Index(about["folder"], about["fingerprint"], entries, embedding)
     except FileNotFoundError:
         raise UserError(f"there is no index {path}; `vilem index` makes one") from None
@@ -115,7 +115,7 @@ def load_index(path: str | Path) -> Index:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     except (EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is not an index of pictures, or not a whole one: name a file that "
+            f"{path} is not an index of images, or not a whole one: name a file that "
             "`vilem index` wrote, or one that is not there yet to make it"
         ) from error
 
@@ -128,12 +128,12 @@ def _known(before: Index | None, folder: str, fingerprint: str) -> dict:
 
 
 def _encode(root, entries, model, show_progress):
-    """{entry: embedding} of the pictures that can be read, and [(path, reason)]."""
+    """{entry: embedding} of the images that can be read, and [(path, reason)]."""
     from tqdm import tqdm
 
     def read(entry):
         try:
-            return model.read_picture(root / entry.path)
+            return model.read_image(root / entry.path)
         except UserError as error:
             return error
 
@@ -141,24 +141,24 @@ def _encode(root, entries, model, show_progress):
     bar = tqdm(
         zip(entries, read_ahead(read, entries), strict=True),
         total=len(entries),
-        unit="picture",
+        unit="image",
         file=sys.stderr,
         disable=not show_progress,
     )
 
     def pixels():
-        for entry, picture in bar:
-            if isinstance(picture, UserError):
-                broken.append((entry.path, str(picture)))
+        for entry, image in bar:
+            if isinstance(image, UserError):
+                broken.append((entry.path, str(image)))
             else:
                 good.append(entry)
-                yield picture
+                yield image
 
-    pictures = pixels()
-    first = next(pictures, None)
+    images = pixels()
+    first = next(images, None)
     if first is None:
         return {}, broken
-    embedding = model.encode_image(_with_first(first, pictures))
+    embedding = model.encode_image(_with_first(first, images))
     return dict(zip(good, embedding, strict=True)), broken
 
 

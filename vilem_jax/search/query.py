@@ -1,6 +1,6 @@
-"""Search pictures by words, by a picture, or by vectors.
+"""Search images by words, by an image, or by vectors.
 
-searcher = Searcher("pictures.index", vilem_jax.load("RUN"))
+searcher = Searcher("images.index", vilem_jax.load("RUN"))
 searcher.by_words(["a dog on grass"], top_k=5)    # [[Hit(path, score), ...]]
 """
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vilem_jax.api import Model, Picture
+from vilem_jax.api import ImageInput, Model
 from vilem_jax.errors import UserError
 from vilem_jax.search.exact import place
 from vilem_jax.search.index import Index
@@ -18,7 +18,7 @@ from vilem_jax.search.vectors import Vectors, open_vectors
 
 
 class Hit(NamedTuple):
-    path: Path  # or what the picture is called, where it is no file of its own
+    path: Path  # or what the image is called, where it is no file of its own
     score: float  # cosine, -1..1
 
 
@@ -47,7 +47,7 @@ class Searcher:
     def by_words(
         self, words: Iterable[str] | str, *, top_k: int = 10
     ) -> list[list[Hit]]:
-        """The pictures that fit each of these texts best, the best first.
+        """The images that fit each of these texts best, the best first.
 
         Raises:
           UserError: a text without a word that the model knows, or none; top_k below 1.
@@ -56,9 +56,9 @@ class Searcher:
         _check_words(self._model(), words)
         return self.by_vectors(self._model().encode_text(words), top_k=top_k)
 
-    def by_picture(self, picture: Picture, *, top_k: int = 10) -> list[Hit]:
-        """The pictures most like this one; itself, where it is among them."""
-        (hits,) = self.by_vectors(self._model().encode_image(picture), top_k=top_k)
+    def by_image(self, image: ImageInput, *, top_k: int = 10) -> list[Hit]:
+        """The images most like this one; itself, where it is among them."""
+        (hits,) = self.by_vectors(self._model().encode_image(image), top_k=top_k)
         return hits
 
     def by_vectors(self, queries: np.ndarray, *, top_k: int = 10) -> list[list[Hit]]:
@@ -74,7 +74,7 @@ class Searcher:
 
     def _model(self) -> Model:
         if self.model is None:
-            raise UserError("to search by words or pictures, give the model as well")
+            raise UserError("to search by words or images, give the model as well")
         return self.model
 
 
@@ -91,27 +91,27 @@ def search(
     model: Model,
     *,
     words: str | None = None,
-    picture: Picture | None = None,
+    image: ImageInput | None = None,
     top_k: int = 10,
 ) -> list[Hit]:
-    """One question to a `Searcher`: the pictures that fit best, the best first.
+    """One question to a `Searcher`: the images that fit best, the best first.
 
     Args:
       index: as of `Searcher`.
       words: what to look for; or
-      picture: what the pictures shall look like; exactly one of the two.
+      image: what the images shall look like; exactly one of the two.
 
     Raises:
-      UserError: the index is of another model; both or neither of words and picture;
+      UserError: the index is of another model; both or neither of words and image;
         top_k below 1.
     """
-    if (words is None) == (picture is None):
-        raise UserError("search by words or by a picture: give one of the two")
+    if (words is None) == (image is None):
+        raise UserError("search by words or by an image: give one of the two")
     if words is not None:
         _check_words(model, [words])
     if top_k < 1:
-        raise UserError(f"top_k is {top_k}: ask for 1 or more pictures")
+        raise UserError(f"top_k is {top_k}: ask for 1 or more images")
     searcher = Searcher(index, model)
     if words is None:
-        return searcher.by_picture(picture, top_k=top_k)
+        return searcher.by_image(image, top_k=top_k)
     return searcher.by_words(words, top_k=top_k)[0]

@@ -1,9 +1,9 @@
-"""Embeddings of pictures on disk, with their names: what is searched and handed over.
+"""Embeddings of images on disk, with their names: what is searched and handed over.
 
     FOLDER/plan.json                         what is embedded, by which model, how cut
     FOLDER/vectors-00000.safetensors, ...    one shard each: whole, or not there
     FOLDER/manifest.json                     counts, written when all shards are there
-    FOLDER/broken.jsonl                      pictures left out, and why
+    FOLDER/broken.jsonl                      images left out, and why
 
 `vilem embed` makes such a folder; the one file of `vilem index` is read as well.
 """
@@ -31,7 +31,7 @@ _KINDS = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I64": np.int64}
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
-    """Embeddings of N pictures by one model, and what they are called."""
+    """Embeddings of N images by one model, and what they are called."""
 
     fingerprint: str  # of the model
     root: str  # the folder that names are paths below; "" where they are no paths
@@ -51,7 +51,7 @@ class Vectors:
         return self.parts[0].shape[1]
 
     def path(self, row: int) -> Path:
-        """Where picture `row` lies, or what it is called."""
+        """Where image `row` lies, or what it is called."""
         return Path(self.root) / self.names[row]
 
     def check_model(self, fingerprint: str) -> None:
@@ -69,7 +69,7 @@ class Shard:
 
     embedding: np.ndarray  # float32 or float16 [N, E]
     names: PackedTexts  # N
-    broken: list[tuple[str, str]]  # names of pictures left out, and why
+    broken: list[tuple[str, str]]  # names of images left out, and why
 
 
 def open_vectors(path: str | Path) -> Vectors:
@@ -95,7 +95,7 @@ def open_vectors(path: str | Path) -> Vectors:
     shards = [read_shard(file, plan) for file in there]
     full = tuple(shard.embedding for shard in shards if len(shard.embedding))
     if not full:
-        raise UserError(f"{folder} has no embedding: none of the pictures can be read")
+        raise UserError(f"{folder} has no embedding: none of the images can be read")
     names = PackedTexts.joined([shard.names for shard in shards])
     return Vectors(plan["fingerprint"], plan["root"], names, full)
 
@@ -129,7 +129,7 @@ def shard_file(folder: Path, number: int) -> Path:
 
 
 def digest_of(plan: Mapping[str, Any]) -> str:
-    """What a shard must share with its plan; where the pictures lie is no part."""
+    """What a shard must share with its plan; where the images lie is no part."""
     told = {key: value for key, value in plan.items() if key != "root"}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
@@ -191,7 +191,7 @@ def read_shard(path: Path, plan: Mapping[str, Any]) -> Shard:
         ) from error
     if about["plan"] != digest_of(plan):
         raise UserError(
-            f"{path} does not belong to {PLAN} beside it: it is of other pictures, or "
+            f"{path} does not belong to {PLAN} beside it: it is of other images, or "
             "made by another model; delete it and run the same `vilem embed` again"
         )
     return Shard(arrays["embedding"], names, broken)

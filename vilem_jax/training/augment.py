@@ -1,7 +1,7 @@
 """Augmentation on the device: flip and RandAugment.
 
 RandAugment's ten operations are three kinds of work: a look-up table over the 256
-levels (AutoContrast, Equalize, Brightness), a blend with the smoothed picture
+levels (AutoContrast, Equalize, Brightness), a blend with the smoothed image
 (Sharpness), and an affine map (shears, translations, rotation). Each round does the
 three once for the whole batch, with neutral settings where a sample drew something
 else; a `switch` under `vmap` would run all ten branches for every sample.
@@ -142,7 +142,7 @@ def equalize_table(counts: jax.Array) -> jax.Array:
 
 
 def sharpen(images: jax.Array, percent: int) -> jax.Array:
-    """Away from the smoothed picture by `percent`; the border stays as it is."""
+    """Away from the smoothed image by `percent`; the border stays as it is."""
     size = images.shape[1]
     inner = 4 * images[:, 1:-1, 1:-1] + sum(
         images[:, i : size - 2 + i, j : size - 2 + j]
@@ -154,7 +154,7 @@ def sharpen(images: jax.Array, percent: int) -> jax.Array:
 
 
 def _affine(operation, sign, level: int):
-    """The map from a target pixel to its source about the middle of the picture:
+    """The map from a target pixel to its source about the middle of the image:
     a matrix over (x, y) in units of 1 / ONE, int32 [B, 2, 2], and whole pixels to
     move by, int32 [B, 2]."""
 
@@ -172,7 +172,7 @@ def _affine(operation, sign, level: int):
 
 
 def warp(images: jax.Array, matrix: jax.Array, move: jax.Array) -> jax.Array:
-    """Bilinear sampling at matrix @ (x, y) + move; outside the picture lies grey.
+    """Bilinear sampling at matrix @ (x, y) + move; outside the image lies grey.
 
     Args:
       images: int32 [B, R, R, 3].

@@ -163,7 +163,7 @@ def _text_passes(model, momentum_model, samples, features, config: Config):
         )
     pairs = [(model, features)]
     if is_cross:
-        # The text tower reads the momentum picture, the momentum tower the picture.
+        # The text tower reads the momentum image, the momentum tower the image.
         slow = momentum_model.see(samples.pixels, with_levels=loss.has_local)
         pairs = [(model, jax.lax.stop_gradient(slow)), (momentum_model, features)]
     for branch, is_on, stream in (

@@ -251,7 +251,7 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
 
 
 class _Watch:
-    """Stops a run whose pictures are broken or whose losses are not finite."""
+    """Stops a run whose images are broken or whose losses are not finite."""
 
     def __init__(self, config: Config):
         self._max_bad_fraction = config.data.max_bad_fraction
@@ -269,7 +269,7 @@ class _Watch:
         before, self._before = self._before, metrics
         if not before:
             return None
-        names = ("skipped_in_a_row", "bad_images")  # captions alone have no pictures
+        names = ("skipped_in_a_row", "bad_images")  # captions alone have no images
         counts = jax.device_get({n: before[n] for n in names if n in before})
         bad = self._too_many_bad(int(counts.get("bad_images", 0)))
         return bad or self._skipped(step, int(counts["skipped_in_a_row"]))
@@ -277,11 +277,11 @@ class _Watch:
     def _too_many_bad(self, count: int) -> str | None:
         self._seen += self._batch_size
         self.bad_images += count
-        # A few broken pictures in the first batches are no fraction yet.
+        # A few broken images in the first batches are no fraction yet.
         if self.bad_images <= max(self._max_bad_fraction * self._seen, 10):
             return None
         return (
-            f"{self.bad_images} of {self._seen} pictures could not be read, more "
+            f"{self.bad_images} of {self._seen} images could not be read, more "
             f"than config.data.max_bad_fraction={self._max_bad_fraction}; "
             "`vilem data check` lists them"
         )

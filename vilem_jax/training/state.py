@@ -25,7 +25,7 @@ class TrainState:
     image_queue: jax.Array  # [Q, E], newest first
     text_queue: jax.Array  # [Q, E]
     queue_count: jax.Array  # int32, valid rows of both queues
-    # int32 [Q], the picture of each row, -1 for none; None with positives="own".
+    # int32 [Q], the image of each row, -1 for none; None with positives="own".
     queue_image_ids: jax.Array | None
     skipped_total: jax.Array  # int32, steps with a non-finite loss or gradient
     skipped_in_a_row: jax.Array  # int32

@@ -157,7 +157,7 @@ def _make_test(config, tokenizer):
 
 
 def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
-    """`evaluate(state)`: recalls, and proofreading with right and shuffled pictures.
+    """`evaluate(state)`: recalls, and proofreading with right and shuffled images.
 
     Without an editor, as a run with prepared edits may be, recalls alone.
     """

@@ -112,7 +112,7 @@ def _import_model(opened, key, out, tokenizer, image_size, heads) -> Imported:
     return Imported(
         key,
         f"a model of {vision.num_layers} image and {text.num_layers} text layers for "
-        f"pictures of {vision.image_size} pixels, "
+        f"images of {vision.image_size} pixels, "
         f"{'with' if model.momentum_params else 'without'} momentum copy, "
         f"{rows:,} rows in each queue",
         (
@@ -166,7 +166,7 @@ def _import_vision(opened: Foreign, key, out, image_size, num_heads) -> Imported
     huggingface_vit.save_vision(out, params, config)
     return Imported(
         key,
-        f"an image tower of {config.num_layers} layers for pictures of "
+        f"an image tower of {config.num_layers} layers for images of "
         f"{config.image_size} pixels, as Hugging Face's ViTModel: name it in "
         "config.model.vision.start_from",
     )
@@ -212,7 +212,7 @@ def _card(opened: Foreign, key: str, model: WholeModel) -> str:
     return f"""# {opened.path.name}, imported
 
 Weights in the format {key}, read by `vilem weights import` from {opened.path.name}.
-Image tower: {vision.num_layers} layers of {vision.width}, pictures of
+Image tower: {vision.num_layers} layers of {vision.width}, images of
 {vision.image_size} pixels. Text tower: {text.num_layers} layers of {text.width},
 {text.vocab_size:,} words. Projections to {model.config.model.embedding_width}.
 

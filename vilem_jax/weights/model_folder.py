@@ -143,7 +143,7 @@ def without_paths(config: Config) -> Config:
     """`config` for other machines: folders and files of this one left out.
 
     What named a folder here (where towers started, tokenizer, editor, prepared edits,
-    pictures) is empty; of an annotation file its own name stays, of TFDS the data
+    images) is empty; of an annotation file its own name stays, of TFDS the data
     set's. The digests of editor and prepared edits stay.
     """
     data = replace(

@@ -33,7 +33,7 @@ def side_of(
 def check_divides(image_size: int, patch_size: int, origin: object) -> None:
     if image_size % patch_size:
         raise UserError(
-            f"pictures of {image_size} pixels do not divide into the patches of "
+            f"images of {image_size} pixels do not divide into the patches of "
             f"{patch_size} of {origin}: set config.model.vision.image_size to a "
             f"multiple of {patch_size}"
         )

@@ -18,7 +18,7 @@ from vilem_jax.weights.model_folder import is_model_folder, read_model_folder
 def read_vision_config(
     name: str, base: VisionConfig, *, allow_pickle: bool = False
 ) -> VisionConfig:
-    """The tower's shape, epsilon and activation; the picture's side from `base`.
+    """The tower's shape, epsilon and activation; the image's side from `base`.
 
     Args:
       name: a file, a folder or a hub name.

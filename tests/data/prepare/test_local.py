@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.data.make_files import (
     img2dataset_members,
+    make_image,
     pair_folder,
-    picture,
     write_json,
     write_tar,
     write_zip,
@@ -62,7 +62,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Pictures above, at and below a short side of 32, of several kinds."""
+    """Images above, at and below a short side of 32, of several kinds."""
     contents = {
         "large.png": encoded((90, 60)),
         "tall.jpg": encoded((33, 200), "JPEG"),
@@ -85,7 +85,7 @@ def test_round_trip_of_names_captions_and_sizes(mixed, tmp_path, capsys):
     contents, file = mixed
     out = tmp_path / "packed" / "Mixed-32"
     assert run(file, f"--out={out}", "--short-side=32") == 0
-    assert "7 pictures (5 resized, 2 kept" in capsys.readouterr().out
+    assert "7 images (5 resized, 2 kept" in capsys.readouterr().out
     before = open_source(SourceConfig(kind="json", path=str(file)))
     after = opened(out, "train")
     assert listed(after) == listed(before)
@@ -122,7 +122,7 @@ def test_scenes_the_same_by_any_number_of_workers(tmp_path):
     splits = {
         split: [ScenesSource(split, num_images=10)] for split in ("train", "test")
     }
-    settings = Settings(short_side=40, pictures_per_shard=4)
+    settings = Settings(short_side=40, images_per_shard=4)
     report = prepare(splits, tmp_path / "a" / "x", settings)
     prepare(splits, tmp_path / "b" / "x", settings, num_workers=2)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
@@ -137,7 +137,7 @@ def test_scenes_the_same_by_any_number_of_workers(tmp_path):
 
 def test_stopped_it_goes_on(tmp_path, monkeypatch):
     source = ScenesSource("train", num_images=10)
-    settings = Settings(short_side=40, pictures_per_shard=2)
+    settings = Settings(short_side=40, images_per_shard=2)
     prepare({"train": [source]}, tmp_path / "whole" / "x", settings)
     written, fails_at = [], 3
     write = preparing._write_shard
@@ -155,7 +155,7 @@ def test_stopped_it_goes_on(tmp_path, monkeypatch):
     assert not out.exists() and written == [0, 1, 2]
     (out.parent / "x.partial" / "shards" / "train-00001").write_bytes(b"cut")
     with pytest.raises(UserError, match="half a preparation of other data"):
-        prepare({"train": [source]}, out, Settings(41, pictures_per_shard=2))
+        prepare({"train": [source]}, out, Settings(41, images_per_shard=2))
     with pytest.raises(UserError, match="half a preparation of other data"):
         other = ScenesSource("train", num_images=10, seed=1)
         prepare({"train": [other]}, out, settings)
@@ -165,13 +165,13 @@ def test_stopped_it_goes_on(tmp_path, monkeypatch):
     assert files_of(out) == files_of(tmp_path / "whole" / "x")
 
 
-def test_broken_pictures_are_left_out_and_counted(tmp_path, capsys):
+def test_broken_images_are_left_out_and_counted(tmp_path, capsys):
     file = pair_folder(tmp_path / "in", 6)
-    (tmp_path / "in" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "1.png").write_bytes(b"no image")
     (tmp_path / "in" / "4.png").unlink()
     out = tmp_path / "out"
-    assert run(file, f"--out={out}", "--pictures-per-shard=1") == 0
-    assert "2 pictures left out, such as 1.png" in capsys.readouterr().err
+    assert run(file, f"--out={out}", "--images-per-shard=1") == 0
+    assert "2 images left out, such as 1.png" in capsys.readouterr().err
     assert [name for name, _ in listed(opened(out))] == [
         "0.png",
         "2.png",
@@ -179,8 +179,8 @@ def test_broken_pictures_are_left_out_and_counted(tmp_path, capsys):
         "5.png",
     ]
     report = json.loads((out / "prepared.json").read_text())["splits"]["train"]
-    assert (report["pictures"], report["left_out"], report["shards"]) == (4, 2, 4)
-    assert [e["picture"] for e in report["left_out_examples"]] == ["1.png", "4.png"]
+    assert (report["images"], report["left_out"], report["shards"]) == (4, 2, 4)
+    assert [e["image"] for e in report["left_out_examples"]] == ["1.png", "4.png"]
     assert report["left_out_examples"][1]["why"] == "missing"
 
 
@@ -192,7 +192,7 @@ def test_splits_by_name_and_by_source(tmp_path):
         ]
     }
     for i in range(4):
-        (tmp_path / f"{i}.png").write_bytes(picture(i))
+        (tmp_path / f"{i}.png").write_bytes(make_image(i))
     file = write_json(tmp_path, karpathy)
     assert run(file, f"--out={tmp_path / 'a'}", "--split=train", "--split=val") == 0
     assert [n for n, _ in listed(opened(tmp_path / "a", "train"))] == ["0.png", "1.png"]
@@ -204,7 +204,7 @@ def test_splits_by_name_and_by_source(tmp_path):
 
 
 def test_coco_s_zips(tmp_path):
-    """captions_*.json inside a zip, pictures in a folder inside another."""
+    """captions_*.json inside a zip, images in a folder inside another."""
     names = [f"COCO_{i}.jpg" for i in range(3)]
     coco = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
@@ -212,7 +212,7 @@ def test_coco_s_zips(tmp_path):
     }
     inside = "annotations/captions_train2014.json"
     notes = write_zip(tmp_path / "notes.zip", {inside: json.dumps(coco).encode()})
-    members = {f"train2014/{n}": picture(i) for i, n in enumerate(names)}
+    members = {f"train2014/{n}": make_image(i) for i, n in enumerate(names)}
     write_zip(tmp_path / "train2014.zip", members | {"train2014/": b""})
     out = tmp_path / "a"
     images = f"--images={tmp_path / 'train2014.zip'}"
@@ -255,7 +255,7 @@ def test_what_it_refuses(tmp_path, capsys):
         "leave out --split": (f"train={file}", out, "--split=val"),
         "cannot name a split": (f"all={file}", out),
         "cannot tell what kind": (tmp_path / "in", out),
-        "no picture of the split 'train' can be read (0.png: missing)": (
+        "no image of the split 'train' can be read (0.png: missing)": (
             file,
             out,
             f"--images={tmp_path / 'full'}",
@@ -278,7 +278,7 @@ def test_beam_writes_the_same(tmp_path, capsys, caplog):
     )
     file = pair_folder(tmp_path / "in", 70)
     for broken in (3, 66):
-        (tmp_path / "in" / f"{broken}.png").write_bytes(b"no picture")
+        (tmp_path / "in" / f"{broken}.png").write_bytes(b"no image")
     arguments = (f"train={file}", "test=scenes", "--num-images=70", "--short-side=18")
     assert run(*arguments, f"--out={tmp_path / 'here'}") == 0
     by_beam = f"--out={tmp_path / 'beam'}", "--beam-runner=DirectRunner"
@@ -300,7 +300,7 @@ def test_beam_writes_the_same(tmp_path, capsys, caplog):
     assert "Beam has no runner 'NoSuchRunner'" in capsys.readouterr().err
     nothing = f"--images={tmp_path / 'here'}"
     assert run(file, nothing, f"--out={tmp_path / 'c'}", by_beam[1]) == 2
-    assert "no picture of the split 'train' can be read" in capsys.readouterr().err
+    assert "no image of the split 'train' can be read" in capsys.readouterr().err
     assert not list(tmp_path.glob("c*"))
     (tmp_path / "c.partial").mkdir()
     assert run(file, f"--out={tmp_path / 'c'}", by_beam[1]) == 2

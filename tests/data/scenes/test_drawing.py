@@ -1,4 +1,4 @@
-"""Pictures of the embedded data set: any size, every word visible, exported whole."""
+"""Images of the embedded data set: any size, every word visible, exported whole."""
 
 import json
 from itertools import permutations
@@ -14,29 +14,29 @@ from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.errors import UserError
 
 
-def test_a_picture_is_drawn_alike_without_what_is_kept():
+def test_an_image_is_drawn_alike_without_what_is_kept():
     scene = ScenesSource("test", seed=1).scene(0)
-    picture = drawing.draw(scene, 64)
+    image = drawing.draw(scene, 64)
     drawing._sprite.cache_clear()
     drawing._tile.cache_clear()
-    np.testing.assert_array_equal(drawing.draw(scene, 64), picture)
+    np.testing.assert_array_equal(drawing.draw(scene, 64), image)
 
 
 @pytest.mark.parametrize("size", [32, 100, 128])
-def test_any_size_shows_the_same_picture(size):
+def test_any_size_shows_the_same_image(size):
     source = ScenesSource("train", size=size, num_images=4)
     reference = ScenesSource("train", size=64, num_images=4)
     for index in range(4):
-        picture = source.read_image(index)
-        assert picture.shape == (size, size, 3)
+        image = source.read_image(index)
+        assert image.shape == (size, size, 3)
         small = [
             np.asarray(Image.fromarray(p).resize((16, 16), Image.Resampling.BOX), int)
-            for p in (picture, reference.read_image(index))
+            for p in (image, reference.read_image(index))
         ]
         assert abs(small[0] - small[1]).mean() < 16
 
 
-def test_every_word_for_an_object_changes_the_picture():
+def test_every_word_for_an_object_changes_the_image():
     fields = {
         "shape": layout.SHAPES,
         "colour": layout.COLOURS,
@@ -45,13 +45,13 @@ def test_every_word_for_an_object_changes_the_picture():
     }
     base = {"shape": "star", "colour": "pink", "size": "small", "texture": "dotted"}
     for field, values in fields.items():
-        pictures = [
+        images = [
             drawing.draw(
                 Scene((SceneObject(**{**base, field: value}, x=30, y=30),), "wood")
             )
             for value in values
         ]
-        for one, other in permutations(pictures, 2):
+        for one, other in permutations(images, 2):
             assert abs(one.astype(int) - other).sum() > 3000
 
 
@@ -63,8 +63,8 @@ def test_export(tmp_path):
         assert len(rows) == number
         for index, row in enumerate(rows):
             assert row["caption"] == list(source.captions(index))
-            picture = np.asarray(Image.open(folder / row["image"]))
-            np.testing.assert_array_equal(picture, source.read_image(index))
+            image = np.asarray(Image.open(folder / row["image"]))
+            np.testing.assert_array_equal(image, source.read_image(index))
     rows = json.loads((folder / "hard_test" / "swap.json").read_text())
     assert set(rows["0"]) == {"filename", "caption", "negative_caption"}
     assert (folder / rows["0"]["filename"]).exists()

@@ -1,4 +1,4 @@
-"""The embedded data set: reproducible, disjoint, true of one picture only."""
+"""The embedded data set: reproducible, disjoint, true of one image only."""
 
 import hashlib
 import pickle
@@ -111,23 +111,23 @@ def test_is_a_source(splits):
         assert source.name == f"scenes/{split}"
         assert source.image_name(3) == f"{split}/00003.png"
         assert len(source.captions(0)) == 5
-        picture = source.read_image(0)
-        assert picture.shape == (64, 64, 3)
-        assert picture.dtype == np.uint8
-        with pytest.raises(IndexError, match="no picture"):
+        image = source.read_image(0)
+        assert image.shape == (64, 64, 3)
+        assert image.dtype == np.uint8
+        with pytest.raises(IndexError, match="no image"):
             source.captions(len(source))
 
 
-def test_a_kept_picture_cannot_be_spoilt():
+def test_a_kept_image_cannot_be_spoilt():
     source = ScenesSource("train", seed=1, num_images=3)
-    picture = source.read_image(2)
+    image = source.read_image(2)
     with pytest.raises(ValueError, match="read-only"):
-        picture[:] = 0
-    assert source.read_image(2) is picture
-    assert np.array_equal(picture, draw(source.scene(2), 64))
+        image[:] = 0
+    assert source.read_image(2) is image
+    assert np.array_equal(image, draw(source.scene(2), 64))
     others = (ScenesSource("test", seed=1), ScenesSource("train", seed=2))
-    assert not any(np.array_equal(picture, other.read_image(2)) for other in others)
-    with pytest.raises(IndexError, match="no picture"):
+    assert not any(np.array_equal(image, other.read_image(2)) for other in others)
+    with pytest.raises(IndexError, match="no image"):
         source.read_image(3)
 
 
@@ -175,17 +175,17 @@ def test_splits_share_no_scene_and_no_caption(splits):
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_each_caption_is_true_of_exactly_one_picture(splits, split):
+def test_each_caption_is_true_of_exactly_one_image(splits, split):
     source = splits[split]
-    pictured = [source.scene(i) for i in range(len(source))]
-    colours = [{o.colour for o in scene.objects} for scene in pictured]
+    shown = [source.scene(i) for i in range(len(source))]
+    colours = [{o.colour for o in scene.objects} for scene in shown]
     # Brute force with the second evaluator, spared only where a colour is missing.
     for index in range(len(source)):
         for caption in source.captions(index):
             named = set(caption.split()) & set(layout.COLOURS)
             true_of = [
                 i
-                for i, scene in enumerate(pictured)
+                for i, scene in enumerate(shown)
                 if named <= colours[i] and words_true(caption, scene)
             ]
             assert true_of == [index], caption
@@ -200,7 +200,7 @@ def test_captions_are_read_as_they_are_said(splits):
         assert 8 <= len(caption.split()) <= 16
 
 
-def test_captions_of_a_picture_name_all_its_objects(splits):
+def test_captions_of_an_image_name_all_its_objects(splits):
     source = splits["train"]
     for index in range(300):
         named = {
@@ -320,7 +320,7 @@ def test_identical_phrases_need_two_objects():
     assert not holds(Meaning((circle, circle), ((0, "above", 1),)), two)
 
 
-def test_objects_lie_in_the_picture_and_apart():
+def test_objects_lie_in_the_image_and_apart():
     draws = layout.Draws(5)
     radius = {"small": 9, "big": 14}  # with outline
     for _ in range(500):
@@ -385,8 +385,8 @@ def test_the_words_of_hard_pairs_give_nothing_away(splits):
     "arguments, message",
     [
         ({"split": "val"}, "no split 'val'"),
-        ({"split": "test", "num_images": 501}, "has 500 pictures"),
-        ({"split": "train", "num_images": -1}, "-1 pictures"),
+        ({"split": "test", "num_images": 501}, "has 500 images"),
+        ({"split": "train", "num_images": -1}, "-1 images"),
         ({"split": "train", "size": 8}, "8 pixels"),
         ({"split": "train", "seed": -1}, "seed of scenes is -1"),
     ],

@@ -1,4 +1,4 @@
-"""Ids that stand for two pictures, and captions of pictures that are not there."""
+"""Ids that stand for two images, and captions of images that are not there."""
 
 import json
 
@@ -36,16 +36,16 @@ def rows(*images):
 
 
 @pytest.mark.parametrize("layout", [coco, karpathy, rows])
-def test_an_id_of_two_pictures_is_named(tmp_path, layout):
+def test_an_id_of_two_images_is_named(tmp_path, layout):
     with pytest.raises(UserError, match=r"a\.json.*1 stands for .* x\.jpg and y\.jpg"):
         said(tmp_path, layout((1, "x.jpg"), (2, "z.jpg"), (1, "y.jpg")))
     assert "x.jpg" in said(tmp_path, layout((1, "x.jpg"), (2, "y.jpg")))
 
 
-def test_rows_of_one_picture_may_repeat_its_id(tmp_path):
+def test_rows_of_one_image_may_repeat_its_id(tmp_path):
     assert said(tmp_path, rows((1, "x.jpg"), (1, "x.jpg"))) == {"x.jpg": ["a dog"] * 2}
 
 
-def test_a_caption_of_a_picture_that_is_not_there_is_named(tmp_path):
+def test_a_caption_of_an_image_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"annotations\[1\] has 'image_id' = 7"):
         said(tmp_path, coco((1, "x.jpg"), captions=((1, "a dog"), (7, "a cat"))))

@@ -1,4 +1,4 @@
-"""JSON annotations in every layout, pictures from folders and zips."""
+"""JSON annotations in every layout, images from folders and zips."""
 
 import json
 import pickle
@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.data.make_files import pair_folder, picture, write_json, write_zip
+from tests.data.make_files import make_image, pair_folder, write_json, write_zip
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources.packed_text import PackedRecords, PackedTexts
@@ -61,23 +61,23 @@ def config(path, **settings) -> SourceConfig:
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for name, value in (("a.png", 10), ("b.png", 20)):
-        (tmp_path / name).write_bytes(picture(value))
+        (tmp_path / name).write_bytes(make_image(value))
     return tmp_path
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_records(pictures, layout):
-    source = open_source(config(write_json(pictures, LAYOUTS[layout])))
+def test_every_layout_gives_the_same_records(images, layout):
+    source = open_source(config(write_json(images, LAYOUTS[layout])))
     assert isinstance(source, Source) and source.name == "pairs"
     assert records(source) == EXPECTED
     assert caption_counts(source).tolist() == [2, 1]
     assert decode(source.read_image(1))[0, 0, 0] == 20
 
 
-def test_splits(pictures):
-    path = write_json(pictures, LAYOUTS["karpathy"])
+def test_splits(images):
+    path = write_json(images, LAYOUTS["karpathy"])
     assert len(open_source(config(path))) == 2
     assert records(open_source(config(path, split="restval"))) == EXPECTED[1:]
     # Karpathy's training set of COCO is both.
@@ -88,21 +88,21 @@ def test_splits(pictures):
     ):
         open_source(config(path, split="test"))
     with pytest.raises(UserError, match="it names no splits"):
-        open_source(config(write_json(pictures, LAYOUTS["coco"]), split="val"))
+        open_source(config(write_json(images, LAYOUTS["coco"]), split="val"))
 
 
-def test_the_first_pictures(pictures):
-    path = write_json(pictures, LAYOUTS["coco"])
+def test_the_first_images(images):
+    path = write_json(images, LAYOUTS["coco"])
     assert records(open_source(config(path, num_images=1))) == EXPECTED[:1]
 
 
-def test_all_in_one_zip(pictures):
+def test_all_in_one_zip(images):
     file = write_zip(
-        pictures / "all.zip",
+        images / "all.zip",
         {
             "data/captions.json": json.dumps(LAYOUTS["evaluation"]).encode(),
-            "a.png": picture(10),
-            "b.png": picture(20),
+            "a.png": make_image(10),
+            "b.png": make_image(20),
         },
     )
     source = open_source(config(file / "data" / "captions.json"))
@@ -120,11 +120,11 @@ def test_paths_of_another_machine(tmp_path, packed):
         {"image": f"/export/share/coco/train/{i}.png", "caption": "x"}
         for i in range(30)
     ]
-    members = {f"train/{i}.png": picture(i) for i in range(29)}
+    members = {f"train/{i}.png": make_image(i) for i in range(29)}
     if packed:
-        images = write_zip(tmp_path / "pictures.zip", members)
+        images = write_zip(tmp_path / "images.zip", members)
     else:
-        images = tmp_path / "pictures"
+        images = tmp_path / "images"
         (images / "train").mkdir(parents=True)
         for name, content in members.items():
             (images / name).write_bytes(content)
@@ -135,22 +135,22 @@ def test_paths_of_another_machine(tmp_path, packed):
         source.read_image(29)
 
 
-def test_captions_keep_what_json_may_hold(pictures):
+def test_captions_keep_what_json_may_hold(images):
     rows = [{"image": "a.png", "caption": ["", "\ud83d", "é\u0000🐕"]}]
-    source = open_source(config(write_json(pictures, rows)))
+    source = open_source(config(write_json(images, rows)))
     assert source.captions(0) == ("", "\ud83d", "é\u0000🐕")
 
 
-def test_bad_bytes_in_the_file_cost_one_caption(pictures):
-    path = pictures / "captions.json"
+def test_bad_bytes_in_the_file_cost_one_caption(images):
+    path = images / "captions.json"
     path.write_bytes(b'\xef\xbb\xbf[{"image": "a.png", "caption": "a \xff dog"}]')
     assert open_source(config(path)).captions(0) == ("a \ufffd dog",)
 
 
-def test_pictures_without_captions_are_left_out_and_said(pictures):
+def test_images_without_captions_are_left_out_and_said(images):
     rows = [*LAYOUTS["evaluation"], {"image": "c.png", "caption": []}]
-    source = open_source(config(write_json(pictures, rows)))
-    assert len(source) == 2 and "1 pictures without" in source.notes[0]
+    source = open_source(config(write_json(images, rows)))
+    assert len(source) == 2 and "1 images without" in source.notes[0]
 
 
 ROW = {"image": "a.png", "caption": "x"}
@@ -188,48 +188,48 @@ BAD = {
             "images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}],
             "annotations": [{"image_id": 1, "caption": "x"}],
         },
-        r"images\[1\]: id 1 stands for two pictures, a and b",
+        r"images\[1\]: id 1 stands for two images, a and b",
     ),
-    "all_empty": ([{"image": "a", "caption": []}], "no picture has a caption"),
+    "all_empty": ([{"image": "a", "caption": []}], "no image has a caption"),
     "deep": ("[" * 200_000, "nested too deeply|not JSON"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_annotations_are_one_sentence(pictures, case):
+def test_bad_annotations_are_one_sentence(images, case):
     content, sentence = BAD[case]
-    path = pictures / "captions.json"
+    path = images / "captions.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError, match=sentence) as raised:
         open_source(config(path))
     assert "captions.json" in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_missing_files_are_one_sentence(pictures):
-    path = write_json(pictures, LAYOUTS["coco"])
+def test_missing_files_are_one_sentence(images):
+    path = write_json(images, LAYOUTS["coco"])
     with pytest.raises(
         UserError, match=r"annotation file .*nowhere.json does not exist"
     ):
-        open_source(config(pictures / "nowhere.json"))
+        open_source(config(images / "nowhere.json"))
     with pytest.raises(UserError, match="is a folder"):
-        open_source(config(pictures))
+        open_source(config(images))
     with pytest.raises(UserError, match="needs a `path`"):
         open_source(config(""))
     with pytest.raises(UserError, match="nowhere does not exist"):
-        open_source(config(path, images=str(pictures / "nowhere")))
+        open_source(config(path, images=str(images / "nowhere")))
     with pytest.raises(UserError, match="neither a folder nor an undamaged zip"):
         open_source(config(path, images=str(path)))
 
 
 def test_missing_and_damaged_members_are_os_errors(tmp_path):
     rows = [{"image": f"{i}.png", "caption": "x"} for i in range(3)]
-    file = write_zip(tmp_path / "p.zip", {f"{i}.png": picture(i) for i in range(2)})
+    file = write_zip(tmp_path / "p.zip", {f"{i}.png": make_image(i) for i in range(2)})
     content = bytearray(file.read_bytes())
-    place = content.index(picture(1)) + 40
+    place = content.index(make_image(1)) + 40
     content[place] ^= 255  # its check sum no longer holds
     file.write_bytes(content)
     source = open_source(config(write_json(tmp_path, rows), images=str(file)))
-    assert source.read_image(0) == picture(0)
+    assert source.read_image(0) == make_image(0)
     for index in (1, 2):
         with pytest.raises(OSError):
             source.read_image(index)
@@ -267,7 +267,7 @@ def test_a_folder_may_move(tmp_path):
     shutil.rmtree(tmp_path / "here")
     with pytest.raises(FileNotFoundError):
         source.read_image(0)
-    assert source.captions(0) == ("picture 0 said in way 0", "picture 0 said in way 1")
+    assert source.captions(0) == ("image 0 said in way 0", "image 0 said in way 1")
 
 
 @pytest.mark.realdata

@@ -8,13 +8,13 @@ import sys
 import numpy as np
 import pytest
 
-from tests.data.make_files import picture
+from tests.data.make_files import make_image
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources.source import caption_counts, open_source
 from vilem_jax.errors import UserError
 
-EXAMPLE = {"image": lambda i: io.BytesIO(picture(i)), "text": str}
+EXAMPLE = {"image": lambda i: io.BytesIO(make_image(i)), "text": str}
 SPLITS = {"train": 3, "restval": 2, "test": 1}
 
 
@@ -61,7 +61,7 @@ def coco_like(folder):
     def example(i: int) -> dict:
         captions = [{"id": 10 * i + j, "text": f"ä {i} {j}"} for j in range(1 + i % 2)]
         return {
-            "image": io.BytesIO(picture(i)),
+            "image": io.BytesIO(make_image(i)),
             "image/filename": f"{i}.png",
             "image/id": i,
             "captions": captions,
@@ -148,14 +148,14 @@ def test_what_is_not_there_is_one_sentence(root):
 def test_plain_texts_are_captions(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
     features = {
-        "picture": tfds.features.Image(shape=(None, None, 3)),
+        "image": tfds.features.Image(shape=(None, None, 3)),
         "id": tfds.features.Text(),
         "description": tfds.features.Text(),
     }
 
     def example(i: int) -> dict:
-        content = io.BytesIO(picture(i))
-        return {"picture": content, "id": f"n{i}", "description": f"text {i}"}
+        content = io.BytesIO(make_image(i))
+        return {"image": content, "id": f"n{i}", "description": f"text {i}"}
 
     builder = make_builder("plain", features, example, data_dir=tmp_path)
     builder.download_and_prepare()
@@ -163,7 +163,7 @@ def test_plain_texts_are_captions(tmp_path):
     assert (source.image_name(0), source.captions(0)) == ("n5", ("text 5",))
 
 
-def test_without_captions_or_pictures_is_refused(tmp_path):
+def test_without_captions_or_images_is_refused(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
     for name, features in (
         ("no_text", {"image": tfds.features.Image(shape=(None, None, 3))}),
@@ -176,11 +176,11 @@ def test_without_captions_or_pictures_is_refused(tmp_path):
             data_dir=tmp_path,
         )
         builder.download_and_prepare()
-        with pytest.raises(UserError, match=r"has no (caption|picture); its features"):
+        with pytest.raises(UserError, match=r"has no (caption|image); its features"):
             open_source(config(tmp_path, path=name))
 
 
-def test_cut_short_never_gives_wrong_pictures(root):
+def test_cut_short_never_gives_wrong_images(root):
     whole = open_source(config(root, split="train"))
     expected = [(whole.captions(i), whole.read_image(i)) for i in range(5)]
     folder = root / "coco_like" / "1.2.0"

@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from tests.data.make_files import img2dataset_members, picture, write_tar
+from tests.data.make_files import img2dataset_members, make_image, write_tar
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources import webdataset
@@ -46,7 +46,7 @@ def test_reads_all_tars_in_order(folder):
     ]
     assert caption_counts(source).tolist() == [1] * 5 and source.notes == ()
     for i in range(5):
-        assert source.read_image(i) == picture(i, form="JPEG")
+        assert source.read_image(i) == make_image(i, form="JPEG")
     assert len(open_source(config(folder / "*.tar", num_images=4))) == 4
     with pytest.raises(IndexError):
         open_source(config(folder / "*.tar", num_images=4)).captions(4)
@@ -105,19 +105,19 @@ def test_captions_without_a_txt_come_from_json(tmp_path):
 def test_incomplete_and_double_members(tmp_path):
     members = [
         *img2dataset_members([0]),
-        ("000000001.jpg", picture(1)),  # no caption
-        ("000000002.txt", b"no picture"),
-        ("000000003.jpg", picture(3)),
+        ("000000001.jpg", make_image(1)),  # no caption
+        ("000000002.txt", b"no image"),
+        ("000000003.jpg", make_image(3)),
         ("000000003.json", b'{"caption": null'),  # and no caption in it
         ("000000000.txt", b"a second caption of 0"),
-        ("000000000.jpg", picture(9)),
+        ("000000000.jpg", make_image(9)),
     ]
     source = open_source(config(write_tar(tmp_path / "a.tar", members)))
     assert records(source) == [("a.tar/000000000", "caption 0")]
-    assert source.read_image(0) == picture(0, form="JPEG")
+    assert source.read_image(0) == make_image(0, form="JPEG")
     assert source.notes == (
         "2 members repeat a key and ending; the first counts",
-        "3 keys lack a picture or a caption; left out",
+        "3 keys lack an image or a caption; left out",
     )
 
 
@@ -125,7 +125,7 @@ def test_incomplete_and_double_members(tmp_path):
 def test_names_are_never_paths(tmp_path, name):
     inside = tmp_path / "deep" / "data"
     inside.mkdir(parents=True)
-    members = [(f"{name}.jpg", picture(1)), (f"{name}.txt", b"evil")]
+    members = [(f"{name}.jpg", make_image(1)), (f"{name}.txt", b"evil")]
     source = open_source(config(write_tar(inside / "a.tar", members)))
     source.read_image(0)
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
@@ -152,7 +152,7 @@ def test_cut_at_every_block_gives_the_members_before(tmp_path):
         assert {f"caption {i}" for i in expected} <= set(captions)
         for i in range(len(source)):
             number = int(source.captions(i)[0].split()[1])
-            assert source.read_image(i) == picture(number, form="JPEG")
+            assert source.read_image(i) == make_image(number, form="JPEG")
         is_cut = size < last + 2 * 512
         assert any("a.tar at byte" in note for note in source.notes) == is_cut, size
 
@@ -209,10 +209,10 @@ def test_what_is_no_tar_is_one_sentence(folder):
     with pytest.raises(UserError, match=r"c.tar is compressed"):
         open_source(config(folder / "c.tar"))
     (folder / "d.tar").write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(UserError, match="no picture with a caption"):
+    with pytest.raises(UserError, match="no image with a caption"):
         open_source(config(folder / "d.tar"))
 
 
-def test_pictures_are_whole(folder):
+def test_images_are_whole(folder):
     source = open_source(config(folder / "00001.tar"))
     assert decode(source.read_image(0)).shape == (20, 24, 3)

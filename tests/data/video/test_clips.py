@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.data.make_files import picture
+from tests.data.make_files import make_image
 from vilem_jax.data.video.clips import MSRVTT_1KA, VideoClips, read_pairs
 from vilem_jax.data.video.frames import VideoError
 from vilem_jax.errors import UserError
@@ -50,7 +50,7 @@ def test_clips_by_file_by_stem_and_by_folder(tmp_path):
     for name in ("a.mp4", "b.avi", "b.txt"):
         (tmp_path / name).touch()
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "1.png").write_bytes(picture(7))
+    (tmp_path / "c" / "1.png").write_bytes(make_image(7))
     clips = VideoClips(file, None)
     names = [f and f.name for f in map(clips.file, range(4))]
     assert names == ["a.mp4", "b.avi", "c", None]

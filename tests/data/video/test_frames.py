@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from tests.data.make_files import picture
+from tests.data.make_files import make_image
 from vilem_jax.data.video import frames
 from vilem_jax.data.video.frames import VideoError, middle_frames, read_frames
 from vilem_jax.errors import UserError
@@ -15,7 +15,7 @@ SIZE = (48, 32)  # width, height
 
 
 def drawing(number: int) -> np.ndarray:
-    """A picture that no other number has, and that survives compression."""
+    """An image that no other number has, and that survives compression."""
     width, height = SIZE
     pixels = np.full((height, width, 3), 40, np.uint8)
     for bit in range(8):
@@ -160,7 +160,7 @@ def test_a_seek_that_misses_is_not_believed(tmp_path, monkeypatch):
 
 
 def test_turned_as_the_file_says(tmp_path):
-    """A phone held upright writes pictures on their side and a matrix."""
+    """A phone held upright writes images on their side and a matrix."""
     file = make_clip(tmp_path / "clip.mp4", STEADY[:4])
     upright = read_frames(file, 1)[0]
     content = bytearray(file.read_bytes())
@@ -175,15 +175,15 @@ def test_turned_as_the_file_says(tmp_path):
 
 def test_a_folder_of_frames(tmp_path):
     for number in range(12):
-        (tmp_path / f"frame{number}.png").write_bytes(picture(number))
+        (tmp_path / f"frame{number}.png").write_bytes(make_image(number))
     (tmp_path / "notes.txt").write_text("no frame")
     found = [frame[0, 0, 0] for frame in read_frames(tmp_path, 8)]
     assert found == [int((i + 0.5) * 12 / 8) for i in range(8)]
-    (tmp_path / "frame0.png").write_bytes(b"no picture")
-    with pytest.raises(VideoError, match=r"frame0\.png: not a picture"):
+    (tmp_path / "frame0.png").write_bytes(b"no image")
+    with pytest.raises(VideoError, match=r"frame0\.png: not an image"):
         read_frames(tmp_path, 8)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(VideoError, match="holds no picture"):
+    with pytest.raises(VideoError, match="holds no image"):
         read_frames(tmp_path / "empty", 8)
 
 
@@ -212,7 +212,7 @@ def test_only_sound_is_refused(tmp_path):
         frame.rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    with pytest.raises(VideoError, match="no picture, only sound"):
+    with pytest.raises(VideoError, match="no image, only sound"):
         read_frames(file, 8)
 
 

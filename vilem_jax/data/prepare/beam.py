@@ -32,7 +32,7 @@ from vilem_jax.data.sources import tfds_files
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 
-CHUNK = 64  # pictures that a machine takes at a time
+CHUNK = 64  # images that a machine takes at a time
 _TALLIES = "tallies"
 # What no data and no machine raises.
 _MISTAKES = (
@@ -180,7 +180,7 @@ class _Begin:
 
 
 def _prepare_span(span: tuple[int, int], records: SplitRecords) -> Iterator:
-    """The examples of some pictures, and what became of them as a line of JSON."""
+    """The examples of some images, and what became of them as a line of JSON."""
     from apache_beam import pvalue
 
     made = []
@@ -192,7 +192,7 @@ def _prepare_span(span: tuple[int, int], records: SplitRecords) -> Iterator:
 
 
 def _read_tallies(partial: Path, split: str) -> list[dict]:
-    """What became of the pictures of a split, in order."""
+    """What became of the images of a split, in order."""
     lines = [
         json.loads(line)
         for file in (partial / _TALLIES).glob(f"{split}-*")
@@ -202,7 +202,7 @@ def _read_tallies(partial: Path, split: str) -> list[dict]:
 
 
 def _check_readable(records: Mapping[str, SplitRecords]) -> None:
-    """Refuses a split of which no picture can be read, before machines start."""
+    """Refuses a split of which no image can be read, before machines start."""
     for split, part in records.items():
         left_out = []
         for number in range(min(len(part), CHUNK)):

@@ -1,4 +1,4 @@
-"""Prepare once: any sources -> ArrayRecord with pictures no larger than needed.
+"""Prepare once: any sources -> ArrayRecord with images no larger than needed.
 
     FOLDER/1.0.0/            a data set of TFDS, for kind="tfds": shards and metadata
     FOLDER/prepared.json     what went in, what was left out and why
@@ -60,13 +60,13 @@ def prepare(
       num_workers: processes that read, resize and write; 1 takes none but this.
 
     Returns:
-      what `folder`/prepared.json holds: "settings"; "splits", by name: "pictures",
+      what `folder`/prepared.json holds: "settings"; "splits", by name: "images",
       "captions", "resized", "kept" (as they were), "left_out", "left_out_examples",
-      "picture_bytes", "shards", "sources" and "notes".
+      "image_bytes", "shards", "sources" and "notes".
 
     Raises:
       UserError: a setting out of range, a folder with something else in it or that
-        cannot be written, a split without a picture.
+        cannot be written, a split without an image.
     """
     settings.check()
     folder = Path(folder).expanduser()
@@ -162,7 +162,7 @@ def _write_shards(
     num_workers: int,
 ) -> dict[str, list[dict]]:
     """Writes the shards that are not there yet; the tally of each shard by split."""
-    size = settings.pictures_per_shard
+    size = settings.images_per_shard
     jobs = [
         (split, number, range(start, min(start + size, len(part))))
         for split, part in records.items()
@@ -170,7 +170,7 @@ def _write_shards(
     ]
     done = {}
     total = sum(len(job[2]) for job in jobs)
-    with tqdm(total=total, unit=" pictures", disable=None, leave=False) as bar:
+    with tqdm(total=total, unit=" images", disable=None, leave=False) as bar:
         for job in jobs:
             if (found := _finished(partial, job)) is not None:
                 done[job[:2]] = found
@@ -240,7 +240,7 @@ def _finished(partial: Path, job) -> dict | None:
     file, note = _shard_files(partial, job)
     try:
         counts = json.loads(note.read_text(encoding="utf-8"))
-        is_whole = counts["pictures"] and file.stat().st_size == counts["file_bytes"]
+        is_whole = counts["images"] and file.stat().st_size == counts["file_bytes"]
     except (OSError, ValueError, KeyError):
         return None
     return counts if is_whole else None
@@ -258,25 +258,25 @@ def _gather(partial: Path, folder: Path, tallies) -> dict[str, int]:
     name = dataset_name(folder)
     splits = {}
     for split, parts in tallies.items():
-        full = [number for number, part in enumerate(parts) if part["pictures"]]
+        full = [number for number, part in enumerate(parts) if part["images"]]
         if not full:
-            shutil.rmtree(partial)  # with the pictures found it starts anew
+            shutil.rmtree(partial)  # with the images found it starts anew
             refuse_empty(split, parts[0]["left_out_examples"])
         for place_of, number in enumerate(full):
             file, _ = _shard_files(partial, (split, number))
             target = tfds_files.shard_name(name, split, place_of, len(full))
             os.replace(file, place / target)
-        lengths = [parts[number]["pictures"] for number in full]
+        lengths = [parts[number]["images"] for number in full]
         splits[split] = (lengths, sum(parts[number]["file_bytes"] for number in full))
     tfds_files.write_metadata(place, name, splits)
     return {split: len(lengths) for split, (lengths, _) in splits.items()}
 
 
 def refuse_empty(split: str, left_out: Sequence[dict]) -> None:
-    first = f" ({left_out[0]['picture']}: {left_out[0]['why']})" if left_out else ""
+    first = f" ({left_out[0]['image']}: {left_out[0]['why']})" if left_out else ""
     raise UserError(
-        f"no picture of the split {split!r} can be read{first}: say with --images "
-        "where the pictures are"
+        f"no image of the split {split!r} can be read{first}: say with --images "
+        "where the images are"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a prepared data set holds, picture by picture, and what was left out.
+"""What a prepared data set holds, image by image, and what was left out.
 
 The records of a split are a function of its sources and the `Settings`: whoever makes
 record n, a process here or a worker of Beam, makes the same.
@@ -18,9 +18,9 @@ from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 
-SMALLEST_SIDE = 16  # pixels: below, no model of any use could read a picture
-NUM_EXAMPLES = 100  # of pictures left out, named in the report of a split
-COUNTS = ("pictures", "captions", "resized", "kept", "left_out", "picture_bytes")
+SMALLEST_SIDE = 16  # pixels: below, no model of any use could read an image
+NUM_EXAMPLES = 100  # of images left out, named in the report of a split
+COUNTS = ("images", "captions", "resized", "kept", "left_out", "image_bytes")
 
 # A source by its config is opened by whoever needs it, and travels as a few words.
 Splits = Mapping[str, Sequence[Source | SourceConfig]]
@@ -31,8 +31,8 @@ class Settings:
     """What decides the bytes of a prepared data set, besides its sources."""
 
     short_side: int = 288  # pixels; shorter sides above it are resized to it
-    quality: int = 95  # of JPEG, where a picture is resized
-    pictures_per_shard: int = 4096
+    quality: int = 95  # of JPEG, where an image is resized
+    images_per_shard: int = 4096
 
     def check(self) -> None:
         """A UserError that names the setting which makes no sense."""
@@ -43,8 +43,8 @@ class Settings:
             )
         if not 1 <= self.quality <= 100:
             raise UserError(f"--quality={self.quality} must lie between 1 and 100")
-        if self.pictures_per_shard < 1:
-            raise UserError("--pictures-per-shard must be 1 or more")
+        if self.images_per_shard < 1:
+            raise UserError("--images-per-shard must be 1 or more")
 
 
 class SplitRecords:
@@ -69,10 +69,10 @@ class SplitRecords:
         return self._starts[-1]
 
     def record(self, number: int) -> tuple[dict[str, Any], bool]:
-        """Record `number`, and whether its picture was resized.
+        """Record `number`, and whether its image was resized.
 
         Raises:
-          LeftOutError: the picture is missing or broken.
+          LeftOutError: the image is missing or broken.
         """
         source, index = self._at(number)
         settings, name = self.settings, source.image_name(index)
@@ -95,7 +95,7 @@ class SplitRecords:
     def described(self) -> list[dict[str, Any]]:
         """Name, size and digest of names and captions of each source."""
         return [
-            {"name": source.name, "pictures": len(source), "sha256": _digest(source)}
+            {"name": source.name, "images": len(source), "sha256": _digest(source)}
             for source in self.sources
         ]
 
@@ -105,12 +105,12 @@ class SplitRecords:
 
 
 class LeftOutError(Exception):
-    """A picture that cannot be prepared; args are its name and why."""
+    """An image that cannot be prepared; args are its name and why."""
 
     @property
     def described(self) -> dict[str, str]:
         name, why = self.args
-        return {"picture": name, "why": why}
+        return {"image": name, "why": why}
 
 
 def split_records(splits: Splits, settings: Settings) -> dict[str, SplitRecords]:
@@ -124,7 +124,7 @@ def split_records(splits: Splits, settings: Settings) -> dict[str, SplitRecords]
         records[split] = SplitRecords(sources, first_id, settings)
         first_id += len(records[split])
         if not len(records[split]):
-            raise UserError(f"there is no picture to prepare for the split {split!r}")
+            raise UserError(f"there is no image to prepare for the split {split!r}")
     if not records:
         raise UserError("there is nothing to prepare: name a source")
     return records
@@ -141,10 +141,10 @@ def tally(numbers: Iterable[int], records: SplitRecords, keep: Callable) -> dict
             if len(counts["left_out_examples"]) < NUM_EXAMPLES:
                 counts["left_out_examples"].append(left_out.described)
             continue
-        counts["pictures"] += 1
+        counts["images"] += 1
         counts["captions"] += len(record["captions"])
         counts["resized" if is_resized else "kept"] += 1
-        counts["picture_bytes"] += len(record["image"])
+        counts["image_bytes"] += len(record["image"])
         keep(record)
     return counts
 

@@ -1,9 +1,9 @@
 """Draw a scene: scene -> uint8 [S, S, 3].
 
 Objects are sprites: antialiased coverage masks, made once for each shape, size,
-texture, turn and picture size by 8-fold supersampling and kept. Backgrounds are
-windows into tiles that are also made once. What is left for a picture is a few
-integer operations on small arrays, so pictures are drawn as they are read instead of
+texture, turn and image size by 8-fold supersampling and kept. Backgrounds are
+windows into tiles that are also made once. What is left for an image is a few
+integer operations on small arrays, so images are drawn as they are read instead of
 being stored on disk, and are equal on every platform.
 """
 
@@ -43,23 +43,23 @@ _COLOUR_RGB = {
 
 
 def draw(scene: Scene, size: int = CANVAS) -> np.ndarray:
-    """Draw a scene as a square picture.
+    """Draw a scene as a square image.
 
     Args:
         scene: what to draw.
-        size: side of the picture in pixels, at least 16.
+        size: side of the image in pixels, at least 16.
 
     Returns:
         uint8 [size, size, 3], RGB.
     """
-    picture = _background(scene, size)
+    image = _background(scene, size)
     for thing in scene.objects:
-        _paint(picture, thing, size)
-    return picture.astype(np.uint8)
+        _paint(image, thing, size)
+    return image.astype(np.uint8)
 
 
-def _paint(picture: np.ndarray, thing: SceneObject, size: int) -> None:
-    """Put one object into an int32 [S, S, 3] picture, in place."""
+def _paint(image: np.ndarray, thing: SceneObject, size: int) -> None:
+    """Put one object into an int32 [S, S, 3] image, in place."""
     outline, fill, pattern = _sprite(
         thing.shape, thing.size, thing.texture, thing.turn, size
     )
@@ -75,7 +75,7 @@ def _paint(picture: np.ndarray, thing: SceneObject, size: int) -> None:
     colour = np.clip(np.array(_COLOUR_RGB[thing.colour], np.int32) + thing.tone, 0, 255)
     # Dark squares and light stripes and dots: told apart even in small objects.
     second = colour // 4 if thing.texture == "checked" else _LIGHT
-    window = picture[rows, columns]
+    window = image[rows, columns]
     for coverage, paint in ((outline, _OUTLINE), (fill, colour), (pattern, second)):
         window += (coverage[inside] * (paint - window)) >> 8
 

@@ -22,9 +22,9 @@ def export(
     num_train: int | None = None,
     num_held_out: int | None = None,
 ) -> Path:
-    """Write pictures, captions and the hard pairs of one draw of the benchmark.
+    """Write images, captions and the hard pairs of one draw of the benchmark.
 
-        SPLIT/00000.png ...      the pictures
+        SPLIT/00000.png ...      the images
         SPLIT.json               [{"image": "SPLIT/00000.png", "caption": [5 strings]}]
         hard_SPLIT/KIND.json     {"0": {"filename", "caption", "negative_caption"}}
 
@@ -34,9 +34,9 @@ def export(
 
     Args:
         folder: must not exist, or be empty.
-        size: side of the pictures in pixels.
-        num_train: training pictures; None for 6,000.
-        num_held_out: pictures of validation, and of test; None for 500.
+        size: side of the images in pixels.
+        num_train: training images; None for 6,000.
+        num_held_out: images of validation, and of test; None for 500.
 
     Returns:
         the folder.

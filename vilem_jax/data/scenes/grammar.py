@@ -65,7 +65,7 @@ class Meaning:
         phrases: the objects and groups named, in order; 2 or 3.
         relations: (index of a phrase, relation, index of another).
         background: None if unsaid.
-        total: number of all objects in the picture, None if unsaid.
+        total: number of all objects in the image, None if unsaid.
     """
 
     phrases: tuple[Phrase, ...]

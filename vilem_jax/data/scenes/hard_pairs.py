@@ -47,10 +47,10 @@ _PAIRS_STREAM = 16  # apart from the streams that made the splits
 
 @dataclass(frozen=True)
 class HardPair:
-    """A caption true of a picture and one that is false of it.
+    """A caption true of an image and one that is false of it.
 
     Attributes:
-        image: index of the picture in its split.
+        image: index of the image in its split.
         kind: what the two differ in.
     """
 
@@ -61,9 +61,9 @@ class HardPair:
 
 
 def hard_pairs(source: "ScenesSource") -> tuple[HardPair, ...]:
-    """At most one pair of each kind for each caption, ordered by kind, then picture.
+    """At most one pair of each kind for each caption, ordered by kind, then image.
 
-    With one a picture, the difference of two models would have a standard error of a
+    With one an image, the difference of two models would have a standard error of a
     point, as large as what it is to show.
 
     A model that does not look should score 50 %: what replaces a word is drawn
@@ -93,9 +93,9 @@ def _false_variant(kind: str, scene: Scene, caption: str, draws: Draws) -> str |
 
 
 def _is_plausible(meaning: Meaning | None) -> bool:
-    """Whether a caption is one that some picture could have been given.
+    """Whether a caption is one that some image could have been given.
 
-    What only the picture decides may differ, not what the sentence gives away.
+    What only the image decides may differ, not what the sentence gives away.
     """
     if meaning is None:
         return False

@@ -1,6 +1,6 @@
-"""Scenes: what is in a drawn picture, where, and how one is composed at random.
+"""Scenes: what is in a drawn image, where, and how one is composed at random.
 
-A picture shows 2 to 4 objects on a background, in a space of `CANVAS` x `CANVAS`
+An image shows 2 to 4 objects on a background, in a space of `CANVAS` x `CANVAS`
 units with the origin at the top left. Objects stand on a 2 x 2 grid, give or take a
 unit, so that two of them are either clearly beside each other, clearly one above the
 other, or diagonal. Alike objects (same shape, colour, size and texture) form a *group*,
@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 
-CANVAS = 64  # units of a scene; pictures of other sizes are scaled
+CANVAS = 64  # units of a scene; images of other sizes are scaled
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "moon", "arrow")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -29,7 +29,7 @@ JITTER = 1  # units
 
 SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}  # streams of random numbers
 
-# How the objects of a picture fall into groups of alike ones, whether the group lies
+# How the objects of an image fall into groups of alike ones, whether the group lies
 # on a diagonal of the grid (else in a row or column), and how many of 24 do so.
 # Two on a diagonal are around one, as three are, so that the number cannot be told
 # from the relation.
@@ -74,7 +74,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture before it is drawn.
+    """One image before it is drawn.
 
     Attributes:
         objects: 2 to 4 objects.

@@ -1,8 +1,8 @@
-"""The embedded data set `scenes`: drawn pictures with captions, made from a seed.
+"""The embedded data set `scenes`: drawn images with captions, made from a seed.
 
 Train, validation and test share no scene and no caption. Within validation, and
-within test, each caption is true of exactly one picture: checked by meaning, not by
-comparing strings. Scenes and captions are made in seconds; a picture is drawn when
+within test, each caption is true of exactly one image: checked by meaning, not by
+comparing strings. Scenes and captions are made in seconds; an image is drawn when
 it is read first. See `docs/scenes.md`.
 """
 
@@ -16,7 +16,7 @@ from vilem_jax.data.scenes.grammar import Meaning, describe, holds, read
 from vilem_jax.data.scenes.layout import CANVAS, SPLIT_CODES, Draws, Scene, compose
 from vilem_jax.errors import UserError
 
-NUM_HELD_OUT = 500  # pictures of validation, and of test
+NUM_HELD_OUT = 500  # images of validation, and of test
 NUM_TRAIN = 6000
 SMALLEST_SIZE = 16  # pixels; below, shapes cannot be told apart
 
@@ -31,7 +31,7 @@ class _Records:
 
 @dataclass(frozen=True)
 class ScenesSource:
-    """One split of `scenes`, as a source of pictures and captions.
+    """One split of `scenes`, as a source of images and captions.
 
     Holds its four arguments only, so it travels to worker processes for free; what
     it stands for is made on first use and kept per process.
@@ -39,8 +39,8 @@ class ScenesSource:
     Args:
         split: "train", "validation" or "test".
         seed: which draw of the benchmark, 0 or more.
-        size: side of the pictures in pixels, at least 16.
-        num_images: how many pictures; None or 0 for 6,000 (train) or 500. The first
+        size: side of the images in pixels, at least 16.
+        num_images: how many images; None or 0 for 6,000 (train) or 500. The first
             n of a split are the same for every `num_images`.
 
     Raises:
@@ -62,7 +62,7 @@ class ScenesSource:
             raise UserError(f"the seed of scenes is {self.seed}: use 0 or more")
         if self.size < SMALLEST_SIZE:
             raise UserError(
-                f"pictures of scenes cannot be {self.size} pixels wide: "
+                f"images of scenes cannot be {self.size} pixels wide: "
                 f"use {SMALLEST_SIZE} or more"
             )
         if not self.name:
@@ -71,10 +71,10 @@ class ScenesSource:
             default = NUM_TRAIN if self.split == "train" else NUM_HELD_OUT
             object.__setattr__(self, "num_images", default)
         if self.num_images < 1:
-            raise UserError(f"scenes with {self.num_images} pictures: use 1 or more")
+            raise UserError(f"scenes with {self.num_images} images: use 1 or more")
         if self.split != "train" and self.num_images > NUM_HELD_OUT:
             raise UserError(
-                f"the {self.split} split of scenes has {NUM_HELD_OUT} pictures, not "
+                f"the {self.split} split of scenes has {NUM_HELD_OUT} images, not "
                 f"{self.num_images}: use {NUM_HELD_OUT} or fewer, or another seed"
             )
 
@@ -82,27 +82,27 @@ class ScenesSource:
         return self.num_images
 
     def scene(self, index: int) -> Scene:
-        """What picture `index` shows."""
+        """What image `index` shows."""
         return self._records().scenes[self._checked(index)]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The five captions of picture `index`: lower case, no punctuation."""
+        """The five captions of image `index`: lower case, no punctuation."""
         return self._records().captions[self._checked(index)]
 
     def image_name(self, index: int) -> str:
-        """Path of picture `index` inside an exported benchmark."""
+        """Path of image `index` inside an exported benchmark."""
         return f"{self.split}/{self._checked(index):05d}.png"
 
     def read_image(self, index: int) -> np.ndarray:
-        """Picture `index`, uint8 [size, size, 3]; those of 64 pixels or less are kept,
+        """Image `index`, uint8 [size, size, 3]; those of 64 pixels or less are kept,
         and cannot be written to."""
         if self.size > CANVAS:
             return draw(self.scene(index), self.size)
-        return _kept_picture(self, index)
+        return _kept_image(self, index)
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has no picture {index}, only {len(self)}.")
+            raise IndexError(f"{self.name} has no image {index}, only {len(self)}.")
         return index
 
     def _records(self) -> _Records:
@@ -112,11 +112,11 @@ class ScenesSource:
 
 
 @lru_cache(maxsize=NUM_TRAIN + 2 * NUM_HELD_OUT)  # 86 MB of 64 x 64 pixels
-def _kept_picture(source: ScenesSource, index: int) -> np.ndarray:
-    """A picture as it was drawn first: a run visits each some twenty times."""
-    picture = draw(source.scene(index), source.size)
-    picture.flags.writeable = False
-    return picture
+def _kept_image(source: ScenesSource, index: int) -> np.ndarray:
+    """An image as it was drawn first: a run visits each some twenty times."""
+    image = draw(source.scene(index), source.size)
+    image.flags.writeable = False
+    return image
 
 
 @lru_cache(maxsize=8)

@@ -1,9 +1,9 @@
-"""Annotation files: which captions belong to which picture, in the layouts people have.
+"""Annotation files: which captions belong to which image, in the layouts people have.
 
 Told apart by content:
 
   rows      ALBEF and BLIP: [{"image", "caption": text or [text], "image_id", "split"}],
-            one a pair or one a picture; the last two keys may be absent
+            one a pair or one an image; the last two keys may be absent
   Karpathy  {"images": [{"filepath", "filename", "split", "sentences": [{"raw"}]}]}
   COCO      {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
 """
@@ -17,11 +17,11 @@ from typing import Any
 
 from vilem_jax.errors import UserError
 
-Row = tuple[str, list[str], str | None]  # picture, captions, split
+Row = tuple[str, list[str], str | None]  # image, captions, split
 
 
 def read_annotations(path: str, split: str = "") -> dict[str, list[str]]:
-    """Captions by picture, in the file's order; rows of one picture are merged.
+    """Captions by image, in the file's order; rows of one image are merged.
 
     Args:
       path: a JSON file, or one inside a zip: "data.zip/captions.json".
@@ -187,7 +187,7 @@ def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
 
 
 def _check_id(record: dict, field: str, name: str, named: dict, where: str) -> None:
-    """A UserError where the id of a picture, if it has one, is another's already."""
+    """A UserError where the id of an image, if it has one, is another's already."""
     number = record.get(field)
     if isinstance(number, int | str) and named.setdefault(number, name) != name:
         _refuse_double(field, number, named[number], name, where)
@@ -195,7 +195,7 @@ def _check_id(record: dict, field: str, name: str, named: dict, where: str) -> N
 
 def _refuse_double(field: str, number: Any, first: str, second: str, where: str):
     raise UserError(
-        f"{where}: {field} {number!r} stands for two pictures, {first} and {second}: "
+        f"{where}: {field} {number!r} stands for two images, {first} and {second}: "
         "give each its own"
     )
 

@@ -1,4 +1,4 @@
-"""Encoded pictures by name, from a folder or straight from a zip."""
+"""Encoded images by name, from a folder or straight from a zip."""
 
 import os
 import threading
@@ -9,32 +9,32 @@ from pathlib import Path, PurePosixPath
 
 from vilem_jax.errors import UserError
 
-MAX_FILE_BYTES = 256 << 20  # no picture of 50 megapixels is larger
+MAX_FILE_BYTES = 256 << 20  # no image of 50 megapixels is larger
 _opening = threading.Lock()  # several threads of one process share a handle
 
 
-def open_pictures(path: str | os.PathLike, names: Sequence[str]) -> "PictureFiles":
-    """The pictures `names` in the folder or zip `path`.
+def open_images(path: str | os.PathLike, names: Sequence[str]) -> "ImageFiles":
+    """The images `names` in the folder or zip `path`.
 
     Raises:
       UserError: `path` does not exist or is neither.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return PictureFolder(path, names)
+        return ImageFolder(path, names)
     if not path.exists():
-        raise UserError(f"pictures: {path} does not exist; give a folder or a zip")
+        raise UserError(f"images: {path} does not exist; give a folder or a zip")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"pictures: {path} is neither a folder nor an undamaged zip")
-    return PictureZip(path, names)
+        raise UserError(f"images: {path} is neither a folder nor an undamaged zip")
+    return ImageZip(path, names)
 
 
-class PictureFiles:
-    """Reads pictures by the names that an annotation file gives them.
+class ImageFiles:
+    """Reads images by the names that an annotation file gives them.
 
     Annotation files often carry paths of the machine that made them. As many leading
     folders are dropped as make most of a sample of the names exist: one number for the
-    whole file, for names cut one by one could hit another picture of the same name.
+    whole file, for names cut one by one could hit another image of the same name.
     """
 
     top = ""  # a folder that holds all and that no name says
@@ -51,10 +51,10 @@ class PictureFiles:
         self._num_dropped = found.index(max(found)) if found else 0
 
     def read(self, name: str) -> bytes:
-        """The bytes of picture `name`.
+        """The bytes of image `name`.
 
         Raises:
-          OSError: it is missing, damaged or larger than any picture can be.
+          OSError: it is missing, damaged or larger than any image can be.
         """
         raise NotImplementedError
 
@@ -70,11 +70,11 @@ class PictureFiles:
         raise NotImplementedError
 
 
-class PictureFolder(PictureFiles):
-    """Pictures in a folder, whose own folders may still be zips: X/1.jpg in X.zip."""
+class ImageFolder(ImageFiles):
+    """Images in a folder, whose own folders may still be zips: X/1.jpg in X.zip."""
 
     def __init__(self, path: Path, names: Sequence[str]):
-        self._zips: dict[str, PictureZip | None] = {}
+        self._zips: dict[str, ImageZip | None] = {}
         super().__init__(path, names)
 
     def read(self, name: str) -> bytes:
@@ -101,7 +101,7 @@ class PictureFolder(PictureFiles):
             return False
         return packed is not None and packed.exists(local)
 
-    def _zip_of(self, local: str) -> "PictureZip | None":
+    def _zip_of(self, local: str) -> "ImageZip | None":
         """The zip of the folder that `local` begins with, where there is one."""
         first, _, rest = local.partition("/")
         if not rest:
@@ -109,12 +109,12 @@ class PictureFolder(PictureFiles):
         if first not in self._zips:
             file = self.path / f"{first}.zip"
             is_zip = zipfile.is_zipfile(file)
-            self._zips[first] = PictureZip(file, [local]) if is_zip else None
+            self._zips[first] = ImageZip(file, [local]) if is_zip else None
         return self._zips[first]
 
 
-class PictureZip(PictureFiles):
-    """Pictures in a zip; COCO's hold them in a folder that annotations do not name."""
+class ImageZip(ImageFiles):
+    """Images in a zip; COCO's hold them in a folder that annotations do not name."""
 
     def __init__(self, path: Path, names: Sequence[str]):
         self._archive, self._process = None, None

@@ -1,21 +1,21 @@
-"""JSON annotations with pictures in a folder or a zip, as a source."""
+"""JSON annotations with images in a folder or a zip, as a source."""
 
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.sources.annotations import read_annotations, split_zip_path
-from vilem_jax.data.sources.image_files import open_pictures
+from vilem_jax.data.sources.image_files import open_images
 from vilem_jax.data.sources.packed_text import PackedRecords
 from vilem_jax.errors import UserError
 
 
 class JsonSource:
-    """Captions of a JSON file (see `annotations`), pictures read when asked for.
+    """Captions of a JSON file (see `annotations`), images read when asked for.
 
     Args:
       config: `path` of the annotations; `images`, a folder or zip, by default the zip
         or the folder that holds the annotations; `split`; `num_images`.
 
     Raises:
-      UserError: as `read_annotations` and `open_pictures`.
+      UserError: as `read_annotations` and `open_images`.
     """
 
     def __init__(self, config: SourceConfig):
@@ -25,14 +25,14 @@ class JsonSource:
         records = list(captions_of.items())[: config.num_images or None]
         self._records = PackedRecords(records)
         if not len(self._records):
-            raise UserError(f"{config.path}: no picture has a caption")
+            raise UserError(f"{config.path}: no image has a caption")
         images = config.images or (file if member else file.parent)
-        self._pictures = open_pictures(images, self._records.names)
+        self._images = open_images(images, self._records.names)
 
     @property
     def notes(self) -> tuple[str, ...]:
         count = self._records.num_without_caption
-        return (f"{count} pictures without a caption left out",) if count else ()
+        return (f"{count} images without a caption left out",) if count else ()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -47,8 +47,8 @@ class JsonSource:
         return self._records.names[index]
 
     def has_image(self, index: int) -> bool:
-        """Whether the picture's file is there; it may still be broken."""
-        return self._pictures.exists(self.image_name(index))
+        """Whether the image's file is there; it may still be broken."""
+        return self._images.exists(self.image_name(index))
 
     def read_image(self, index: int) -> bytes:
-        return self._pictures.read(self.image_name(index))
+        return self._images.read(self.image_name(index))

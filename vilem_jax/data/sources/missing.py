@@ -1,4 +1,4 @@
-"""A test set without the pictures that are not there."""
+"""A test set without the images that are not there."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
 
 
-class PresentPictures:
-    """`source` with the pictures `indices` only, in their order."""
+class PresentImages:
+    """`source` with the images `indices` only, in their order."""
 
     def __init__(self, source: Source, indices: Sequence[int]):
         self._source = source
@@ -34,23 +34,23 @@ class PresentPictures:
         return self._source.read_image(int(self._indices[index]))
 
 
-def present_pictures(
+def present_images(
     source: Source, *, allow_missing: bool = False
 ) -> tuple[Source, dict[str, int]]:
     """`source`, or what of it is there.
 
-    A source says by `has_image(index)` whether a picture's file exists; one without
-    that keeps pictures and captions together, and lacks none.
+    A source says by `has_image(index)` whether an image's file exists; one without
+    that keeps images and captions together, and lacks none.
 
     Args:
-      allow_missing: leave missing pictures out, with their captions; else they are an
+      allow_missing: leave missing images out, with their captions; else they are an
         error, for figures of a part of a benchmark are not the benchmark's.
 
     Returns:
       the source, and {"missing_images", "missing_captions"}: what was left out.
 
     Raises:
-      UserError: pictures are missing and that is not allowed, or all are.
+      UserError: images are missing and that is not allowed, or all are.
     """
     missing = _missing(source)
     counts = {
@@ -60,7 +60,7 @@ def present_pictures(
     if not missing:
         return source, counts
     refuse_missing(
-        "pictures",
+        "images",
         [source.image_name(index) for index in missing],
         len(source),
         f"of {source.name}",
@@ -68,7 +68,7 @@ def present_pictures(
         allow_missing=allow_missing,
     )
     present = np.setdiff1d(np.arange(len(source)), missing)
-    return PresentPictures(source, present), counts
+    return PresentImages(source, present), counts
 
 
 def check_complete(source: Source, key: str) -> None:
@@ -78,11 +78,11 @@ def check_complete(source: Source, key: str) -> None:
       key: of the config that names the source.
 
     Raises:
-      UserError: pictures are missing, or one has no caption.
+      UserError: images are missing, or one has no caption.
     """
     if missing := _missing(source):
         raise UserError(
-            f"{len(missing)} of {len(source)} pictures of {key} are missing, the first "
+            f"{len(missing)} of {len(source)} images of {key} are missing, the first "
             f"is {source.image_name(missing[0])}: put them there, set its `images` to "
             "where they are, or leave them out of its annotations"
         )
@@ -93,13 +93,13 @@ def check_complete(source: Source, key: str) -> None:
 
 def no_caption(source: Source, index: int) -> UserError:
     return UserError(
-        f"picture {source.image_name(index)} of {source.name} has no caption: "
+        f"image {source.image_name(index)} of {source.name} has no caption: "
         "leave it out of the data, or caption it"
     )
 
 
 def _missing(source: Source) -> list[int]:
-    """The pictures that `source` knows not to be there."""
+    """The images that `source` knows not to be there."""
     has_image = getattr(source, "has_image", lambda index: True)
     return [index for index in range(len(source)) if not has_image(index)]
 
@@ -116,7 +116,7 @@ def refuse_missing(
     """What is said of missing files, before any of the others is read.
 
     Args:
-      what: they are, "pictures" or "clips".
+      what: they are, "images" or "clips".
       names: of those that are missing.
       number: of all that should be there.
       where: "of NAME", "in FOLDER".

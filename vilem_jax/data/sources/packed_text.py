@@ -49,10 +49,10 @@ class PackedTexts(Sequence[str]):
 
 
 class PackedRecords:
-    """One record a picture: its name and its captions, in a fixed order.
+    """One record an image: its name and its captions, in a fixed order.
 
     Args:
-      records: (name, captions) pairs; a picture without captions is left out and
+      records: (name, captions) pairs; an image without captions is left out and
         counted in `num_without_caption`.
     """
 

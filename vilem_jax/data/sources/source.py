@@ -10,27 +10,27 @@ from vilem_jax.errors import UserError
 
 @runtime_checkable
 class Source(Protocol):
-    """Pictures with their captions: one record a picture, read in any order.
+    """Images with their captions: one record an image, read in any order.
 
     A source travels to worker processes by pickle, so it opens files lazily. It may
     also have `caption_counts() -> int64 [N]`, where that is faster than asking for the
-    captions of every picture, and `notes`, sentences on what was found wrong with the
+    captions of every image, and `notes`, sentences on what was found wrong with the
     files when it was opened.
     """
 
     name: str
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """All captions of picture `index`, raw text."""
+        """All captions of image `index`, raw text."""
 
     def image_name(self, index: int) -> str:
-        """Names picture `index` in messages: a file, a member, an id."""
+        """Names image `index` in messages: a file, a member, an id."""
 
     def read_image(self, index: int) -> bytes | np.ndarray:
-        """Picture `index`: the bytes of its file, or uint8 [H, W, 3].
+        """Image `index`: the bytes of its file, or uint8 [H, W, 3].
 
         Raises:
           OSError: it is missing or cannot be read.
@@ -75,7 +75,7 @@ def open_source(config: SourceConfig) -> Source:
 
 
 def caption_counts(source: Source) -> np.ndarray:
-    """Number of captions of each picture of `source`, int64 [N]."""
+    """Number of captions of each image of `source`, int64 [N]."""
     if hasattr(source, "caption_counts"):
         return np.asarray(source.caption_counts(), np.int64)
     counts = (len(source.captions(i)) for i in range(len(source)))

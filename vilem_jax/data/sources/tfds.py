@@ -25,7 +25,7 @@ _opening = threading.Lock()
 
 
 class TfdsSource:
-    """Any TFDS data set with a picture and a text, such as "coco_captions/2014".
+    """Any TFDS data set with an image and a text, such as "coco_captions/2014".
 
     The captions are gone through once and stored beside the data. Where the data set
     has a split "restval", "train" means both: Karpathy's COCO training set.
@@ -36,7 +36,7 @@ class TfdsSource:
         ~/tensorflow_datasets); `split`; `num_images`.
 
     Raises:
-      UserError: not prepared, not as ArrayRecord, no such split, no picture or text.
+      UserError: not prepared, not as ArrayRecord, no such split, no image or text.
     """
 
     def __init__(self, config: SourceConfig):
@@ -55,11 +55,9 @@ class TfdsSource:
         self._records = PackedRecords.from_arrays(index)
         self.notes = ()
         if dropped := self._records.num_without_caption:
-            self.notes = (f"{dropped} pictures without a caption left out",)
+            self.notes = (f"{dropped} images without a caption left out",)
         if not len(self._rows):
-            raise UserError(
-                f"{self._folder}: no picture of {self._split} has a caption"
-            )
+            raise UserError(f"{self._folder}: no image of {self._split} has a caption")
 
     def __getstate__(self):
         return self.__dict__ | {"_opened": None, "_process": None}
@@ -85,11 +83,11 @@ class TfdsSource:
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has no picture {index}, only {len(self)}")
+            raise IndexError(f"{self.name} has no image {index}, only {len(self)}")
         return index
 
     def _data(self):
-        """This process's reader; pictures come out as encoded bytes."""
+        """This process's reader; images come out as encoded bytes."""
         with _opening:
             if self._opened is None or self._process != os.getpid():
                 self._opened = tfds_files.open_records(
@@ -170,7 +168,7 @@ def _image_feature(folder: Path, features) -> str:
     for name, feature in features.items():
         if tfds_files.is_image(feature):
             return name
-    raise UserError(f"{folder} has no picture; its features: {', '.join(features)}")
+    raise UserError(f"{folder} has no image; its features: {', '.join(features)}")
 
 
 def _caption_feature(folder: Path, features, image: str) -> str:

@@ -1,6 +1,6 @@
 """TFDS's files, read and written without TensorFlow: all that imports the library.
 
-What `prepare` writes is a data set of TFDS: ArrayRecord files of encoded pictures with
+What `prepare` writes is a data set of TFDS: ArrayRecord files of encoded images with
 captions, beside the metadata that `builder_from_directory` opens it by.
 """
 
@@ -15,10 +15,10 @@ from vilem_jax.errors import UserError
 VERSION = "1.0.0"  # of prepared data sets, a folder's name
 SUFFIX = "array_record"
 DESCRIPTION = (
-    "Pictures with captions, prepared by `vilem data prepare`: pictures above its "
+    "Images with captions, prepared by `vilem data prepare`: images above its "
     "short side are resized, others are the files they were."
 )
-# One record to a chunk: any other makes reading one picture decode several.
+# One record to a chunk: any other makes reading one image decode several.
 _WRITER_OPTIONS = "group_size:1"
 
 
@@ -30,7 +30,7 @@ def open_builder(folder: Path):
 
 
 def open_records(folder: Path, split: str, image: str):
-    """The records of a split by number, the picture `image` as encoded bytes.
+    """The records of a split by number, the image `image` as encoded bytes.
 
     Raises:
       UserError: the data set is not stored as ArrayRecord.
@@ -81,7 +81,7 @@ def caption_features():
 
 
 def as_example(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the bytes of its picture, as `caption_features` takes it."""
+    """A record with the bytes of its image, as `caption_features` takes it."""
     return {**record, "image": io.BytesIO(record["image"])}
 
 

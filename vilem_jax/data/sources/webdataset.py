@@ -15,7 +15,7 @@ from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedRecords
 from vilem_jax.errors import UserError
 
-PICTURE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _INDEX_VERSION = "1"
 _MAX_CAPTION_BYTES = 1 << 20
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gz bz2 xz zst
@@ -64,7 +64,7 @@ class WebDatasetSource:
         self._tar_of = np.repeat(np.arange(len(indexes)), lengths)
         self._length = min(len(self._spans), config.num_images or len(self._spans))
         if not self._length:
-            raise UserError(f"{config.path}: no picture with a caption in the tars")
+            raise UserError(f"{config.path}: no image with a caption in the tars")
 
     def __len__(self) -> int:
         return self._length
@@ -90,7 +90,7 @@ class WebDatasetSource:
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has no picture {index}, only {len(self)}")
+            raise IndexError(f"{self.name} has no image {index}, only {len(self)}")
         return index
 
 
@@ -120,12 +120,12 @@ def _go_through(tar: Path) -> dict[str, np.ndarray]:
     records, spans = [], []
     with open(tar, "rb") as file:
         for key, parts in samples.items():
-            picture = next((parts[e] for e in PICTURE_ENDINGS if e in parts), None)
+            image = next((parts[e] for e in IMAGE_ENDINGS if e in parts), None)
             caption = _caption(file, parts)
-            if picture is None or caption is None or picture.size > MAX_FILE_BYTES:
+            if image is None or caption is None or image.size > MAX_FILE_BYTES:
                 continue
             records.append((key, (caption,)))
-            spans.append((picture.offset_data, picture.size))
+            spans.append((image.offset_data, image.size))
     return PackedRecords(records).arrays() | {
         "spans": np.array(spans, np.int64).reshape(-1, 2),
         "damage": np.int64(damage),
@@ -192,7 +192,7 @@ def _notes(tars: list[Path], indexes: list[dict[str, np.ndarray]]) -> tuple[str,
         )
     for key, what in (
         ("num_double", "members repeat a key and ending; the first counts"),
-        ("num_incomplete", "keys lack a picture or a caption; left out"),
+        ("num_incomplete", "keys lack an image or a caption; left out"),
     ):
         if count := sum(int(index[key]) for index in indexes):
             notes.append(f"{count} {what}")

@@ -25,7 +25,7 @@ class VideoError(ValueError):
 
 
 def read_frames(path: Path, num_frames: int) -> list[np.ndarray]:
-    """The frames of a video, or of a folder of pictures, that stand for it.
+    """The frames of a video, or of a folder of images, that stand for it.
 
     Args:
       path: a file that FFmpeg reads, or a folder of frames at equal distances in time,
@@ -36,7 +36,7 @@ def read_frames(path: Path, num_frames: int) -> list[np.ndarray]:
       F arrays uint8 [H, W, 3], upright, in order; the same array where one is repeated.
 
     Raises:
-      VideoError: it is missing, damaged, cut short, or without a picture.
+      VideoError: it is missing, damaged, cut short, or without an image.
       UserError: a video file, and PyAV is not installed.
     """
     if path.is_dir():
@@ -65,7 +65,7 @@ def middle_frames(times: Sequence[int], end: int, num_frames: int) -> np.ndarray
 def _frames_of_folder(path: Path, num_frames: int) -> list[np.ndarray]:
     files = [f for f in path.iterdir() if f.suffix.lower() in FRAME_SUFFIXES]
     if not files:
-        raise VideoError("the folder holds no picture")
+        raise VideoError("the folder holds no image")
     files.sort(key=lambda file: _number_order(file.name))
     places = middle_frames(range(len(files)), len(files), num_frames).tolist()
     frames = {}
@@ -105,7 +105,7 @@ def _open(av, path: Path):
     container = av.open(str(path))
     if not container.streams.video:
         container.close()
-        raise VideoError("it has no picture, only sound or text")
+        raise VideoError("it has no image, only sound or text")
     stream = container.streams.video[0]
     if stream.width * stream.height > MAX_PIXELS:
         container.close()

@@ -2,7 +2,7 @@
 
 One BERT of 12 layers lies in the file: its first 6, without cross-attention, are the
 text encoder and become our text tower. The rest is the fusion encoder, which reads the
-words after them together with the picture; a dual encoder has no place for it.
+words after them together with the image; a dual encoder has no place for it.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ def is_here(names: Collection[str]) -> bool:
 def read_model(
     source: Foreign, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
-    """The whole model, at the picture's side that it was trained at.
+    """The whole model, at the image's side that it was trained at.
 
     Args:
       vision_heads, text_heads: 0 where nobody has said them: as in published models of
@@ -167,7 +167,7 @@ def load_text(source: Foreign, config: TextConfig) -> dict:
 def vision_config(
     source: Foreign, names: Mapping[str, str], base: VisionConfig, num_heads: int
 ) -> VisionConfig:
-    """The image tower below VISION, at the picture's side that it was trained at."""
+    """The image tower below VISION, at the image's side that it was trained at."""
     files = part_of(source, names, VISION).files
     own = {name: name for name in files.names}
     config = timm_vit.shape_config(files, own, base, num_heads=num_heads)

@@ -92,7 +92,7 @@ def vision_table(config: VisionConfig) -> list[Entry]:
 def read_vision_config(
     source: Foreign, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
-    """The shape as the arrays have it, heads too; the picture's side from `base`."""
+    """The shape as the arrays have it, heads too; the image's side from `base`."""
     files, names = source.files, _names(source.files)
 
     def shape(name, rank):

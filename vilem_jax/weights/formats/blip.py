@@ -26,7 +26,7 @@ LAYER = albef.LAYER
 CROSS = "crossattention.self.query.weight"
 EXTRA_PIECES = ("[DEC]", "[ENC]")
 
-# Left out on purpose: the matching head reads the words beside the picture, the decoder
+# Left out on purpose: the matching head reads the words beside the image, the decoder
 # writes captions, position ids are counters.
 DROPPED = (*albef.DROPPED, "text_decoder.")
 
@@ -39,7 +39,7 @@ def is_here(names: Collection[str]) -> bool:
 def read_model(
     source: Foreign, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
-    """The whole model, at the picture's side that it was trained at.
+    """The whole model, at the image's side that it was trained at.
 
     Args and errors as of `albef.read_model`.
     """

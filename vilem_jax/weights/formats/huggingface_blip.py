@@ -27,7 +27,7 @@ VISION = "vision_model."
 POSITIONS = "embeddings.position_embedding"
 PATCH = "embeddings.patch_embedding"
 
-# Left out on purpose: the matching head reads the words beside the picture; position
+# Left out on purpose: the matching head reads the words beside the image; position
 # ids are counters of old versions.
 DROPPED = (
     "itm_head.",
@@ -69,7 +69,7 @@ def vision_table(num_layers: int) -> list[Entry]:
 def read_model(
     source: Foreign, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
-    """The whole model, at the picture's side that it was trained at.
+    """The whole model, at the image's side that it was trained at.
 
     Args:
       vision_heads, text_heads: without meaning here: config.json says both.
@@ -109,7 +109,7 @@ def read_model(
 def read_vision_config(
     source: Foreign, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
-    """The image tower's shape from config.json; the picture's side from `base`."""
+    """The image tower's shape from config.json; the image's side from `base`."""
     settings = _section(source, "vision_config")
     patch_size = folders.setting(settings, "patch_size", int, source.folder)
     positions.check_divides(base.image_size, patch_size, source.path)

@@ -70,7 +70,7 @@ def vision_table(num_layers: int, *, is_distilled: bool = False) -> list[Entry]:
 
 
 def read_vision_config(folder: Path, base: VisionConfig) -> VisionConfig:
-    """The folder's shape, epsilon and activation; the picture's side from `base`.
+    """The folder's shape, epsilon and activation; the image's side from `base`.
 
     The side is a choice of the run: `load_vision` resizes the grid of positions.
 
@@ -187,7 +187,7 @@ def stored_config(
     *,
     is_distilled: bool = False,
 ) -> VisionConfig:
-    """`config` with the picture's side that the checkpoint was trained at.
+    """`config` with the image's side that the checkpoint was trained at.
 
     Args:
       table: the name of its positions.

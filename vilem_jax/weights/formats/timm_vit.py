@@ -56,7 +56,7 @@ def vision_table(num_layers: int, *, is_distilled: bool = False) -> list[Entry]:
 def shape_config(
     files: Tensors, names: Mapping[str, str], base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
-    """`base` with the shape that the tensors have; the picture's side stays.
+    """`base` with the shape that the tensors have; the image's side stays.
 
     Args:
       num_heads: 0 where nobody has said it, see `tables.num_heads`.
@@ -79,7 +79,7 @@ def shape_config(
 def read_vision_config(
     source: Foreign, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
-    """The shape as the tensors have it; the picture's side from `base`."""
+    """The shape as the tensors have it; the image's side from `base`."""
     names = _names(source.files)
     config = shape_config(source.files, names, base, num_heads=num_heads)
     positions.check_divides(config.image_size, config.patch_size, source.path)

@@ -173,7 +173,7 @@ def make_config(
 
 
 def resized(model: WholeModel, image_size: int) -> WholeModel:
-    """The model for pictures of another side, online and momentum copy.
+    """The model for images of another side, online and momentum copy.
 
     Raises:
       UserError: not a multiple of the patches' side.

@@ -1,4 +1,4 @@
-"""Pictures and captions for the benchmarks that read files: a folder and a tar."""
+"""Images and captions for the benchmarks that read files: a folder and a tar."""
 
 import io
 import json
@@ -15,15 +15,15 @@ PRE_RESIZED = (384, 288)  # what `vilem data prepare` leaves of 500 x 375
 
 
 def write_pairs(folder: Path, side: tuple[int, int], count: int) -> Path:
-    """Into `folder`: pictures/, captions.json, 0.tar with both, words/vocab.txt."""
+    """Into `folder`: images/, captions.json, 0.tar with both, words/vocab.txt."""
     rng = np.random.default_rng(0)
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     records = []
     with tarfile.open(folder / "0.tar", "w") as tar:
         for i in range(count):
             content = jpeg(photo(rng, *side))
             caption = " ".join(rng.choice(WORDS, 11))
-            (folder / "pictures" / f"{i:05}.jpg").write_bytes(content)
+            (folder / "images" / f"{i:05}.jpg").write_bytes(content)
             records.append({"image": f"{i:05}.jpg", "caption": caption})
             for ending, part in (("jpg", content), ("txt", caption.encode())):
                 member = tarfile.TarInfo(f"{i:05}.{ending}")
@@ -47,7 +47,7 @@ def photo(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels, "YCbCr").convert("RGB")
 
 
-def jpeg(picture: Image.Image) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
     content = io.BytesIO()
-    picture.save(content, "JPEG", quality=90)
+    image.save(content, "JPEG", quality=90)
     return content.getvalue()
