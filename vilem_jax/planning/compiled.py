@@ -23,7 +23,7 @@ from vilem_jax.distributed.mesh import (
     over_batch,
     replicated,
 )
-from vilem_jax.editing.editor import FrozenEditor
+from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 from vilem_jax.objectives.editing import WordTables
@@ -186,14 +186,14 @@ def lower_step(config: Config, layout: Layout):
 
 
 def _vilem_step(config, layout, schedule):
-    editor, editor_graph = FrozenEditor({}, abstract.tables(config)), None
+    editor, graph = FrozenEditor({}, abstract.tables(config)), None
     if abstract.uses_editor(config):
-        editor_graph = editor_graph(abstract.editor_config(config))
+        graph = editor_graph(abstract.editor_config(config))
         editor = dataclasses.replace(editor, params=abstract.editor_params(config))
     step = make_train_step(
         config,
         schedule,
-        editor_graph,
+        graph,
         pad_id=PAD,
         mask_id=MASK,
         layout=layout,

@@ -25,7 +25,7 @@ from vilem_jax.distributed.mesh import (
     put_replicated,
     replicated,
 )
-from vilem_jax.editing.editor import FrozenEditor
+from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.editing.loading import load_editor, word_tables
 from vilem_jax.editing.stored_edits import make_edits
 from vilem_jax.errors import UserError
@@ -82,16 +82,16 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
         )
     vocabulary = tokenizer.vocabulary
     tables = word_tables(tokenizer)
-    editor, editor_graph = FrozenEditor({}, tables), None
+    editor, graph = FrozenEditor({}, tables), None
     if config.loss.has_proofreading and config.editor.path:
         own, params = load_editor(config, tokenizer)
         editor = FrozenEditor(params, tables)
-        editor_graph = editor_graph(own)
+        graph = editor_graph(own)
     editor = put_replicated(editor, mesh)
     train_step = make_train_step(
         config,
         schedule,
-        editor_graph,
+        graph,
         pad_id=vocabulary.pad_id,
         mask_id=vocabulary.mask_id,
         layout=layout,
@@ -122,7 +122,7 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
         abstract_state=place(shapes, places),
         begin=begin,
         step=lambda state, batch, key: compiled(state, editor, batch, key),
-        evaluate=_make_vilem_evaluation(config, tokenizer, editor_graph, editor),
+        evaluate=_make_vilem_evaluation(config, tokenizer, graph, editor),
         finish=lambda state: None,
         test=_make_test(config, tokenizer),
     )
