@@ -9,7 +9,7 @@ LABELS = {"matmul_tflops": "matmul, TFLOP/s", "copy_tb_s": "copy, TB/s"}
 
 
 def spreads(rounds: list[dict]) -> dict[str, dict]:
-    """Of rounds that hold `of_jax`'s or `of_torch`'s figures among theirs."""
+    """Of rounds that hold `of_jax`'s or `of_torch`'s metrics among theirs."""
     return {name: reporting.spread([each[name] for each in rounds]) for name in LABELS}
 
 
@@ -28,7 +28,7 @@ def of_jax(options, dtype: str) -> dict[str, float]:
     multiply = jax.jit(jnp.matmul)
     product = _best_seconds(lambda: jax.block_until_ready(multiply(a, a)))
     x, negate = jnp.ones(size, jnp.float32), jax.jit(jnp.negative)
-    return _figures(
+    return _metrics(
         side, product, size, _best_seconds(lambda: jax.block_until_ready(negate(x)))
     )
 
@@ -50,7 +50,7 @@ def of_torch(options) -> dict[str, float]:
         return once
 
     product = _best_seconds(waited(lambda: a @ a))
-    return _figures(side, product, size, _best_seconds(waited(lambda: -x)))
+    return _metrics(side, product, size, _best_seconds(waited(lambda: -x)))
 
 
 def wait_for_torch(device: str) -> None:
@@ -60,7 +60,7 @@ def wait_for_torch(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _figures(side: int, product: float, size: int, copy: float) -> dict[str, float]:
+def _metrics(side: int, product: float, size: int, copy: float) -> dict[str, float]:
     """A copy reads and writes `size` float32 numbers."""
     tflops = 2 * side**3 / product / 1e12
     return {"matmul_tflops": tflops, "copy_tb_s": 2 * 4 * size / copy / 1e12}

@@ -28,13 +28,13 @@ def main() -> None:
     from vilem_jax.planning import memory, plan
     from vilem_jax.planning.compiled import compile_step
 
-    figures = {"machine": reporting.machine("jax", "jaxlib", "flax"), "programs": []}
+    metrics = {"machine": reporting.machine("jax", "jaxlib", "flax"), "programs": []}
     for num_devices, num_microbatches in ((1, 1), (NUM_DEVICES, 1), (NUM_DEVICES, 4)):
         # One batch for all that are compared: keys and queue count in the work too.
         config = settings(options, num_microbatches)
         step = compile_step(config, jax.devices()[:num_devices])
         trained = 4 * memory.parameters(config)["trained"]
-        figures["programs"].append(
+        metrics["programs"].append(
             {
                 "num_devices": num_devices,
                 "num_microbatches": num_microbatches,
@@ -45,7 +45,7 @@ def main() -> None:
             }
             | plan.describe(step, config)
         )
-    reporting.write("collectives", options.out, figures, tables(figures["programs"]))
+    reporting.write("collectives", options.out, metrics, tables(metrics["programs"]))
 
 
 def settings(options, num_microbatches: int):

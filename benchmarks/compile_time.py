@@ -24,21 +24,21 @@ def main() -> None:
     if options.cache:
         print(json.dumps(seconds(options)))
         return
-    figures = {"machine": reporting.machine("jax", "jaxlib", "flax"), "runs": {}}
+    metrics = {"machine": reporting.machine("jax", "jaxlib", "flax"), "runs": {}}
     with tempfile.TemporaryDirectory() as cache:
         for name in ("cold", "from the cache"):
             command = [sys.executable, *sys.argv, f"--cache={cache}"]
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, text=True, check=True
             )
-            figures["runs"][name] = json.loads(done.stdout.splitlines()[-1])
+            metrics["runs"][name] = json.loads(done.stdout.splitlines()[-1])
     head = ["", "import, s", "trace and lower, s", "compile, s"]
     rows = [
         [name, *(f"{found[key]:.1f}" for key in ("import", "lower", "compile"))]
-        for name, found in figures["runs"].items()
+        for name, found in metrics["runs"].items()
     ]
     text = reporting.markdown(head, rows)
-    reporting.write("compile_time", options.out, figures, text)
+    reporting.write("compile_time", options.out, metrics, text)
 
 
 def seconds(options) -> dict:

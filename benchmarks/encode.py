@@ -44,7 +44,7 @@ def main() -> None:
     missing = why_no_peer(options.device)
     children = {"ours": Child("ours")} | ({} if missing else {"peer": Child("peer")})
     rounds = in_turns(children, options.rounds)
-    figures = {
+    metrics = {
         "machine": reporting.machine("jax", "jaxlib", "flax", "torch", "transformers"),
         "about": {name: child.about for name, child in children.items()},
         "peer_left_out": missing,
@@ -52,7 +52,7 @@ def main() -> None:
         **summary(rounds),
         "goals": GOALS,
     }
-    reporting.write("encode", options.out, figures, table(figures))
+    reporting.write("encode", options.out, metrics, table(metrics))
 
 
 def parse():
@@ -136,7 +136,7 @@ def make_peer(options) -> tuple[dict, dict, Callable]:
     pixels = torch.randn(size, device=device, dtype=dtype)
     size = (options.texts, shape["length"])
     tokens = torch.randint(5, shape["vocab"], size, device=device)
-    is_token = torch.ones_like(tokens)
+    attention_mask = torch.ones_like(tokens)
 
     @torch.inference_mode()
     def images():
@@ -145,7 +145,7 @@ def make_peer(options) -> tuple[dict, dict, Callable]:
 
     @torch.inference_mode()
     def texts():
-        bert(input_ids=tokens, attention_mask=is_token)
+        bert(input_ids=tokens, attention_mask=attention_mask)
         ceilings.wait_for_torch(device)
 
     ways = {"images": (images, options.batch), "texts": (texts, options.texts)}
@@ -191,10 +191,10 @@ def summary(rounds: list[dict]) -> dict:
     return {"a_second": rates, "ours_over_peer": ratios}
 
 
-def table(figures: dict) -> str:
-    ours = figures["a_second"]["ours"]
-    peer = figures["a_second"].get("peer", {})
-    ratios = figures["ours_over_peer"]
+def table(metrics: dict) -> str:
+    ours = metrics["a_second"]["ours"]
+    peer = metrics["a_second"].get("peer", {})
+    ratios = metrics["ours_over_peer"]
 
     def cell(found: dict, what: str, digits: int) -> str:
         return reporting.cell(found[what], digits) if what in found else ""
@@ -205,8 +205,8 @@ def table(figures: dict) -> str:
         both = [cell(found, what, digits) for found in (ours, peer)]
         rows.append([LABELS[what], *both, cell(ratios, what, 2)])
     head = ["", "ours", "Hugging Face, eager", "ours over it"]
-    parts = [str(figures["about"]), reporting.markdown(head, rows)]
-    parts.append(f"{figures['peer_left_out']} Goals: {figures['goals']}.".strip())
+    parts = [str(metrics["about"]), reporting.markdown(head, rows)]
+    parts.append(f"{metrics['peer_left_out']} Goals: {metrics['goals']}.".strip())
     return "\n\n".join(parts)
 
 

@@ -50,7 +50,7 @@ def main() -> None:
         one |= {name: way() for name, way in ways.items()}
         rounds.append(one | ceilings.of_jax(options, config.compute.dtype))
         print(rounds[-1], flush=True)
-    figures = {
+    metrics = {
         "machine": reporting.machine("jax", "jaxlib", "flax", "numpy"),
         "about": {
             "images": options.images,
@@ -64,7 +64,7 @@ def main() -> None:
         **summary(rounds, list(ways), options.images + options.captions),
         "goals": GOALS,
     }
-    reporting.write("evaluate", options.out, figures, table(figures))
+    reporting.write("evaluate", options.out, metrics, table(metrics))
 
 
 def parse():
@@ -171,23 +171,23 @@ def summary(rounds: list[dict], ways: list[str], num_queries: int) -> dict:
     }
 
 
-def table(figures: dict) -> str:
+def table(metrics: dict) -> str:
     cell = reporting.cell
-    stages = [[name, cell(each)] for name, each in figures["stage_seconds"].items()]
-    stages += ceilings.rows(figures["ceilings"])
+    stages = [[name, cell(each)] for name, each in metrics["stage_seconds"].items()]
+    stages += ceilings.rows(metrics["ceilings"])
     rows = [
-        ["ours, the whole over its queries", milli(figures["ours_seconds_a_query"])]
+        ["ours, the whole over its queries", milli(metrics["ours_seconds_a_query"])]
     ]
     rows[0].append("")
-    for way, each in figures["rerank_seconds_a_query"].items():
-        rows.append([way, milli(each), cell(figures["rerank_over_ours"][way], 1)])
+    for way, each in metrics["rerank_seconds_a_query"].items():
+        rows.append([way, milli(each), cell(metrics["rerank_over_ours"][way], 1)])
     head = ["re-ranking", "ms a query", "over ours"]
     return "\n\n".join(
         [
-            str(figures["about"]),
+            str(metrics["about"]),
             reporting.markdown(["stage", "s"], stages),
             reporting.markdown(head, rows),
-            f"Goals: {figures['goals']}.",
+            f"Goals: {metrics['goals']}.",
         ]
     )
 

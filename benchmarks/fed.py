@@ -41,7 +41,7 @@ def main() -> None:
     seconds = {n: [each[n] for each in found["rounds"]] for n in (FED, ON_DEVICE)}
     ratios = [a / b for a, b in zip(seconds[FED], seconds[ON_DEVICE], strict=True)]
     spread = reporting.spread
-    figures = {
+    metrics = {
         "machine": reporting.machine("jax", "jaxlib", "flax", "grain", "simplejpeg"),
         "rounds": found["rounds"],
         "seconds_a_step": {name: spread(each) for name, each in seconds.items()},
@@ -50,7 +50,7 @@ def main() -> None:
         "fed_over_on_device": spread(ratios),
         "goal": GOAL,
     }
-    reporting.write("fed", options.out, figures, table(figures, options.batch))
+    reporting.write("fed", options.out, metrics, table(metrics, options.batch))
 
 
 def parse():
@@ -153,22 +153,22 @@ def timed(function: Callable, *arguments) -> float:
     return time.perf_counter() - start
 
 
-def table(figures: dict, batch: int) -> str:
+def table(metrics: dict, batch: int) -> str:
     cell = reporting.cell
     rows = []
-    for name, seconds in figures["seconds_a_step"].items():
+    for name, seconds in metrics["seconds_a_step"].items():
         rate = f"{batch / seconds['median']:.1f}"
         rows.append([f"step {name}, s", cell(seconds, 4), rate])
-    alone = cell(figures["images_per_second_alone"], 1)
+    alone = cell(metrics["images_per_second_alone"], 1)
     rows.append(["the loader alone", "", alone])
     head = ["", "median (range)", "pairs/s"]
-    others = [["fed over on the device", cell(figures["fed_over_on_device"])]]
-    others += ceilings.rows(figures["ceilings"])
+    others = [["fed over on the device", cell(metrics["fed_over_on_device"])]]
+    others += ceilings.rows(metrics["ceilings"])
     return "\n\n".join(
         [
             reporting.markdown(head, rows),
             reporting.markdown(["", "median (range)"], others),
-            f"Goal: {figures['goal']}.",
+            f"Goal: {metrics['goal']}.",
         ]
     )
 

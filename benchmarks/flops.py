@@ -12,7 +12,7 @@ import reporting
 OFF = [
     ("compute.cls_only_last_layer", "False"),
     ("compute.joint_text_pass", "False"),
-    ("compute.editor_at_places", "False"),
+    ("compute.editor_at_positions", "False"),
 ]
 
 
@@ -27,16 +27,16 @@ def main() -> None:
     from vilem_jax.planning import compiled, costs, plan
 
     settings = [("train.batch_size", str(options.pairs)), ("editor.max_edits", "5")]
-    figures = {"machine": reporting.machine("jax", "jaxlib", "flax"), "steps": {}}
+    metrics = {"machine": reporting.machine("jax", "jaxlib", "flax"), "steps": {}}
     for name, switches in (("savings off", OFF), ("savings on", [])):
         config = load_config(options.config, [*settings, *switches])
         step = compiled.compile_step(config, jax.devices()[:1])
-        figures["steps"][name] = plan.describe(step, config) | {
+        metrics["steps"][name] = plan.describe(step, config) | {
             "counted": {
                 part.name: part.total / 1e9 for part in costs.step_costs(config)
             }
         }
-    reporting.write("flops", options.out, figures, table(figures["steps"]))
+    reporting.write("flops", options.out, metrics, table(metrics["steps"]))
 
 
 def table(steps: dict) -> str:

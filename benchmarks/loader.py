@@ -44,7 +44,7 @@ def main() -> None:
     options = _options()
     everything = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, everything[:1])
-    figures = {
+    metrics = {
         "machine": reporting.machine(
             "jax", "grain", "simplejpeg", "pillow", "torch", "webdataset"
         ),
@@ -54,13 +54,13 @@ def main() -> None:
         for name, side in SIDES.items():
             data = write_pairs(Path(folder) / name.split()[0], side, options.images)
             systems = _systems(data, options, workers=1)
-            figures["shapes"][name] = _compare(systems, options)
+            metrics["shapes"][name] = _compare(systems, options)
         os.sched_setaffinity(0, everything)
         systems = _systems(data, options, workers=options.workers)
         chosen = {OURS[0]: systems[OURS[0]]}
-        figures["all_cores"] = {"workers": options.workers} | _compare(chosen, options)
-        figures["pixels"] = _pixel_error(options.photos, options.images)
-    reporting.write("loader", options.out, figures, _page(figures))
+        metrics["all_cores"] = {"workers": options.workers} | _compare(chosen, options)
+        metrics["pixels"] = _pixel_error(options.photos, options.images)
+    reporting.write("loader", options.out, metrics, _page(metrics))
 
 
 def _options():
@@ -171,9 +171,9 @@ def _pixel_error(photos: str | None, count: int) -> dict:
     }
 
 
-def _page(figures: dict) -> str:
+def _page(metrics: dict) -> str:
     parts = []
-    for name, found in figures["shapes"].items():
+    for name, found in metrics["shapes"].items():
         rows = []
         for system, rate in found["images_per_second"].items():
             ratio = found["ours_over"].get(system)
@@ -181,13 +181,13 @@ def _page(figures: dict) -> str:
             rows.append([system, reporting.cell(rate, 0), told])
         head = [name, "images/s on one core", "the better of ours over it"]
         parts.append(reporting.markdown(head, rows))
-    cores = figures["all_cores"]
+    cores = metrics["all_cores"]
     rate = reporting.cell(cores["images_per_second"][OURS[0]], 0)
     parts.append(
         f"Pre-resized, {cores['workers']} workers on all cores, {OURS[0]}: "
         f"{rate} images/s."
     )
-    error = figures["pixels"]
+    error = metrics["pixels"]
     parts.append(
         f"Pixels of {error['crops']} crops of {error['images']} images against "
         f"Pillow's of the whole image: {error['mean_of_255']:.2f} of 255 apart on "

@@ -26,7 +26,7 @@ def arguments(doc: str) -> argparse.ArgumentParser:
 
 
 def machine(*packages: str) -> dict:
-    """What the figures come from; versions of Python and of `packages`."""
+    """What the metrics come from; versions of Python and of `packages`."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -58,7 +58,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
-def write(name: str, out: str | None, figures: dict, text: str) -> None:
+def write(name: str, out: str | None, metrics: dict, text: str) -> None:
     """Prints `text`; with `out` writes both files, the command and machine in them."""
     script = Path(sys.argv[0]).name
     command = shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])
@@ -67,9 +67,9 @@ def write(name: str, out: str | None, figures: dict, text: str) -> None:
         return
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {"command": command, **figures}
+    whole = {"command": command, **metrics}
     (folder / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
-    found = figures.get("machine", {})
+    found = metrics.get("machine", {})
     about = ", ".join(
         [
             f"{found.get('processor')}, {found.get('cores')} cores",

@@ -29,13 +29,13 @@ class Fusion(nnx.Module):
         )
         self.match = layers.linear(text.width, 2, compute, rngs)
 
-    def scores(self, hidden, is_token, patches) -> jax.Array:
+    def scores(self, hidden, attention_mask, patches) -> jax.Array:
         """[k, L, W], bool [k, L] and images' tokens [k, P + 1, W'] -> float32 [k].
 
         Keys and values of the images are computed for each pair, as ALBEF does.
         """
         for layer in self.layers:
-            hidden = layer(hidden, is_token, patches=patches)
+            hidden = layer(hidden, attention_mask, patches=patches)
         return self._score(hidden)
 
     def keys_and_values(self, patches) -> list[tuple[jax.Array, jax.Array]]:
@@ -49,10 +49,10 @@ class Fusion(nnx.Module):
             for attention in cross
         ]
 
-    def cached_scores(self, hidden, is_token, cached) -> jax.Array:
+    def cached_scores(self, hidden, attention_mask, cached) -> jax.Array:
         """`scores` with keys and values [k, P + 1, H, D] per layer at hand."""
         for layer, (key, value) in zip(self.layers, cached, strict=True):
-            hidden = layer.attention(hidden, hidden, context_here=is_token)
+            hidden = layer.attention(hidden, hidden, context_here=attention_mask)
             cross = layer.cross_attention
             query = layers.split_heads(cross.query(hidden), cross.num_heads)
             mixed = layers.masked_attention(query, key, value)

@@ -34,7 +34,7 @@ def main() -> None:
     seconds = {name: [each[name]["seconds"] for each in rounds] for name in WAYS}
     ratios = [b / a for a, b in zip(seconds[OURS], seconds[PEER], strict=True)]
     found = [np.array(children[name].about["rows"]) for name in (OURS, PEER)]
-    figures = {
+    metrics = {
         "machine": reporting.machine("jax", "numpy", "faiss-cpu"),
         "what": f"{options.queries} queries x {options.rows} rows x {options.width}, "
         f"top {options.top}, float32",
@@ -44,7 +44,7 @@ def main() -> None:
         "faiss_over_ours": reporting.spread(ratios),
         "goal": "faiss_over_ours >= 1.0 on a CPU",
     }
-    reporting.write("search", options.out, figures, _page(figures))
+    reporting.write("search", options.out, metrics, _page(metrics))
 
 
 def _options():
@@ -148,18 +148,18 @@ WAYS = {
 }
 
 
-def _page(figures: dict) -> str:
-    rows = [[name, reporting.cell(each)] for name, each in figures["seconds"].items()]
-    ratio = reporting.cell(figures["faiss_over_ours"], 2)
+def _page(metrics: dict) -> str:
+    rows = [[name, reporting.cell(each)] for name, each in metrics["seconds"].items()]
+    ratio = reporting.cell(metrics["faiss_over_ours"], 2)
     return "\n".join(
         [
-            f"Exact search: {figures['what']}; JAX on {figures['device']}.",
+            f"Exact search: {metrics['what']}; JAX on {metrics['device']}.",
             "",
             reporting.markdown(["", "s, median (range)"], rows),
             "",
             f"faiss over ours, by round: {ratio}. "
             "Queries for which the two find other rows, or another order: "
-            f"{figures['queries_found_differently']}.",
+            f"{metrics['queries_found_differently']}.",
         ]
     )
 

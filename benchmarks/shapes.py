@@ -12,7 +12,7 @@ SHAPES = {
         image=128, patch=16, width=384, heads=6, vision=6, text=6, proofread=3,
         vocab=30522, length=24, edits=4, queue=4096, embed=256,
     ),
-    # For trying a benchmark out; its figures mean nothing.
+    # For trying a benchmark out; its metrics mean nothing.
     "case": dict(
         image=32, patch=8, width=32, heads=4, vision=7, text=5, proofread=4,
         vocab=97, length=12, edits=3, queue=10, embed=16,
@@ -60,7 +60,7 @@ def make_config(
             "augment": {"flip_rate": 0.0, "num_ops": 0} if is_plain else {},
             "data": {"text_length": shape["length"]},
             "model": _model(shape, image_size or shape["image"], is_plain),
-            # Every caption has more words than places: all places are edited.
+            # Every caption has more words than positions: all positions are edited.
             "editor": {"edit_rate": 1.0, "max_edits": shape["edits"]},
             "loss": {"queue_length": shape["queue"]},
             "train": {"batch_size": options.batch, "num_microbatches": microbatches},
@@ -135,5 +135,5 @@ def random_batch(config) -> dict[str, np.ndarray]:
         "tokens": random_tokens(config, size),
         "sample_id": np.arange(size, dtype=np.int32),
         "image_id": np.arange(size, dtype=np.int32),
-        "is_bad": np.zeros(size, bool),
+        "is_corrupt": np.zeros(size, bool),
     }

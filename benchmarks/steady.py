@@ -30,7 +30,7 @@ def main() -> None:
         parser.error("--steps: compilations are counted after the second one")
     found = run(options.steps, options.every)
     first, last = found[0], found[-1]
-    figures = {
+    metrics = {
         "machine": reporting.machine("jax", "jaxlib", "flax"),
         "device": jax.devices()[0].device_kind,
         "records": found,
@@ -38,7 +38,7 @@ def main() -> None:
         "growth_mib": last["resident_mib"] - first["resident_mib"],
         "goal": "no compilation after step 2; level memory",
     }
-    reporting.write("steady", options.out, figures, table(figures))
+    reporting.write("steady", options.out, metrics, table(metrics))
 
 
 def run(num_steps: int, every: int) -> list[dict]:
@@ -87,16 +87,16 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def table(figures: dict) -> str:
+def table(metrics: dict) -> str:
     rows = [
         [each["step"], each["compilations_after_step_2"], f"{each['resident_mib']:.1f}"]
-        for each in figures["records"]
+        for each in metrics["records"]
     ]
     head = ["step", "compilations after step 2", "resident, MiB"]
-    first, last = figures["records"][0], figures["records"][-1]
+    first, last = metrics["records"][0], metrics["records"][-1]
     told = (
         f"From step {first['step']} to step {last['step']}: "
-        f"{figures['growth_mib']:+.1f} MiB. Goal: {figures['goal']}."
+        f"{metrics['growth_mib']:+.1f} MiB. Goal: {metrics['goal']}."
     )
     return f"{reporting.markdown(head, rows)}\n\n{told}"
 

@@ -44,7 +44,7 @@ def main() -> None:
         child = Child("deterministic", XLA_FLAGS=flags.strip())
     children = {"ours": Child("ours"), other: child}
     rounds = in_turns(children, options.rounds)
-    figures = {
+    metrics = {
         "machine": reporting.machine("jax", "jaxlib", "flax", "torch", "transformers"),
         "about": {name: child.about for name, child in children.items()},
         "rounds": rounds,
@@ -52,7 +52,7 @@ def main() -> None:
         "goal": f"speed_ours_over_{other} {GOALS[other]}",
     }
     name = "step" if other == "peer" else other
-    reporting.write(name, options.out, figures, table(figures, other))
+    reporting.write(name, options.out, metrics, table(metrics, other))
 
 
 def parse():
@@ -88,9 +88,9 @@ def time_system(options) -> None:
 
 
 def summary(rounds: list[dict], batch: int, other: str, about: dict) -> dict:
-    spread, figures = reporting.spread, {}
+    spread, metrics = reporting.spread, {}
     for name in ("ours", other):
-        figures[name] = {
+        metrics[name] = {
             "step_seconds": spread([each[name]["step"] for each in rounds]),
             "pairs_per_second": spread([batch / each[name]["step"] for each in rounds]),
             **ceilings.spreads([each[name] for each in rounds]),
@@ -107,39 +107,39 @@ def summary(rounds: list[dict], batch: int, other: str, about: dict) -> dict:
         gflop / 1e3 / each["ours"]["step"] / each["ours"]["matmul_tflops"]
         for each in rounds
     ]
-    return figures | {
+    return metrics | {
         "share_of_ceiling": spread(share),
         f"speed_ours_over_{other}": spread(ratios),
         f"share_of_own_ceiling_ours_over_{other}": spread(own),
     }
 
 
-def table(figures: dict, other: str) -> str:
+def table(metrics: dict, other: str) -> str:
     cell = reporting.cell
     rows = [
         [
             name,
-            cell(figures[name]["step_seconds"]),
-            cell(figures[name]["pairs_per_second"], 1),
-            *(cell(figures[name][what]) for what in ceilings.LABELS),
+            cell(metrics[name]["step_seconds"]),
+            cell(metrics[name]["pairs_per_second"], 1),
+            *(cell(metrics[name][what]) for what in ceilings.LABELS),
         ]
         for name in ("ours", other)
     ]
     head = ["system", "s a step", "pairs/s", *ceilings.LABELS.values()]
     ratios = [
-        ["ours, share of its own matmul", cell(figures["share_of_ceiling"])],
-        [f"pairs/s, ours over {other}'s", cell(figures[f"speed_ours_over_{other}"])],
+        ["ours, share of its own matmul", cell(metrics["share_of_ceiling"])],
+        [f"pairs/s, ours over {other}'s", cell(metrics[f"speed_ours_over_{other}"])],
         [
             "the same, each over its own matmul",
-            cell(figures[f"share_of_own_ceiling_ours_over_{other}"]),
+            cell(metrics[f"share_of_own_ceiling_ours_over_{other}"]),
         ],
     ]
     return "\n\n".join(
         [
-            f"{figures['about']}",
+            f"{metrics['about']}",
             reporting.markdown(head, rows),
             reporting.markdown(["ratio", "median (range)"], ratios),
-            f"Goal: {figures['goal']}.",
+            f"Goal: {metrics['goal']}.",
         ]
     )
 

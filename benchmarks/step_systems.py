@@ -119,17 +119,17 @@ def begin_training(config, layout, *, pad_id: int = 0, mask_id: int = 4):
     editor = put_replicated(editor, mesh)
     key = put_replicated(jax.random.key(0), mesh)
     whole, rows = replicated(mesh), over_batch(mesh)
-    places = states.state_sharding(states.abstract_state(config), layout)
+    shardings = states.state_sharding(states.abstract_state(config), layout)
     state = jax.jit(
         lambda key: states.initial_state(config, states.initial_params(config, key)),
-        out_shardings=places,
+        out_shardings=shardings,
     )(key)
     schedule = make_schedule(config.optimizer, 1000)
     ids = {"pad_id": pad_id, "mask_id": mask_id}
     train_step = jax.jit(
         make_train_step(config, schedule, graph, layout=layout, **ids),
-        in_shardings=(places, whole, rows, whole),
-        out_shardings=(places, whole),
+        in_shardings=(shardings, whole, rows, whole),
+        out_shardings=(shardings, whole),
         donate_argnames="state",
     )
     return state, lambda state, batch: train_step(state, editor, batch, key)
@@ -141,11 +141,11 @@ def make_editor(config):
     import jax.numpy as jnp
 
     from vilem_jax.editing.editor import FrozenEditor, editor_graph
-    from vilem_jax.objectives.editing import WordTables
+    from vilem_jax.objectives.editing import TokenTables
     from vilem_jax.training import editor_step
 
     token = jnp.arange(config.model.text.vocab_size)
-    tables = WordTables(is_word=token > 4, is_piece=token < 0, is_side=token < 0)
+    tables = TokenTables(is_editable=token > 4, is_piece=token < 0, is_side=token < 0)
     params = jax.jit(lambda key: editor_step.initial_editor_params(config, key))(
         jax.random.key(1)
     )

@@ -1,9 +1,10 @@
 """The editor's candidates: the 20 likeliest of 30,522 words at each edited place.
 
-    python benchmarks/top_k.py [--places=256 --words=30522 --candidates=20]
+    python benchmarks/top_k.py [--positions=256 --words=30522 --candidates=20]
         [--rounds=7] [--out=FOLDER]
 
-A step of 2,048 pairs with 5 edits and 30 tokens asks at 10,240 places (--places=10240).
+A step of 2,048 pairs with 5 edits and 30 tokens asks at 10,240 positions
+(--positions=10240).
 `lax.top_k` is what the step uses; the others are what could replace it: 16 candidates,
 blocks (the best lie in the blocks of the best maxima, so two short searches), and the
 largest taken away so many times. All ways take turns. All find the same candidates, or
@@ -25,13 +26,13 @@ IN_USE = "lax.top_k"
 
 def main() -> None:
     parser = reporting.arguments(__doc__)
-    parser.add_argument("--places", type=int, default=256)
+    parser.add_argument("--positions", type=int, default=256)
     parser.add_argument("--words", type=int, default=30522)
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     key = jax.random.key(0)
-    logits = jax.random.normal(key, (options.places, options.words))
+    logits = jax.random.normal(key, (options.positions, options.words))
     ways = {
         IN_USE: partial(jax.lax.top_k, k=options.candidates),
         "lax.top_k of 16": partial(jax.lax.top_k, k=16),
@@ -49,19 +50,19 @@ def main() -> None:
         name: reporting.spread([each[IN_USE] / each[name] for each in rounds])
         for name in ways
     }
-    figures = {
+    metrics = {
         "machine": reporting.machine("jax", "jaxlib"),
         "device": jax.devices()[0].device_kind,
-        "shape": [options.places, options.words, options.candidates],
+        "shape": [options.positions, options.words, options.candidates],
         "seconds": found,
         "speed_over_top_k": ratios,
         "rounds": rounds,
     }
-    reporting.write("top_k", options.out, figures, page(figures))
+    reporting.write("top_k", options.out, metrics, page(metrics))
 
 
 def in_blocks(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The k largest of each row [N, V], exactly: values and places [N, k]."""
+    """The k largest of each row [N, V], exactly: values and positions [N, k]."""
     padding = -logits.shape[1] % BLOCK
     padded = jnp.pad(logits, ((0, 0), (0, padding)), constant_values=-jnp.inf)
     blocks = padded.reshape(len(logits), -1, BLOCK)
@@ -99,21 +100,21 @@ def seconds(way, logits: jax.Array) -> float:
     return time.perf_counter() - start
 
 
-def page(figures: dict) -> str:
-    places, words, candidates = figures["shape"]
+def page(metrics: dict) -> str:
+    positions, words, candidates = metrics["shape"]
     rows = [
         [
             name,
             reporting.cell({k: 1000 * v for k, v in each.items()}),
-            reporting.cell(figures["speed_over_top_k"][name], 2),
+            reporting.cell(metrics["speed_over_top_k"][name], 2),
         ]
-        for name, each in figures["seconds"].items()
+        for name, each in metrics["seconds"].items()
     ]
     head = ["", "ms, median (range)", f"speed over {IN_USE}"]
     return "\n".join(
         [
-            f"{candidates} of {words} words at {places} places, float32, on "
-            f"{figures['device']}.",
+            f"{candidates} of {words} words at {positions} positions, float32, on "
+            f"{metrics['device']}.",
             "",
             reporting.markdown(head, rows),
         ]

@@ -32,7 +32,7 @@ def main() -> None:
         topology, pairs, recompute = json.loads(options.one)
         print(json.dumps(compile_one(options, topology, pairs, recompute)))
         return
-    figures = {
+    metrics = {
         "machine": reporting.machine("jax", "jaxlib", "flax", "libtpu"),
         "config": options.config,
         "effort": options.effort,
@@ -41,11 +41,11 @@ def main() -> None:
     for topology in options.topology or TOPOLOGIES:
         for pairs, recompute in TRIES:
             found = in_a_process(topology, pairs, recompute)
-            figures["programs"].append(found)
+            metrics["programs"].append(found)
             print(f"{topology}, {pairs} pairs, recompute {recompute}: {state(found)}")
             if found.get("fits"):
                 break
-    reporting.write("tpu", options.out, figures, tables(figures["programs"]))
+    reporting.write("tpu", options.out, metrics, tables(metrics["programs"]))
 
 
 def in_a_process(topology: str, pairs: int, recompute: bool) -> dict:

@@ -53,7 +53,7 @@ def get_config():
     # embeddings that the decoder does not pull together, contrast finds shapes first.
     config.loss.local_weight, config.loss.global_weight = 0.4, 0.1
     config.loss.proofread_ramp_steps = 200
-    config.model.decoder_trains_words = False
+    config.model.decoder_trains_embeddings = False
 
     # A queue that is old against the momentum is told from the batch by its age alone,
     # and the loss falls without learning: 1 step of queue, 25 of momentum.

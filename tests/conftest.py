@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def editor_run(tmp_path_factory):
-    """(work directory, figures) of a run with task="editor" of a few steps."""
+    """(work directory, metrics) of a run with task="editor" of a few steps."""
     from tests.training.tiny_runs import run_settings, write_vocabulary
     from vilem_jax.config.freeze import freeze
     from vilem_jax.training.run import train

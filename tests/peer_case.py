@@ -142,14 +142,14 @@ def samples_of(tensors: dict, index: int) -> Samples:
     edits = editing.Edits(
         tokens=jnp.asarray(step["edited_ids"], jnp.int32),
         edit_here=jnp.asarray(step["edit_here"]),
-        places=jnp.asarray(step["places"], jnp.int32),
+        positions=jnp.asarray(step["places"], jnp.int32),
         is_edit=jnp.asarray(step["is_edit"]),
     )
     return Samples(
         pixels=jnp.asarray(step["pixels"].transpose(0, 2, 3, 1)),
         tokens=jnp.asarray(step["ids"], jnp.int32),
-        is_token=jnp.asarray(step["mask"].astype(bool)),
-        is_word=jnp.asarray(step["is_word"]),
+        attention_mask=jnp.asarray(step["mask"].astype(bool)),
+        is_editable=jnp.asarray(step["is_editable"]),
         edits=edits,
         dropout_seeds=None,
     )

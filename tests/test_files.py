@@ -9,11 +9,11 @@ from vilem_jax.files import check_writable, write_bytes, write_json
 
 
 def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):
-    path = tmp_path / "new" / "figures.json"
+    path = tmp_path / "new" / "metrics.json"
     write_json(path, {"r1": 1.5})
     write_json(path, {"r1": 2.5})
     assert json.loads(path.read_text()) == {"r1": 2.5}
-    assert [file.name for file in path.parent.iterdir()] == ["figures.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["metrics.json"]
 
 
 def test_asking_leaves_the_folder_alone(tmp_path):
@@ -37,5 +37,5 @@ def test_a_folder_in_the_way_is_a_sentence(tmp_path):
     with pytest.raises(
         UserError, match=r"cannot write .*file is a file where a folder"
     ):
-        write_json(tmp_path / "file" / "figures.json", {})
+        write_json(tmp_path / "file" / "metrics.json", {})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "taken"]

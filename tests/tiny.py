@@ -15,15 +15,15 @@ import numpy as np
 from vilem_jax.config.freeze import freeze
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import (
+    device_put,
     make_layout,
     over_batch,
-    put,
     put_batch,
     put_replicated,
     replicated,
 )
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
-from vilem_jax.objectives.editing import Places, WordTables, apply_edits
+from vilem_jax.objectives.editing import ChosenPositions, TokenTables, apply_edits
 from vilem_jax.training import editor_step
 from vilem_jax.training.losses import Samples
 from vilem_jax.training.optimizer import make_schedule
@@ -82,10 +82,10 @@ def _merge(settings: dict, changes: dict) -> dict:
     return merged
 
 
-def word_tables() -> WordTables:
+def token_tables() -> TokenTables:
     token = jnp.arange(VOCABULARY)
-    return WordTables(
-        is_word=token >= FIRST_WORD,
+    return TokenTables(
+        is_editable=token >= FIRST_WORD,
         is_piece=token >= FIRST_PIECE,
         is_side=(token == LEFT) | (token == RIGHT),
     )
@@ -97,7 +97,7 @@ def tiny_editor(config: Config) -> FrozenEditor:
     params = jax.jit(lambda key: editor_step.initial_editor_params(config, key))(
         jax.random.key(7)
     )
-    return FrozenEditor(jax.tree.map(lambda x: 4.0 * x, params), word_tables())
+    return FrozenEditor(jax.tree.map(lambda x: 4.0 * x, params), token_tables())
 
 
 @cache
@@ -129,7 +129,7 @@ def tiny_batch(seed: int = 0, size: int = BATCH) -> dict[str, np.ndarray]:
         "tokens": tokens,
         "sample_id": (seed * size + np.arange(size)).astype(np.int32),
         "image_id": np.arange(size, dtype=np.int32),
-        "is_bad": np.zeros(size, bool),
+        "is_corrupt": np.zeros(size, bool),
     }
 
 
@@ -145,21 +145,21 @@ def tiny_samples(seed: int = 0, *, dropout: bool = False) -> Samples:
     tokens[:, 0] = CLS
     tokens[position == lengths[:, None] - 1] = SEP
     tokens[position >= lengths[:, None]] = PAD
-    num_places = 3
-    places = 1 + np.array([rng.permutation(num_places) for _ in range(BATCH)])
-    num_edits = np.minimum(rng.integers(1, num_places + 1, BATCH), 2)
-    chosen = Places(
-        jnp.asarray(places, jnp.int32),
-        jnp.asarray(np.arange(num_places) < num_edits[:, None])
-        & word_tables().is_word[np.take_along_axis(tokens, places, axis=1)],
+    num_positions = 3
+    positions = 1 + np.array([rng.permutation(num_positions) for _ in range(BATCH)])
+    num_edits = np.minimum(rng.integers(1, num_positions + 1, BATCH), 2)
+    chosen = ChosenPositions(
+        jnp.asarray(positions, jnp.int32),
+        jnp.asarray(np.arange(num_positions) < num_edits[:, None])
+        & token_tables().is_editable[np.take_along_axis(tokens, positions, axis=1)],
     )
-    words = np.take_along_axis(tokens, places, axis=1) - FIRST_WORD + 1
+    words = np.take_along_axis(tokens, positions, axis=1) - FIRST_WORD + 1
     words = words % (VOCABULARY - FIRST_WORD) + FIRST_WORD
     return Samples(
         pixels=jnp.asarray(rng.normal(size=(BATCH, 32, 32, 3)), jnp.float32),
         tokens=jnp.asarray(tokens),
-        is_token=jnp.asarray(tokens != PAD),
-        is_word=word_tables().is_word[tokens],
+        attention_mask=jnp.asarray(tokens != PAD),
+        is_editable=token_tables().is_editable[tokens],
         edits=apply_edits(jnp.asarray(tokens), chosen, jnp.asarray(words, jnp.int32)),
         dropout_seeds=(
             jnp.asarray(rng.integers(0, 2**32, (BATCH, 2), dtype=np.uint32))
@@ -181,7 +181,7 @@ class Runner:
     def __init__(self, config: Config, num_devices: int = 1):
         layout = make_layout(config.compute, num_devices)
         self.mesh = layout.mesh
-        self.places = state_sharding(tiny_state(config), layout)
+        self.shardings = state_sharding(tiny_state(config), layout)
         whole = replicated(self.mesh)
         rows = over_batch(self.mesh)
         needs_editor = config.loss.has_proofreading
@@ -189,7 +189,7 @@ class Runner:
             config, model=dataclasses.replace(config.model, text=_frozen(config))
         )
         graph = editor_graph(editor_config) if needs_editor else None
-        editor = FrozenEditor({}, word_tables())
+        editor = FrozenEditor({}, token_tables())
         if needs_editor:
             editor = tiny_editor(editor_config)
         self.editor = put_replicated(editor, self.mesh)
@@ -203,13 +203,13 @@ class Runner:
                 mask_id=MASK,
                 layout=layout,
             ),
-            in_shardings=(self.places, whole, rows, whole),
-            out_shardings=(self.places, whole),
+            in_shardings=(self.shardings, whole, rows, whole),
+            out_shardings=(self.shardings, whole),
             donate_argnames="state",
         )
 
     def begin(self, config: Config):
-        return put(tiny_state(config), self.places)
+        return device_put(tiny_state(config), self.shardings)
 
     def step(self, state, batch):
         batch = put_batch(batch, self.mesh)

@@ -22,7 +22,7 @@ from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
-from vilem_jax.editing.loading import check_editor, load_editor, word_tables
+from vilem_jax.editing.loading import check_editor, load_editor, token_tables
 from vilem_jax.editing.stored_edits import StoredEdits, make_edits
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
@@ -82,7 +82,9 @@ class Model:
 
     def knows_a_word(self, caption: str) -> bool:
         """Whether anything of it is in the vocabulary, punctuation aside."""
-        return bool(self.tokenizer.vocabulary.is_word[self._tokens([caption])].any())
+        return bool(
+            self.tokenizer.vocabulary.is_editable[self._tokens([caption])].any()
+        )
 
     def proofread(
         self, image: ImageInput, caption: str, *, branch: Branch = "local"
@@ -177,20 +179,22 @@ class Model:
 
     def _words(self, row, p_wrong, best, p_best, *, has_corrections) -> list[Word]:
         """The words of one caption; row int32 [L], best int32 [L, 4]."""
-        is_judged = self.tokenizer.vocabulary.is_word[row]
+        is_judged = self.tokenizer.vocabulary.is_editable[row]
         p_wrong = np.where(is_judged, p_wrong, 0.0)
         words = []
         for word, start, stop in self.tokenizer.words(row):
-            place = start + int(np.argmax(p_wrong[start:stop]))
+            position = start + int(np.argmax(p_wrong[start:stop]))
             corrections = ()
-            if is_judged[place] and has_corrections:
-                pieces, at = row[start:stop], place - start
-                corrections = self._corrections(pieces, at, best[place], p_best[place])
-            words.append(Word(word, float(p_wrong[place]), corrections))
+            if is_judged[position] and has_corrections:
+                pieces, at = row[start:stop], position - start
+                corrections = self._corrections(
+                    pieces, at, best[position], p_best[position]
+                )
+            words.append(Word(word, float(p_wrong[position]), corrections))
         return words
 
     def _corrections(self, pieces, at, best, p_best) -> tuple[tuple[str, float], ...]:
-        """The word with another piece in place of pieces[at], the best first."""
+        """The word with another piece in position of pieces[at], the best first."""
         found = []
         for token, probability in zip(best, p_best, strict=True):
             if token == pieces[at] or not probability:  # no other can stand there
@@ -224,7 +228,7 @@ def load(
     Raises:
       UserError: neither a run nor a model there, a run of an editor, no finished
         checkpoint, other weights than these three, or none of that kind, files that are
-        damaged or of another shape.
+        corrupt or of another shape.
     """
     if weights not in ("online", "momentum", "mixed"):
         raise UserError(
@@ -262,7 +266,7 @@ def make_run_edits(
 
     Raises:
       UserError: the run has no editor, or it is no longer where the run found it, or
-        another has taken its place.
+        another has taken its position.
     """
     if not model.config.editor.path:
         raise UserError(
@@ -273,7 +277,7 @@ def make_run_edits(
     own, params = load_editor(model.config, model.tokenizer)
     return make_edits(
         editor_graph(own),
-        FrozenEditor(params, word_tables(model.tokenizer)),
+        FrozenEditor(params, token_tables(model.tokenizer)),
         model.tokenizer,
         source,
         model.config.evaluation_editor,

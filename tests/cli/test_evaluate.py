@@ -95,13 +95,13 @@ def test_retrieval_tells_how_it_was_measured(tmp_path, capsys):
         assert words in told.out
     for words in ("seconds: ", "encode images", "similarity", "ranking", "(test)"):
         assert words in told.out
-    figures = json.loads(out.read_text())
-    assert figures["images"] == 6 and figures["captions"] == 12
-    assert figures["folds"]["images"] == 2 and len(figures["folds"]["each"]) == 3
-    protocol = figures["protocol"]
+    metrics = json.loads(out.read_text())
+    assert metrics["images"] == 6 and metrics["captions"] == 12
+    assert metrics["folds"]["images"] == 2 and len(metrics["folds"]["each"]) == 3
+    protocol = metrics["protocol"]
     assert protocol["split"] == "test" and protocol["weights"] == "online"
     assert protocol["missing_images"] == 0
-    assert set(figures["measured"]) == {
+    assert set(metrics["measured"]) == {
         *("image_size", "dtype", "device", "batch_size", "scores_on", "seconds")
     }
 
@@ -128,9 +128,9 @@ def test_winoground(tmp_path, capsys):
     )
     assert "Relation" in told.out and "2 predicates" in told.out
     assert "4 examples, not the benchmark's 400" in told.err
-    figures = json.loads(out.read_text())
-    assert figures["text"] == figures["image"] == figures["group"] == 75.0
-    assert figures["by_tag"]["Object"]["text"] == 50.0
+    metrics = json.loads(out.read_text())
+    assert metrics["text"] == metrics["image"] == metrics["group"] == 75.0
+    assert metrics["by_tag"]["Object"]["text"] == 50.0
     (tmp_path / "images" / "0_0.png").unlink()
     arguments = ["winoground", "--model=RUN", f"--data={tmp_path}"]
     assert "1 of 8 images of Winoground are missing" in refused(capsys, *arguments)
@@ -146,9 +146,9 @@ def test_pairs_of_a_file(tmp_path, capsys):
     arguments = ["pairs", "--model=RUN", f"--data={tmp_path / 'swap.json'}"]
     told = evaluate(capsys, *arguments, f"--images={tmp_path}", f"--out={out}")
     assert "50.0" in told.out and "seconds: " in told.out
-    figures = json.loads(out.read_text())
-    assert figures["protocol"]["layouts"] == ["SugarCrepe"]
-    assert figures["by_type"] == {"swap": 50.0}
+    metrics = json.loads(out.read_text())
+    assert metrics["protocol"]["layouts"] == ["SugarCrepe"]
+    assert metrics["by_type"] == {"swap": 50.0}
     assert "--images" in refused(capsys, *arguments)
 
 
@@ -170,8 +170,8 @@ def test_embeddings_need_no_model(tmp_path, capsys, monkeypatch):
         image_of_text=np.array([0, 1, 1, 2, 3]),
     )
     assert "4 images, 5 captions" in evaluate(capsys, *arguments).out
-    figures = json.loads(out.read_text())
-    assert figures["t2i"]["r1"] == 80.0 and figures["i2t"]["r1"] == 50.0
+    metrics = json.loads(out.read_text())
+    assert metrics["t2i"]["r1"] == 80.0 and metrics["i2t"]["r1"] == 50.0
 
 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys):
@@ -232,9 +232,9 @@ def test_the_suite_measures_what_is_there(benchmarks, tmp_path, capsys):
     for absent in ("VALSE: not found (valse/*.json)", "Flickr8K"):
         assert absent in page
     assert "could not be measured" not in page
-    figures = json.loads((out / "coco.json").read_text())
-    assert figures["protocol"]["model"] == "my/RUN" and figures["images"] == 6
-    assert figures["protocol"]["split"] == "test" and "folds" not in figures
+    metrics = json.loads((out / "coco.json").read_text())
+    assert metrics["protocol"]["model"] == "my/RUN" and metrics["images"] == 6
+    assert metrics["protocol"]["split"] == "test" and "folds" not in metrics
 
 
 def rows_of(page, title):

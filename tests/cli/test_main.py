@@ -278,16 +278,16 @@ def test_evaluate_retrieval(run, tmp_path, capsys):
     arguments = ["evaluate", "retrieval", f"--model={run}", f"--out={out}"]
     assert main([*arguments, "--data=scenes", "--num-images=6"]) == 0
     assert "R@1" in capsys.readouterr().out
-    figures = json.loads(out.read_text())
+    metrics = json.loads(out.read_text())
     assert (
-        set(figures["t2i"]) == {"r1", "r5", "r10", "median_rank"} == set(figures["i2t"])
+        set(metrics["t2i"]) == {"r1", "r5", "r10", "median_rank"} == set(metrics["i2t"])
     )
-    assert figures["images"] == 6
-    assert figures["protocol"]["weights"] == "online"
+    assert metrics["images"] == 6
+    assert metrics["protocol"]["weights"] == "online"
     # Without --data: the validation data of the run.
     assert main([*arguments, "--weights=momentum", "--captions-per-image=1"]) == 0
-    figures = json.loads(out.read_text())
-    assert figures["images"] == figures["captions"] == 8
+    metrics = json.loads(out.read_text())
+    assert metrics["images"] == metrics["captions"] == 8
 
 
 def test_evaluate_pairs(run, tmp_path, capsys, photo):
@@ -314,8 +314,8 @@ def test_evaluate_proofread_stores_its_edits(run, tmp_path, capsys):
     arguments = ["evaluate", "proofread", f"--model={run}", f"--out={out}"]
     for _ in range(2):
         assert main([*arguments, f"--edits={edits}"]) == 0
-        figures = json.loads(out.read_text())
-        assert {"local", "global", "shuffled"} <= set(figures)
+        metrics = json.loads(out.read_text())
+        assert {"local", "global", "shuffled"} <= set(metrics)
     assert edits.is_file()
     assert "F1" in capsys.readouterr().out
 

@@ -45,7 +45,7 @@ def test_embed_search_export(photos, tmp_path, capsys):
     assert run(*embed) == 0
     told = capsys.readouterr()
     assert "all are there: 3 images, 1 could not be read" in told.out
-    assert "1 images left out" in told.err and "broken.jsonl" in told.err
+    assert "1 images left out" in told.err and "corrupt.jsonl" in told.err
     assert run("search", out, "blue", "--model=run", "--top=1") == 0
     assert capsys.readouterr().out.endswith(f"  {photos / 'b.png'}\n")
     texts = tmp_path / "texts.txt"

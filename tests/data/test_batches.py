@@ -97,7 +97,7 @@ def test_what_a_batch_holds(maker, tokenizer):
         "tokens": ((7, 6), "int32"),
         "sample_id": ((7,), "int32"),
         "image_id": ((7,), "int32"),
-        "is_bad": ((7,), "bool"),
+        "is_corrupt": ((7,), "bool"),
     }
     for i in range(7):
         image, caption = divmod(int(batch["sample_id"][i]), 2)
@@ -201,8 +201,8 @@ def test_no_source_is_refused():
 def test_broken_images_are_replaced_by_the_next_and_marked(maker):
     make = maker(Corpus([Numbers(3), Broken(9, {2, 3, 8})]), batch_size=24)
     batch = make(0)
-    assert batch["is_bad"].sum() == 6  # two captions of each
-    assert set(batch["image_id"][batch["is_bad"]]) == {3 + 4, 3 + 0}
+    assert batch["is_corrupt"].sum() == 6  # two captions of each
+    assert set(batch["image_id"][batch["is_corrupt"]]) == {3 + 4, 3 + 0}
     for row in range(24):
         source_image = batch["image_id"][row] - (
             3 if batch["image_id"][row] >= 3 else 0
@@ -250,7 +250,7 @@ def test_workers_and_restarts_change_nothing(tmp_path, tokenizer):
     config = folder_config(pair_folder(tmp_path / "data", 9))
     (tmp_path / "data" / "4.png").write_bytes(b"no image")
     whole = read(config, tokenizer, 8)
-    assert sum(batch["is_bad"].sum() for batch in whole) >= 2
+    assert sum(batch["is_corrupt"].sum() for batch in whole) >= 2
     later = read(config, tokenizer, 4, start_step=4)
     workers = dataclasses.replace(config, num_workers=2)
     for batch, other in zip(whole[4:], later, strict=True):
@@ -372,4 +372,4 @@ def test_flickr8k(shared_folder, tokenizer):
     settings = {"seed": 0, "batch_size": 16, "image_size": 64, "start_step": 1874}
     with train_batches(corpus, tokenizer, config, **settings) as batches:
         first = [next(batches) for _ in range(3)]
-    assert not any(batch["is_bad"].any() for batch in first)
+    assert not any(batch["is_corrupt"].any() for batch in first)

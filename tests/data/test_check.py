@@ -47,7 +47,7 @@ def test_every_problem_is_counted(tmp_path, tokenizer):
         {"image": "a.png", "caption": ["image one", "Image, one.", "?!"]},
         {"image": "b.png", "caption": ["image one", "way " * 40]},
         {"image": "gone.png", "caption": "in way 犬"},
-        {"image": "broken.png", "caption": "said in way"},
+        {"image": "corrupt.png", "caption": "said in way"},
         {"image": "copy.png", "caption": "犬"},
         {"image": "none.png", "caption": []},
     ]
@@ -55,13 +55,13 @@ def test_every_problem_is_counted(tmp_path, tokenizer):
         ("a.png", make_image(1)),
         ("b.png", make_image(2)),
         ("copy.png", make_image(1)),
-        ("broken.png", make_image(3)[:50]),
+        ("corrupt.png", make_image(3)[:50]),
     ):
         (tmp_path / name).write_bytes(content)
     report = check({"train": [open_json(write_json(tmp_path, rows))]}, tokenizer, 30)
     assert counts(report, "train") == {
         "missing_images": 1,
-        "broken_images": 1,
+        "corrupt_images": 1,
         "double_images": 1,
         "empty_captions": 1,
         "duplicate_captions": 1,

@@ -11,7 +11,7 @@ from tests.data.test_batches import Numbers, assert_same
 from vilem_jax.config.schema import EditorConfig
 from vilem_jax.data.batches import BatchMaker
 from vilem_jax.data.corpus import Corpus
-from vilem_jax.data.edit_table import EditTable, PreparedEdits, describe
+from vilem_jax.data.edit_table import EditTable, StoredEditTable, describe
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_vocabulary
 from vilem_jax.errors import UserError
 
@@ -37,14 +37,14 @@ def edits(tmp_path_factory, tokenizer, corpus):
     table = EditTable.empty(
         PAIRS, VARIANTS, PLACES, text_length=LENGTH, tokenizer=tokenizer
     )
-    table.places[:] = [1, 2]
+    table.positions[:] = [1, 2]
     number = 10 + np.arange(PAIRS * VARIANTS).reshape(PAIRS, VARIANTS)
-    table.words[..., 0] = number
-    table.words[:, 1, 1] = number[:, 1]
+    table.tokens[..., 0] = number
+    table.tokens[:, 1, 1] = number[:, 1]
     path = tmp_path_factory.mktemp("edits") / "edits.safetensors"
     about = describe(corpus, tokenizer, LENGTH, EDITOR) | {"editor": "abc", "seed": 5}
     table.write(str(path), about)
-    return PreparedEdits(str(path))
+    return StoredEditTable(str(path))
 
 
 @pytest.fixture
@@ -63,20 +63,20 @@ def maker(tokenizer, corpus, edits):
 
 
 def variants(batch) -> np.ndarray:
-    return batch["edit_words"][:, 0] - 10 - VARIANTS * batch["sample_id"]
+    return batch["edit_tokens"][:, 0] - 10 - VARIANTS * batch["sample_id"]
 
 
 def test_rows(edits):
     rows = edits.rows([0, 11, 2], [0, 1, 2])
     kinds = {name: (value.dtype.name, value.shape) for name, value in rows.items()}
     assert kinds == {
-        "edit_places": ("int32", (3, PLACES)),
-        "edit_words": ("int32", (3, PLACES)),
+        "edit_positions": ("int32", (3, PLACES)),
+        "edit_tokens": ("int32", (3, PLACES)),
         "is_edit": ("bool", (3, PLACES)),
     }
-    assert rows["edit_places"].tolist() == [[1, 2]] * 3
+    assert rows["edit_positions"].tolist() == [[1, 2]] * 3
     assert rows["is_edit"].tolist() == [[True, False], [True, True], [True, False]]
-    assert rows["edit_words"][rows["is_edit"]].tolist() == [10, 44, 44, 18]
+    assert rows["edit_tokens"][rows["is_edit"]].tolist() == [10, 44, 44, 18]
     assert edits.num_variants == VARIANTS and edits.made_by == "abc"
 
 
@@ -87,7 +87,7 @@ def test_as_small_as_text_and_vocabulary_allow(tokenizer, tmp_path):
         tokenizer = type("Words", (), {})()
         tokenizer.vocabulary = type("V", (), {"size": len(pieces), "pad_id": 0})
         table = EditTable.empty(2, 1, 3, text_length=length, tokenizer=tokenizer)
-        kinds.append((table.places.dtype.name, table.words.dtype.name))
+        kinds.append((table.positions.dtype.name, table.tokens.dtype.name))
     assert kinds == [
         ("uint8", "uint8"),
         ("uint16", "uint16"),
@@ -160,24 +160,28 @@ def test_what_does_not_fit_is_named(edits, tokenizer, corpus, tmp_path):
 
 def test_files_that_hold_no_edits(edits, tmp_path):
     with pytest.raises(UserError, match=r"no file .*gone.*`vilem data edit`"):
-        PreparedEdits(str(tmp_path / "gone"))
+        StoredEditTable(str(tmp_path / "gone"))
     whole = (tmp_path / edits.path).read_bytes()
     (tmp_path / "half").write_bytes(whole[:-5])
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "text").write_text("no edits")
-    save_file({"words": np.zeros(3)}, tmp_path / "weights")
-    save_file({"words": np.zeros(3)}, tmp_path / "other", {"vilem_edits": "{}"})
-    save_file({"words": np.zeros(3)}, tmp_path / "list", {"vilem_edits": "[1]"})
+    save_file({"tokens": np.zeros(3)}, tmp_path / "weights")
+    save_file({"tokens": np.zeros(3)}, tmp_path / "other", {"vilem_edits": "{}"})
+    save_file({"tokens": np.zeros(3)}, tmp_path / "list", {"vilem_edits": "[1]"})
     with safe_open(tmp_path / edits.path, "np") as file:
-        arrays = {name: file.get_tensor(name) for name in ("places", "words")}
+        arrays = {name: file.get_tensor(name) for name in ("positions", "tokens")}
         about = file.metadata()
-    save_file(arrays | {"places": arrays["places"][:, :1]}, tmp_path / "places", about)
+    save_file(
+        arrays | {"positions": arrays["positions"][:, :1]},
+        tmp_path / "positions",
+        about,
+    )
     save_file({k: v[1:] for k, v in arrays.items()}, tmp_path / "pairs", about)
-    others = "half", "empty", "text", "weights", "other", "list", "places", "pairs"
+    others = "half", "empty", "text", "weights", "other", "list", "positions", "pairs"
     for name in others:
         with pytest.raises(UserError, match="does not hold the edits") as error:
-            PreparedEdits(str(tmp_path / name))
+            StoredEditTable(str(tmp_path / name))
         assert "\n" not in str(error.value)
         assert "vilem_edits" not in str(error.value)  # our key tells nobody anything
     with pytest.raises(UserError, match="cannot be read: it is a folder"):
-        PreparedEdits(str(tmp_path))
+        StoredEditTable(str(tmp_path))

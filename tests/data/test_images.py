@@ -182,14 +182,14 @@ def test_damaged_bytes_never_do_more_than_raise(form):
     rng = np.random.default_rng(0)
     whole = np.frombuffer(encode(rgb(1, 24, 24), form), np.uint8)
     for _ in range(150):
-        damaged = whole.copy()
+        corrupt = whole.copy()
         if rng.random() < 0.3:
-            damaged = damaged[: rng.integers(0, len(damaged))]
-        for place in rng.integers(0, max(1, len(damaged)), rng.integers(1, 8)):
-            if len(damaged):
-                damaged[place] = rng.integers(0, 256)
+            corrupt = corrupt[: rng.integers(0, len(corrupt))]
+        for place in rng.integers(0, max(1, len(corrupt)), rng.integers(1, 8)):
+            if len(corrupt):
+                corrupt[place] = rng.integers(0, 256)
         try:
-            pixels = decode(damaged.tobytes())
+            pixels = decode(corrupt.tobytes())
         except ImageError:
             continue
         assert pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype == np.uint8
@@ -312,7 +312,7 @@ def test_jpegs_decode_to_what_pillow_shows(width, height, options):
 def test_half_a_jpeg_is_an_image_error():
     content = encode(rgb(4, 800, 600), "JPEG")
     for size in (16, 256):
-        with pytest.raises(ImageError, match="damaged"):
+        with pytest.raises(ImageError, match="corrupt"):
             random_crop(
                 content[: len(content) // 2], size, (0.2, 1), np.random.default_rng(0)
             )

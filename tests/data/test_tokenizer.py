@@ -102,7 +102,7 @@ def test_which_tokens_are_words(tokenizer):
     vocabulary = tokenizer.vocabulary
     pieces = np.array(tokenizer.pieces)
     no_words = {*SPECIAL_TOKENS, "[unused0]", ",", ".", "-", "##,"}
-    assert set(pieces[~vocabulary.is_word]) == no_words
+    assert set(pieces[~vocabulary.is_editable]) == no_words
     assert set(pieces[vocabulary.is_piece]) == {"##gy", "##s", "##board", "##,", "##ee"}
 
 
@@ -186,14 +186,14 @@ def test_two_vocabularies_in_one_folder_are_refused(tokenizer, tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_damaged_settings_are_one_sentence(tokenizer, tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=r"cannot be read \(.*\): is a .* damaged\?"):
+    with pytest.raises(UserError, match=r"cannot be read \(.*\): is a .* corrupt\?"):
         Tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"version": "1.0"}'])
 def test_a_tokenizer_json_without_a_tokenizer(tokenizer, tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"damaged\?"):
+    with pytest.raises(UserError, match=r"corrupt\?"):
         Tokenizer(tmp_path)
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from vilem_jax.distributed import launcher, processes
-from vilem_jax.distributed.launcher import find_place
+from vilem_jax.distributed.launcher import find_membership
 from vilem_jax.errors import UserError
 
 TASK = {
@@ -29,7 +29,7 @@ def nobody():
 
 
 def place(environment, switch="auto", *, tpu_hosts=lambda: 0, **flags):
-    return find_place(switch, environment, count_tpu_hosts=tpu_hosts, **flags)
+    return find_membership(switch, environment, count_tpu_hosts=tpu_hosts, **flags)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_alone(environment):
 def test_a_laptop_asks_nobody(monkeypatch):
     monkeypatch.setattr(launcher.glob, "glob", lambda pattern: [])
     monkeypatch.setattr(launcher.urllib.request, "urlopen", nobody)
-    assert find_place("auto", {}) is None
+    assert find_membership("auto", {}) is None
 
 
 def test_a_tpu_vm_asks_for_its_slice(monkeypatch):
@@ -158,17 +158,19 @@ def test_on_leaves_the_search_to_jax():
 
 def test_alone_nothing_is_joined_and_everything_is_decided_here():
     with processes.joined(None):
-        assert processes.is_first() and not processes.several()
-        assert processes.of_first({"a": 1}) == {"a": 1} and processes.of_each(7) == [7]
+        assert processes.is_process_0() and not processes.is_multi_process()
+        assert processes.broadcast({"a": 1}) == {"a": 1} and processes.all_gather(
+            7
+        ) == [7]
         assert processes.part(3) == [0, 1, 2]
-        votes = processes.Votes(None, None)
+        votes = processes.DelayedSums(None, None)
         assert votes.sums(1, 0) == (1, 0)
     with pytest.raises(KeyError):  # no error is turned into another
-        processes.first_does(lambda: {}["missing"])
+        processes.on_process_0(lambda: {}["missing"])
     with pytest.raises(UserError, match=r"^as it was$"):
-        processes.first_does(fails)
+        processes.on_process_0(fails)
     with pytest.raises(OSError, match=r"^as it was$"):
-        processes.share_fate(lambda: fails(OSError), OSError)
+        processes.raise_on_all(lambda: fails(OSError), OSError)
 
 
 def fails(kind=UserError):

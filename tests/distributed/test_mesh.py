@@ -12,9 +12,9 @@ from tests.training.test_invariance import assert_same_run, run
 from vilem_jax.config.schema import ComputeConfig
 from vilem_jax.distributed.mesh import (
     Layout,
+    device_put,
     make_layout,
     on_one_device,
-    put,
     put_batch,
 )
 from vilem_jax.errors import UserError
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_eight_devices_restores_on_fewer(tmp_path):
     def begin(name, num_devices):
         layout = make_layout(split(name, 0).compute, num_devices)
         state = tiny_state(tiny_config())
-        return put(state, state_sharding(state, layout))
+        return device_put(state, state_sharding(state, layout))
 
     state = begin("fsdp", 8)
     with Checkpoints(tmp_path) as checkpoints:
@@ -149,7 +149,7 @@ def test_whole_parameters_on_one_device(name):
     """What an evaluation scores with."""
     layout = make_layout(split(name, 0).compute, 8)
     state = tiny_state(tiny_config())
-    params = put(state, state_sharding(state, layout)).params
+    params = device_put(state, state_sharding(state, layout)).params
     found = on_one_device(params)
     for leaf, wanted in zip(
         jax.tree.leaves(found), jax.tree.leaves(state.params), strict=True

@@ -128,7 +128,7 @@ def assert_same_losses(ours, theirs, steps):
         assert len(names) >= 7
         for name in names:
             assert abs(ours[step][name] - theirs[step][name]) < 1e-5, (step, name)
-        for name in ("bad_images", "skipped_total"):
+        for name in ("corrupt_images", "skipped_total"):
             assert ours[step][name] == theirs[step][name] == 0
 
 

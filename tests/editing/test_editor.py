@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from vilem_jax.config.schema import ComputeConfig, EditorConfig, TextConfig
-from vilem_jax.editing.editor import PLACES_PURPOSE, FrozenEditor, edit_captions
+from vilem_jax.editing.editor import POSITIONS_PURPOSE, FrozenEditor, edit_captions
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.objectives import editing
 
@@ -30,8 +30,8 @@ def editor():
     model = MaskedLanguageModel(config, compute, rngs=nnx.Rngs(0))
     graphdef, state = nnx.split(model, nnx.Param)
     words = jnp.arange(VOCABULARY)
-    tables = editing.WordTables(
-        is_word=words >= FIRST_WORD,
+    tables = editing.TokenTables(
+        is_editable=words >= FIRST_WORD,
         is_piece=words >= FIRST_PIECE,
         is_side=words < 0,
     )
@@ -105,16 +105,18 @@ def test_the_word_is_the_editor_s_favourite_of_those_allowed(editor, masking):
     tokens = captions(6, seed=1)
     edits, keys, config = edit(editor, tokens, masking=masking, num_candidates=1)
     model = nnx.merge(editor[0], editor[1].params)
-    place_keys = jax.vmap(lambda key: jax.random.fold_in(key, PLACES_PURPOSE))(keys)
-    is_word = editor[1].tables.is_word[tokens]
-    chosen = editing.choose_places(place_keys, is_word, config)
+    position_keys = jax.vmap(lambda key: jax.random.fold_in(key, POSITIONS_PURPOSE))(
+        keys
+    )
+    is_editable = editor[1].tables.is_editable[tokens]
+    chosen = editing.choose_positions(position_keys, is_editable, config)
     for row in range(tokens.shape[0]):
         clean = np.asarray(tokens[row])
-        places = np.asarray(chosen.places[row])[np.asarray(chosen.is_edit[row])]
+        positions = np.asarray(chosen.positions[row])[np.asarray(chosen.is_edit[row])]
         expected = clean.copy()
-        for place in places:
+        for place in positions:
             masked = clean.copy()
-            masked[places if masking == "together" else place] = MASK
+            masked[positions if masking == "together" else place] = MASK
             scores = model.logits_at(
                 jnp.asarray(masked)[None],
                 jnp.asarray(clean != PAD)[None],
@@ -132,7 +134,7 @@ def test_the_word_is_the_editor_s_favourite_of_those_allowed(editor, masking):
 def test_a_place_without_a_candidate_stays(editor):
     only = jnp.arange(VOCABULARY) == FIRST_WORD
     never = jnp.zeros_like(only)
-    frozen = FrozenEditor(editor[1].params, editing.WordTables(only, never, never))
+    frozen = FrozenEditor(editor[1].params, editing.TokenTables(only, never, never))
     tokens = jnp.asarray([[CLS, FIRST_WORD, FIRST_WORD, SEP] + [PAD] * 5])
     edits = edit_captions(
         editor[0],

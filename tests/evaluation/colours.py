@@ -42,7 +42,7 @@ class ColourEncoder:
 
 
 class ColourTokenizer:
-    vocabulary = SimpleNamespace(is_word=np.arange(WORD + 1) > 0)
+    vocabulary = SimpleNamespace(is_editable=np.arange(WORD + 1) > 0)
     cleaning = "albef"
     keeps_sep = True
 

@@ -9,7 +9,7 @@ import pytest
 
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import read_ahead, read_images
-from vilem_jax.models.text import is_real_token
+from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vision import normalize
 
 
@@ -34,7 +34,7 @@ def test_texts_do_not_depend_on_padding(encoder, model, tokenizer):
     found = encoder.encode_texts(tokens)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     short = jnp.asarray(tokenizer.encode(captions[:3], 6))
-    expected = model.encode_text(short, is_real_token(short, 0))
+    expected = model.encode_text(short, make_attention_mask(short, 0))
     np.testing.assert_allclose(found[:3], expected, atol=1e-5)
 
 
@@ -51,33 +51,38 @@ def test_other_parameters_use_the_same_programs(encoder):
 def test_proofreading_is_the_model_s(encoder, model, config, tokenizer, branch):
     pixels = images(5)
     tokens = tokenizer.encode(["a red dog", "a cat", "blue dogs", "on", "a big cat"], 8)
-    places = np.array([[1, 2], [2, 1], [3, 1], [1, 0], [3, 2]], np.int32)
-    labels = np.take_along_axis(tokens, places, axis=1)
-    both = encoder.proofread(pixels, tokens, places, labels)
-    alone = encoder.proofread(pixels, tokens, places, labels, branches=(branch,))
+    positions = np.array([[1, 2], [2, 1], [3, 1], [1, 0], [3, 2]], np.int32)
+    labels = np.take_along_axis(tokens, positions, axis=1)
+    both = encoder.proofread(pixels, tokens, positions, labels)
+    alone = encoder.proofread(pixels, tokens, positions, labels, branches=(branch,))
     found = both[branch]
     for one, other in zip(found, alone[branch], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
-    features = model.see(normalize(jnp.asarray(pixels), config.augment))
-    is_token = is_real_token(jnp.asarray(tokens), 0)
+    features = model.image_features(normalize(jnp.asarray(pixels), config.augment))
+    attention_mask = make_attention_mask(jnp.asarray(tokens), 0)
     if branch == "local":
-        hidden = model.proofread_local(tokens, is_token, features.levels)
-        logits = model.local_logits(hidden, places)
+        hidden = model.proofread_local(tokens, attention_mask, features.levels)
+        logits = model.local_logits(hidden, positions)
     else:
         feature = model.image_global(features)
-        hidden = model.proofread_global(tokens, is_token, feature)
-        logits = model.global_logits(hidden, places)
+        hidden = model.proofread_global(tokens, attention_mask, feature)
+        logits = model.global_logits(hidden, positions)
     detect, correct = (np.asarray(part, np.float64) for part in logits)
     probability = np.exp(correct) / np.exp(correct).sum(-1, keepdims=True)
-    is_word, is_piece = tokenizer.vocabulary.is_word, tokenizer.vocabulary.is_piece
+    is_editable, is_piece = (
+        tokenizer.vocabulary.is_editable,
+        tokenizer.vocabulary.is_piece,
+    )
     for row in range(5):
         wrong = 1 / (1 + np.exp(detect[row, :, 1] - detect[row, :, 0]))
         np.testing.assert_allclose(found.p_wrong[row], wrong, rtol=1e-4)
         for k in range(2):
             scores = correct[row, k]
             assert found.rank[row, k] == np.sum(scores >= scores[labels[row, k]])
-            may_stand = is_word & (is_piece == is_piece[tokens[row, places[row, k]]])
+            may_stand = is_editable & (
+                is_piece == is_piece[tokens[row, positions[row, k]]]
+            )
             words = [w for w in np.argsort(-scores) if may_stand[w]][:4]
             here = slice(len(words))  # behind them nothing, at a probability of 0
             np.testing.assert_array_equal(found.best[row, k, here], words)

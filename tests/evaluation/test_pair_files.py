@@ -110,9 +110,9 @@ def test_only_the_box_is_looked_at(tmp_path):
     model = colour_model()
     settings = {"read_image": read, "text_length": 8}
     for pair, accuracy in zip(pairs, (100.0, 0.0, 0.0), strict=True):  # a tie last
-        figures = evaluate_pairs(model.encoder, model.tokenizer, [pair], **settings)
-        assert figures["accuracy"] == accuracy
-    assert figures["measured"]["image_size"] == 8 and figures["images"] == 1
+        metrics = evaluate_pairs(model.encoder, model.tokenizer, [pair], **settings)
+        assert metrics["accuracy"] == accuracy
+    assert metrics["measured"]["image_size"] == 8 and metrics["images"] == 1
 
 
 def test_a_box_outside_the_image_is_named(tmp_path):

@@ -14,12 +14,12 @@ from vilem_jax.evaluation.pairs import (
 
 
 def test_accuracy_by_type_and_ties_count_against():
-    figures = pairs_metrics(
+    metrics = pairs_metrics(
         [1.0, 0.5, 0.2, 0.9], [0.0, 0.5, 0.3, 0.1], ["swap", "count", "swap", "swap"]
     )
-    assert figures["accuracy"] == 50.0
-    assert figures["by_type"] == {"swap": pytest.approx(200 / 3), "count": 0.0}
-    assert figures["pairs_by_type"] == {"swap": 3, "count": 1}
+    assert metrics["accuracy"] == 50.0
+    assert metrics["by_type"] == {"swap": pytest.approx(200 / 3), "count": 0.0}
+    assert metrics["pairs_by_type"] == {"swap": 3, "count": 1}
 
 
 @pytest.mark.parametrize(("true", "words"), [([], "no pair"), ([np.nan], "not finite")])
@@ -52,7 +52,7 @@ def test_a_model_judges_pairs_of_a_source(encoder, tokenizer, source):
         CaptionPair(0, "a red dog", "a blue dog", "attribute"),
         CaptionPair(2, "a red dog", "a red dog", "same"),
     ]
-    figures = evaluate_pairs(
+    metrics = evaluate_pairs(
         encoder, tokenizer, pairs, source.read_image, text_length=12
     )
     images = encoder.encode_images(
@@ -60,7 +60,7 @@ def test_a_model_judges_pairs_of_a_source(encoder, tokenizer, source):
     )
     texts = encoder.encode_texts(tokenizer.encode(["a red dog", "a blue dog"], 12))
     is_right = images[0] @ texts[0] > images[0] @ texts[1]
-    assert figures["by_type"] == {"attribute": 100.0 * is_right, "same": 0.0}
+    assert metrics["by_type"] == {"attribute": 100.0 * is_right, "same": 0.0}
 
 
 def test_a_missing_image_is_named(encoder, tokenizer, tmp_path):
@@ -94,13 +94,13 @@ def test_all_wrong_captions_must_score_below_the_true_one():
 
 
 def test_groups_of_a_type_and_their_mean():
-    figures = pairs_metrics(
+    metrics = pairs_metrics(
         [1.0, 1.0, 1.0, 0.0, 1.0],
         [0.0, 0.0, 0.0, 1.0, 0.0],
         ["relation"] * 4 + ["plain"],
         ["on", "on", "on", "under", ""],
     )
-    assert figures["by_type"] == {"relation": 75.0, "plain": 100.0}
-    assert figures["mean_over_groups"] == {"relation": 50.0}
-    assert figures["by_group"]["relation"]["on"] == {"accuracy": 100.0, "pairs": 3}
+    assert metrics["by_type"] == {"relation": 75.0, "plain": 100.0}
+    assert metrics["mean_over_groups"] == {"relation": 50.0}
+    assert metrics["by_group"]["relation"]["on"] == {"accuracy": 100.0, "pairs": 3}
     assert "by_group" not in pairs_metrics([1.0], [0.0], ["plain"], [""])

@@ -1,4 +1,4 @@
-"""Proofreading figures: by hand and by loop, stored edits, shuffled images."""
+"""Proofreading metrics: by hand and by loop, stored edits, shuffled images."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from vilem_jax.evaluation.proofread import (
     proofread_metrics,
 )
 from vilem_jax.models.editor import MaskedLanguageModel
-from vilem_jax.objectives.editing import WordTables
+from vilem_jax.objectives.editing import TokenTables
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def edits(config, tokenizer, source):
     model = MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(1))
     graphdef, params = nnx.split(model, nnx.Param)
     vocabulary = tokenizer.vocabulary
-    tables = WordTables(
-        is_word=jnp.asarray(vocabulary.is_word),
+    tables = TokenTables(
+        is_editable=jnp.asarray(vocabulary.is_editable),
         is_piece=jnp.asarray(vocabulary.is_piece),
         is_side=jnp.zeros(vocabulary.size, bool),
     )
@@ -48,32 +48,32 @@ def test_metrics_by_loop():
     rng = np.random.default_rng(0)
     for _ in range(20):
         p_wrong = rng.random((3, 6))
-        is_wrong, is_word = rng.random((3, 6)) < 0.3, rng.random((3, 6)) < 0.7
+        is_wrong, is_editable = rng.random((3, 6)) < 0.3, rng.random((3, 6)) < 0.7
         rank, is_edit = rng.integers(1, 6, (3, 2)), rng.random((3, 2)) < 0.7
-        figures = proofread_metrics(p_wrong, is_wrong, is_word, rank, is_edit)
+        metrics = proofread_metrics(p_wrong, is_wrong, is_editable, rank, is_edit)
         counts = {"tp": 0, "fp": 0, "fn": 0}
         for row in range(3):
             for place in range(6):
-                if is_word[row, place]:
+                if is_editable[row, place]:
                     says, wrong = p_wrong[row, place] > 0.5, is_wrong[row, place]
                     counts["tp"] += says and wrong
                     counts["fp"] += says and not wrong
                     counts["fn"] += wrong and not says
         tp, fp, fn = counts.values()
-        detect = figures["detect"]
+        detect = metrics["detect"]
         assert detect["precision"] == pytest.approx(tp / (tp + fp) if tp + fp else 0)
         assert detect["recall"] == pytest.approx(tp / (tp + fn) if tp + fn else 0)
         expected = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0
         assert detect["f1"] == pytest.approx(expected)
         for top in (1, 3):
             hits = [r <= top for r, e in zip(rank.flat, is_edit.flat, strict=True) if e]
-            assert figures["correct"][f"top{top}"] == pytest.approx(np.mean(hits))
+            assert metrics["correct"][f"top{top}"] == pytest.approx(np.mean(hits))
 
 
 def test_half_is_not_called_wrong():
     one = np.ones((1, 1), bool)
-    figures = proofread_metrics(np.full((1, 1), 0.5), one, one, one, one)
-    assert figures["detect"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    metrics = proofread_metrics(np.full((1, 1), 0.5), one, one, one, one)
+    assert metrics["detect"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
 
 
 def test_another_image_is_never_the_same():
@@ -126,7 +126,7 @@ def test_right_and_shuffled_images_are_shown(edits, source, tokenizer):
         image_size = 16
         trained = LossConfig().trained
 
-        def proofread(self, pixels, tokens, places, labels):
+        def proofread(self, pixels, tokens, positions, labels):
             means = np.array([image.mean() for image in pixels])
             shown.append(means)
             is_right = np.isclose(means, shown[0])[:, None]
@@ -139,29 +139,31 @@ def test_right_and_shuffled_images_are_shown(edits, source, tokenizer):
             )
             return {"local": judged, "global": judged}
 
-    figures = evaluate_proofreading(
-        Knowing(), edits, source, is_word=tokenizer.vocabulary.is_word
+    metrics = evaluate_proofreading(
+        Knowing(), edits, source, is_editable=tokenizer.vocabulary.is_editable
     )
     assert len(shown) == 2
     for branch in ("local", "global"):
-        assert figures[branch]["detect"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
-        assert figures[branch]["correct"] == {"top1": 0.0, "top3": 1.0}
-        assert figures["shuffled"][branch]["detect"]["f1"] == 0.0
-    assert figures["edits"] == edits.is_edit.sum()
-    assert figures["captions"] == figures["images"] == 4
+        assert metrics[branch]["detect"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+        assert metrics[branch]["correct"] == {"top1": 0.0, "top3": 1.0}
+        assert metrics["shuffled"][branch]["detect"]["f1"] == 0.0
+    assert metrics["edits"] == edits.is_edit.sum()
+    assert metrics["captions"] == metrics["images"] == 4
 
 
 def test_the_real_model_is_measured(edits, source, encoder, tokenizer):
-    figures = evaluate_proofreading(
-        encoder, edits, source, is_word=tokenizer.vocabulary.is_word
+    metrics = evaluate_proofreading(
+        encoder, edits, source, is_editable=tokenizer.vocabulary.is_editable
     )
-    assert 0 <= figures["shuffled"]["global"]["correct"]["top3"] <= 1
+    assert 0 <= metrics["shuffled"]["global"]["correct"]["top3"] <= 1
 
 
 def test_edits_of_more_images_are_refused(edits, source, tokenizer):
     far = dataclasses.replace(edits, image=edits.image + 7)
     with pytest.raises(UserError, match="four has 4"):
-        evaluate_proofreading(None, far, source, is_word=tokenizer.vocabulary.is_word)
+        evaluate_proofreading(
+            None, far, source, is_editable=tokenizer.vocabulary.is_editable
+        )
 
 
 def test_edits_of_other_captions_are_refused(edits, source, tokenizer):
@@ -169,9 +171,9 @@ def test_edits_of_other_captions_are_refused(edits, source, tokenizer):
         name = "other"
         said = (*type(source).said[:3], ("a cat",))
 
-    is_word = tokenizer.vocabulary.is_word
+    is_editable = tokenizer.vocabulary.is_editable
     with pytest.raises(UserError, match=r"captions than those of other \(of four\)"):
-        evaluate_proofreading(None, edits, Other(), is_word=is_word)
+        evaluate_proofreading(None, edits, Other(), is_editable=is_editable)
 
 
 def test_edits_of_another_vocabulary_are_refused(edits, tokenizer, tmp_path):
@@ -194,8 +196,8 @@ def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
     model = MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(1))
     graphdef, params = nnx.split(model, nnx.Param)
     vocabulary = tokenizer.vocabulary
-    tables = WordTables(
-        *(jnp.asarray(t) for t in (vocabulary.is_word, vocabulary.is_piece)),
+    tables = TokenTables(
+        *(jnp.asarray(t) for t in (vocabulary.is_editable, vocabulary.is_piece)),
         jnp.zeros(vocabulary.size, bool),
     )
     few = make_edits(
@@ -212,19 +214,19 @@ def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
 
 
 def test_what_was_not_trained_has_no_figures(encoder, edits, source, tokenizer):
-    is_word = tokenizer.vocabulary.is_word
-    whole = evaluate_proofreading(encoder, edits, source, is_word=is_word)
+    is_editable = tokenizer.vocabulary.is_editable
+    whole = evaluate_proofreading(encoder, edits, source, is_editable=is_editable)
     trained = {"global": ("correct",)}
     part = dataclasses.replace(encoder, trained=trained)
-    figures = evaluate_proofreading(part, edits, source, is_word=is_word)
-    assert "local" not in figures and "local" not in figures["shuffled"]
-    assert set(figures["global"]) == {"correct"}
+    metrics = evaluate_proofreading(part, edits, source, is_editable=is_editable)
+    assert "local" not in metrics and "local" not in metrics["shuffled"]
+    assert set(metrics["global"]) == {"correct"}
     expected = whole["global"]["correct"]["top1"]
-    assert figures["global"]["correct"]["top1"] == pytest.approx(expected)
+    assert metrics["global"]["correct"]["top1"] == pytest.approx(expected)
     with pytest.raises(UserError, match=r"the local branch .* was not trained"):
         part.proofread(
-            [], edits.edited, edits.places, edits.labels, branches=("local",)
+            [], edits.edited, edits.positions, edits.labels, branches=("local",)
         )
     none = dataclasses.replace(encoder, trained={})
     with pytest.raises(UserError, match="without ViLEM's losses"):
-        evaluate_proofreading(none, edits, source, is_word=is_word)
+        evaluate_proofreading(none, edits, source, is_editable=is_editable)

@@ -1,4 +1,4 @@
-"""Retrieval figures against a loop written from the definition."""
+"""Retrieval metrics against a loop written from the definition."""
 
 import numpy as np
 import pytest
@@ -77,22 +77,22 @@ def test_ranks_are_those_of_the_loop(monkeypatch, with_ties, block):
 def test_figures_by_hand():
     images = unit(np.eye(3))
     texts = unit([[1, 0, 0], [0, 1, 0], [0.9, 0, 1], [1, 0, 0.5]])
-    figures = retrieval_metrics(images, texts, np.array([0, 1, 2, 2]))
+    metrics = retrieval_metrics(images, texts, np.array([0, 1, 2, 2]))
     # The last caption, of image 2, looks like image 0 to the model.
-    assert figures["t2i"] == {"r1": 75.0, "r5": 100.0, "r10": 100.0, "median_rank": 1}
-    assert figures["i2t"] == {"r1": 100.0, "r5": 100.0, "r10": 100.0, "median_rank": 1}
-    assert figures["rsum"] == 575.0
-    assert (figures["images"], figures["captions"]) == (3, 4)
+    assert metrics["t2i"] == {"r1": 75.0, "r5": 100.0, "r10": 100.0, "median_rank": 1}
+    assert metrics["i2t"] == {"r1": 100.0, "r5": 100.0, "r10": 100.0, "median_rank": 1}
+    assert metrics["rsum"] == 575.0
+    assert (metrics["images"], metrics["captions"]) == (3, 4)
 
 
 def test_a_collapsed_model_finds_nothing():
     rng = np.random.default_rng(0)
     row = unit(rng.normal(size=(1, 33)))
     images, texts = np.repeat(row, 57, 0), np.repeat(row, 171, 0)
-    figures = retrieval_metrics(images, texts, np.arange(171) % 57)
-    assert figures["rsum"] == 0.0
-    assert figures["t2i"]["median_rank"] == 57
-    assert figures["i2t"]["median_rank"] == 1 + 171 - 3
+    metrics = retrieval_metrics(images, texts, np.arange(171) % 57)
+    assert metrics["rsum"] == 0.0
+    assert metrics["t2i"]["median_rank"] == 57
+    assert metrics["i2t"]["median_rank"] == 1 + 171 - 3
 
 
 def test_ids_and_order_do_not_matter():
@@ -165,9 +165,9 @@ def test_a_source_is_encoded_in_order(encoder, tokenizer, source, captions_per_i
     assert list(found) == expected
     alone = encoder.encode_texts(tokenizer.encode(encoded.captions[2:3], 12))
     np.testing.assert_allclose(encoded.text_embedding[2], alone[0], atol=1e-5)
-    figures = evaluate_retrieval(encoder, tokenizer, source, **settings)
-    assert figures["captions"] == len(expected) and figures["images"] == 4
-    assert figures["protocol"]["captions_per_image"] == captions_per_image
+    metrics = evaluate_retrieval(encoder, tokenizer, source, **settings)
+    assert metrics["captions"] == len(expected) and metrics["images"] == 4
+    assert metrics["protocol"]["captions_per_image"] == captions_per_image
 
 
 def test_what_the_figures_leave_out_is_counted(encoder, tokenizer, source):

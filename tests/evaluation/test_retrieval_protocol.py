@@ -213,13 +213,13 @@ def test_missing_images_are_counted_and_refused(json_source, encoder, tokenizer)
     settings = {"text_length": 12}
     with pytest.raises(UserError, match=r"2 of 6 images of test .*first is 1\.png"):
         evaluate_retrieval(encoder, tokenizer, json_source, **settings)
-    figures = evaluate_retrieval(
+    metrics = evaluate_retrieval(
         encoder, tokenizer, json_source, allow_missing=True, folds=2, **settings
     )
-    assert (figures["images"], figures["captions"]) == (4, 1 + 3 + 1 + 3)
-    protocol = figures["protocol"]
+    assert (metrics["images"], metrics["captions"]) == (4, 1 + 3 + 1 + 3)
+    protocol = metrics["protocol"]
     assert (protocol["missing_images"], protocol["missing_captions"]) == (2, 4)
-    assert figures["folds"]["images"] == 2
+    assert metrics["folds"]["images"] == 2
     present, _ = present_images(json_source, allow_missing=True)
     assert [present.image_name(row) for row in range(4)] == [
         *("0.png", "2.png", "3.png", "5.png")
@@ -265,8 +265,8 @@ def test_what_a_run_judges_by_must_be_complete(json_source):
 
 
 def test_times_are_told_apart_and_without_compiling(encoder, tokenizer, source):
-    figures = evaluate_retrieval(encoder, tokenizer, source, text_length=11)
-    told = figures["measured"]
+    metrics = evaluate_retrieval(encoder, tokenizer, source, text_length=11)
+    told = metrics["measured"]
     assert told["image_size"] == 16 and told["dtype"] == "float32"
     assert told["batch_size"] == 4 and "CPU" in told["device"]
     seconds = told["seconds"]

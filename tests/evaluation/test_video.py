@@ -63,7 +63,9 @@ def test_projected_frames_are_embeddings_before_unit_length(encoder, model, conf
     np.testing.assert_allclose(
         projected / lengths, encoder.encode_images(pixels), atol=1e-6
     )
-    seen = model.see(normalize(jnp.asarray(pixels), config.augment)).class_feature
+    seen = model.image_features(
+        normalize(jnp.asarray(pixels), config.augment)
+    ).class_feature
     expected = model.image_projection(seen)
     np.testing.assert_allclose(projected, expected, atol=1e-5)
 
@@ -118,10 +120,10 @@ class HandMade:
 
 def test_the_metric_on_a_hand_made_matrix_with_ties():
     hand = HandMade()
-    figures = evaluate_video(hand, hand, hand, text_length=3, num_frames=2)
+    metrics = evaluate_video(hand, hand, hand, text_length=3, num_frames=2)
     for way, ranks in (("t2v", T2V_RANKS), ("v2t", V2T_RANKS)):
         expected = {f"r{k}": 25.0 * sum(r <= k for r in ranks) for k in (1, 5, 10)}
-        assert figures[way] == expected | {"median_rank": float(np.median(ranks))}
+        assert metrics[way] == expected | {"median_rank": float(np.median(ranks))}
     for clip in range(4):
         own = HAND_MADE[clip, clip]
         assert T2V_RANKS[clip] == sum(HAND_MADE[:, clip] >= own)
@@ -131,11 +133,11 @@ def test_the_metric_on_a_hand_made_matrix_with_ties():
 def test_clips_are_found_by_what_most_of_them_shows(tmp_path):
     clips = VideoClips(write_clips(tmp_path), None)
     tokenizer = colour_model().tokenizer
-    figures = evaluate_video(FrameEncoder(), tokenizer, clips, text_length=5)
-    assert figures["t2v"] == {"r1": 100.0, "r5": 100.0, "r10": 100.0, "median_rank": 1}
-    assert (figures["clips"], figures["captions"], figures["rsum"]) == (3, 3, 600.0)
-    assert figures["protocol"]["frames"] == 8 and figures["left_out"] == []
-    assert figures["measured"]["seconds"].keys() >= {"similarity", "ranking"}
+    metrics = evaluate_video(FrameEncoder(), tokenizer, clips, text_length=5)
+    assert metrics["t2v"] == {"r1": 100.0, "r5": 100.0, "r10": 100.0, "median_rank": 1}
+    assert (metrics["clips"], metrics["captions"], metrics["rsum"]) == (3, 3, 600.0)
+    assert metrics["protocol"]["frames"] == 8 and metrics["left_out"] == []
+    assert metrics["measured"]["seconds"].keys() >= {"similarity", "ranking"}
     first = evaluate_video(
         FrameEncoder(), tokenizer, clips, text_length=5, num_frames=1
     )
@@ -156,13 +158,13 @@ def test_clips_that_cannot_be_had_are_named(tmp_path):
         UserError, match=r"1 of 3 clips of clips in .* are missing, the first is video0"
     ):
         evaluate_video(encoder, tokenizer, clips, text_length=5)
-    figures = evaluate_video(
+    metrics = evaluate_video(
         encoder, tokenizer, clips, text_length=5, allow_missing=True
     )
-    assert [clip["clip"] for clip in figures["left_out"]] == ["video0", "video1"]
-    stated = figures["protocol"]
+    assert [clip["clip"] for clip in metrics["left_out"]] == ["video0", "video1"]
+    stated = metrics["protocol"]
     assert (stated["clips_left_out"], stated["captions_left_out"]) == (2, 2)
-    assert (figures["clips"], figures["captions"]) == (1, 1)
+    assert (metrics["clips"], metrics["captions"]) == (1, 1)
     (tmp_path / "video2" / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="not one clip of clips can be decoded"):
         evaluate_video(encoder, tokenizer, clips, text_length=5, allow_missing=True)
@@ -211,7 +213,7 @@ def test_real_clips_with_a_tiny_model(shared_folder, encoder, tokenizer, monkeyp
 
     monkeypatch.setattr(VideoClips, "read_frames", counted)
     clips = VideoClips(shared_folder / "data" / "videos" / "captions.json", None)
-    figures = evaluate_video(encoder, tokenizer, clips, text_length=12)
-    assert (figures["clips"], figures["captions"]) == (13, 26)
+    metrics = evaluate_video(encoder, tokenizer, clips, text_length=12)
+    assert (metrics["clips"], metrics["captions"]) == (13, 26)
     assert decoded == dict.fromkeys(range(13), 1)
-    assert 0 <= figures["t2v"]["r1"] <= 100 and figures["t2v"]["median_rank"] >= 1
+    assert 0 <= metrics["t2v"]["r1"] <= 100 and metrics["t2v"]["median_rank"] >= 1

@@ -114,15 +114,15 @@ def test_a_model_is_measured_from_the_folder(tmp_path, below):
     write_examples(folder, [record(0), record(1, second="red thing"), swapped])
     for number in range(3):
         write_images(folder, number)
-    figures = measure(tmp_path)
-    assert figures["text"] == figures["group"] == pytest.approx(100 / 3)
-    assert figures["by_tag"]["Object"]["text"] == 50.0  # captions that are equal: a tie
-    assert figures["by_tag"]["Relation"]["image"] == 0.0
-    protocol = figures["protocol"]
+    metrics = measure(tmp_path)
+    assert metrics["text"] == metrics["group"] == pytest.approx(100 / 3)
+    assert metrics["by_tag"]["Object"]["text"] == 50.0  # captions that are equal: a tie
+    assert metrics["by_tag"]["Relation"]["image"] == 0.0
+    protocol = metrics["protocol"]
     assert (protocol["images"], protocol["captions"]) == (6, 6)
     assert "3 examples, not the benchmark's 400" in protocol["notes"][0]
     assert {"encode_images", "encode_texts", "similarity", "ranking"} <= set(
-        figures["measured"]["seconds"]
+        metrics["measured"]["seconds"]
     )
 
 

@@ -28,7 +28,7 @@ from vilem_jax.training.state import abstract_state
 WORDS = "a red blue dog cat on sofa ##s ##y , the"
 PIECES = [*SPECIAL_TOKENS, *WORDS.split(" ")]
 QUEUE_COUNT = 3  # of 4 rows
-FIGURES = {
+METRICS = {
     "step": 3,
     "validation/own/t2i/r1": 12.5,
     "validation/own/images": 1000,
@@ -83,7 +83,7 @@ def run(tmp_path_factory):
     state = dataclasses.replace(state, queue_count=np.asarray(QUEUE_COUNT, np.int32))
     with Checkpoints(place) as checkpoints:
         checkpoints.save(3, state)
-    (place / "metrics.jsonl").write_text(json.dumps(FIGURES) + "\n")
+    (place / "metrics.jsonl").write_text(json.dumps(METRICS) + "\n")
     (place / "command.txt").write_text(f"vilem train --workdir={place}\n")
     return place
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vilem_jax
-from tests.export.conftest import CAPTIONS, FIGURES, QUEUE_COUNT
+from tests.export.conftest import CAPTIONS, METRICS, QUEUE_COUNT
 from vilem_jax.cli.main import main
 from vilem_jax.errors import UserError
 from vilem_jax.export.card import harmless
@@ -179,7 +179,7 @@ def run_with_best(run, tmp_path_factory):
     }
     with Checkpoints(folder, keep=None, folder=BEST_FOLDER) as checkpoints:
         checkpoints.save(2, best, {MEAN_RECALL: 50.0})
-    records = [FIGURES | {"step": 2, "validation/own/t2i/r1": 77.5}, FIGURES]
+    records = [METRICS | {"step": 2, "validation/own/t2i/r1": 77.5}, METRICS]
     lines = "".join(f"{json.dumps(record)}\n" for record in records)
     (folder / "metrics.jsonl").write_text(lines)
     return folder, best

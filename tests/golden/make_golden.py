@@ -58,11 +58,11 @@ def make_bert():
     model = fill(BertForMaskedLM(config))
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 31, (3, 8))
-    is_token = np.arange(8)[None] < np.array([8, 3, 6])[:, None]
+    attention_mask = np.arange(8)[None] < np.array([8, 3, 6])[:, None]
     with torch.no_grad():
         given = {
             "input_ids": torch.from_numpy(tokens),
-            "attention_mask": torch.from_numpy(is_token).long(),
+            "attention_mask": torch.from_numpy(attention_mask).long(),
         }
         model.double()
         hidden = model.bert(**given).last_hidden_state
@@ -71,7 +71,7 @@ def make_bert():
         "bert",
         model.float(),
         tokens=tokens.astype(np.int32),
-        is_token=is_token,
+        attention_mask=attention_mask,
         hidden=np.float32(hidden.numpy()),
         logits=np.float32(logits.numpy()),
     )

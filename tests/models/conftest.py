@@ -73,9 +73,9 @@ def build():
 def tokens():
     """int32 [4, 7], and bool [4, 7] with 2 to 7 real tokens."""
     rng = np.random.default_rng(1)
-    is_token = np.arange(7)[None] < np.array([7, 2, 5, 6])[:, None]
-    ids = np.where(is_token, rng.integers(1, 23, (4, 7)), 0)
-    return jnp.asarray(ids, jnp.int32), jnp.asarray(is_token)
+    attention_mask = np.arange(7)[None] < np.array([7, 2, 5, 6])[:, None]
+    ids = np.where(attention_mask, rng.integers(1, 23, (4, 7)), 0)
+    return jnp.asarray(ids, jnp.int32), jnp.asarray(attention_mask)
 
 
 @pytest.fixture(scope="session")

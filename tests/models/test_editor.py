@@ -1,4 +1,4 @@
-"""The masked-language model computes at the places what it would everywhere."""
+"""The masked-language model computes at the positions what it would everywhere."""
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +9,21 @@ from vilem_jax.models.editor import MaskedLanguageModel
 
 
 def test_places_alone_equal_everything(build, text_config, tokens, assert_close):
-    ids, is_token = tokens
-    places = jnp.array([[1, 4, 0], [1, 0, 6], [2, 2, 3], [5, 4, 3]])
+    ids, attention_mask = tokens
+    positions = jnp.array([[1, 4, 0], [1, 0, 6], [2, 2, 3], [5, 4, 3]])
     results = []
-    for at_places in (True, False):
-        editor = build(MaskedLanguageModel, text_config, editor_at_places=at_places)
-        results.append(jax.jit(editor.logits_at)(ids, is_token, places))
+    for at_positions in (True, False):
+        editor = build(
+            MaskedLanguageModel, text_config, editor_at_positions=at_positions
+        )
+        results.append(jax.jit(editor.logits_at)(ids, attention_mask, positions))
     assert results[0].shape == (4, 3, 23) and results[0].dtype == jnp.float32
     assert_close(*results)
 
 
 def test_the_decoder_is_tied(build, text_config, tokens):
-    ids, is_token = tokens
-    text = (ids, is_token, jnp.zeros((4, 1), jnp.int32))
+    ids, attention_mask = tokens
+    text = (ids, attention_mask, jnp.zeros((4, 1), jnp.int32))
     editor = build(MaskedLanguageModel, text_config)
     graph, params = nnx.split(editor)
     run = jax.jit(lambda params: nnx.merge(graph, params).logits_at(*text))

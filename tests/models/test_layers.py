@@ -119,12 +119,12 @@ def test_dropout_belongs_to_the_sample():
 
 def test_at_places():
     values = jnp.arange(24.0).reshape(2, 4, 3)
-    places = jnp.array([[3, 0], [1, 1]])
-    chosen = layers.at_places(values, places)
+    positions = jnp.array([[3, 0], [1, 1]])
+    chosen = layers.at_positions(values, positions)
     np.testing.assert_array_equal(chosen[0], values[0, jnp.array([3, 0])])
     np.testing.assert_array_equal(chosen[1], values[1, jnp.array([1, 1])])
     np.testing.assert_array_equal(
-        layers.at_places(values[..., 0], places), chosen[..., 0]
+        layers.at_positions(values[..., 0], positions), chosen[..., 0]
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax.models.text import TextTower, is_real_token
+from vilem_jax.models.text import TextTower, make_attention_mask
 
 
 def encode(tower):
@@ -14,41 +14,41 @@ def encode(tower):
 
 
 def test_padding_changes_nothing(build, text_config, tokens, assert_close):
-    ids, is_token = tokens
+    ids, attention_mask = tokens
     run = encode(build(TextTower, text_config))
-    whole = run(ids, is_token, None)
+    whole = run(ids, attention_mask, None)
     for row, length in ((1, 2), (2, 5)):
-        cut = (ids[row : row + 1, :length], is_token[row : row + 1, :length])
+        cut = (ids[row : row + 1, :length], attention_mask[row : row + 1, :length])
         assert_close(run(*cut, None), whole[row : row + 1])
     # Nor does what stands in the padding.
-    noise = jnp.where(is_token, ids, 9)
-    np.testing.assert_array_equal(run(noise, is_token, None), whole)
-    np.testing.assert_array_equal(is_real_token(ids, 0), is_token)
+    noise = jnp.where(attention_mask, ids, 9)
+    np.testing.assert_array_equal(run(noise, attention_mask, None), whole)
+    np.testing.assert_array_equal(make_attention_mask(ids, 0), attention_mask)
 
 
 def test_class_only_last_layer(build, text_config, tokens, assert_close):
-    ids, is_token = tokens
-    on = encode(build(TextTower, text_config))(ids, is_token, None)
+    ids, attention_mask = tokens
+    on = encode(build(TextTower, text_config))(ids, attention_mask, None)
     off = encode(build(TextTower, text_config, cls_only_last_layer=False))
-    assert_close(on, off(ids, is_token, None))
+    assert_close(on, off(ids, attention_mask, None))
 
 
 def test_a_sample_keeps_its_dropout_in_any_company(
     build, text_config, tokens, seeds, assert_close
 ):
-    ids, is_token = tokens
+    ids, attention_mask = tokens
     run = encode(build(TextTower, text_config))
-    whole = run(ids, is_token, seeds)
-    assert_close(run(ids[1:3], is_token[1:3], seeds[1:3]), whole[1:3])
-    other = run(ids, is_token, seeds + 1)
+    whole = run(ids, attention_mask, seeds)
+    assert_close(run(ids[1:3], attention_mask[1:3], seeds[1:3]), whole[1:3])
+    other = run(ids, attention_mask, seeds + 1)
     assert float(jnp.abs(other - whole).max()) > 1e-2
-    assert float(jnp.abs(run(ids, is_token, None) - whole).max()) > 1e-2
+    assert float(jnp.abs(run(ids, attention_mask, None) - whole).max()) > 1e-2
 
 
 def test_recomputing_changes_no_gradient(
     build, text_config, tokens, seeds, assert_close
 ):
-    ids, is_token = tokens
+    ids, attention_mask = tokens
     grads = []
     for recompute in (False, True):
         tower = build(TextTower, text_config, recompute=recompute)
@@ -56,24 +56,24 @@ def test_recomputing_changes_no_gradient(
 
         def loss(params, graph=graph):
             tower = nnx.merge(graph, params)
-            return jnp.square(tower.encode(ids, is_token, seeds=seeds)).sum()
+            return jnp.square(tower.encode(ids, attention_mask, seeds=seeds)).sum()
 
         grads.append(nnx.to_pure_dict(jax.jit(jax.grad(loss))(params)))
     assert_close(*grads)
 
 
 def test_layers_in_two_parts_are_the_whole(build, text_config, tokens, seeds):
-    ids, is_token = tokens
+    ids, attention_mask = tokens
     tower = build(TextTower, text_config)
 
     @jax.jit
-    def run(ids, is_token, seeds):
+    def run(ids, attention_mask, seeds):
         hidden = tower.embed(ids, seeds=seeds)
-        whole = tower.run(hidden, is_token, seeds=seeds)
-        first = tower.run(hidden, is_token, stop=2, seeds=seeds)
-        return whole, tower.run(first, is_token, start=2, seeds=seeds)
+        whole = tower.run(hidden, attention_mask, seeds=seeds)
+        first = tower.run(hidden, attention_mask, stop=2, seeds=seeds)
+        return whole, tower.run(first, attention_mask, start=2, seeds=seeds)
 
-    np.testing.assert_array_equal(*run(ids, is_token, seeds))
+    np.testing.assert_array_equal(*run(ids, attention_mask, seeds))
 
 
 def test_too_long_a_text_is_refused(build, text_config):

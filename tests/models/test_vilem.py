@@ -38,8 +38,8 @@ def test_joint_pass_equals_two(
 ):
     config = dataclasses.replace(model_config, num_proofread_layers=m1)
     model = build(ViLEM, config)
-    ids, is_token = tokens
-    edited = jnp.where(is_token, (ids + 3) % 23, 0)
+    ids, attention_mask = tokens
+    edited = jnp.where(attention_mask, (ids + 3) % 23, 0)
     clean_seeds = seeds if has_dropout else None
     global_seeds = seeds + 7 if has_dropout else None
 
@@ -48,10 +48,12 @@ def test_joint_pass_equals_two(
     @jax.jit
     def run(image):
         joint = model.encode_and_proofread_global(
-            ids, edited, is_token, image, seeds=(clean_seeds, global_seeds)
+            ids, edited, attention_mask, image, seeds=(clean_seeds, global_seeds)
         )
-        embedding = model.encode_text(ids, is_token, seeds=clean_seeds)
-        hidden = model.proofread_global(edited, is_token, image, seeds=global_seeds)
+        embedding = model.encode_text(ids, attention_mask, seeds=clean_seeds)
+        hidden = model.proofread_global(
+            edited, attention_mask, image, seeds=global_seeds
+        )
         return joint, (embedding, hidden)
 
     joint, separate = run(image)
@@ -66,15 +68,15 @@ def test_proofreading_uses_the_first_layers_alone(build, model_config, tokens):
     """Gradients of both branches reach the first M_1 layers, local ones the cross-."""
     model = build(ViLEM, model_config)
     graph, params = nnx.split(model, nnx.Param)
-    ids, is_token = tokens
+    ids, attention_mask = tokens
     patches = jax.random.normal(jax.random.key(0), (4, 5, 8))
 
     def loss(params, branch):
         model = nnx.merge(graph, params)
         if branch == "local":
-            hidden = model.proofread_local(ids, is_token, [patches, patches])
+            hidden = model.proofread_local(ids, attention_mask, [patches, patches])
         else:
-            hidden = model.proofread_global(ids, is_token, patches[:, 0])
+            hidden = model.proofread_global(ids, attention_mask, patches[:, 0])
         return jnp.square(hidden[..., 0]).sum()
 
     def reached(grads):
@@ -101,7 +103,7 @@ def test_proofreading_uses_the_first_layers_alone(build, model_config, tokens):
 def test_recomputing_changes_no_gradient(
     build, model_config, tokens, pixels, assert_close
 ):
-    ids, is_token = tokens
+    ids, attention_mask = tokens
     config = dataclasses.replace(
         model_config,
         vision=dataclasses.replace(model_config.vision, num_layers=2),
@@ -115,8 +117,8 @@ def test_recomputing_changes_no_gradient(
 
         def loss(params, graph=graph):
             model = nnx.merge(graph, params)
-            features = model.see(pixels)
-            hidden = model.proofread_local(ids, is_token, features.levels)
+            features = model.image_features(pixels)
+            hidden = model.proofread_local(ids, attention_mask, features.levels)
             logits = model.local_logits(hidden, jnp.ones((4, 2), jnp.int32))
             return logits.detect[..., 0].sum() + logits.correct[..., 0].sum()
 
@@ -126,33 +128,33 @@ def test_recomputing_changes_no_gradient(
 
 def test_logits_and_heads(build, model_config, tokens):
     hidden = jax.random.normal(jax.random.key(0), (4, 7, 8))
-    places = jnp.array([[1, 2], [0, 1], [3, 3], [6, 5]])
+    positions = jnp.array([[1, 2], [0, 1], [3, 3], [6, 5]])
     separate = build(ViLEM, model_config)
-    local = jax.jit(separate.local_logits)(hidden, places)
+    local = jax.jit(separate.local_logits)(hidden, positions)
     assert local.detect.shape == (4, 7, 2) and local.correct.shape == (4, 2, 23)
     assert local.correct.dtype == local.detect.dtype == jnp.float32
-    other = jax.jit(separate.global_logits)(hidden, places)
+    other = jax.jit(separate.global_logits)(hidden, positions)
     assert float(jnp.abs(other.correct - local.correct).max()) > 0.1
     shared = build(ViLEM, dataclasses.replace(model_config, heads="shared"))
     assert shared.global_head is None
     np.testing.assert_array_equal(
-        jax.jit(shared.global_logits)(hidden, places).correct,
-        jax.jit(shared.local_logits)(hidden, places).correct,
+        jax.jit(shared.global_logits)(hidden, positions).correct,
+        jax.jit(shared.local_logits)(hidden, positions).correct,
     )
 
 
 @pytest.mark.parametrize("branch", ["local", "global"])
 def test_whether_the_decoder_trains_the_words(build, model_config, branch):
     hidden = jax.random.normal(jax.random.key(0), (4, 7, 8))
-    places = jnp.array([[1, 2], [0, 1], [3, 3], [6, 5]])
+    positions = jnp.array([[1, 2], [0, 1], [3, 3], [6, 5]])
     scores, grads = [], []
     for trains in (True, False):
-        config = dataclasses.replace(model_config, decoder_trains_words=trains)
+        config = dataclasses.replace(model_config, decoder_trains_embeddings=trains)
         graph, params = nnx.split(build(ViLEM, config), nnx.Param)
 
         def score(params, graph=graph):
             logits = getattr(nnx.merge(graph, params), f"{branch}_logits")
-            return logits(hidden, places).correct[..., 3].sum()
+            return logits(hidden, positions).correct[..., 3].sum()
 
         value, grad = jax.jit(jax.value_and_grad(score))(params)
         scores.append(float(value))

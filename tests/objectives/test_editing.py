@@ -13,7 +13,7 @@ from tests.tiny import (
     PAD,
     SEP,
     VOCABULARY,
-    word_tables,
+    token_tables,
 )
 from vilem_jax.config.schema import EditorConfig
 from vilem_jax.objectives import editing
@@ -33,43 +33,43 @@ def tokens():
 
 
 @pytest.fixture(scope="module")
-def is_word(tokens):
-    return np.asarray(word_tables().is_word)[tokens]
+def is_editable(tokens):
+    return np.asarray(token_tables().is_editable)[tokens]
 
 
 def keys(seed=0):
     return jax.random.split(jax.random.key(seed), BATCH)
 
 
-def places_of(is_word, config, seed=0):
-    chosen = jax.jit(lambda k, w: editing.choose_places(k, w, config))(
-        keys(seed), is_word
+def places_of(is_editable, config, seed=0):
+    chosen = jax.jit(lambda k, w: editing.choose_positions(k, w, config))(
+        keys(seed), is_editable
     )
-    return editing.Places(*map(np.asarray, chosen))
+    return editing.ChosenPositions(*map(np.asarray, chosen))
 
 
 @pytest.mark.parametrize("max_edits", [1, 8, 40])
 @pytest.mark.parametrize("edit_rate", [0.0, 0.15, 1.0])
-def test_places_are_words_at_least_one_and_at_most_k(is_word, edit_rate, max_edits):
+def test_places_are_words_at_least_one_and_at_most_k(is_editable, edit_rate, max_edits):
     config = EditorConfig(edit_rate=edit_rate, max_edits=max_edits)
-    chosen = places_of(is_word, config)
-    assert chosen.places.shape == (BATCH, min(max_edits, LENGTH))
+    chosen = places_of(is_editable, config)
+    assert chosen.positions.shape == (BATCH, min(max_edits, LENGTH))
     for row in range(BATCH):
-        places = chosen.places[row][chosen.is_edit[row]]
-        num_words = is_word[row].sum()
-        assert len(set(chosen.places[row])) == chosen.places.shape[1]
-        assert is_word[row][places].all()
-        assert min(1, num_words) <= len(places) <= min(max_edits, num_words)
+        positions = chosen.positions[row][chosen.is_edit[row]]
+        num_editable = is_editable[row].sum()
+        assert len(set(chosen.positions[row])) == chosen.positions.shape[1]
+        assert is_editable[row][positions].all()
+        assert min(1, num_editable) <= len(positions) <= min(max_edits, num_editable)
         # The edited positions come first.
-        assert chosen.is_edit[row][: len(places)].all()
+        assert chosen.is_edit[row][: len(positions)].all()
         if edit_rate == 0.0:
-            assert len(places) == min(1, num_words)
+            assert len(positions) == min(1, num_editable)
         if edit_rate == 1.0:
-            assert len(places) == min(max_edits, num_words)
+            assert len(positions) == min(max_edits, num_editable)
 
 
-def test_min_edits_of_0_leaves_captions_alone(is_word):
-    chosen = places_of(is_word, EditorConfig(edit_rate=0.0, min_edits=0))
+def test_min_edits_of_0_leaves_captions_alone(is_editable):
+    chosen = places_of(is_editable, EditorConfig(edit_rate=0.0, min_edits=0))
     assert not chosen.is_edit.any()
 
 
@@ -89,53 +89,53 @@ def test_above_k_a_random_part_is_kept():
         counts = np.zeros(LENGTH)
         for seed in range(8):
             chosen = places_of(everywhere, config, seed)
-            counts += np.bincount(chosen.places[chosen.is_edit], minlength=LENGTH)
+            counts += np.bincount(chosen.positions[chosen.is_edit], minlength=LENGTH)
         expected = counts.sum() / LENGTH
         assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
 def edited(tokens, config, seed=1):
     """(edits, candidate logits) with a random editor's scores."""
-    tables = word_tables()
+    tables = token_tables()
     rng = np.random.default_rng(seed)
 
     def run(tokens, all_keys, logits):
-        is_word = tables.is_word[tokens]
-        chosen = editing.choose_places(all_keys, is_word, config)
-        original = jnp.take_along_axis(tokens, chosen.places, axis=1)
+        is_editable = tables.is_editable[tokens]
+        chosen = editing.choose_positions(all_keys, is_editable, config)
+        original = jnp.take_along_axis(tokens, chosen.positions, axis=1)
         allowed = editing.candidate_logits(logits, original, tables, config)
-        words, has_candidate = editing.sample_words(all_keys, allowed, config)
+        words, has_candidate = editing.sample_tokens(all_keys, allowed, config)
         chosen = chosen._replace(is_edit=chosen.is_edit & has_candidate)
         return editing.apply_edits(tokens, chosen, words), allowed
 
-    num_places = min(config.max_edits, LENGTH)
-    logits = 3 * rng.normal(size=(BATCH, num_places, VOCABULARY)).astype(np.float32)
+    num_positions = min(config.max_edits, LENGTH)
+    logits = 3 * rng.normal(size=(BATCH, num_positions, VOCABULARY)).astype(np.float32)
     edits, allowed = jax.jit(run)(tokens, keys(seed), logits)
     return editing.Edits(*map(np.asarray, edits)), np.asarray(allowed)
 
 
 @pytest.mark.parametrize("sampling", ["likely", "uniform", "vocabulary"])
 @pytest.mark.parametrize("keep_pieces", [True, False])
-def test_edits(tokens, is_word, sampling, keep_pieces):
+def test_edits(tokens, is_editable, sampling, keep_pieces):
     config = EditorConfig(sampling=sampling, keep_pieces=keep_pieces)
     edits, _ = edited(tokens, config)
     # Different exactly where edited, and there alone.
     np.testing.assert_array_equal(edits.tokens != tokens, edits.edit_here)
     for row in range(BATCH):
-        places = edits.places[row][edits.is_edit[row]]
-        assert set(places) == set(np.flatnonzero(edits.edit_here[row]))
-        assert len(places) <= config.max_edits
-        assert len(places) >= min(1, is_word[row].sum())
+        positions = edits.positions[row][edits.is_edit[row]]
+        assert set(positions) == set(np.flatnonzero(edits.edit_here[row]))
+        assert len(positions) <= config.max_edits
+        assert len(positions) >= min(1, is_editable[row].sum())
     old, new = tokens[edits.edit_here], edits.tokens[edits.edit_here]
-    assert is_word[edits.edit_here].all()
+    assert is_editable[edits.edit_here].all()
     assert (new >= FIRST_WORD).all()  # no special token, [UNK] or punctuation
     same_kind = (old >= FIRST_PIECE) == (new >= FIRST_PIECE)
     assert same_kind.all() == keep_pieces
 
 
-def test_a_caption_without_a_word_stays(tokens, is_word):
+def test_a_caption_without_a_word_stays(tokens, is_editable):
     edits, _ = edited(tokens, EditorConfig(edit_rate=1.0))
-    without = ~is_word.any(axis=1)
+    without = ~is_editable.any(axis=1)
     assert without.sum() >= BATCH // LENGTH
     np.testing.assert_array_equal(edits.tokens[without], tokens[without])
     assert not edits.edit_here[without].any() and not edits.is_edit[without].any()
@@ -147,7 +147,7 @@ def test_words_come_from_the_top_candidates(tokens):
         edits, allowed = edited(
             tokens, EditorConfig(num_candidates=3, sampling=sampling)
         )
-        words = np.take_along_axis(edits.tokens, edits.places, axis=1)
+        words = np.take_along_axis(edits.tokens, edits.positions, axis=1)
         rows = np.argwhere(edits.is_edit)
         ranks = [
             np.sum(allowed[i, k] > allowed[i, k, words[i, k]]) for i, k in rows.tolist()
@@ -165,12 +165,12 @@ def test_how_often_each_word_is_drawn(sampling):
     scores = np.linspace(2.0, 0.0, VOCABULARY).astype(np.float32)
     original = FIRST_WORD + 1  # would be among the best
     logits = np.broadcast_to(scores, (BATCH, 8, VOCABULARY))
-    tables = word_tables()
+    tables = token_tables()
 
     def draw(all_keys):
         old = jnp.full((BATCH, 8), original)
         allowed = editing.candidate_logits(logits, old, tables, config)
-        return editing.sample_words(all_keys, allowed, config)[0]
+        return editing.sample_tokens(all_keys, allowed, config)[0]
 
     drawn = np.concatenate([jax.jit(draw)(keys(seed)).ravel() for seed in range(4)])
     expected = np.zeros(VOCABULARY)
@@ -184,20 +184,20 @@ def test_how_often_each_word_is_drawn(sampling):
     assert (np.abs(counts - expected) <= 5 * np.sqrt(expected)).all()
 
 
-def test_masks_stand_where_words_were_chosen(tokens, is_word):
-    chosen = places_of(is_word, EditorConfig())
-    masked = np.asarray(editing.mask_places(jnp.asarray(tokens), chosen, MASK))
+def test_masks_stand_where_words_were_chosen(tokens, is_editable):
+    chosen = places_of(is_editable, EditorConfig())
+    masked = np.asarray(editing.mask_positions(jnp.asarray(tokens), chosen, MASK))
     here = np.zeros(tokens.shape, bool)
     for row in range(BATCH):
-        here[row, chosen.places[row][chosen.is_edit[row]]] = True
+        here[row, chosen.positions[row][chosen.is_edit[row]]] = True
     np.testing.assert_array_equal(masked, np.where(here, MASK, tokens))
 
 
 def test_a_caption_s_edits_do_not_depend_on_its_company(tokens):
     config = EditorConfig()
     part = jax.jit(
-        lambda k, w: editing.choose_places(k, w, config),
-    )(keys()[100:103], word_tables().is_word[tokens[100:103]])
-    whole = places_of(np.asarray(word_tables().is_word)[tokens], config)
-    np.testing.assert_array_equal(whole.places[100:103], part.places)
+        lambda k, w: editing.choose_positions(k, w, config),
+    )(keys()[100:103], token_tables().is_editable[tokens[100:103]])
+    whole = places_of(np.asarray(token_tables().is_editable)[tokens], config)
+    np.testing.assert_array_equal(whole.positions[100:103], part.positions)
     np.testing.assert_array_equal(whole.is_edit[100:103], part.is_edit)

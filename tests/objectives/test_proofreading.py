@@ -8,28 +8,28 @@ import pytest
 from vilem_jax.objectives import editing, proofreading
 
 RTOL = 1e-6
-BATCH, LENGTH, PLACES, WORDS = 5, 7, 3, 11
+BATCH, LENGTH, POSITIONS, WORDS = 5, 7, 3, 11
 
 
 @pytest.fixture
 def case():
-    """Logits, and edits at one to three places; the last text has none."""
+    """Logits, and edits at one to three positions; the last text has none."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, WORDS, (BATCH, LENGTH))
-    is_word = rng.random((BATCH, LENGTH)) < 0.7
-    is_word[:, :3] = True
-    places = np.array([rng.permutation(3) for _ in range(BATCH)])
-    is_edit = np.arange(PLACES) < np.array([[1], [3], [2], [1], [0]])
-    words = (tokens[np.arange(BATCH)[:, None], places] + 1) % WORDS
-    chosen = editing.Places(jnp.asarray(places), jnp.asarray(is_edit))
+    is_editable = rng.random((BATCH, LENGTH)) < 0.7
+    is_editable[:, :3] = True
+    positions = np.array([rng.permutation(3) for _ in range(BATCH)])
+    is_edit = np.arange(POSITIONS) < np.array([[1], [3], [2], [1], [0]])
+    words = (tokens[np.arange(BATCH)[:, None], positions] + 1) % WORDS
+    chosen = editing.ChosenPositions(jnp.asarray(positions), jnp.asarray(is_edit))
     return {
         "tokens": tokens,
-        "is_word": is_word,
+        "is_editable": is_editable,
         "chosen": chosen,
         "edits": editing.apply_edits(jnp.asarray(tokens), chosen, jnp.asarray(words)),
-        "edited_at": [set(p[e]) for p, e in zip(places, is_edit, strict=True)],
+        "edited_at": [set(p[e]) for p, e in zip(positions, is_edit, strict=True)],
         "detect": 3 * rng.normal(size=(BATCH, LENGTH, 2)),
-        "correct": 3 * rng.normal(size=(BATCH, PLACES, WORDS)),
+        "correct": 3 * rng.normal(size=(BATCH, POSITIONS, WORDS)),
     }
 
 
@@ -49,8 +49,8 @@ def test_correction_labels_are_the_original_words(case):
     """Eq. (7): t_ij where edited, none elsewhere."""
     labels = np.asarray(editing.correction_labels(case["tokens"], case["edits"]))
     for i in range(BATCH):
-        for k in range(PLACES):
-            place = int(case["edits"].places[i, k])
+        for k in range(POSITIONS):
+            place = int(case["edits"].positions[i, k])
             if place in case["edited_at"][i]:
                 assert labels[i, k] == case["tokens"][i, place]
             else:
@@ -64,7 +64,7 @@ def test_detection_sum(case, reduction):
     for i in range(BATCH):
         text = 0.0
         for j in range(LENGTH):
-            if case["is_word"][i, j]:
+            if case["is_editable"][i, j]:
                 is_original = 0 if j in case["edited_at"][i] else 1
                 text -= log_probability(case["detect"][i, j], is_original)
         if reduction == "per_edit":
@@ -74,18 +74,18 @@ def test_detection_sum(case, reduction):
         loss = proofreading.detection_sum(
             jnp.asarray(case["detect"]),
             editing.detection_labels(case["edits"]),
-            jnp.asarray(case["is_word"]),
+            jnp.asarray(case["is_editable"]),
             reduction,
         )
     np.testing.assert_allclose(loss, expected, rtol=RTOL)
 
 
 def test_correction_sum(case):
-    """Eq. (9): -log P of the original word, at edited places alone."""
+    """Eq. (9): -log P of the original word, at edited positions alone."""
     expected = 0.0
     for i in range(BATCH):
-        for k in range(PLACES):
-            place = int(case["edits"].places[i, k])
+        for k in range(POSITIONS):
+            place = int(case["edits"].positions[i, k])
             if place in case["edited_at"][i]:
                 original = case["tokens"][i, place]
                 expected -= log_probability(case["correct"][i, k], original)
@@ -99,7 +99,7 @@ def test_correction_sum(case):
 
 def test_nothing_to_judge_is_loss_0_and_gradient_0(case):
     nothing = jnp.zeros((BATCH, LENGTH), bool)
-    none = jnp.full((BATCH, PLACES), editing.IGNORE)
+    none = jnp.full((BATCH, POSITIONS), editing.IGNORE)
 
     def detection(logits, reduction):
         return proofreading.detection_sum(logits, ~nothing, nothing, reduction)
@@ -119,7 +119,7 @@ def test_detection_counts(case):
     found = said = wrong = 0
     for i in range(BATCH):
         for j in range(LENGTH):
-            if not case["is_word"][i, j]:
+            if not case["is_editable"][i, j]:
                 continue
             p_original = np.exp(log_probability(case["detect"][i, j], 1))
             found += p_original < 0.5 and j in case["edited_at"][i]
@@ -128,7 +128,7 @@ def test_detection_counts(case):
     counts = proofreading.detection_counts(
         jnp.asarray(case["detect"]),
         editing.detection_labels(case["edits"]),
-        jnp.asarray(case["is_word"]),
+        jnp.asarray(case["is_editable"]),
     )
     assert (counts["found"], counts["said"], counts["wrong"]) == (found, said, wrong)
     assert wrong == 7
@@ -139,7 +139,7 @@ def test_correction_hits_count_ties_against_the_model(case):
     labels = editing.correction_labels(jnp.asarray(case["tokens"]), case["edits"])
     expected = 0
     for i in range(BATCH):
-        for k in range(PLACES):
+        for k in range(POSITIONS):
             label = int(labels[i, k])
             if label != editing.IGNORE:
                 expected += np.sum(logits[i, k] >= logits[i, k, label]) == 1

@@ -55,7 +55,7 @@ def test_the_savings_and_a_larger_image():
     image = lost["online ViT, forward and backward"] + lost["momentum ViT, forward"]
     text = lost["clean text, 12 layers"] + lost["momentum text, forward"]
     assert round(image, 1) == 12.9 and round(text, 1) == 1.4
-    assert round(lost["editor, frozen, with its head at 5 places"], 1) == 0.3
+    assert round(lost["editor, frozen, with its head at 5 positions"], 1) == 0.3
     large = costs.without_savings(paper(("model.vision.image_size", "384")))
     assert costs.flops(large) / 1e9 - detection == pytest.approx(512.8, rel=3e-4)
 
@@ -71,7 +71,7 @@ CASES = {
         "compute": {
             "cls_only_last_layer": False,
             "joint_text_pass": False,
-            "editor_at_places": False,
+            "editor_at_positions": False,
         },
         "loss": {"local_correct": False, "global_detect": False},
     },
@@ -82,7 +82,7 @@ CASES = {
             "num_proofread_layers": 3,
             "levels": "last",
             "heads": "shared",
-            "decoder_trains_words": False,
+            "decoder_trains_embeddings": False,
         },
         "train": {"num_microbatches": 4},
     },
@@ -117,14 +117,14 @@ def test_what_is_recomputed_is_a_bound():
 
 
 def test_prepared_edits_need_no_editor():
-    parts = by_part(paper(("editor.prepared", "edits.npz")))
+    parts = by_part(paper(("editor.edit_table", "edits.npz")))
     assert not [name for name in parts if "editor" in name]
 
 
 def test_one_by_one_is_an_editor_a_place():
     together = by_part(costs.without_savings(paper()))
     alone = by_part(costs.without_savings(paper(("editor.masking", "one_by_one"))))
-    name = "editor, frozen, with its head at 5 places"
+    name = "editor, frozen, with its head at 5 positions"
     head = 2 * 5 * (768**2 + 768 * 30522) / 1e9
     assert alone[name] == pytest.approx(5 * (together[name] - head) + head)
 

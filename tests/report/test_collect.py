@@ -48,7 +48,7 @@ def edits(model, source):
     tokens = model.tokenizer.encode([source.captions(n)[0] for n in range(10)], 24)
     edited = tokens.copy()
     edited[:, 1] = model.tokenizer.encode(["green"], 3)[0, 1]
-    places = np.tile(np.array([[1, 2]], np.int32), (NUM_IMAGES, 1))
+    positions = np.tile(np.array([[1, 2]], np.int32), (NUM_IMAGES, 1))
     return StoredEdits(
         source="test",
         captions=_captions_digest(source, np.arange(NUM_IMAGES)),
@@ -59,7 +59,7 @@ def edits(model, source):
         image=np.arange(NUM_IMAGES, dtype=np.int32),
         tokens=tokens,
         edited=edited,
-        places=places,
+        positions=positions,
         is_edit=np.tile([[True, False]], (NUM_IMAGES, 1)),
     )
 
@@ -70,12 +70,12 @@ def measured(model, source, edits):
 
 
 def test_figures_are_complete_and_json(measured, source):
-    figures = json.loads(json.dumps(measured.figures, allow_nan=False))
-    assert figures["retrieval"]["images"] == NUM_IMAGES
-    assert figures["chance"]["t2i"]["r1"] == pytest.approx(100 / NUM_IMAGES)
-    assert figures["proofread"]["edits"] == NUM_IMAGES
-    assert set(figures["proofread"]["shuffled"]) == {"local", "global"}
-    assert figures["pairs"]["pairs"] == len(hard_pairs(source))
+    metrics = json.loads(json.dumps(measured.metrics, allow_nan=False))
+    assert metrics["retrieval"]["images"] == NUM_IMAGES
+    assert metrics["chance"]["t2i"]["r1"] == pytest.approx(100 / NUM_IMAGES)
+    assert metrics["proofread"]["edits"] == NUM_IMAGES
+    assert set(metrics["proofread"]["shuffled"]) == {"local", "global"}
+    assert metrics["pairs"]["pairs"] == len(hard_pairs(source))
 
 
 def test_the_page_shows_them(model, source, edits, measured, tmp_path):
@@ -122,7 +122,7 @@ def test_the_place_of_a_query_is_its_rank_in_the_figures(model, source, measured
     measured = measure(blind, source)
     report = make_report(blind, source, measured, title="", summary="", run="/nowhere")
     assert {query.rank for query in report.queries} == {NUM_IMAGES}
-    assert measured.figures["retrieval"]["t2i"]["median_rank"] == NUM_IMAGES
+    assert measured.metrics["retrieval"]["t2i"]["median_rank"] == NUM_IMAGES
     assert report.proofread == () and report.pairs is None
 
 

@@ -40,16 +40,16 @@ def test_one_call_makes_everything_and_another_adds_nothing(
     assert report == tmp_path / "demo" / "report.html"
     page = report.read_text(encoding="utf-8")
     assert "Words find images" in page and "vilem demo --quick" in page
-    figures = json.loads((tmp_path / "demo" / "metrics.json").read_text())
-    assert set(figures) == {"retrieval", "chance", "proofread", "pairs"}
-    assert figures["retrieval"]["images"] == 12
+    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert set(metrics) == {"retrieval", "chance", "proofread", "pairs"}
+    assert metrics["retrieval"]["images"] == 12
     said = capsys.readouterr().out
     assert all(f"[{number}/5]" in said for number in range(1, 6))
     assert "median rank" in said and "All done in" in said
 
     demo.run_demo(tmp_path / "demo", quick=True)
     again = json.loads((tmp_path / "demo" / "metrics.json").read_text())
-    assert again == figures
+    assert again == metrics
     with pytest.raises(UserError, match="seed"):
         demo.run_demo(tmp_path / "demo", quick=True, seed=1)
 

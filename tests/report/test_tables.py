@@ -9,7 +9,7 @@ from vilem_jax.report.tables import (
 )
 
 RECALLS = {"r1": 12.34, "r5": 50.0, "r10": 100.0}
-FIGURES = {
+METRICS = {
     "i2t": RECALLS | {"median_rank": 3.5},
     "t2i": RECALLS | {"median_rank": 4.0},
     "rsum": 324.68,
@@ -19,13 +19,13 @@ FIGURES = {
 
 
 def test_retrieval():
-    lines = retrieval_table(FIGURES, {"i2t": RECALLS, "t2i": RECALLS}).splitlines()
+    lines = retrieval_table(METRICS, {"i2t": RECALLS, "t2i": RECALLS}).splitlines()
     assert lines[2].split() == ["text", "to", "image", "12.3", "50.0", "100.0", "4"]
     assert lines[5].split()[:2] == ["by", "chance,"]
     assert lines[-1] == "rsum 324.7  (8 images, 16 captions)"
     columns = {line.rindex("50.0") for line in lines[2:6]}
     assert len(columns) == 1
-    assert "chance" not in retrieval_table(FIGURES)
+    assert "chance" not in retrieval_table(METRICS)
 
 
 def test_pairs():

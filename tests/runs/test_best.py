@@ -55,17 +55,17 @@ def folders(workdir):
 def test_the_mean_of_six_recalls_over_the_sources():
     one = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 7.0}
     other = {"r1": 1.0, "r5": 2.0, "r10": 3.0, "median_rank": 9.0}
-    figures = {
+    metrics = {
         "a": {"i2t": one, "t2i": other, "rsum": 66.0},
         "b": {"i2t": other, "t2i": other, "rsum": 12.0},
     }
     recalls = [
         f[way][r]
-        for f in figures.values()
+        for f in metrics.values()
         for way in ("i2t", "t2i")
         for r in ("r1", "r5", "r10")
     ]
-    assert mean_recall(figures) == pytest.approx(sum(recalls) / 12)
+    assert mean_recall(metrics) == pytest.approx(sum(recalls) / 12)
 
 
 def test_only_the_best_stays_and_the_first_of_equals(workdir):
@@ -77,7 +77,7 @@ def test_only_the_best_stays_and_the_first_of_equals(workdir):
             (40, 7.25, 20),
             (50, 9.0, 50),
         ):
-            best.see(step, recall, state_of(step))
+            best.update(step, recall, state_of(step))
             assert folders(workdir) == [str(expected)]
             assert best_step(workdir)[0] == kept(workdir) == expected
     assert best_step(workdir) == (50, 9.0)
@@ -87,12 +87,12 @@ def test_only_the_best_stays_and_the_first_of_equals(workdir):
 def test_the_best_so_far_is_known_from_the_disk(workdir):
     recall = 1 / 3 + 7.0  # no short decimal: all its bits must come back
     with KeepBest(workdir) as best:
-        best.see(10, recall, state_of(10))
+        best.update(10, recall, state_of(10))
     with KeepBest(workdir) as best:
-        best.see(20, np.nextafter(recall, 0), state_of(20))
-        best.see(10, recall + 1, state_of(10))  # evaluated again after a kill
+        best.update(20, np.nextafter(recall, 0), state_of(20))
+        best.update(10, recall + 1, state_of(10))  # evaluated again after a kill
         assert best_step(workdir) == (10, recall) and kept(workdir) == 10
-        best.see(30, np.nextafter(recall, 9), state_of(30))
+        best.update(30, np.nextafter(recall, 9), state_of(30))
     assert kept(workdir) == 30 and folders(workdir) == ["30"]
 
 
@@ -111,33 +111,33 @@ def test_a_kill_between_the_new_and_the_old(workdir, tmp_path):
 
 def test_what_a_disk_did_to_it(workdir, capsys):
     with KeepBest(workdir) as best:
-        best.see(10, 5.0, state_of(10))
+        best.update(10, 5.0, state_of(10))
     (workdir / "best" / "10" / "state" / "manifest.ocdbt").unlink()
     assert best_step(workdir) is None
-    with pytest.raises(UserError, match=r"every checkpoint in .*best is damaged"):
+    with pytest.raises(UserError, match=r"every checkpoint in .*best is corrupt"):
         kept(workdir)
     with KeepBest(workdir) as best:
-        assert (workdir / "damaged-checkpoints" / "10").is_dir()
-        best.see(10, 4.0, state_of(10))
-    assert kept(workdir) == 10 and "is damaged" in capsys.readouterr().err
+        assert (workdir / "corrupt-checkpoints" / "10").is_dir()
+        best.update(10, 4.0, state_of(10))
+    assert kept(workdir) == 10 and "is corrupt" in capsys.readouterr().err
 
 
 def test_a_save_that_fails_leaves_the_old_one(workdir, monkeypatch, capsys):
     full = shutil._ntuple_diskusage(10, 10, 0)
     with KeepBest(workdir) as best:
-        best.see(10, 5.0, state_of(10))
+        best.update(10, 5.0, state_of(10))
         with monkeypatch.context() as patch:
             patch.setattr("shutil.disk_usage", lambda folder: full)
-            best.see(20, 6.0, state_of(20))
+            best.update(20, 6.0, state_of(20))
         assert "saving step 20" in capsys.readouterr().err
         assert folders(workdir) == ["10"] and kept(workdir) == 10
-        best.see(30, 5.5, state_of(30))  # better than what is stored
+        best.update(30, 5.5, state_of(30))  # better than what is stored
         assert kept(workdir) == 30
 
 
 def test_the_newest_checkpoints_rotate_without_it(workdir):
     with KeepBest(workdir) as best, Checkpoints(workdir, keep=1) as checkpoints:
-        best.see(1, 9.0, state_of(1))
+        best.update(1, 9.0, state_of(1))
         for step in (1, 2, 3):
             checkpoints.save(step, state_of(step))
         checkpoints.wait()

@@ -125,7 +125,7 @@ def damage_file(file: Path, how: str, rng: random.Random) -> None:
 
 
 def restore_over_damage(folder: Path, width: int) -> list[str]:
-    """Restores step 1 past a damaged 2, saves 2 again; returns what was said."""
+    """Restores step 1 past a corrupt 2, saves 2 again; returns what was said."""
     said = []
     with Checkpoints(folder, say=said.append) as checkpoints:
         state, step = checkpoints.restore_latest(abstract(make_state(1, width=width)))
@@ -133,7 +133,7 @@ def restore_over_damage(folder: Path, width: int) -> list[str]:
         assert_same(state, make_state(1, width=width))
         checkpoints.save(2, make_state(2, width=width))  # the run comes there again
     assert checkpoints.steps() == [1, 2]
-    assert (folder / "damaged-checkpoints" / "2").is_dir()
+    assert (folder / "corrupt-checkpoints" / "2").is_dir()
     return said
 
 
@@ -147,7 +147,7 @@ def test_damage_is_found_said_and_stepped_over(tmp_path, capfd, how, name):
     file = biggest if name == "array" else state / name
     damage_file(file, how, random.Random(0))
     said = restore_over_damage(tmp_path, 512)
-    assert "2 is damaged" in said[0] and file.name in said[0]
+    assert "2 is corrupt" in said[0] and file.name in said[0]
     assert "step 1" in said[1]
     assert "Traceback" not in capfd.readouterr().err
 
@@ -167,7 +167,7 @@ def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
     for _ in range(2):
         with (
             Checkpoints(tmp_path, say=lambda _: None) as checkpoints,
-            pytest.raises(UserError, match=r"every checkpoint .* damaged"),
+            pytest.raises(UserError, match=r"every checkpoint .* corrupt"),
         ):
             checkpoints.restore_latest(abstract(make_state(1)))
 
@@ -290,7 +290,7 @@ def test_restore_params_steps_over_damage(tmp_path, capsys):
     params, _ = restore_params(tmp_path)
     assert_same(params, jax.tree.map(np.asarray, make_state(1).params))
     said = capsys.readouterr().err
-    assert "2 is damaged" in said
+    assert "2 is corrupt" in said
     assert "the checkpoint of step 1 is used instead" in said
     assert (tmp_path / "checkpoints" / "2").is_dir()  # a reader moves nothing
 

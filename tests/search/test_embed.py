@@ -88,7 +88,7 @@ def test_shards_hold_what_one_pass_gives(folder, tmp_path):
     expected = MeanColour().encode_images(pixels)
     np.testing.assert_array_equal(np.concatenate(opened.parts), expected)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["embedded"] == 23 and manifest["broken"] == 0
+    assert manifest["embedded"] == 23 and manifest["corrupt"] == 0
     assert manifest["dimension"] == 3 and manifest["dtype"] == "float32"
     (hits,) = Searcher(out, model).by_words("red", top_k=2)
     assert [hit.path for hit in hits] == [folder / "00.png", folder / "01.png"]
@@ -130,8 +130,8 @@ def test_broken_images_are_counted_and_listed(folder, tmp_path):
     for number in range(15, 20):  # a shard of nothing else
         (folder / f"{number}.png").write_bytes(b"")
     done = run(folder, tmp_path / "vectors")
-    assert done.manifest["embedded"] == 16 and done.manifest["broken"] == 7
-    text = (tmp_path / "vectors" / "broken.jsonl").read_text()
+    assert done.manifest["embedded"] == 16 and done.manifest["corrupt"] == 7
+    text = (tmp_path / "vectors" / "corrupt.jsonl").read_text()
     told = [json.loads(line) for line in text.splitlines()]
     numbers = (3, *range(15, 20), 22)
     assert [each["image"] for each in told] == [f"{n:02d}.png" for n in numbers]
@@ -230,7 +230,7 @@ def test_damaged_shards(folder, tmp_path):
     whole = shard.read_bytes()
     for size in (0, 7, 40, len(whole) // 2, len(whole) - 1):
         shard.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"00001\.safetensors is damaged"):
+        with pytest.raises(UserError, match=r"00001\.safetensors is corrupt"):
             vectors.open_vectors(out)
     done = run(folder, out)
     assert done.made == 1 and done.remade == (shard.name,)

@@ -29,17 +29,17 @@ def test_recall_counts_what_is_missed():
     truth = search.top(queries.embedding, 10)
     order, _ = brute_force(queries.embedding, rows, 20)
 
-    def figures(rows_told):
+    def metrics(rows_told):
         told = recall_against_exact(search, lambda *_: rows_told, queries, truth)
         return told["recall"], told["worst"]
 
-    assert figures(order[:, :10]) == (1, 1)
-    assert figures(order[:, 9::-1]) == (1, 1)  # the order is not its business
-    assert figures(order[:, 10:]) == (0, 0)
-    assert figures(np.full((20, 10), -1)) == (0, 0)
+    assert metrics(order[:, :10]) == (1, 1)
+    assert metrics(order[:, 9::-1]) == (1, 1)  # the order is not its business
+    assert metrics(order[:, 10:]) == (0, 0)
+    assert metrics(np.full((20, 10), -1)) == (0, 0)
     one_bad = order[:, :10].copy()
     one_bad[0, 3:] = order[0, 13:20]
-    assert figures(one_bad) == (pytest.approx(1 - 0.7 / 20), pytest.approx(0.3))
+    assert metrics(one_bad) == (pytest.approx(1 - 0.7 / 20), pytest.approx(0.3))
 
 
 def test_ties_are_nobody_s_fault():
@@ -57,19 +57,19 @@ def test_faiss(tmp_path, kind, dtype):
     faiss = pytest.importorskip("faiss", reason="faiss is missing: [search]")
     vectors, queries = made(dtype=dtype), asked()
     out = tmp_path / "out"
-    figures = hand_over(vectors, out, to="faiss", kind=kind, queries=queries)
-    assert json.loads((out / "recall.json").read_text()) == figures
-    assert figures["images"] == 600 and figures["top_k"] == 10
+    metrics = hand_over(vectors, out, to="faiss", kind=kind, queries=queries)
+    assert json.loads((out / "recall.json").read_text()) == metrics
+    assert metrics["images"] == 600 and metrics["top_k"] == 10
     index = faiss.read_index(str(out / "index.faiss"))
     _, rows = index.search(queries.embedding, 10)
     exact = place(vectors.parts).top(queries.embedding, 10)
     if kind == "flat":
         np.testing.assert_array_equal(rows, exact.rows)
-        assert figures["recall"] == 1
+        assert metrics["recall"] == 1
     # What is told is what the file on disk gives.
     hits = [len(set(a) & set(b)) / 10 for a, b in zip(rows, exact.rows, strict=True)]
-    assert figures["recall"] == pytest.approx(np.mean(hits))
-    assert figures["recall"] > 0.5
+    assert metrics["recall"] == pytest.approx(np.mean(hits))
+    assert metrics["recall"] > 0.5
     names = (out / "names.jsonl").read_text().splitlines()
     assert len(names) == 600 and json.loads(names[599]) == "photos/599.jpg"
 
@@ -79,9 +79,9 @@ def test_lancedb(tmp_path, kind):
     lancedb = pytest.importorskip("lancedb", reason="lancedb is missing: [search]")
     vectors, queries = made(), asked(5)
     out = tmp_path / "out"
-    figures = hand_over(vectors, out, to="lancedb", kind=kind, queries=queries)
-    assert json.loads((out / "recall.json").read_text()) == figures
-    assert figures["recall"] == 1 if kind == "flat" else figures["recall"] > 0.5
+    metrics = hand_over(vectors, out, to="lancedb", kind=kind, queries=queries)
+    assert json.loads((out / "recall.json").read_text()) == metrics
+    assert metrics["recall"] == 1 if kind == "flat" else metrics["recall"] > 0.5
     table = lancedb.connect(str(out)).open_table("images")
     assert table.count_rows() == 600
     assert bool(table.list_indices()) == (kind != "flat")
@@ -95,8 +95,8 @@ def test_lancedb(tmp_path, kind):
 def test_lancedb_keeps_half_precision(tmp_path):
     lancedb = pytest.importorskip("lancedb", reason="lancedb is missing: [search]")
     vectors = made(dtype=np.float16)
-    figures = hand_over(vectors, tmp_path / "out", to="lancedb", queries=asked(3))
-    assert figures["recall"] == 1
+    metrics = hand_over(vectors, tmp_path / "out", to="lancedb", queries=asked(3))
+    assert metrics["recall"] == 1
     table = lancedb.connect(str(tmp_path / "out")).open_table("images")
     assert "halffloat" in str(table.schema.field("vector").type)
 

@@ -66,7 +66,7 @@ def folder(tmp_path):
 def test_words_and_images_find_their_like(folder, tmp_path):
     model, out = ColourModel(), tmp_path / "photos.npz"
     report = index(folder, model, out)
-    assert (report.images, report.encoded, report.broken) == (3, 3, ())
+    assert (report.images, report.encoded, report.corrupt) == (3, 3, ())
     hits = search(out, model, words="red", top_k=2)
     assert [hit.path.name for hit in hits] == ["red.PNG", "purple.webp"]
     assert hits[0].path == folder / "b" / "red.PNG"
@@ -97,14 +97,14 @@ def test_indexing_again_encodes_only_what_changed(folder, tmp_path):
 
 def test_broken_images_are_reported_and_left_out(folder, tmp_path):
     model, out = ColourModel(), tmp_path / "photos.npz"
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    (folder / "corrupt.jpg").write_bytes(b"\xff\xd8 no image")
     (folder / "empty.png").touch()
     (folder / "nowhere.png").symlink_to(folder / "gone.png")
     report = index(folder, model, out)
     assert report.images == 3
-    names = [path for path, _ in report.broken]
-    assert names == ["broken.jpg", "empty.png", "nowhere.png"]
-    assert all("cannot read" in reason for _, reason in report.broken)
+    names = [path for path, _ in report.corrupt]
+    assert names == ["corrupt.jpg", "empty.png", "nowhere.png"]
+    assert all("cannot read" in reason for _, reason in report.corrupt)
 
 
 def test_a_stop_leaves_the_index_before(folder, tmp_path, monkeypatch):

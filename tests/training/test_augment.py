@@ -16,14 +16,14 @@ from tests.tiny import (
     SEP,
     tiny_batch,
     tiny_config,
-    word_tables,
+    token_tables,
 )
 from vilem_jax.config.schema import AugmentConfig
 from vilem_jax.distributed.mesh import make_mesh, over_batch, put_batch, replicated
 from vilem_jax.editing.editor import FrozenEditor
 from vilem_jax.keys import sample_keys
 from vilem_jax.training import augment
-from vilem_jax.training.step import make_prepare
+from vilem_jax.training.step import make_preprocess
 
 SIZE = 24
 
@@ -229,9 +229,9 @@ def test_flips_spare_captions_that_say_left_or_right(spares):
     batch = tiny_batch()
     batch["tokens"][:] = [CLS, FIRST_WORD + 5, SEP, *[PAD] * 9]
     batch["tokens"][2, 1], batch["tokens"][5, 1] = LEFT, RIGHT
-    prepare = make_prepare(config, None, pad_id=PAD, mask_id=MASK)
+    prepare = make_preprocess(config, None, pad_id=PAD, mask_id=MASK)
     keys = sample_keys(jax.random.key(0), 0, batch["sample_id"])
-    samples = jax.jit(prepare)(FrozenEditor({}, word_tables()), batch, keys)
+    samples = jax.jit(prepare)(FrozenEditor({}, token_tables()), batch, keys)
     mean, std = np.array(config.augment.mean), np.array(config.augment.std)
     for row, pixels in enumerate(batch["pixels"]):
         stays = spares and row in (2, 5)

@@ -14,10 +14,10 @@ from tests.training.tiny_runs import HELD_OUT, SCENES, assert_same_run, run_sett
 from vilem_jax.cli.main import main
 from vilem_jax.config.freeze import freeze
 from vilem_jax.data.batches import open_corpus
-from vilem_jax.data.edit_table import PreparedEdits
+from vilem_jax.data.edit_table import StoredEditTable
 from vilem_jax.distributed.mesh import Layout, make_mesh
 from vilem_jax.editing.editor import editor_graph
-from vilem_jax.editing.loading import load_editor, open_edits, word_tables
+from vilem_jax.editing.loading import load_editor, open_edits, token_tables
 from vilem_jax.errors import UserError
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.runs.trained_model import open_tokenizer
@@ -39,14 +39,14 @@ def settings(editor_folder):
 @pytest.fixture(scope="module")
 def prepared(settings, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("edits") / "new" / "edits.safetensors")
-    edit_corpus.prepare_edits(freeze(settings), path, num_variants=VARIANTS)
+    edit_corpus.edit_corpus(freeze(settings), path, num_variants=VARIANTS)
     return path
 
 
 @pytest.fixture(scope="module")
 def offline(settings, prepared):
     """Of a run with these edits and no editor."""
-    return changed(settings, editor={"prepared": prepared, "path": ""})
+    return changed(settings, editor={"edit_table": prepared, "path": ""})
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,9 @@ def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp
         "mask_id": tokenizer.vocabulary.mask_id,
     }
     graph = editor_graph(own)
-    editor = edit_corpus.FrozenEditor(params, word_tables(tokenizer))
+    editor = edit_corpus.FrozenEditor(params, token_tables(tokenizer))
     offline = dataclasses.replace(
-        config, editor=dataclasses.replace(config.editor, prepared=prepared)
+        config, editor=dataclasses.replace(config.editor, edit_table=prepared)
     )
     corpus = open_corpus(config.data)
     captions = list(corpus.captions())
@@ -107,9 +107,9 @@ def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp
 def test_the_step_s_losses_are_the_editor_s(settings, tmp_path):
     """With one variant: the first step of a run with the editor, to the bit."""
     path = str(tmp_path / "one.safetensors")
-    edit_corpus.prepare_edits(freeze(settings), path, num_variants=1)
+    edit_corpus.edit_corpus(freeze(settings), path, num_variants=1)
     expected = dry(settings, tmp_path)
-    offline = changed(settings, editor={"prepared": path, "path": ""})
+    offline = changed(settings, editor={"edit_table": path, "path": ""})
     assert dry(offline, tmp_path) == expected
     for name in ("loss_local_detect", "loss_global_correct", "edits_per_caption"):
         assert expected[name] > 0
@@ -125,8 +125,8 @@ def test_a_run_that_stops_goes_on_as_if_it_had_not(offline, whole, tmp_path):
     train(freeze(changed(offline, data={"prefetch": 5})), tmp_path, num_devices=1)
     assert_same_run(tmp_path, whole)
     stored = read_config(whole).editor
-    edits = PreparedEdits(stored.prepared)
-    assert stored.sha256 == edits.made_by and stored.prepared_sha256 == edits.sha256()
+    edits = StoredEditTable(stored.edit_table)
+    assert stored.sha256 == edits.made_by and stored.edit_table_sha256 == edits.sha256()
 
 
 def test_validation_has_proofreading_where_there_is_an_editor(
@@ -172,15 +172,19 @@ def test_edits_of_another_run_are_refused(offline, prepared, tmp_path, capsys):
         ("data", {"train": {"scenes": SCENES | {"num_images": 70}}}, "has 350"),
         ("data", {"keeps_sep": False}, "config.data.keeps_sep was True"),
         ("editor", {"sampling": "uniform"}, "config.editor.sampling was 'likely'"),
-        ("editor", {"prepared": str(tmp_path / "gone")}, "there is no file"),
+        ("editor", {"edit_table": str(tmp_path / "gone")}, "there is no file"),
         ("editor", {"sha256": "abc"}, "config.editor names another, abc"),
-        ("editor", {"prepared_sha256": "abc"}, "config.editor.prepared_sha256 is abc"),
+        (
+            "editor",
+            {"edit_table_sha256": "abc"},
+            "config.editor.edit_table_sha256 is abc",
+        ),
     ):
         said = refused(changed(offline, **{section: values}), workdir, capsys)
         assert sentence in said
         assert not workdir.exists()
     (tmp_path / "half").write_bytes(Path(prepared).read_bytes()[:-1])
-    half = changed(offline, editor={"prepared": str(tmp_path / "half")})
+    half = changed(offline, editor={"edit_table": str(tmp_path / "half")})
     assert "does not hold the edits" in refused(half, workdir, capsys)
 
 
@@ -188,13 +192,13 @@ def test_a_run_keeps_to_its_edits(offline, settings, prepared, tmp_path, capsys)
     """The same name, other edits: not the run that began."""
     path = tmp_path / "edits.safetensors"
     path.write_bytes(Path(prepared).read_bytes())
-    mine = changed(offline, editor={"prepared": str(path)})
+    mine = changed(offline, editor={"edit_table": str(path)})
     workdir = tmp_path / "run"
     claim_workdir(workdir, starting.complete(freeze(mine), workdir))
     seeded = freeze({**settings, "seed": 3})
-    edit_corpus.prepare_edits(seeded, str(path), num_variants=VARIANTS)
+    edit_corpus.edit_corpus(seeded, str(path), num_variants=VARIANTS)
     said = refused(mine, workdir, capsys)
-    assert "config.editor.prepared_sha256 was" in said
+    assert "config.editor.edit_table_sha256 was" in said
 
 
 def test_an_interruption_leaves_what_was_there(settings, tmp_path, monkeypatch):
@@ -216,7 +220,7 @@ def test_an_interruption_leaves_what_was_there(settings, tmp_path, monkeypatch):
         if before:
             path.write_bytes(before)
         with pytest.raises(KeyboardInterrupt):
-            edit_corpus.prepare_edits(freeze(settings), str(path), num_variants=2)
+            edit_corpus.edit_corpus(freeze(settings), str(path), num_variants=2)
         left = [file.read_bytes() for file in tmp_path.iterdir()]
         assert left == ([before] if before else [])
 
@@ -231,7 +235,7 @@ def test_a_file_that_cannot_be_written_costs_no_editing(
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "edits"):
         with pytest.raises(UserError, match="cannot write"):
-            edit_corpus.prepare_edits(freeze(settings), str(path), num_variants=1)
+            edit_corpus.edit_corpus(freeze(settings), str(path), num_variants=1)
 
 
 def test_the_command(settings, tmp_path, capsys):
@@ -243,10 +247,10 @@ def test_the_command(settings, tmp_path, capsys):
     arguments = ["data", "edit", f"--config={file}", f"--out={out}"]
     assert main([*arguments, "--variants=1", "--config.seed=7"]) == 0
     assert "300 pairs, 1 edits of each" in capsys.readouterr().out
-    assert PreparedEdits(str(out)).about["seed"] == 7
+    assert StoredEditTable(str(out)).about["seed"] == 7
     page = tmp_path / "batch.html"
     shows = [f"--config={file}", "--config.editor.path=", f"--out={page}"]
-    shows += [f"--config.editor.prepared={out}", "--num-pairs=4"]
+    shows += [f"--config.editor.edit_table={out}", "--num-pairs=4"]
     assert main(["data", "show", *shows]) == 0
     assert page.read_text().count("<mark") >= 4
     assert main([*arguments, "--config.editor.path="]) == 2

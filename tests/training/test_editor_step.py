@@ -14,7 +14,7 @@ from tests.tiny import (
     PAD,
     tiny_batch,
     tiny_config,
-    word_tables,
+    token_tables,
 )
 from vilem_jax.distributed.mesh import (
     make_mesh,
@@ -41,7 +41,7 @@ KEY = jax.random.key(5)
 @cache
 def compiled_step(config):
     step = editor_step.make_editor_step(
-        config, lambda step: config.optimizer.learning_rate, word_tables(), **IDS
+        config, lambda step: config.optimizer.learning_rate, token_tables(), **IDS
     )
     return jax.jit(step)
 
@@ -63,25 +63,25 @@ def batch():
 
 
 def masked_words(batch, step):
-    """(masked captions, places, is_edit, original words) of a step, by hand."""
+    """(masked captions, positions, is_edit, original words) of a step, by hand."""
     keys = sample_keys(KEY, jnp.asarray(step), batch["sample_id"])
     keys = fold_in(keys, Purpose.EDIT)
     tokens = np.array(batch["tokens"])
-    is_word = word_tables().is_word[tokens]
-    chosen = editing.choose_places(keys, is_word, CONFIG.editor)
-    places, is_edit = np.asarray(chosen.places), np.asarray(chosen.is_edit)
+    is_editable = token_tables().is_editable[tokens]
+    chosen = editing.choose_positions(keys, is_editable, CONFIG.editor)
+    positions, is_edit = np.asarray(chosen.positions), np.asarray(chosen.is_edit)
     masked = tokens.copy()
     for row in range(len(tokens)):
-        masked[row, places[row][is_edit[row]]] = MASK
-    return masked, places, is_edit, np.take_along_axis(tokens, places, axis=1)
+        masked[row, positions[row][is_edit[row]]] = MASK
+    return masked, positions, is_edit, np.take_along_axis(tokens, positions, axis=1)
 
 
 def test_loss_is_the_masked_words_cross_entropy(batch):
     state, metrics = compiled_step(CONFIG)(new_state(), batch, KEY)
-    masked, places, is_edit, original = masked_words(batch, 0)
+    masked, positions, is_edit, original = masked_words(batch, 0)
     model = nnx.merge(editor_graph(CONFIG), params())
     run = jax.jit(lambda t, p: model.logits_at(t, jnp.not_equal(t, PAD), p))
-    logits = np.asarray(run(masked, places), float)
+    logits = np.asarray(run(masked, positions), float)
     loss, hits = [], []
     for i, k in zip(*np.nonzero(is_edit), strict=True):
         scores = logits[i, k] - logits[i, k].max()
@@ -98,16 +98,16 @@ def test_loss_is_the_masked_words_cross_entropy(batch):
 def test_chosen_words_are_masked_kept_or_changed(mask_rate):
     """BERT's 80, 10 and 10 %, and the other words as they were."""
     count, length = 400, 10
-    words = np.flatnonzero(word_tables().is_word)
+    words = np.flatnonzero(token_tables().is_editable)
     tokens = np.random.default_rng(0).choice(words, (count, length)).astype(np.int32)
-    places = editing.Places(
+    positions = editing.ChosenPositions(
         jnp.tile(jnp.arange(length), (count, 1)),
         jnp.tile(jnp.arange(length) % 2 == 0, (count, 1)),
     )
     keys = jax.random.split(KEY, count)
     hidden = jax.jit(
-        lambda k, t, p: editor_step.hide_words(k, t, p, words, mask_rate, MASK)
-    )(keys, tokens, places)
+        lambda k, t, p: editor_step.mask_tokens(k, t, p, words, mask_rate, MASK)
+    )(keys, tokens, positions)
     hidden = np.asarray(hidden)
     np.testing.assert_array_equal(hidden[:, 1::2], tokens[:, 1::2])
     old, new = tokens[:, ::2].ravel(), hidden[:, ::2].ravel()
@@ -127,12 +127,12 @@ def test_chosen_words_are_masked_kept_or_changed(mask_rate):
 def test_words_are_learned_and_found_again(batch):
     step, state = compiled_step(CONFIG), new_state()
     accuracy = jax.jit(editor_step.make_masked_accuracy(CONFIG, **IDS))
-    before = accuracy(FrozenEditor(state.params, word_tables()), batch["tokens"], KEY)
+    before = accuracy(FrozenEditor(state.params, token_tables()), batch["tokens"], KEY)
     first = None
     for _ in range(150):
         state, metrics = step(state, batch, KEY)
         first = first or float(metrics["loss"])
-    after = accuracy(FrozenEditor(state.params, word_tables()), batch["tokens"], KEY)
+    after = accuracy(FrozenEditor(state.params, token_tables()), batch["tokens"], KEY)
     assert metrics["loss"] < 0.5 * first
     assert before[1] == after[1] > 10  # the same words were masked
     assert after[0] > 0.6 * after[1] and before[0] < 0.2 * before[1]
@@ -172,7 +172,7 @@ def test_devices_change_nothing_with_dropout():
         whole, rows = replicated(mesh), over_batch(mesh)
         step = jax.jit(
             editor_step.make_editor_step(
-                config, lambda step: 1e-3, word_tables(), **IDS
+                config, lambda step: 1e-3, token_tables(), **IDS
             ),
             in_shardings=(whole, rows, whole),
             out_shardings=(whole, whole),

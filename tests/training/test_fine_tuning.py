@@ -214,8 +214,8 @@ def test_a_dry_run_keeps_and_scores_nothing(settings, counting):
 
 def test_the_command_prints_the_scores(tmp_path, capsys):
     rows = np.eye(4, 6, dtype=np.float32)
-    figures = retrieval_metrics(rows, rows[[0, 1, 2, 0]], np.arange(4))
-    (tmp_path / "test.json").write_text(json.dumps({"test": {"mine": figures}}))
+    metrics = retrieval_metrics(rows, rows[[0, 1, 2, 0]], np.arange(4))
+    (tmp_path / "test.json").write_text(json.dumps({"test": {"mine": metrics}}))
     main._print_test(str(tmp_path))
     table = capsys.readouterr().out
     assert "mine, the test split, scored once:" in table and "75.0" in table

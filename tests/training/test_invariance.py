@@ -56,7 +56,9 @@ def assert_same_run(found, expected):
         for name, value in losses(then).items():
             np.testing.assert_allclose(now[name], value, rtol=1e-6, err_msg=name)
         np.testing.assert_allclose(now["grad_norm"], then["grad_norm"], rtol=1e-5)
-        for name in {"edits_per_caption", "local_detect_f1", "bad_images"} & set(now):
+        for name in {"edits_per_caption", "local_detect_f1", "corrupt_images"} & set(
+            now
+        ):
             assert now[name] == then[name]
     for name in ("params", "momentum_params", "opt_state", "image_queue", "text_queue"):
         error = norm_difference(getattr(found[1], name), getattr(expected[1], name))
@@ -85,7 +87,7 @@ def test_savings_change_nothing(alone):
     """All off, and blocks recomputed; dropout draws alike in each."""
     slow = {
         "joint_text_pass": False,
-        "editor_at_places": False,
+        "editor_at_positions": False,
         "cls_only_last_layer": False,
         "recompute": True,
     }

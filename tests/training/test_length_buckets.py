@@ -13,7 +13,7 @@ from vilem_jax.training.step import make_update
 
 
 def lengths_of(samples) -> np.ndarray:
-    return np.asarray(samples.is_token).sum(axis=-1)
+    return np.asarray(samples.attention_mask).sum(axis=-1)
 
 
 @pytest.mark.parametrize("num_parts", [1, 4, BATCH])
@@ -33,24 +33,24 @@ def test_parts_hold_the_sorted_rows(num_parts):
 )
 def test_texts_are_as_short_as_possible(longest, expected):
     samples = tiny_samples(0)
-    is_token = jnp.arange(LENGTH)[None, :] < jnp.full((BATCH, 1), 3)
-    is_token = is_token.at[7].set(jnp.arange(LENGTH) < longest)
+    attention_mask = jnp.arange(LENGTH)[None, :] < jnp.full((BATCH, 1), 3)
+    attention_mask = attention_mask.at[7].set(jnp.arange(LENGTH) < longest)
 
     def padded_length(samples):
         return jnp.asarray(samples.tokens.shape[1])
 
     run = length_buckets.on_shortest(padded_length, (5, 8))
-    assert run(samples._replace(is_token=is_token)) == expected
+    assert run(samples._replace(attention_mask=attention_mask)) == expected
 
 
 def test_cutting_takes_padding_alone():
     samples = tiny_samples(0)
     short = length_buckets.cut(samples, LENGTH - 1)
-    for name in ("tokens", "is_token", "is_word"):
+    for name in ("tokens", "attention_mask", "is_editable"):
         whole, part = getattr(samples, name), getattr(short, name)
         np.testing.assert_array_equal(part, whole[:, :-1])
     assert short.edits.tokens.shape == short.edits.edit_here.shape == short.tokens.shape
-    assert length_buckets.cut(samples, 3).edits.places.max() == 2
+    assert length_buckets.cut(samples, 3).edits.positions.max() == 2
     np.testing.assert_array_equal(short.edits.is_edit, samples.edits.is_edit)
     assert length_buckets.cut(samples._replace(edits=None), 5).edits is None
 

@@ -16,7 +16,7 @@ from vilem_jax.models.vilem import ProofreadLogits
 from vilem_jax.objectives import editing
 from vilem_jax.training import losses
 
-BATCH, LENGTH, PLACES, WORDS, WIDTH, QUEUE = 6, 5, 2, 7, 4, 3
+BATCH, LENGTH, POSITIONS, WORDS, WIDTH, QUEUE = 6, 5, 2, 7, 4, 3
 TEMPERATURE = 0.2
 BRANCHES = ("local", "global")
 SWITCHES = [f"{branch}_{task}" for branch in BRANCHES for task in ("detect", "correct")]
@@ -36,27 +36,27 @@ class Stub:
     def project_image(self, features):
         return self.arrays["image"]
 
-    def encode_text(self, tokens, is_token, *, seeds=None):
+    def encode_text(self, tokens, attention_mask, *, seeds=None):
         return self.arrays["text"]
 
     def image_global(self, features):
         return features.seen_by
 
-    def proofread_local(self, tokens, is_token, image_levels, *, seeds=None):
+    def proofread_local(self, tokens, attention_mask, image_levels, *, seeds=None):
         return self.name, image_levels
 
-    def proofread_global(self, tokens, is_token, image_global, *, seeds=None):
+    def proofread_global(self, tokens, attention_mask, image_global, *, seeds=None):
         return self.name, image_global
 
     def encode_and_proofread_global(
-        self, tokens, edited, is_token, image_global, *, seeds
+        self, tokens, edited, attention_mask, image_global, *, seeds
     ):
         return self.arrays["text"], (self.name, image_global)
 
-    def local_logits(self, hidden, places):
+    def local_logits(self, hidden, positions):
         return self.arrays["/".join(("local", *hidden))]
 
-    def global_logits(self, hidden, places):
+    def global_logits(self, hidden, positions):
         return self.arrays["/".join(("global", *hidden))]
 
 
@@ -85,22 +85,27 @@ def case():
     for branch, reader, seen in itertools.product(BRANCHES, *2 * [("fast", "slow")]):
         arrays[f"{branch}/{reader}/{seen}"] = ProofreadLogits(
             rng.normal(size=(BATCH, LENGTH, 2)).astype(np.float32),
-            rng.normal(size=(BATCH, PLACES, WORDS)).astype(np.float32),
+            rng.normal(size=(BATCH, POSITIONS, WORDS)).astype(np.float32),
         )
     tokens = rng.integers(0, WORDS, (BATCH, LENGTH)).astype(np.int32)
-    is_word = rng.random((BATCH, LENGTH)) < 0.8
-    is_word[:, :PLACES] = True
-    is_word[-1] = False  # a caption with nothing to edit
+    is_editable = rng.random((BATCH, LENGTH)) < 0.8
+    is_editable[:, :POSITIONS] = True
+    is_editable[-1] = False  # a caption with nothing to edit
     num_edits = np.array([1, 2, 2, 1, 2, 0])
-    chosen = editing.Places(
-        jnp.tile(jnp.arange(PLACES), (BATCH, 1)),
-        jnp.asarray(np.arange(PLACES) < num_edits[:, None]),
+    chosen = editing.ChosenPositions(
+        jnp.tile(jnp.arange(POSITIONS), (BATCH, 1)),
+        jnp.asarray(np.arange(POSITIONS) < num_edits[:, None]),
     )
     edits = editing.apply_edits(
-        jnp.asarray(tokens), chosen, (tokens[:, :PLACES] + 1) % WORDS
+        jnp.asarray(tokens), chosen, (tokens[:, :POSITIONS] + 1) % WORDS
     )
     samples = losses.Samples(
-        jnp.zeros((BATCH, 1)), tokens, tokens >= 0, jnp.asarray(is_word), edits, None
+        jnp.zeros((BATCH, 1)),
+        tokens,
+        tokens >= 0,
+        jnp.asarray(is_editable),
+        edits,
+        None,
     )
     contrast = losses.Contrast(
         unit(BATCH),
@@ -148,7 +153,7 @@ def detection(case, logits):
     """Eq. (8): mean over texts of the sum over words."""
     _, samples, _, num_edits = case
     loss = 0.0
-    for i, j in zip(*np.nonzero(samples.is_word), strict=True):
+    for i, j in zip(*np.nonzero(samples.is_editable), strict=True):
         is_original = 0 if j < num_edits[i] else 1
         loss -= log_softmax(logits.detect[i, j], is_original)
     return loss / BATCH
@@ -220,11 +225,11 @@ def test_detection_a_word_and_an_edit(case):
     _, samples, _, num_edits = case
     logits = case[0]["local/fast/fast"]
     _, mean = sums_of(case, LossConfig(detect_reduction="mean"))
-    wanted = detection(case, logits) * BATCH / np.sum(samples.is_word)
+    wanted = detection(case, logits) * BATCH / np.sum(samples.is_editable)
     np.testing.assert_allclose(mean["loss_local_detect"], wanted, rtol=1e-6)
     _, per_edit = sums_of(case, LossConfig(detect_reduction="per_edit"))
     wanted = 0.0
-    for i, j in zip(*np.nonzero(samples.is_word), strict=True):
+    for i, j in zip(*np.nonzero(samples.is_editable), strict=True):
         label = 0 if j < num_edits[i] else 1
         wanted -= log_softmax(logits.detect[i, j], label) / max(num_edits[i], 1)
     np.testing.assert_allclose(per_edit["loss_local_detect"], wanted / BATCH, rtol=1e-6)
@@ -232,13 +237,13 @@ def test_detection_a_word_and_an_edit(case):
 
 def test_nothing_to_edit_in_the_whole_batch_is_loss_0(case):
     arrays, samples, contrast, _ = case
-    nowhere = jnp.zeros_like(samples.is_word)
+    nowhere = jnp.zeros_like(samples.is_editable)
     edits = samples.edits._replace(
         tokens=samples.tokens,
         edit_here=nowhere,
         is_edit=jnp.zeros_like(samples.edits.is_edit),
     )
-    samples = samples._replace(is_word=nowhere, edits=edits)
+    samples = samples._replace(is_editable=nowhere, edits=edits)
     _, sums = sums_of((arrays, samples, contrast, None), LossConfig())
     assert all(sums[f"loss_{switch}"] == 0 for switch in SWITCHES)
     assert np.isfinite(sums["loss"])

@@ -41,7 +41,7 @@ def with_moment(state, which, value):
 
 KERNEL = ("text", "layers", 0, "mlp", "expand", "kernel")
 PIXELS = ("vision", "patch_embedding", "kernel")
-PLACES = {
+POSITIONS = {
     "pixels": None,
     "image tower": ("params", PIXELS),
     "text tower": ("params", KERNEL),
@@ -59,7 +59,7 @@ PLACES = {
 def poison(state, samples, where, value):
     if where == "pixels":
         return state, samples._replace(pixels=poisoned(samples.pixels, (), value))
-    name, path = PLACES[where]
+    name, path = POSITIONS[where]
     changed = poisoned(getattr(state, name), path, value)
     return dataclasses.replace(state, **{name: changed}), samples
 
@@ -75,7 +75,7 @@ def assert_only_counters_change(before, after):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", POSITIONS)
 def test_nothing_changes_but_the_counters(trained, where, value):
     if where in ("correction logits", "detection logits") and value == -np.inf:
         pytest.skip("a probability of exactly 0 for a word that is never the label")

@@ -37,7 +37,7 @@ def settings(editor_folder):
 
 @pytest.fixture(scope="session")
 def whole(settings, tmp_path_factory):
-    """(work directory, figures) of the unbroken run."""
+    """(work directory, metrics) of the unbroken run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     return folder, train(freeze(settings), folder, num_devices=1)
 
@@ -48,10 +48,10 @@ def changed(settings, **sections):
 
 
 def test_an_editor_s_run_leaves_a_hugging_face_folder(editor_run):
-    workdir, figures = editor_run
+    workdir, metrics = editor_run
     names = {path.name for path in (workdir / "editor").iterdir()}
     assert {"config.json", "model.safetensors", "vocab.txt"} <= names
-    assert figures == {}  # it had no validation
+    assert metrics == {}  # it had no validation
     records = read_records(workdir / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(1, NUM_STEPS + 1))
     assert records[-1]["loss"] < records[0]["loss"]
@@ -59,7 +59,7 @@ def test_an_editor_s_run_leaves_a_hugging_face_folder(editor_run):
 
 
 def test_a_run_leaves_metrics_settings_and_checkpoints(whole, settings):
-    workdir, figures = whole
+    workdir, metrics = whole
     records = read_records(workdir / "metrics.jsonl")
     steps = [record for record in records if "loss" in record]
     assert [record["step"] for record in steps] == list(range(1, NUM_STEPS + 1))
@@ -82,7 +82,7 @@ def test_a_run_leaves_metrics_settings_and_checkpoints(whole, settings):
         "embedding_std",
         "learning_rate",
         "skipped_total",
-        "bad_images",
+        "corrupt_images",
     }
     timing = read_records(workdir / "timing.jsonl")
     assert timing[0]["pairs_per_second"] > 0 and 0 <= timing[0]["input_wait"] <= 1
@@ -93,7 +93,7 @@ def test_a_run_leaves_metrics_settings_and_checkpoints(whole, settings):
     state, step = stored_state(workdir)
     assert step == NUM_STEPS and state[".queue_count"] == 20
 
-    held_out = figures["held_out"]
+    held_out = metrics["held_out"]
     assert 0 <= held_out["t2i"]["r1"] <= held_out["t2i"]["r10"] <= 100
     assert held_out["images"] == HELD_OUT["num_images"]
     assert "proofread" in held_out
@@ -137,8 +137,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(whole, settings, tmp_path, 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     more_readers = changed(settings, data={**settings["data"], "prefetch": 5})
-    figures = train(more_readers, tmp_path, num_devices=1)
-    assert figures == whole[1]
+    metrics = train(more_readers, tmp_path, num_devices=1)
+    assert metrics == whole[1]
     assert_same_run(tmp_path, whole[0])
 
 
@@ -148,14 +148,14 @@ def test_another_number_of_devices_goes_on(whole, settings, tmp_path):
     stop = [lambda step, record: step == 7 and signal.raise_signal(signal.SIGTERM)]
     train(freeze(settings), tmp_path, num_devices=1, hooks=stop)
     before, _ = stored_state(tmp_path)
-    figures = train(freeze(settings), tmp_path, num_devices=8)
+    metrics = train(freeze(settings), tmp_path, num_devices=8)
     assert before[".step"] == 7
     expected = read_records(whole[0] / "metrics.jsonl")
     found = read_records(tmp_path / "metrics.jsonl")
     assert found[:7] == expected[:7]
     for ours, theirs in zip(found[7:NUM_STEPS], expected[7:NUM_STEPS], strict=True):
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-5)
-    assert set(figures["held_out"]) == set(whole[1]["held_out"])
+    assert set(metrics["held_out"]) == set(whole[1]["held_out"])
 
 
 def test_hours_that_are_over(settings, tmp_path):
@@ -192,7 +192,7 @@ class Steps:
             number = int(state["number"]) + 1
             in_a_row = in_a_row + 1 if number in self.bad else 0
             metrics = {"loss": 1.0, "skipped_in_a_row": jnp.asarray(in_a_row)}
-            metrics["bad_images"] = batch["is_bad"].sum()
+            metrics["corrupt_images"] = batch["is_corrupt"].sum()
             return {"number": jnp.asarray(number, jnp.int32)}, metrics
 
         return types.SimpleNamespace(
@@ -248,27 +248,27 @@ def test_broken_images_are_counted_in_the_log(settings, tmp_path, monkeypatch):
     data = {
         "train": {"pairs": {"path": str(tmp_path / "pairs.json")}},
         "validation": {},
-        "max_bad_fraction": 0.6,
+        "max_corrupt_fraction": 0.6,
     }
     train(changed(settings, data=data), tmp_path / "run", num_devices=1)
     log = read_records(tmp_path / "run" / "timing.jsonl")
     batch = settings["train"]["batch_size"]
-    assert log[-1]["bad_images_since_start"] == NUM_STEPS * batch / 2
+    assert log[-1]["corrupt_images_since_start"] == NUM_STEPS * batch / 2
 
 
 def test_too_many_broken_images_stop_the_run():
-    data, train = {"max_bad_fraction": 0.01}, {"batch_size": 100}
+    data, train = {"max_corrupt_fraction": 0.01}, {"batch_size": 100}
     watch = program._Watch(freeze({"data": data, "train": train}))
 
     def bad(count):
         """Metrics of a step; judged by the next call."""
-        return {"skipped_in_a_row": jnp.zeros(()), "bad_images": jnp.asarray(count)}
+        return {"skipped_in_a_row": jnp.zeros(()), "corrupt_images": jnp.asarray(count)}
 
     for step in range(20):
         assert watch.trouble_before(step, bad(1)) is None  # 1 %
     assert watch.trouble_before(20, bad(2)) is None
     trouble = watch.trouble_before(21, bad(0))
-    assert trouble.startswith("22 of 2100 ") and "max_bad_fraction=0.01" in trouble
+    assert trouble.startswith("22 of 2100 ") and "max_corrupt_fraction=0.01" in trouble
     few = program._Watch(freeze({"train": train}))
     few.trouble_before(0, bad(10))
     assert few.trouble_before(1, {}) is None  # in the first batch: no fraction yet
@@ -362,8 +362,8 @@ def test_one_image_to_judge_by(settings, tmp_path):
     """There is no other to exchange it for, and nothing else is missing."""
     evaluation = {"num_proofread_images": 1, "every_steps": 1}
     config = changed(settings, evaluation=evaluation, train={"num_steps": 1})
-    figures = train(config, tmp_path / "run", num_devices=1)
-    proofread = figures["held_out"]["proofread"]
+    metrics = train(config, tmp_path / "run", num_devices=1)
+    proofread = metrics["held_out"]["proofread"]
     assert set(proofread["local"]) == {"detect", "correct"}
     assert "shuffled" not in proofread
 

@@ -51,7 +51,7 @@ def embeddings():
         keys = losses.momentum_keys(
             nnx.merge(graph, momentum_params), samples, has_dropout=False
         )
-        text = model.encode_text(samples.tokens, samples.is_token)
+        text = model.encode_text(samples.tokens, samples.attention_mask)
         return model.encode_image(samples.pixels), text, *keys
 
     return of
@@ -149,12 +149,12 @@ def test_the_temperature_is_clamped_before_the_losses(wild, clamped):
 
 
 def test_only_the_edited_places_decide_the_correction(steps):
-    """Whatever words stand in the places that are no edits."""
+    """Whatever words stand in the positions that are no edits."""
     state, samples, _, metrics = steps[0]
-    places = np.array(samples.edits.places)
+    positions = np.array(samples.edits.positions)
     spare = ~samples.edits.is_edit
-    places[spare] = 0
-    edits = samples.edits._replace(places=places)
+    positions[spare] = 0
+    edits = samples.edits._replace(positions=positions)
     _, changed = compiled_update(CONFIG)(state, samples._replace(edits=edits))
     for name, value in metrics.items():
         np.testing.assert_allclose(changed[name], value, rtol=1e-6, err_msg=name)

@@ -7,7 +7,7 @@ import numpy as np
 from vilem_jax.config.schema import Config, DataConfig, EvaluationConfig, SourceConfig
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
-from vilem_jax.editing.loading import word_tables
+from vilem_jax.editing.loading import token_tables
 from vilem_jax.training import editor_step, tasks
 
 
@@ -40,9 +40,9 @@ def test_every_caption_counts_where_the_last_chunk_is_not_full(tmp_path, monkeyp
         ),
         evaluation=EvaluationConfig(batch_size=4),
     )
-    tables = word_tables(tokenizer)
+    tables = token_tables(tokenizer)
     evaluate = tasks._make_editor_evaluation(config, tokenizer, tables)
-    figures = evaluate(types.SimpleNamespace(params={}))
-    assert figures == {"mine": {"masked_top1": 4 / 15}}
+    metrics = evaluate(types.SimpleNamespace(params={}))
+    assert metrics == {"mine": {"masked_top1": 4 / 15}}
     expected = tokenizer.encode(captions, config.data.text_length)
     np.testing.assert_array_equal(np.concatenate(chunks), expected)

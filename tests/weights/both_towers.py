@@ -38,9 +38,9 @@ def images(side=24):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def both(graph, params, pixels, tokens, is_token):
+def both(graph, params, pixels, tokens, attention_mask):
     model = nnx.merge(graph, params)
-    return model.encode_image(pixels), model.encode_text(tokens, is_token)
+    return model.encode_image(pixels), model.encode_text(tokens, attention_mask)
 
 
 def embeddings(config, params):
@@ -93,11 +93,11 @@ def albef_state(torch, randomize, *, is_pretrained):
     owners = None if is_pretrained else [7, 8, 9, -100, 7]
     state |= queues(EMBEDDING, QUEUE, POINTER, owners=owners)
 
-    tokens, is_token = words()
+    tokens, attention_mask = words()
     with torch.no_grad():
         first_layers = bert(
             input_ids=torch.from_numpy(tokens).long(),
-            attention_mask=torch.from_numpy(is_token).long(),
+            attention_mask=torch.from_numpy(attention_mask).long(),
             output_hidden_states=True,
         ).hidden_states[3]
         theirs = (

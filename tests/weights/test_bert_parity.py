@@ -59,8 +59,8 @@ def random_text(seed, vocab_size):
     """Tokens [4, 11] with 2 to 11 real ones."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, vocab_size, (4, 11)).astype(np.int32)
-    is_token = np.arange(11)[None] < np.array([11, 2, 7, 10])[:, None]
-    return tokens, is_token
+    attention_mask = np.arange(11)[None] < np.array([11, 2, 7, 10])[:, None]
+    return tokens, attention_mask
 
 
 @pytest.fixture(params=range(len(SHAPES)))
@@ -77,21 +77,25 @@ def saved(request, torch, randomize, tmp_path):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run_block(graph, params, hidden, is_token):
-    return nnx.merge(graph, params)(hidden, is_token)
+def run_block(graph, params, hidden, attention_mask):
+    return nnx.merge(graph, params)(hidden, attention_mask)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run_tower(graph, params, tokens, is_token):
+def run_tower(graph, params, tokens, attention_mask):
     tower = nnx.merge(graph, params)
     hidden = tower.embed(tokens)
-    return hidden, tower.run(hidden, is_token), tower.encode(tokens, is_token)
+    return (
+        hidden,
+        tower.run(hidden, attention_mask),
+        tower.encode(tokens, attention_mask),
+    )
 
 
-def compare_tower(torch, record, relative_error, bert, tower, tokens, is_token):
+def compare_tower(torch, record, relative_error, bert, tower, tokens, attention_mask):
     """Errors of the embedding, of each block, and of the whole tower."""
     given = torch.from_numpy(tokens).long()
-    mask = torch.from_numpy(is_token).long()
+    mask = torch.from_numpy(attention_mask).long()
     with torch.no_grad():
         seen = record(
             [bert.embeddings, *bert.encoder.layer],
@@ -99,9 +103,9 @@ def compare_tower(torch, record, relative_error, bert, tower, tokens, is_token):
         )
     blocks = []
     for layer, (hidden, result) in zip(tower.layers, seen[1:], strict=True):
-        ours = run_block(*nnx.split(layer), hidden, is_token)
+        ours = run_block(*nnx.split(layer), hidden, attention_mask)
         blocks.append(relative_error(ours, result))
-    embedded, last, class_feature = run_tower(*nnx.split(tower), tokens, is_token)
+    embedded, last, class_feature = run_tower(*nnx.split(tower), tokens, attention_mask)
     theirs = seen[-1][1]
     return (
         [relative_error(embedded, seen[1][0]), *blocks],
@@ -112,7 +116,7 @@ def compare_tower(torch, record, relative_error, bert, tower, tokens, is_token):
 def test_tower(saved, torch, record, relative_error):
     model, folder = saved
     config = weights.read_text_config(folder, TextConfig())
-    tokens, is_token = random_text(1, config.vocab_size)
+    tokens, attention_mask = random_text(1, config.vocab_size)
     blocks, towers = compare_tower(
         torch,
         record,
@@ -120,7 +124,7 @@ def test_tower(saved, torch, record, relative_error):
         model.bert,
         text_tower(folder, config),
         tokens,
-        is_token,
+        attention_mask,
     )
     assert max(blocks) <= 1e-5
     assert max(towers) <= 1e-4
@@ -141,9 +145,9 @@ def test_comparison_finds_a_mistake(
     model.save_pretrained(tmp_path)
     config = weights.read_text_config(tmp_path, TextConfig())
     tower = text_tower(tmp_path, dataclasses.replace(config, **mistake))
-    tokens, is_token = random_text(1, 61)
+    tokens, attention_mask = random_text(1, 61)
     blocks, _ = compare_tower(
-        torch, record, relative_error, model, tower, tokens, is_token
+        torch, record, relative_error, model, tower, tokens, attention_mask
     )
     assert max(blocks) > 1e-5
 
@@ -151,18 +155,18 @@ def test_comparison_finds_a_mistake(
 def test_masked_language_model(saved, torch, relative_error):
     model, folder = saved
     config = weights.read_text_config(folder, TextConfig())
-    tokens, is_token = random_text(2, config.vocab_size)
+    tokens, attention_mask = random_text(2, config.vocab_size)
     with torch.no_grad():
         theirs = model(
             input_ids=torch.from_numpy(tokens).long(),
-            attention_mask=torch.from_numpy(is_token).long(),
+            attention_mask=torch.from_numpy(attention_mask).long(),
         ).logits.numpy()
     editor = merged(
         lambda: MaskedLanguageModel(config, COMPUTE, rngs=nnx.Rngs(0)),
         weights.load_masked_language_model(folder, config),
     )
     places = np.broadcast_to(np.arange(11, dtype=np.int32), tokens.shape)
-    ours = jax.jit(editor.logits_at)(tokens, is_token, places)
+    ours = jax.jit(editor.logits_at)(tokens, attention_mask, places)
     assert relative_error(ours, theirs) <= 1e-4
 
 
@@ -195,7 +199,7 @@ def test_minilm(minilm_folder, torch, record, relative_error):
     model = BertModel.from_pretrained(minilm_folder).eval()
     config = weights.read_text_config(minilm_folder, TextConfig())
     assert (config.num_layers, config.width, config.vocab_size) == (6, 384, 30522)
-    tokens, is_token = random_text(4, config.vocab_size)
+    tokens, attention_mask = random_text(4, config.vocab_size)
     blocks, towers = compare_tower(
         torch,
         record,
@@ -203,7 +207,7 @@ def test_minilm(minilm_folder, torch, record, relative_error):
         model,
         text_tower(minilm_folder, config),
         tokens,
-        is_token,
+        attention_mask,
     )
     assert max(blocks) <= 1e-5
     assert max(towers) <= 1e-4

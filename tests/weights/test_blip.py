@@ -51,13 +51,13 @@ def blip_of_hugging_face(torch, randomize, tmp_path_factory):
 
 
 def blip_embeddings(torch, model):
-    tokens, is_token = words()
+    tokens, attention_mask = words()
     pixels = torch.from_numpy(images()).permute(0, 3, 1, 2)
     with torch.no_grad():
         image = model.vision_model(pixel_values=pixels).last_hidden_state[:, 0]
         text = model.text_encoder(
             input_ids=torch.from_numpy(tokens).long(),
-            attention_mask=torch.from_numpy(is_token).long(),
+            attention_mask=torch.from_numpy(attention_mask).long(),
         ).last_hidden_state[:, 0]
         theirs = (
             projected(torch, model.vision_proj, image),
@@ -66,7 +66,7 @@ def blip_embeddings(torch, model):
         # The model's own score says that these are its contrastive embeddings.
         scores = model(
             input_ids=torch.from_numpy(tokens[:2]).long(),
-            attention_mask=torch.from_numpy(is_token[:2]).long(),
+            attention_mask=torch.from_numpy(attention_mask[:2]).long(),
             pixel_values=pixels,
             use_itm_head=False,
         ).itm_score

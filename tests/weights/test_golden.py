@@ -50,12 +50,12 @@ def test_bert(unpack, relative_error):
     )
 
     @jax.jit
-    def run(tokens, is_token):
-        hidden = model.text.run(model.text.embed(tokens), is_token)
+    def run(tokens, attention_mask):
+        hidden = model.text.run(model.text.embed(tokens), attention_mask)
         places = jnp.broadcast_to(jnp.arange(8), tokens.shape)
-        return hidden, model.logits_at(tokens, is_token, places)
+        return hidden, model.logits_at(tokens, attention_mask, places)
 
-    hidden, logits = run(stored["tokens"], stored["is_token"])
+    hidden, logits = run(stored["tokens"], stored["attention_mask"])
     assert relative_error(hidden, stored["hidden"]) <= 1e-5
     assert relative_error(logits, stored["logits"]) <= 1e-5
 

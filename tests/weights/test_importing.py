@@ -186,7 +186,7 @@ def test_a_blip_brings_two_tokens_more(torch, randomize, tmp_path):
     model = api.load(str(tmp_path / "out"))
     pieces = model.tokenizer.pieces
     assert pieces[-2:] == ("[DEC]", "[ENC]") and len(pieces) == VOCABULARY
-    assert not model.tokenizer.vocabulary.is_word[-2:].any()
+    assert not model.tokenizer.vocabulary.is_editable[-2:].any()
     assert model.tokenizer.encode(["a, [DEC]"], 6)[0].tolist()[:2] == [2, 5]
     assert model.config.model.num_proofread_layers == 2
     # Words in another order are another model's.

@@ -21,11 +21,14 @@ SENTENCES = (
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def sentence_embeddings(graph, params, tokens, is_token):
+def sentence_embeddings(graph, params, tokens, attention_mask):
     """The mean of the last layer over the real tokens, of length 1: [B, W]."""
     tower = nnx.merge(graph, params)
-    hidden = tower.run(tower.embed(tokens), is_token)
-    mean = jnp.sum(hidden * is_token[..., None], axis=1) / is_token.sum(1)[:, None]
+    hidden = tower.run(tower.embed(tokens), attention_mask)
+    mean = (
+        jnp.sum(hidden * attention_mask[..., None], axis=1)
+        / attention_mask.sum(1)[:, None]
+    )
     return mean / jnp.linalg.norm(mean, axis=1, keepdims=True)
 
 
@@ -34,10 +37,12 @@ def test_sentences_of_minilm(minilm_folder, torch, relative_error):
     from transformers import BertModel
 
     tokens = Tokenizer(minilm_folder).encode(SENTENCES, 24)
-    is_token = tokens != 0
-    assert sorted(is_token.sum(1))[0] == 3 and sorted(is_token.sum(1))[-1] > 14
+    attention_mask = tokens != 0
+    assert (
+        sorted(attention_mask.sum(1))[0] == 3 and sorted(attention_mask.sum(1))[-1] > 14
+    )
     with torch.no_grad():
-        mask = torch.from_numpy(is_token).long()
+        mask = torch.from_numpy(attention_mask).long()
         hidden = BertModel.from_pretrained(minilm_folder).eval()(
             input_ids=torch.from_numpy(tokens).long(), attention_mask=mask
         )
@@ -51,5 +56,5 @@ def test_sentences_of_minilm(minilm_folder, torch, relative_error):
     )
     graph, _ = nnx.split(tower, nnx.Param)
     params = jax.tree.map(jnp.asarray, params)
-    ours = sentence_embeddings(graph, params, tokens, is_token)
+    ours = sentence_embeddings(graph, params, tokens, attention_mask)
     assert relative_error(ours, theirs) <= 1e-5

@@ -271,7 +271,7 @@ def test_paths_of_this_machine_go(parts):
         SourceConfig(name="b", kind="tfds", path="coco_captions/2014", images="/mnt/b"),
     )
     data = DataConfig(train=sources, validation=sources[1:], tokenizer="/home/me/bert")
-    editor = EditorConfig(path="/home/me/editor", sha256="ab", prepared="/x/e.npz")
+    editor = EditorConfig(path="/home/me/editor", sha256="ab", edit_table="/x/e.npz")
     text = replace(config.model.text, start_from="/home/me/bert")
     vision = replace(config.model.vision, start_from="/home/me/deit")
     config = replace(

@@ -13,7 +13,7 @@ def add_verbs(verbs) -> None:
     ).add_subparsers(metavar="WHAT", required=True)
 
     check = looks.add_parser(
-        "check", help="count what is missing, broken or double", allow_abbrev=False
+        "check", help="count what is missing, corrupt or double", allow_abbrev=False
     )
     add_config(check)
     check.add_argument(
@@ -31,7 +31,9 @@ def add_verbs(verbs) -> None:
     show.set_defaults(verb=_show)
 
     edit = looks.add_parser(
-        "edit", help="edit all captions, for config.editor.prepared", allow_abbrev=False
+        "edit",
+        help="edit all captions, for config.editor.edit_table",
+        allow_abbrev=False,
     )
     add_config(edit)
     edit.add_argument("--out", required=True, metavar="FILE.safetensors")
@@ -91,10 +93,10 @@ def _show(options: argparse.Namespace) -> None:
 
 def _edit(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
-    from vilem_jax.training.edit_corpus import prepare_edits
+    from vilem_jax.training.edit_corpus import edit_corpus
 
-    edits = prepare_edits(config, options.out, num_variants=options.variants)
+    edits = edit_corpus(config, options.out, num_variants=options.variants)
     print(
         f"{options.out}: {edits.about['pairs']:,} pairs, {edits.num_variants} edits of "
-        f"each; train with --config.editor.prepared={options.out}"
+        f"each; train with --config.editor.edit_table={options.out}"
     )

@@ -20,7 +20,7 @@ from vilem_jax.cli.options import (
     add_distributed,
     add_model,
     count,
-    is_first,
+    is_process_0,
     open_model,
     refuse_options,
     source_config,
@@ -79,7 +79,7 @@ def _retrieval(options: argparse.Namespace) -> None:
     from vilem_jax.report.tables import retrieval_table
 
     config, source, model = open_both(options)
-    figures = evaluate_retrieval(
+    metrics = evaluate_retrieval(
         model.encoder,
         model.tokenizer,
         source,
@@ -89,10 +89,10 @@ def _retrieval(options: argparse.Namespace) -> None:
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
-    protocol = of_model(options, split=told_split(config)) | figures["protocol"]
-    figures["protocol"] = protocol
-    tell(options, retrieval_table(figures), figures)
-    if not is_first(options):
+    protocol = of_model(options, split=told_split(config)) | metrics["protocol"]
+    metrics["protocol"] = protocol
+    tell(options, retrieval_table(metrics), metrics)
+    if not is_process_0(options):
         return
     if missing := protocol["missing_images"]:
         captions = protocol["missing_captions"]
@@ -128,15 +128,15 @@ def _winoground(options: argparse.Namespace) -> None:
     read_winoground(options.data)  # before the model is loaded
     check_out(options)
     model = open_model(options)
-    figures = evaluate_winoground(
+    metrics = evaluate_winoground(
         model.encoder,
         model.tokenizer,
         options.data,
         text_length=captions_length(options, model),
         show_progress=sys.stderr.isatty(),
     )
-    figures["protocol"] = of_model(options) | figures["protocol"]
-    tell(options, winoground_table(figures), figures)
+    metrics["protocol"] = of_model(options) | metrics["protocol"]
+    tell(options, winoground_table(metrics), metrics)
 
 
 # ---- vilem evaluate pairs ----
@@ -158,7 +158,7 @@ def _pairs(options: argparse.Namespace) -> None:
     check_out(options)
     model = open_model(options)
     length = captions_length(options, model)
-    figures = evaluate_pairs(
+    metrics = evaluate_pairs(
         model.encoder,
         model.tokenizer,
         pairs,
@@ -166,8 +166,8 @@ def _pairs(options: argparse.Namespace) -> None:
         text_length=length,
         show_progress=sys.stderr.isatty(),
     )
-    figures["protocol"] = of_model(options, text_length=length) | protocol
-    tell(options, pairs_table(figures), figures)
+    metrics["protocol"] = of_model(options, text_length=length) | protocol
+    tell(options, pairs_table(metrics), metrics)
 
 
 def _open_pairs(options: argparse.Namespace):
@@ -221,17 +221,17 @@ def _proofreading(options: argparse.Namespace) -> None:
     edits = _open_edits(options, model, source)
     clock = Stopwatch()
     encoder = model.encoder.timed(clock)
-    figures = evaluate_proofreading(
+    metrics = evaluate_proofreading(
         encoder,
         edits,
         source,
-        is_word=model.tokenizer.vocabulary.is_word,
+        is_editable=model.tokenizer.vocabulary.is_editable,
         show_progress=sys.stderr.isatty(),
     )
     protocol = of_model(options, data=source.name, split=told_split(config))
-    figures["protocol"] = protocol | {"editing": json.loads(edits.manner)}
-    figures["measured"] = measured(encoder, clock)
-    tell(options, proofread_table(figures), figures)
+    metrics["protocol"] = protocol | {"editing": json.loads(edits.manner)}
+    metrics["measured"] = measured(encoder, clock)
+    tell(options, proofread_table(metrics), metrics)
 
 
 def _open_edits(options: argparse.Namespace, model, source):
@@ -242,12 +242,12 @@ def _open_edits(options: argparse.Namespace, model, source):
     from vilem_jax.editing.stored_edits import load_edits, save_edits
 
     has_edits = options.edits and Path(options.edits).expanduser().exists()
-    if processes.of_first(has_edits):
+    if processes.broadcast(has_edits):
         return load_edits(options.edits, model.tokenizer)
     model.encoder.check_trained()  # before anything is asked of an editor
     edits = make_run_edits(model, source, seed=options.seed)
     if options.edits:
-        processes.first_does(lambda: save_edits(edits, options.edits))
+        processes.on_process_0(lambda: save_edits(edits, options.edits))
     return edits
 
 
@@ -277,8 +277,8 @@ def _embeddings(options: argparse.Namespace) -> None:
 
     features = read_features(options.features)
     check_out(options)
-    figures = evaluate_embeddings(features, name=options.features, folds=options.folds)
-    tell(options, retrieval_table(figures), figures)
+    metrics = evaluate_embeddings(features, name=options.features, folds=options.folds)
+    tell(options, retrieval_table(metrics), metrics)
 
 
 # ---- vilem evaluate suite ----
@@ -324,11 +324,11 @@ def _suite(options: argparse.Namespace) -> None:
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
-    if not is_first(options):
+    if not is_process_0(options):
         return
-    for name, figures in done.figures.items():
-        figures["protocol"] = of_model(options) | figures["protocol"]
-        write_json(out / f"{name}.json", figures)
+    for name, metrics in done.metrics.items():
+        metrics["protocol"] = of_model(options) | metrics["protocol"]
+        write_json(out / f"{name}.json", metrics)
     page = suite_page(done, model=options.model, weights=options.weights)
     write_bytes(out / "report.md", page.encode())
     print(page)

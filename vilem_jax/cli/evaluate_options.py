@@ -8,7 +8,7 @@ from vilem_jax.cli.options import (
     add_distributed,
     add_model,
     count,
-    is_first,
+    is_process_0,
     open_model,
     source_config,
 )
@@ -44,31 +44,31 @@ def captions_length(options: argparse.Namespace, model) -> int:
 
 
 def add_out(measure: argparse.ArgumentParser) -> None:
-    measure.add_argument("--out", metavar="FILE.json", help="the figures as JSON")
+    measure.add_argument("--out", metavar="FILE.json", help="the metrics as JSON")
 
 
 def check_out(options: argparse.Namespace) -> None:
     """Before hours of work: can --out be written?"""
     from vilem_jax.files import check_writable
 
-    if options.out and is_first(options):
+    if options.out and is_process_0(options):
         check_writable(options.out)
 
 
-def tell(options: argparse.Namespace, table: str, figures: dict) -> None:
+def tell(options: argparse.Namespace, table: str, metrics: dict) -> None:
     """Prints the table and on what it was measured; writes --out. Of several processes
     the first one does."""
     from vilem_jax.files import write_json
     from vilem_jax.report.tables import measured_lines
 
-    if not is_first(options):
+    if not is_process_0(options):
         return
     print(table)
-    print(measured_lines(figures))
-    for note in figures["protocol"].get("notes", ()):
-        print(f"vilem: {figures['protocol']['data']}: {note}", file=sys.stderr)
+    print(measured_lines(metrics))
+    for note in metrics["protocol"].get("notes", ()):
+        print(f"vilem: {metrics['protocol']['data']}: {note}", file=sys.stderr)
     if options.out:
-        write_json(options.out, figures)
+        write_json(options.out, metrics)
 
 
 def of_model(options: argparse.Namespace, **settings) -> dict:

@@ -60,7 +60,7 @@ def _video(options: argparse.Namespace) -> None:
     clips.check_protocol(options.protocol)
     check_out(options)
     model = open_model(options)
-    figures = evaluate_video(
+    metrics = evaluate_video(
         model.encoder,
         model.tokenizer,
         clips,
@@ -70,7 +70,7 @@ def _video(options: argparse.Namespace) -> None:
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
-    figures["protocol"] = of_model(options) | figures["protocol"]
-    tell(options, video_table(figures), figures)
-    for clip in figures["left_out"]:
+    metrics["protocol"] = of_model(options) | metrics["protocol"]
+    tell(options, video_table(metrics), metrics)
+    for clip in metrics["left_out"]:
         print(f"vilem: left out {clip['clip']}: {clip['why']}", file=sys.stderr)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from vilem_jax import __version__
 from vilem_jax.cli import data, evaluate, plan, proofread, search, train, weights
-from vilem_jax.cli.options import find_my_place
+from vilem_jax.cli.options import membership_of
 from vilem_jax.config.files import Override
 from vilem_jax.errors import UserError
 
@@ -73,7 +73,7 @@ def _run(given: list[str]) -> int:
     else:
         from vilem_jax.distributed.processes import joined
 
-        with joined(find_my_place(options)):
+        with joined(membership_of(options)):
             options.verb(options)
     sys.stdout.flush()
     return 0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vilem_jax.config.schema import SourceConfig
-from vilem_jax.distributed.launcher import SWITCHES, Place, find_place
+from vilem_jax.distributed.launcher import SWITCHES, Membership, find_membership
 from vilem_jax.errors import UserError
 
 EMBEDDED = "scenes"  # as --data
@@ -68,7 +68,7 @@ def open_model(options: argparse.Namespace):
 
 
 def add_distributed(verb: argparse.ArgumentParser) -> None:
-    """What makes a verb one of several processes, for `find_my_place`."""
+    """What makes a verb one of several processes, for `find_membership`."""
     group = verb.add_argument_group("one of several processes")
     group.add_argument(
         "--distributed",
@@ -81,8 +81,8 @@ def add_distributed(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--process-id", type=int, metavar="I", help="from 0")
 
 
-def find_my_place(options: argparse.Namespace) -> Place | None:
-    return find_place(
+def membership_of(options: argparse.Namespace) -> Membership | None:
+    return find_membership(
         options.distributed,
         os.environ,
         coordinator=options.coordinator,
@@ -91,13 +91,13 @@ def find_my_place(options: argparse.Namespace) -> Place | None:
     )
 
 
-def is_first(options: argparse.Namespace) -> bool:
+def is_process_0(options: argparse.Namespace) -> bool:
     """Whether this process tells and writes; of several the first one does."""
     if "distributed" not in options:  # such a verb is one process, without JAX maybe
         return True
     from vilem_jax.distributed import processes
 
-    return processes.is_first()
+    return processes.is_process_0()
 
 
 def add_data(verb: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ def add_verbs(verbs) -> None:
         help="compile the step and say what the compiler says, which takes minutes; "
         "by default for TPUs, where libtpu is installed",
     )
-    plan.add_argument("--out", help="JSON file with all figures")
+    plan.add_argument("--out", help="JSON file with all metrics")
     plan.set_defaults(verb=_plan)
 
 

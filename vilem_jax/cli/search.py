@@ -42,11 +42,11 @@ def _index(options: argparse.Namespace) -> None:
         options.out,
         show_progress=sys.stderr.isatty(),
     )
-    for path, reason in done.broken:
+    for path, reason in done.corrupt:
         print(f"vilem: left out {path}: {reason}", file=sys.stderr)
     print(
         f"{options.out}: {done.images} images, {done.encoded} of them encoded now; "
-        f"{done.removed} removed, {len(done.broken)} could not be read"
+        f"{done.removed} removed, {len(done.corrupt)} could not be read"
     )
 
 
@@ -140,18 +140,18 @@ def _embed(options: argparse.Namespace) -> None:
     for note in getattr(source, "notes", ()):
         print(f"vilem: {options.source}: {note}", file=sys.stderr)
     for file in done.remade:
-        print(f"vilem: {file} was damaged and has been made anew", file=sys.stderr)
+        print(f"vilem: {file} was corrupt and has been made anew", file=sys.stderr)
     told = f"{options.out}: {done.made} of {done.shards} shards made now"
     if done.manifest is None:
         print(
             f"{told}, {done.missing} not there yet: in work elsewhere or other workers'"
         )
         return
-    embedded, broken = done.manifest["embedded"], done.manifest["broken"]
-    print(f"{told}, all are there: {embedded:,} images, {broken:,} could not be read")
-    if broken:
+    embedded, corrupt = done.manifest["embedded"], done.manifest["corrupt"]
+    print(f"{told}, all are there: {embedded:,} images, {corrupt:,} could not be read")
+    if corrupt:
         print(
-            f"vilem: {broken:,} images left out: see {options.out}/broken.jsonl",
+            f"vilem: {corrupt:,} images left out: see {options.out}/corrupt.jsonl",
             file=sys.stderr,
         )
 
@@ -228,7 +228,7 @@ def _export(options: argparse.Namespace) -> None:
 
     check_installed(options.to)
     vectors = open_vectors(options.vectors)
-    figures = hand_over(
+    metrics = hand_over(
         vectors,
         options.out,
         to=options.to,
@@ -237,10 +237,10 @@ def _export(options: argparse.Namespace) -> None:
         top_k=options.top,
     )
     print(
-        f"{options.out}: {figures['images']:,} images for {options.to}, "
-        f"{options.index}; it finds {100 * figures['recall']:.2f} % of the exact top "
-        f"{figures['top_k']} for {figures['queries']}, at worst "
-        f"{100 * figures['worst']:.0f} % ({options.out}/{RECALL})"
+        f"{options.out}: {metrics['images']:,} images for {options.to}, "
+        f"{options.index}; it finds {100 * metrics['recall']:.2f} % of the exact top "
+        f"{metrics['top_k']} for {metrics['queries']}, at worst "
+        f"{100 * metrics['worst']:.0f} % ({options.out}/{RECALL})"
     )
 
 

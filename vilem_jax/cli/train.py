@@ -78,6 +78,6 @@ def _print_test(workdir: str) -> None:
     from vilem_jax.report.tables import retrieval_table
     from vilem_jax.training.final_scores import read_scores
 
-    for name, figures in read_scores(workdir).items():
+    for name, metrics in read_scores(workdir).items():
         print(f"{name}, the test split, scored once:")
-        print(retrieval_table(figures))
+        print(retrieval_table(metrics))

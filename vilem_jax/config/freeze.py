@@ -15,7 +15,7 @@ from vilem_jax.errors import UserError
 MAY_DIFFER_ON_RESUME = (
     "data.num_workers",
     "data.prefetch",
-    "data.max_bad_fraction",
+    "data.max_corrupt_fraction",
     "data.test",
     "train.num_steps",
     "train.num_epochs",
@@ -299,7 +299,7 @@ def _range_checks(config: Config) -> Iterator[tuple[str, bool]]:
 _FRACTIONS = (
     "augment.flip_rate",
     "augment.op_rate",
-    "data.max_bad_fraction",
+    "data.max_corrupt_fraction",
     "editor.edit_rate",
     "editor.mask_rate",
     "evaluation.edit_rate",

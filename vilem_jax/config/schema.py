@@ -41,7 +41,7 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.2, 1.0)  # of the area, RandomResizedCrop
     num_workers: int = 0  # processes that read, decode and crop; 0: a thread
     prefetch: int = 2  # batches on their way
-    max_bad_fraction: float = 0.01  # of images replaced before the run stops
+    max_corrupt_fraction: float = 0.01  # of images replaced before the run stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class ModelConfig:
     global_feature: Literal["normed", "unnormed"] = "normed"  # [CLS] after the last LN
     heads: Literal["separate", "shared"] = "separate"  # of the local and global branch
     # Whether the gradient of correction reaches the word embeddings by its decoder too.
-    decoder_trains_words: bool = True
+    decoder_trains_embeddings: bool = True
     initial_temperature: float = 0.07
     init_std: float = 0.02  # of new kernels; 0: 1 / sqrt(inputs), for narrow models
 
@@ -121,8 +121,8 @@ class EditorConfig:
     sha256: str = ""  # of its weights; filled in when a run starts
     # File of a `vilem data edit`: edits come from there, and training needs no `path`;
     # with one the editor still makes the edits of validation.
-    prepared: str = ""
-    prepared_sha256: str = ""  # of that file; filled in when a run starts
+    edit_table: str = ""
+    edit_table_sha256: str = ""  # of that file; filled in when a run starts
     edit_rate: float = 0.15
     min_edits: int = 1  # where there is a word
     max_edits: int = 8  # K
@@ -137,7 +137,7 @@ class EditorConfig:
     @property
     def manner(self) -> dict[str, Any]:
         """What decides the edits of a caption, beside the weights and the seed."""
-        other = ("path", "sha256", "prepared", "prepared_sha256", "mask_rate")
+        other = ("path", "sha256", "edit_table", "edit_table_sha256", "mask_rate")
         return {k: v for k, v in asdict(self).items() if k not in other}
 
 
@@ -236,7 +236,7 @@ class ComputeConfig:
     text_lengths: tuple[int, ...] = ()
     cls_only_last_layer: bool = True  # exact savings; switches for the equality tests
     joint_text_pass: bool = True
-    editor_at_places: bool = True
+    editor_at_positions: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

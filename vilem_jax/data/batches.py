@@ -14,7 +14,7 @@ from absl import flags
 
 from vilem_jax.config.schema import DataConfig
 from vilem_jax.data.corpus import Corpus
-from vilem_jax.data.edit_table import PreparedEdits
+from vilem_jax.data.edit_table import StoredEditTable
 from vilem_jax.data.images import ImageError, random_crop
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ from vilem_jax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
 BROKEN = (ImageError, OSError, KeyError)  # what an image that cannot be had raises
-NUM_NEIGHBOURS = 32  # tried in place of a broken image before giving up
+NUM_NEIGHBOURS = 32  # tried in place of a corrupt image before giving up
 
 _CAPTION, _CROP, _VARIANT = 1, 2, 3  # purposes of random numbers
 
@@ -55,7 +55,7 @@ class BatchMaker:
     crop_scale: tuple[float, float]
     seed: int
     batch_size: int  # global
-    edits: PreparedEdits | None = None
+    edits: StoredEditTable | None = None
     rows: tuple[int, ...] = ()  # of the global batch, made here; () makes all
 
     def __call__(self, step: int) -> HostBatch:
@@ -84,9 +84,9 @@ class BatchMaker:
         identity = (self.seed, place.source, place.item, place.visit)
         draw = _rng(_CAPTION, *identity).random()
         image, caption = corpus.pair_of(place, draw)
-        pixels, is_bad = np.zeros((0, 0, 3), np.uint8), False
+        pixels, is_corrupt = np.zeros((0, 0, 3), np.uint8), False
         if self.image_size:
-            image, is_bad, pixels = self._crop(place.source, image, identity)
+            image, is_corrupt, pixels = self._crop(place.source, image, identity)
             caption %= corpus.num_captions(place.source, image)
         return {
             "pixels": pixels,
@@ -94,7 +94,7 @@ class BatchMaker:
             "caption": corpus.sources[place.source].captions(image)[caption],
             "sample_id": np.int32(corpus.sample_id(place.source, image, caption)),
             "image_id": np.int32(corpus.image_id(place.source, image)),
-            "is_bad": np.bool_(is_bad),
+            "is_corrupt": np.bool_(is_corrupt),
         }
 
     def _crop(
@@ -182,7 +182,7 @@ def train_batches(
     seed: int,
     batch_size: int,
     image_size: int,
-    edits: PreparedEdits | None = None,
+    edits: StoredEditTable | None = None,
     start_step: int = 0,
     rows: tuple[int, ...] = (),
 ) -> Batches:
@@ -200,12 +200,12 @@ def train_batches(
     Returns:
       an iterator, to be closed, of dicts of arrays; B is the number of rows made here:
       "pixels" uint8 [B, R, R, 3]; "tokens" int32 [B, L]; "sample_id" int32 [B], the
-      pair's number in the corpus; "image_id" int32 [B], the image's; "is_bad" bool
-      [B], where a broken image was replaced by the next whole one. With `edits` also
-      what `PreparedEdits.rows` gives.
+      pair's number in the corpus; "image_id" int32 [B], the image's; "is_corrupt" bool
+      [B], where a corrupt image was replaced by the next whole one. With `edits` also
+      what `StoredEditTable.rows` gives.
 
     Raises:
-      UserError: too many broken images in a row (from the iterator).
+      UserError: too many corrupt images in a row (from the iterator).
     """
     maker = BatchMaker(
         corpus=corpus,

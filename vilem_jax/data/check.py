@@ -20,7 +20,7 @@ _CHUNK = 256  # images looked at together
 # What is counted, and how the report says it; of images and of captions.
 IMAGE_PROBLEMS = {
     "missing_images": "missing",
-    "broken_images": "broken",
+    "corrupt_images": "corrupt",
     "double_images": "the same as an earlier one",
 }
 CAPTION_PROBLEMS = {
@@ -170,7 +170,7 @@ class _Tally:
             "empty_captions": np.array([not text for text in cleaned], bool),
             "truncated_captions": lengths > self.text_length,
             "unknown_captions": (tokens == vocabulary.unk_id).any(axis=1),
-            "uneditable_captions": ~vocabulary.is_word[tokens].any(axis=1),
+            "uneditable_captions": ~vocabulary.is_editable[tokens].any(axis=1),
             **self._repeated(owners, cleaned),
         }
         for problem, is_so in found.items():
@@ -212,7 +212,7 @@ def _image_state(source: Source, index: int) -> tuple[str, str, int]:
     except (FileNotFoundError, KeyError) as error:
         return "missing_images", str(error), 0
     except (ImageError, OSError) as error:
-        return "broken_images", str(error), 0
+        return "corrupt_images", str(error), 0
     content = encoded if isinstance(encoded, bytes) else encoded.tobytes()
     return "", "", _digest(content)
 

@@ -124,7 +124,7 @@ def _quotas(
     weights: Sequence[float] | None,
     num_items: Sequence[int],
 ) -> tuple[int, ...]:
-    """Places of each source in an epoch: in proportion to the weights, summing up."""
+    """How many samples of an epoch each source gives, in proportion to its weight."""
     weights = weights if weights is not None else [0.0] * len(sources)
     for source, weight in zip(sources, weights, strict=True):
         if not 0 <= weight < float("inf"):

@@ -1,9 +1,9 @@
 """Edits made before a run: what `vilem data edit` writes and batches are given.
 
-One safetensors file: "places" and "words" [pairs, variants, K], and a description. It
-is read in place, so opening it costs a worker process nothing and its gigabytes are no
-memory of ours; a compressed archive would have to be unpacked into each. A place is one
-byte and a word two: 5 million pairs in 4 variants of 8 places are 480 MB.
+One safetensors file: "positions" and "tokens" [pairs, variants, K], and a description.
+It is read in place, so opening it costs a worker process nothing and its gigabytes are
+no memory of ours; a compressed archive would have to be unpacked into each. A position
+is one byte and a token two: 5 million pairs in 4 variants of 8 positions are 480 MB.
 """
 
 import dataclasses
@@ -48,13 +48,13 @@ def describe(
 class EditTable:
     """Every pair's edits in memory, to be filled and written.
 
-    As small integers as hold them: text of up to 256 tokens, 65,536 words. A place
-    where nothing is edited has the word `no_word`, [PAD].
+    As small integers as hold them: text of up to 256 tokens, 65,536 tokens. A place
+    where nothing is edited has the word `no_token`, [PAD].
     """
 
-    places: np.ndarray  # [pairs, variants, K], different positions
-    words: np.ndarray  # [pairs, variants, K], what the editor puts there
-    no_word: int
+    positions: np.ndarray  # [pairs, variants, K], different positions
+    tokens: np.ndarray  # [pairs, variants, K], what the editor puts there
+    no_token: int
 
     @classmethod
     def empty(cls, *shape: int, text_length: int, tokenizer: Tokenizer) -> "EditTable":
@@ -70,12 +70,12 @@ class EditTable:
 
         Whole or not at all; a UserError where `path` cannot be written.
         """
-        about = about | {"no_word": self.no_word}
-        arrays = {"places": self.places, "words": self.words}
+        about = about | {"no_token": self.no_token}
+        arrays = {"positions": self.positions, "tokens": self.tokens}
         write_bytes(path, save(arrays, metadata={_ABOUT: json.dumps(about)}))
 
 
-class PreparedEdits:
+class StoredEditTable:
     """The edits in a file, read row by row.
 
     It travels to worker processes as its path.
@@ -89,32 +89,34 @@ class PreparedEdits:
         try:
             file = safe_open(Path(path).expanduser(), "np")
             self.about = json.loads((file.metadata() or {})[_ABOUT])
-            self._arrays = {name: file.get_slice(name) for name in ("places", "words")}
-            shape = self._arrays["words"].get_shape()
+            self._arrays = {
+                name: file.get_slice(name) for name in ("positions", "tokens")
+            }
+            shape = self._arrays["tokens"].get_shape()
             num_pairs, self.num_variants, _ = shape
-            if self._arrays["places"].get_shape() != shape:
-                raise ValueError("as many words as places")
+            if self._arrays["positions"].get_shape() != shape:
+                raise ValueError("as many tokens as positions")
             if num_pairs != self.about["pairs"]:
                 raise ValueError("edits of each pair")
-            self._no_word, self.made_by = self.about["no_word"], self.about["editor"]
+            self._no_token, self.made_by = self.about["no_token"], self.about["editor"]
         except FileNotFoundError:
             raise UserError(
-                f"there is no file {path} (config.editor.prepared): make it with "
+                f"there is no file {path} (config.editor.edit_table): make it with "
                 "`vilem data edit`"
             ) from None
         except OSError as error:
             why = "it is a folder" if os.path.isdir(path) else reason(error)
             raise UserError(
-                f"{path} (config.editor.prepared) cannot be read: {why}"
+                f"{path} (config.editor.edit_table) cannot be read: {why}"
             ) from error
         except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} (config.editor.prepared) does not hold the edits of a `vilem "
-                "data edit`, or not all of them: make it anew"
+                f"{path} (config.editor.edit_table) does not hold the edits of a "
+                "`vilem data edit`, or not all of them: run it again"
             ) from error
 
     def __reduce__(self):
-        return PreparedEdits, (self.path,)
+        return StoredEditTable, (self.path,)
 
     def sha256(self) -> str:
         """Digest of the whole file; reads all of it."""
@@ -134,7 +136,7 @@ class PreparedEdits:
         ]
         if different:
             raise UserError(
-                f"the edits in {self.path} (config.editor.prepared) do not fit this "
+                f"the edits in {self.path} (config.editor.edit_table) do not fit this "
                 f"run: {'; '.join(different)}; make others with `vilem data edit` and "
                 "this run's --config, or go back to the settings they were made with"
             )
@@ -145,16 +147,16 @@ class PreparedEdits:
         """One variant of each pair's edits.
 
         Returns:
-          "edit_places" int32 [B, K], different positions; "edit_words" int32 [B, K],
-          what comes there; "is_edit" bool [B, K], the places where it does.
+          "edit_positions" int32 [B, K], all different; "edit_tokens" int32 [B, K],
+          what comes there; "is_edit" bool [B, K], the positions where it does.
         """
         which = [(int(i), int(v)) for i, v in zip(sample_id, variant, strict=True)]
-        places, words = (
+        positions, tokens = (
             np.stack([self._arrays[name][i, v] for i, v in which]).astype(np.int32)
-            for name in ("places", "words")
+            for name in ("positions", "tokens")
         )
-        is_edit = words != self._no_word
-        return {"edit_places": places, "edit_words": words, "is_edit": is_edit}
+        is_edit = tokens != self._no_token
+        return {"edit_positions": positions, "edit_tokens": tokens, "is_edit": is_edit}
 
 
 def _difference(key: str, was: Any, now: Any) -> str:

@@ -47,7 +47,7 @@ def decode(encoded: bytes | np.ndarray) -> np.ndarray:
       uint8 [H, W, 3].
 
     Raises:
-      ImageError: not an image, damaged, truncated, or above `MAX_PIXELS`.
+      ImageError: not an image, corrupt, truncated, or above `MAX_PIXELS`.
     """
     if isinstance(encoded, np.ndarray):
         return _from_array(encoded)
@@ -59,14 +59,14 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     """An opened Pillow image as `decode` gives it: uint8 [H, W, 3].
 
     Raises:
-      ImageError: its file is damaged or truncated, or it is above `MAX_PIXELS`.
+      ImageError: its file is corrupt or truncated, or it is above `MAX_PIXELS`.
     """
     _refuse_large(image)
     try:
         image.load()
         return np.array(_to_rgb(_upright(image)))
     except Exception as error:  # as in `decode`
-        raise _damaged(error) from error
+        raise _corrupt(error) from error
 
 
 def resize_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -173,7 +173,7 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
         raise ImageError(
             f"a WebP image has more than {MAX_PIXELS} pixels: make it smaller"
         )
-    # Pillow's decoders raise nearly every built-in exception on damaged bytes
+    # Pillow's decoders raise nearly every built-in exception on corrupt bytes
     # (SyntaxError, struct.error, IndexError, ...); its bomb warning may be an error.
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
@@ -186,7 +186,7 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
             f"not an image of a known kind ({', '.join(FORMATS)})"
         ) from None
     except Exception as error:
-        raise _damaged(error) from error
+        raise _corrupt(error) from error
 
 
 def _refuse_large(image: Image.Image) -> None:
@@ -203,7 +203,7 @@ def _pixels(image: Image.Image, encoded: bytes, shrink: int = 1) -> np.ndarray:
     is_plain = image.format == "JPEG" and image.mode == "RGB"
     if is_plain and _orientation(image) == 1:
         # The same library as Pillow's and the same pixels in half the time, but no
-        # word on what is damaged: Pillow then says, or shows what can be shown.
+        # word on what is corrupt: Pillow then says, or shows what can be shown.
         try:
             size = {"min_width": least[0], "min_height": least[1]}
             return simplejpeg.decode_jpeg(encoded, **size if shrink > 1 else {})
@@ -232,8 +232,8 @@ def _crop(pixels: np.ndarray, box: tuple[float, ...], size: int) -> np.ndarray:
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
-def _damaged(error: Exception) -> ImageError:
-    return ImageError(f"damaged ({type(error).__name__}: {error})")
+def _corrupt(error: Exception) -> ImageError:
+    return ImageError(f"corrupt ({type(error).__name__}: {error})")
 
 
 def _from_array(array: np.ndarray) -> np.ndarray:
@@ -253,7 +253,7 @@ def _orientation(image: Image.Image) -> int:
     """1 to 8, as EXIF tells it; above 4 width and height change places."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF: the pixels are still good
+    except Exception:  # corrupt EXIF: the pixels are still good
         return 1
 
 

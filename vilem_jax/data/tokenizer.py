@@ -39,7 +39,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffd]")
 class Vocabulary:
     """What models and losses know of a vocabulary.
 
-    `is_word` [V] is False for special tokens, [UNK], [unusedN] and tokens without a
+    `is_editable` [V] is False for special tokens, [UNK], [unusedN] and tokens without a
     letter or digit, and BLIP's [DEC] and [ENC]; `is_piece` [V] is True for ## tokens,
     which go on with a word.
     """
@@ -50,7 +50,7 @@ class Vocabulary:
     cls_id: int
     sep_id: int
     mask_id: int
-    is_word: np.ndarray
+    is_editable: np.ndarray
     is_piece: np.ndarray
 
 
@@ -196,8 +196,8 @@ def make_vocabulary(pieces: Sequence[str]) -> Vocabulary:
     """Finds the special tokens and says which of `pieces` are words."""
     ids = [pieces.index(token) for token in SPECIAL_TOKENS]
     is_piece = np.array([p.startswith("##") and len(p) > 2 for p in pieces])
-    is_word = np.array([_is_word(piece) for piece in pieces])
-    return Vocabulary(len(pieces), *ids, is_word, is_piece)
+    is_editable = np.array([_is_editable(piece) for piece in pieces])
+    return Vocabulary(len(pieces), *ids, is_editable, is_piece)
 
 
 def train_vocabulary(
@@ -238,7 +238,7 @@ def train_vocabulary(
     return _write_vocabulary(pieces[:size], Path(folder), lower_case=True)
 
 
-def _is_word(piece: str) -> bool:
+def _is_editable(piece: str) -> bool:
     if piece in SPECIAL_TOKENS or re.fullmatch(r"\[(unused\d+|DEC|ENC)\]", piece):
         return False
     text = piece.removeprefix("##") or piece
@@ -318,7 +318,7 @@ def _load_wordpiece(file: Path, pieces: Sequence[str]):
         raise UserError(
             f"the tokenizer beside {file} cannot be read ({type(error).__name__}: "
             f"{reason}): is a tokenizer.json, tokenizer_config.json or other .json "
-            "there damaged? Take it from its source again"
+            "there corrupt? Take it from its source again"
         ) from error
     if tokenizer.get_vocab() != {piece: i for i, piece in enumerate(pieces)}:
         raise UserError(f"tokenizer.json beside {file} holds another vocabulary")

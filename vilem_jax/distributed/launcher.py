@@ -29,14 +29,14 @@ _METADATA_SECONDS = 3
 
 
 @dataclass(frozen=True)
-class Place:
+class Membership:
     """How to join the other processes."""
 
     found_by: str  # for people
     arguments: dict[str, Any]  # of `jax.distributed.initialize`
 
 
-def find_place(
+def find_membership(
     switch: Switch,
     environment: Mapping[str, str],
     *,
@@ -44,7 +44,7 @@ def find_place(
     num_processes: int | None = None,
     process_id: int | None = None,
     count_tpu_hosts: Callable[[], int] | None = None,
-) -> Place | None:
+) -> Membership | None:
     """This process's place among several; None where it is alone.
 
     Args:
@@ -75,11 +75,11 @@ def find_place(
         or _kubernetes(environment)
     )
     if found is None and switch == "on":
-        return Place("--distributed=on", {})
+        return Membership("--distributed=on", {})
     return found
 
 
-def _named(environment, coordinator, num_processes, process_id) -> Place | None:
+def _named(environment, coordinator, num_processes, process_id) -> Membership | None:
     # An address alone in the environment is for JAX's own detection.
     by_flags = any(value is not None for value in (coordinator, num_processes))
     by_flags = by_flags or process_id is not None
@@ -114,7 +114,7 @@ def _named(environment, coordinator, num_processes, process_id) -> Place | None:
         # Else a launcher around it would choose the devices.
         "cluster_detection_method": "deactivate",
     }
-    return Place(f"coordinator {address}", arguments)
+    return Membership(f"coordinator {address}", arguments)
 
 
 def _first(*values):
@@ -131,13 +131,13 @@ def _whole(value: int | str, name: str) -> int:
     return number
 
 
-def _open_mpi(environment) -> Place | None:
+def _open_mpi(environment) -> Membership | None:
     if _count(environment.get("OMPI_COMM_WORLD_SIZE")) < 2:
         return None
     if "OMPI_MCA_orte_hnp_uri" in environment:  # up to Open MPI 4
-        return Place("Open MPI", {})
+        return Membership("Open MPI", {})
     if importlib.util.find_spec("mpi4py"):
-        return Place("Open MPI", {"cluster_detection_method": "mpi4py"})
+        return Membership("Open MPI", {"cluster_detection_method": "mpi4py"})
     raise UserError(
         "Open MPI 5 does not say where its processes run: install mpi4py, or set "
         f"{ADDRESS}, {COUNT} and {NUMBER}, or train in one process with "
@@ -145,7 +145,7 @@ def _open_mpi(environment) -> Place | None:
     )
 
 
-def _slurm(environment) -> Place | None:
+def _slurm(environment) -> Membership | None:
     """A task of an `srun` with several; SLURM_NTASKS is set in batch scripts and
     interactive shells too, which are no tasks of it."""
     count = _count(environment.get("SLURM_STEP_NUM_TASKS"))
@@ -156,7 +156,7 @@ def _slurm(environment) -> Place | None:
     devices = _slurm_devices(environment, count)
     if devices is not None:
         arguments["local_device_ids"] = devices
-    return Place("SLURM", arguments)
+    return Membership("SLURM", arguments)
 
 
 def _slurm_devices(environment, num_tasks: int) -> list[int] | None:
@@ -171,16 +171,16 @@ def _slurm_devices(environment, num_tasks: int) -> list[int] | None:
     return None
 
 
-def _tpu(environment, count_hosts: Callable[[], int]) -> Place | None:
+def _tpu(environment, count_hosts: Callable[[], int]) -> Membership | None:
     names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get(
         "TPU_WORKER_HOSTNAMES", ""
     )
     num_slices = _count(environment.get("MEGASCALE_NUM_SLICES"))
     if len(names.split(",")) > 1 or num_slices > 1:
-        return Place("TPU slice", {})
+        return Membership("TPU slice", {})
     if names or "TPU_SKIP_MDS_QUERY" in environment:  # one host, as GKE says
         return None
-    return Place("TPU slice", {}) if count_hosts() > 1 else None
+    return Membership("TPU slice", {}) if count_hosts() > 1 else None
 
 
 def _count_tpu_hosts() -> int:
@@ -198,7 +198,7 @@ def _count_tpu_hosts() -> int:
         return 0
 
 
-def _kubernetes(environment) -> Place | None:
+def _kubernetes(environment) -> Membership | None:
     """A pod of an indexed Job; others (a notebook, a server) stay alone."""
     if not {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(environment):
         return None
@@ -208,7 +208,7 @@ def _kubernetes(environment) -> Place | None:
             f"Kubernetes for the others, or set {ADDRESS}, {COUNT} and {NUMBER}, or "
             "train in one process with --distributed=off"
         )
-    return Place("Kubernetes", {})
+    return Membership("Kubernetes", {})
 
 
 def _count(text: str | None) -> int:

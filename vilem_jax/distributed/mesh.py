@@ -208,7 +208,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def put(tree: Any, shardings: Any) -> Any:
+def device_put(tree: Any, shardings: Any) -> Any:
     """Arrays, the same on every host, to where `shardings` (one or a tree) says.
 
     The copy matters: a donated state may not hold one buffer twice, nor a view of host
@@ -219,7 +219,7 @@ def put(tree: Any, shardings: Any) -> Any:
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """Arrays, the same on every host, whole onto all devices."""
-    return put(tree, replicated(mesh))
+    return device_put(tree, replicated(mesh))
 
 
 def on_one_device(tree: Any) -> Any:

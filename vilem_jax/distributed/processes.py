@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from vilem_jax.distributed.launcher import Place
+from vilem_jax.distributed.launcher import Membership
 from vilem_jax.errors import UserError
 
 # A process that was not heard of for so long is gone, and the others leave: well
@@ -52,7 +52,7 @@ _LOST = (
 )
 
 
-class EverywhereError(UserError):
+class AllProcessesError(UserError):
     """A UserError that every process raises alike: the first one tells it."""
 
 
@@ -60,7 +60,7 @@ class EverywhereError(UserError):
 
 
 @contextlib.contextmanager
-def joined(place: Place | None) -> Iterator[None]:
+def joined(place: Membership | None) -> Iterator[None]:
     """The block, as one of several processes; as it is where `place` is None.
 
     An error inside ends this process at once, without waiting for the others, which
@@ -88,7 +88,7 @@ def joined(place: Place | None) -> Iterator[None]:
         _leave(error)
 
 
-def _join(place: Place) -> None:
+def _join(place: Membership) -> None:
     # Its handler would take SIGTERM away from the loop that saves.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -105,9 +105,9 @@ def _join(place: Place) -> None:
             "name them with --coordinator, --num-processes and --process-id, or train "
             "in one process with --distributed=off"
         ) from error
-    if not is_first():
+    if not is_process_0():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    elif several():
+    elif is_multi_process():
         print(
             f"vilem: {num_processes()} processes with {jax.device_count()} devices "
             f"({place.found_by})",
@@ -120,7 +120,7 @@ def _leave(error: BaseException) -> None:
     code = 1
     if isinstance(error, UserError):
         code = EXIT_USER
-        if is_first() or not isinstance(error, EverywhereError):
+        if is_process_0() or not isinstance(error, AllProcessesError):
             _tell(str(error))
     elif isinstance(error, KeyboardInterrupt):
         code = 130
@@ -142,14 +142,14 @@ def _leave(error: BaseException) -> None:
 
 def _tell(sentence: str) -> None:
     who = ""
-    if jax.distributed.is_initialized() and not is_first():
+    if jax.distributed.is_initialized() and not is_process_0():
         who = f"process {jax.process_index()} on {socket.gethostname()}: "
     print(f"vilem: {who}{sentence}", file=sys.stderr, flush=True)
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error of JAX means that another process cannot be reached."""
-    if not isinstance(error, RuntimeError | ValueError) or not several():
+    if not isinstance(error, RuntimeError | ValueError) or not is_multi_process():
         return False
     text = str(error).lower()
     return "resource_exhausted" not in text and any(word in text for word in _LOST)
@@ -162,11 +162,11 @@ def num_processes() -> int:
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
-def several() -> bool:
+def is_multi_process() -> bool:
     return num_processes() > 1
 
 
-def is_first() -> bool:
+def is_process_0() -> bool:
     """Whether this process writes and talks: process 0, or the only one."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
@@ -174,55 +174,55 @@ def is_first() -> bool:
 # ---- agreeing; every function below must be called by all processes ----
 
 
-def of_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Process 0's `value` (what JSON can hold) on every process."""
-    if not several():
+    if not is_multi_process():
         return value
-    content = json.dumps(value).encode() if is_first() else b""
+    content = json.dumps(value).encode() if is_process_0() else b""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
     # Few lengths, since each is a program of its own.
     rows = np.zeros(max(64, 1 << (length - 1).bit_length()), np.uint8)
-    if is_first():
+    if is_process_0():
         rows[:length] = np.frombuffer(content, np.uint8)
     told = np.asarray(multihost_utils.broadcast_one_to_all(rows))
     return json.loads(told.astype(np.uint8)[:length].tobytes())
 
 
-def of_each(number: int) -> list[int]:
+def all_gather(number: int) -> list[int]:
     """Everybody's `number` (below 2**31), by process."""
-    if not several():
+    if not is_multi_process():
         return [number]
     told = multihost_utils.process_allgather(np.int32(number))
     return np.asarray(told).reshape(-1).tolist()
 
 
-def first_does(action: Callable[[], Any]) -> None:
+def on_process_0(action: Callable[[], Any]) -> None:
     """Process 0 runs `action` alone, and all go on when it is done.
 
     Raises:
       UserError: the action's, on every process.
     """
     trouble = None
-    if is_first():
+    if is_process_0():
         try:
             action()
         except UserError as error:
-            if not several():
+            if not is_multi_process():
                 raise
             trouble = str(error)
-    trouble = of_first(trouble)
+    trouble = broadcast(trouble)
     if trouble is not None:
-        raise EverywhereError(trouble)
+        raise AllProcessesError(trouble)
 
 
-def share_fate(action: Callable[[], Value], kind: type[Exception]) -> Value:
+def raise_on_all(action: Callable[[], Value], kind: type[Exception]) -> Value:
     """`action()`; where it raises a `kind` on one process, it is raised on all."""
     error, result = None, None
     try:
         result = action()
     except kind as raised:
         error = raised
-    failed = of_each(int(error is not None))
+    failed = all_gather(int(error is not None))
     if error is not None:
         raise error
     if any(failed):
@@ -239,10 +239,10 @@ def check_same(values: dict[str, Any]) -> None:
     import zlib
 
     for name, value in values.items():
-        digests = of_each(zlib.crc32(repr(value).encode()) >> 1)
+        digests = all_gather(zlib.crc32(repr(value).encode()) >> 1)
         others = [i for i, digest in enumerate(digests) if digest != digests[0]]
         if others:
-            raise EverywhereError(
+            raise AllProcessesError(
                 f"{_named(others)} other {name} than process 0: start all processes "
                 "with one command, on the same files"
             )
@@ -254,15 +254,15 @@ def check_shared(folder: Path) -> None:
     Raises:
       UserError: some do not see what process 0 writes there.
     """
-    if not several():
+    if not is_multi_process():
         return
-    mark = folder / of_first(f".shared-{os.getpid()}-{time.time_ns()}")
-    first_does(mark.touch)
+    mark = folder / broadcast(f".shared-{os.getpid()}-{time.time_ns()}")
+    on_process_0(mark.touch)
     sees = _appears(mark)
-    blind = [i for i, sees_it in enumerate(of_each(int(sees))) if not sees_it]
-    first_does(lambda: mark.unlink(missing_ok=True))
+    blind = [i for i, sees_it in enumerate(all_gather(int(sees))) if not sees_it]
+    on_process_0(lambda: mark.unlink(missing_ok=True))
     if blind:
-        raise EverywhereError(
+        raise AllProcessesError(
             f"{_named(blind)} another work directory {folder} than process 0: it must "
             "lie on a disk that all hosts share (NFS, Lustre, Filestore)"
         )
@@ -284,7 +284,7 @@ def _named(processes: Sequence[int]) -> str:
     return f"process {names} has" if len(processes) == 1 else f"processes {names} have"
 
 
-class Votes:
+class DelayedSums:
     """Sums of small numbers over all processes, told one call later.
 
     Nobody waits for a vote: its sum is computed behind the step that was started
@@ -298,7 +298,7 @@ class Votes:
             mesh, so that no other group of its devices has to be set up.
         """
         self._before: jax.Array | None = None
-        if not several():
+        if not is_multi_process():
             return
         self._rows = rows
         self._add = jax.jit(lambda votes: votes.sum(0), out_shardings=whole)
@@ -306,7 +306,7 @@ class Votes:
 
     def sums(self, *votes: int) -> tuple[int, ...]:
         """The sums of the `votes` of the last call; 0 at the first."""
-        if not several():
+        if not is_multi_process():
             return votes
         rows = np.zeros((self._num_rows, len(votes)), np.int32)
         rows[0] = votes
@@ -333,7 +333,7 @@ def rows_here(sharding: NamedSharding, num_rows: int) -> tuple[int, ...]:
 def part(count: int) -> list[int]:
     """This process's share of `count` items: as many on each, the last one repeated
     where they do not divide; for `gather`."""
-    if not several():
+    if not is_multi_process():
         return list(range(count))
     each = -(-count // num_processes())
     start = jax.process_index() * each
@@ -342,7 +342,7 @@ def part(count: int) -> list[int]:
 
 def gather(rows: np.ndarray, count: int) -> np.ndarray:
     """What each process made of its `part(count)`, together: [count, ...]."""
-    if not several():
+    if not is_multi_process():
         return rows
     parts = np.asarray(multihost_utils.process_allgather(rows))
     return parts.reshape(-1, *rows.shape[1:])[:count]

@@ -14,10 +14,10 @@ from vilem_jax.config.schema import Config, EditorConfig
 from vilem_jax.keys import fold_in
 from vilem_jax.models import layers
 from vilem_jax.models.editor import MaskedLanguageModel
-from vilem_jax.models.text import is_real_token
+from vilem_jax.models.text import make_attention_mask
 from vilem_jax.objectives import editing
 
-PLACES_PURPOSE, WORDS_PURPOSE = 0, 1  # what a caption's key is folded with
+POSITIONS_PURPOSE, TOKENS_PURPOSE = 0, 1  # what a caption's key is folded with
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +26,7 @@ class FrozenEditor:
     """The editor's arrays: an argument of the step, never in a state or checkpoint."""
 
     params: dict[str, Any]  # of a `MaskedLanguageModel`
-    tables: editing.WordTables
+    tables: editing.TokenTables
 
 
 def edit_captions(
@@ -50,17 +50,17 @@ def edit_captions(
 
     Returns:
       Edits that differ from `tokens` exactly where `edit_here`. A caption without a
-      word, or without a candidate for its places, comes back as it was.
+      word, or without a candidate for its positions, comes back as it was.
     """
-    is_word = editor.tables.is_word[tokens]
-    place_keys = fold_in(keys, PLACES_PURPOSE)
-    chosen = editing.choose_places(place_keys, is_word, config)
+    is_editable = editor.tables.is_editable[tokens]
+    position_keys = fold_in(keys, POSITIONS_PURPOSE)
+    chosen = editing.choose_positions(position_keys, is_editable, config)
     model = nnx.merge(graphdef, editor.params)
     logits = _logits_at(model, tokens, chosen, config, pad_id, mask_id)
-    original = layers.at_places(tokens, chosen.places)
+    original = layers.at_positions(tokens, chosen.positions)
     allowed = editing.candidate_logits(logits, original, editor.tables, config)
-    word_keys = fold_in(keys, WORDS_PURPOSE)
-    words, has_candidate = editing.sample_words(word_keys, allowed, config)
+    token_keys = fold_in(keys, TOKENS_PURPOSE)
+    words, has_candidate = editing.sample_tokens(token_keys, allowed, config)
     chosen = chosen._replace(is_edit=chosen.is_edit & has_candidate)
     return editing.apply_edits(tokens, chosen, words)
 
@@ -68,28 +68,28 @@ def edit_captions(
 def _logits_at(
     model: MaskedLanguageModel,
     tokens: jax.Array,
-    chosen: editing.Places,
+    chosen: editing.ChosenPositions,
     config: EditorConfig,
     pad_id: int,
     mask_id: int,
 ) -> jax.Array:
-    """The editor's scores at the places, float32 [B, K, V].
+    """The editor's scores at the positions, float32 [B, K, V].
 
-    All places are masked together; with masking="one_by_one" each is masked alone and
-    the other words stay original, in K passes.
+    All positions are masked together; with masking="one_by_one" each is masked alone
+    and the other words stay original, in K passes.
     """
-    is_token = is_real_token(tokens, pad_id)
+    attention_mask = make_attention_mask(tokens, pad_id)
     if config.masking == "together":
-        masked = editing.mask_places(tokens, chosen, mask_id)
-        return model.logits_at(masked, is_token, chosen.places)
+        masked = editing.mask_positions(tokens, chosen, mask_id)
+        return model.logits_at(masked, attention_mask, chosen.positions)
 
-    def alone(place_and_edit):
-        place, is_edit = place_and_edit  # [B], [B]
-        one = editing.Places(place[:, None], is_edit[:, None])
-        masked = editing.mask_places(tokens, one, mask_id)
-        return model.logits_at(masked, is_token, one.places)[:, 0]
+    def alone(position_and_edit):
+        position, is_edit = position_and_edit  # [B], [B]
+        one = editing.ChosenPositions(position[:, None], is_edit[:, None])
+        masked = editing.mask_positions(tokens, one, mask_id)
+        return model.logits_at(masked, attention_mask, one.positions)[:, 0]
 
-    logits = jax.lax.map(alone, (chosen.places.T, chosen.is_edit.T))  # [K, B, V]
+    logits = jax.lax.map(alone, (chosen.positions.T, chosen.is_edit.T))  # [K, B, V]
     return jnp.swapaxes(logits, 0, 1)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from vilem_jax.config.schema import Config, EditorConfig
 from vilem_jax.data.corpus import Corpus
-from vilem_jax.data.edit_table import PreparedEdits, describe
+from vilem_jax.data.edit_table import StoredEditTable, describe
 from vilem_jax.data.tokenizer import Tokenizer, Vocabulary
 from vilem_jax.errors import UserError
-from vilem_jax.objectives.editing import WordTables
+from vilem_jax.objectives.editing import TokenTables
 from vilem_jax.weights import folders
 from vilem_jax.weights.formats import huggingface_bert
 
@@ -29,38 +29,38 @@ def check_edits(config: Config) -> EditorConfig:
         is not that of the prepared edits.
     """
     editor = config.editor
-    if not editor.prepared:
+    if not editor.edit_table:
         return dataclasses.replace(editor, sha256=check_editor(config))
-    edits = PreparedEdits(editor.prepared)
+    edits = StoredEditTable(editor.edit_table)
     found = check_editor(config) if editor.path else editor.sha256 or edits.made_by
     if found != edits.made_by:
         raise UserError(
-            f"the edits in {edits.path} (config.editor.prepared) were made by the "
+            f"the edits in {edits.path} (config.editor.edit_table) were made by the "
             f"editor with SHA-256 {edits.made_by}, config.editor names another, {found}"
             ": leave config.editor.path and sha256 empty, or make others with `vilem "
             "data edit`"
         )
     digest = edits.sha256()
-    if editor.prepared_sha256 not in ("", digest):
+    if editor.edit_table_sha256 not in ("", digest):
         raise UserError(
-            f"{edits.path} (config.editor.prepared) holds other edits than this run's: "
-            f"its SHA-256 is {digest}, config.editor.prepared_sha256 is "
-            f"{editor.prepared_sha256}"
+            f"{edits.path} (config.editor.edit_table) holds other edits than this "
+            f"run's: its SHA-256 is {digest}, config.editor.edit_table_sha256 is "
+            f"{editor.edit_table_sha256}"
         )
-    return dataclasses.replace(editor, sha256=found, prepared_sha256=digest)
+    return dataclasses.replace(editor, sha256=found, edit_table_sha256=digest)
 
 
 def open_edits(
     config: Config, corpus: Corpus, tokenizer: Tokenizer
-) -> PreparedEdits | None:
+) -> StoredEditTable | None:
     """The run's prepared edits; None where it has none, or needs none.
 
     Raises:
       UserError: they were made for other data, another vocabulary or other settings.
     """
-    if not (needs_edits(config) and config.editor.prepared):
+    if not (needs_edits(config) and config.editor.edit_table):
         return None
-    edits = PreparedEdits(config.editor.prepared)
+    edits = StoredEditTable(config.editor.edit_table)
     length = config.data.text_length
     edits.check(describe(corpus, tokenizer, length, config.editor))
     return edits
@@ -77,9 +77,9 @@ def check_editor(config: Config) -> str:
         raise UserError(
             "config.editor.path is empty: name the folder or hub name of a masked-"
             "language model such as bert-base-uncased, or train one with "
-            "`vilem train --config=editor`; with edits prepared by `vilem data edit` "
-            "(config.editor.prepared), or without ViLEM's losses (the four switches of "
-            "config.loss), none is needed"
+            "`vilem train --config=editor`; with edits made by `vilem data edit` "
+            "(config.editor.edit_table), or without ViLEM's losses (the four switches "
+            "of config.loss), none is needed"
         )
     found = folders.sha256(folders.read_folder(editor.path))
     if editor.sha256 and editor.sha256 != found:
@@ -100,14 +100,14 @@ def check_vocabulary(vocabulary: Vocabulary, config: Config, name: str) -> None:
         )
 
 
-def word_tables(tokenizer: Tokenizer) -> WordTables:
+def token_tables(tokenizer: Tokenizer) -> TokenTables:
     """What edits and flips need of the vocabulary, as device arrays."""
     vocabulary = tokenizer.vocabulary
     is_side = np.zeros(vocabulary.size, bool)
     for token in tokenizer.encode(["left", "right"], 3)[:, 1]:
-        is_side[token] = vocabulary.is_word[token]
-    return WordTables(
-        jnp.asarray(vocabulary.is_word),
+        is_side[token] = vocabulary.is_editable[token]
+    return TokenTables(
+        jnp.asarray(vocabulary.is_editable),
         jnp.asarray(vocabulary.is_piece),
         jnp.asarray(is_side),
     )
@@ -130,7 +130,7 @@ def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Any]:
         model=dataclasses.replace(config.model, text=text),
         compute=compute,
     )
-    check_same_words(folder, tokenizer)
+    check_same_vocabulary(folder, tokenizer)
     check_vocabulary(tokenizer.vocabulary, own, config.editor.path)
     length = max(config.data.text_length, config.evaluation.text_length)
     if length > text.max_positions:
@@ -142,7 +142,7 @@ def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Any]:
     return own, huggingface_bert.load_masked_language_model(folder, text)
 
 
-def check_same_words(folder: Path, tokenizer: Tokenizer) -> None:
+def check_same_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
     """A UserError where the folder's own vocab.txt lists other words."""
     vocabulary = folder / folders.VOCABULARY
     if not vocabulary.is_file():

@@ -35,13 +35,13 @@ class StoredEdits:
     image: np.ndarray  # int32 [N], index of each caption's image in the data set
     tokens: np.ndarray  # int32 [N, L], the captions
     edited: np.ndarray  # int32 [N, L], with the wrong words in
-    places: np.ndarray  # int32 [N, K], K different positions
+    positions: np.ndarray  # int32 [N, K], K different positions
     is_edit: np.ndarray  # bool [N, K], which of them are edited
 
     @property
     def labels(self) -> np.ndarray:
-        """The original words at the places, int32 [N, K]."""
-        return np.take_along_axis(self.tokens, self.places, axis=1)
+        """The original words at the positions, int32 [N, K]."""
+        return np.take_along_axis(self.tokens, self.positions, axis=1)
 
 
 def make_edits(
@@ -90,7 +90,7 @@ def make_edits(
         )
         for start in range(0, len(padded), EDIT_ROWS)
     ]
-    edited, edit_here, places, is_edit = (
+    edited, edit_here, positions, is_edit = (
         np.concatenate([np.asarray(part) for part in parts_of_one])[:count]
         for parts_of_one in zip(*parts, strict=True)
     )
@@ -108,7 +108,7 @@ def make_edits(
         image=image,
         tokens=tokens[keep],
         edited=edited[keep],
-        places=places[keep],
+        positions=positions[keep],
         is_edit=is_edit[keep],
     )
 

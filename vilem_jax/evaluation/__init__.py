@@ -1,1 +1,1 @@
-"""Benchmarks: arrays and data sources in, a dict of figures out."""
+"""Benchmarks: arrays and data sources in, a dict of metrics out."""

@@ -1,4 +1,4 @@
-"""Retrieval figures of anyone's features, so that any model can be compared."""
+"""Retrieval metrics of anyone's features, so that any model can be compared."""
 
 import pickle
 import zipfile
@@ -38,7 +38,7 @@ def evaluate_embeddings(features: Features, *, name: str, folds: int = 1) -> dic
         _unit_rows(features.image_embedding, "image_embedding"),
         _unit_rows(features.text_embedding, "text_embedding"),
     )
-    figures = whole_and_folds(*rows, features.image_of_text, folds=folds, clock=clock)
+    metrics = whole_and_folds(*rows, features.image_of_text, folds=folds, clock=clock)
     protocol = {
         "data": name,
         "width": int(rows[0].shape[1]),
@@ -52,7 +52,7 @@ def evaluate_embeddings(features: Features, *, name: str, folds: int = 1) -> dic
         "scores_on": "host, NumPy, summed in float64",
         "seconds": clock.told(),
     }
-    return figures | {"protocol": protocol, "measured": told}
+    return metrics | {"protocol": protocol, "measured": told}
 
 
 def read_features(path: str | Path) -> Features:

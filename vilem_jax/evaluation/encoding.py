@@ -21,17 +21,17 @@ from vilem_jax.config.schema import Config
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Vocabulary
-from vilem_jax.distributed.processes import is_first
+from vilem_jax.distributed.processes import is_process_0
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.timing import Stopwatch, measure
-from vilem_jax.models.text import is_real_token
+from vilem_jax.masking import NEG_INF
+from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vision import normalize
 
 Branch = Literal["local", "global"]
 BRANCHES: tuple[Branch, ...] = ("local", "global")
 NUM_BEST = 4  # three corrections, and one in case the word itself is among them
 NUM_READERS = 4  # threads that read and decode; Pillow lets go of the GIL
-NEVER = -1e30
 _STAGE = {
     "images": "encode_images",
     "frames": "encode_images",
@@ -44,7 +44,7 @@ class Proofreading(NamedTuple):
 
     p_wrong: np.ndarray  # [N, L], probability that a token is not the original
     rank: np.ndarray  # int32 [N, K], of the label among all words; ties count against
-    # int32 [N, K, 4], the most probable words at the places; pieces for pieces.
+    # int32 [N, K, 4], the most probable words at the positions; pieces for pieces.
     best: np.ndarray
     p_best: np.ndarray  # [N, K, 4], their probabilities
 
@@ -99,17 +99,17 @@ class Encoder:
         self,
         pixels: Iterable[np.ndarray],
         tokens: np.ndarray,
-        places: np.ndarray,
+        positions: np.ndarray,
         labels: np.ndarray,
         *,
         branches: Sequence[Branch] | None = None,
     ) -> dict[Branch, Proofreading]:
-        """Judges every token, and names words for the places.
+        """Judges every token, and names words for the positions.
 
         Args:
           pixels: N images uint8 [R, R, 3], one beside each caption.
           tokens: int32 [N, L], captions that may be wrong.
-          places: int32 [N, K], where words are named.
+          positions: int32 [N, K], where words are named.
           labels: int32 [N, K], the words whose rank is wanted.
           branches: "local", "global", or both, which then share the image tower; None
             takes those that were trained.
@@ -128,7 +128,7 @@ class Encoder:
         for chunk in self._read(pixels):
             rows = slice(start, start + len(chunk))
             start = rows.stop
-            texts = (tokens[rows], places[rows], labels[rows])
+            texts = (tokens[rows], positions[rows], labels[rows])
             parts.append(self._run(program, (np.stack(chunk), *texts)))
         if not parts:
             raise UserError("there is no caption to proofread")
@@ -199,7 +199,7 @@ def make_encoder(
     Args:
       batch_size: rows of a chunk; None takes `config.evaluation.batch_size`.
     """
-    pad_id, is_word = vocabulary.pad_id, jnp.asarray(vocabulary.is_word)
+    pad_id, is_editable = vocabulary.pad_id, jnp.asarray(vocabulary.is_editable)
     is_piece = jnp.asarray(vocabulary.is_piece)
 
     def images(params, pixels):
@@ -212,25 +212,27 @@ def make_encoder(
 
     def texts(params, tokens):
         model = nnx.merge(graph, params)
-        return (model.encode_text(tokens, is_real_token(tokens, pad_id)),)
+        return (model.encode_text(tokens, make_attention_mask(tokens, pad_id)),)
 
     def proofread(branches):
-        def run(params, pixels, tokens, places, labels):
+        def run(params, pixels, tokens, positions, labels):
             model = nnx.merge(graph, params)
-            features = model.see(normalize(pixels, config.augment))
-            is_token = is_real_token(tokens, pad_id)
-            was_piece = is_piece[jnp.take_along_axis(tokens, places, axis=1)]
+            features = model.image_features(normalize(pixels, config.augment))
+            attention_mask = make_attention_mask(tokens, pad_id)
+            was_piece = is_piece[jnp.take_along_axis(tokens, positions, axis=1)]
             is_like = is_piece[None, None, :] == was_piece[..., None]
-            may_stand = is_like & is_word[None, None, :]  # [B, K, V]
+            may_stand = is_like & is_editable[None, None, :]  # [B, K, V]
             outputs = []
             for branch in branches:
                 if branch == "local":
-                    hidden = model.proofread_local(tokens, is_token, features.levels)
-                    logits = model.local_logits(hidden, places)
+                    hidden = model.proofread_local(
+                        tokens, attention_mask, features.levels
+                    )
+                    logits = model.local_logits(hidden, positions)
                 else:
                     feature = model.image_global(features)
-                    hidden = model.proofread_global(tokens, is_token, feature)
-                    logits = model.global_logits(hidden, places)
+                    hidden = model.proofread_global(tokens, attention_mask, feature)
+                    logits = model.global_logits(hidden, positions)
                 outputs += _judgement(logits.detect, logits.correct, labels, may_stand)
             return outputs
 
@@ -263,7 +265,7 @@ def read_images(
       show_progress: a bar on stderr.
 
     Raises:
-      UserError: an image that is missing or broken, by name: an evaluation that left
+      UserError: an image that is missing or corrupt, by name: an evaluation that left
         it out would not be the benchmark's.
     """
 
@@ -282,7 +284,7 @@ def read_images(
 
 def progress(items: Sequence, unit: str, *, show: bool) -> Iterable:
     """`items`, with a bar on stderr that tells speed and time left, where `show`."""
-    if not (show and is_first()):
+    if not (show and is_process_0()):
         return items
     from tqdm import tqdm
 
@@ -308,7 +310,7 @@ def _judgement(detect, correct, labels, may_stand):
     rank = jnp.sum(correct >= score, axis=-1).astype(jnp.int32)
     total = jax.nn.logsumexp(correct, axis=-1, keepdims=True)
     num_best = min(NUM_BEST, correct.shape[-1])
-    best_logits, best = jax.lax.top_k(jnp.where(may_stand, correct, NEVER), num_best)
+    best_logits, best = jax.lax.top_k(jnp.where(may_stand, correct, NEG_INF), num_best)
     return p_wrong, rank, best, jnp.exp(best_logits - total)
 
 

@@ -123,11 +123,11 @@ def pair_scores(
 
     with measure(clock, "similarity"):
         score_true = scores(image_rows, true)
-        of_each = scores(image_rows[owner], wrong)
+        all_gather = scores(image_rows[owner], wrong)
     with measure(clock, "ranking"):
         score_wrong = np.full(len(pairs), -np.inf, np.float32)
-        np.fmax.at(score_wrong, owner, of_each)
-        score_wrong[owner[np.isnan(of_each)]] = np.nan
+        np.fmax.at(score_wrong, owner, all_gather)
+        score_wrong[owner[np.isnan(all_gather)]] = np.nan
     return score_true, score_wrong
 
 
@@ -154,7 +154,7 @@ def evaluate_pairs(
       show_progress: a bar on stderr.
 
     Raises:
-      UserError: an image that is missing or broken, by name.
+      UserError: an image that is missing or corrupt, by name.
     """
 
     def read(image):
@@ -183,11 +183,11 @@ def evaluate_pairs(
         encode_texts=encode_texts,
         clock=clock,
     )
-    figures = pairs_metrics(
+    metrics = pairs_metrics(
         score_true,
         score_wrong,
         [pair.kind for pair in pairs],
         [getattr(pair, "group", "") for pair in pairs],
     )
-    figures["images"] = len({pair.image for pair in pairs})
-    return figures | {"measured": measured(encoder, clock)}
+    metrics["images"] = len({pair.image for pair in pairs})
+    return metrics | {"measured": measured(encoder, clock)}

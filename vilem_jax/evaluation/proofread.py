@@ -19,7 +19,7 @@ def evaluate_proofreading(
     edits: StoredEdits,
     source: Source,
     *,
-    is_word: np.ndarray,
+    is_editable: np.ndarray,
     with_shuffled: bool = True,
     show_progress: bool = False,
 ) -> dict:
@@ -27,7 +27,7 @@ def evaluate_proofreading(
 
     Args:
       source: the data set the edits were made of.
-      is_word: bool [V], of the vocabulary; other tokens are not judged.
+      is_editable: bool [V], of the vocabulary; other tokens are not judged.
       show_progress: a bar on stderr.
 
     Returns:
@@ -40,15 +40,15 @@ def evaluate_proofreading(
         data set, an image cannot be read.
     """
     _check_source(edits, source)
-    figures = _branches(encoder, edits, source, edits.image, is_word, show_progress)
+    metrics = _branches(encoder, edits, source, edits.image, is_editable, show_progress)
     if with_shuffled:
         other = other_images(edits.image, seed=edits.seed)
-        figures["shuffled"] = _branches(
-            encoder, edits, source, other, is_word, show_progress
+        metrics["shuffled"] = _branches(
+            encoder, edits, source, other, is_editable, show_progress
         )
-    return figures | {
+    return metrics | {
         "captions": len(edits.tokens),
-        "words": int(is_word[edits.edited].sum()),
+        "words": int(is_editable[edits.edited].sum()),
         "edits": int(edits.is_edit.sum()),
         "images": len(np.unique(edits.image)),
         "editor": edits.editor,
@@ -56,7 +56,7 @@ def evaluate_proofreading(
     }
 
 
-def _branches(encoder, edits, source, images, is_word, show_progress) -> dict:
+def _branches(encoder, edits, source, images, is_editable, show_progress) -> dict:
     here = processes.part(len(images))  # of several processes each judges its part
     judged = encoder.proofread(
         read_images(
@@ -66,21 +66,21 @@ def _branches(encoder, edits, source, images, is_word, show_progress) -> dict:
             show_progress=show_progress,
         ),
         edits.edited[here],
-        edits.places[here],
+        edits.positions[here],
         edits.labels[here],
     )
-    figures = {}
+    metrics = {}
     for branch, part in judged.items():
         one = Proofreading(*(processes.gather(rows, len(images)) for rows in part))
         both = proofread_metrics(
             one.p_wrong,
             edits.edited != edits.tokens,
-            is_word[edits.edited],
+            is_editable[edits.edited],
             one.rank,
             edits.is_edit,
         )
-        figures[branch] = {task: both[task] for task in encoder.trained[branch]}
-    return figures
+        metrics[branch] = {task: both[task] for task in encoder.trained[branch]}
+    return metrics
 
 
 def _check_source(edits: StoredEdits, source: Source) -> None:
@@ -100,7 +100,7 @@ def _check_source(edits: StoredEdits, source: Source) -> None:
 def proofread_metrics(
     p_wrong: np.ndarray,
     is_wrong: np.ndarray,
-    is_word: np.ndarray,
+    is_editable: np.ndarray,
     rank: np.ndarray,
     is_edit: np.ndarray,
 ) -> dict:
@@ -109,9 +109,9 @@ def proofread_metrics(
     Args:
       p_wrong: [N, L], probability that a token is wrong.
       is_wrong: bool [N, L].
-      is_word: bool [N, L]; other tokens do not count.
+      is_editable: bool [N, L]; other tokens do not count.
       rank: int [N, K], rank of the original word at each edited place, from 1.
-      is_edit: bool [N, K], places that count.
+      is_edit: bool [N, K], positions that count.
 
     Returns:
       {"detect": {"precision", "recall", "f1"}, "correct": {"top1", "top3"}}, all in
@@ -119,8 +119,8 @@ def proofread_metrics(
     """
     if not np.isfinite(p_wrong).all():
         raise UserError("a probability is not a number: has the run diverged?")
-    says_wrong = (p_wrong > 0.5) & is_word
-    is_wrong = is_wrong & is_word
+    says_wrong = (p_wrong > 0.5) & is_editable
+    is_wrong = is_wrong & is_editable
     found = np.sum(says_wrong & is_wrong)
     said, wrong, edited = np.sum(says_wrong), np.sum(is_wrong), np.sum(is_edit)
     return {

@@ -32,7 +32,7 @@ class EncodedSource:
     image_of_text: np.ndarray  # int64 [T], rows of image_embedding
     has_word: np.ndarray  # bool [T], a word that the vocabulary knows
 
-    def figures(self, *, folds: int = 1, clock: Stopwatch | None = None) -> dict:
+    def metrics(self, *, folds: int = 1, clock: Stopwatch | None = None) -> dict:
         """`retrieval_metrics` of it; with folds, `folded_metrics` as "folds" too."""
         rows = (self.image_embedding, self.text_embedding, self.image_of_text)
         return whole_and_folds(*rows, folds=folds, clock=clock)
@@ -73,7 +73,7 @@ def encode_source(
     with measure(encoder.clock, "tokenize"):
         said_here = [captions[row] for row in processes.part(len(captions))]
         tokens = tokenizer.encode(said_here, text_length)
-    has_word = tokenizer.vocabulary.is_word[tokens].any(axis=1)
+    has_word = tokenizer.vocabulary.is_editable[tokens].any(axis=1)
     return EncodedSource(
         image_embedding=image_embedding,
         text_embedding=processes.gather(encoder.encode_texts(tokens), len(captions)),
@@ -134,8 +134,8 @@ def evaluate_retrieval(
         "i2t": "the best-ranked of the image's captions",
         "ties": "count against the model",
     }
-    figures = encoded.figures(folds=folds, clock=clock)
-    return figures | {"protocol": protocol, "measured": measured(encoder, clock)}
+    metrics = encoded.metrics(folds=folds, clock=clock)
+    return metrics | {"protocol": protocol, "measured": measured(encoder, clock)}
 
 
 def whole_and_folds(
@@ -148,10 +148,10 @@ def whole_and_folds(
 ) -> dict:
     """`retrieval_metrics` of all; of 2 or more folds `folded_metrics` beside them."""
     rows = (image_embedding, text_embedding, image_of_text)
-    figures = retrieval_metrics(*rows, clock=clock)
+    metrics = retrieval_metrics(*rows, clock=clock)
     if folds > 1:
-        figures["folds"] = folded_metrics(*rows, folds=folds)
-    return figures
+        metrics["folds"] = folded_metrics(*rows, folds=folds)
+    return metrics
 
 
 def retrieval_metrics(
@@ -183,7 +183,7 @@ def retrieval_metrics(
     column = _image_index(len(image_embedding), image_of_text, image_ids)
     rows = (image_embedding, text_embedding)
     image_ranks, text_ranks = ranks(*rows, column, clock=clock)
-    i2t, t2i = _figures(image_ranks), _figures(text_ranks)
+    i2t, t2i = _metrics(image_ranks), _metrics(text_ranks)
     recalls = [way[f"r{top}"] for way in (i2t, t2i) for top in TOPS]
     return {
         "i2t": i2t,
@@ -214,7 +214,7 @@ def folded_metrics(
 
     Returns:
       {"i2t": {"r1", "r5", "r10", "median_rank"}, "t2i", "rsum": means over the parts,
-      "folds", "images": images of one part, "captions": of all, "each": [the figures
+      "folds", "images": images of one part, "captions": of all, "each": [the metrics
       of each part]}.
 
     Raises:
@@ -331,9 +331,9 @@ def _check_folds(num_images: int, folds: int) -> None:
         )
 
 
-def _figures(found_at: np.ndarray) -> dict[str, float]:
-    figures = {f"r{top}": 100.0 * float(np.mean(found_at <= top)) for top in TOPS}
-    return figures | {"median_rank": float(np.median(found_at))}
+def _metrics(found_at: np.ndarray) -> dict[str, float]:
+    metrics = {f"r{top}": 100.0 * float(np.mean(found_at <= top)) for top in TOPS}
+    return metrics | {"median_rank": float(np.median(found_at))}
 
 
 def _blocks(count: int):

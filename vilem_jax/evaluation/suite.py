@@ -58,7 +58,7 @@ class Benchmark:
     title: str
     looks_for: str  # below the folder
     find: Callable[[Path], Place | None]
-    run: Callable[[Setting, Place], dict]  # figures with "protocol" and "measured"
+    run: Callable[[Setting, Place], dict]  # metrics with "protocol" and "measured"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class SuiteResult:
     """Figures by the benchmarks' names, and what could not be measured, and why."""
 
     found: Found
-    figures: dict[str, dict] = field(default_factory=dict)
+    metrics: dict[str, dict] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
 
@@ -118,7 +118,7 @@ def run_suite(
     done = SuiteResult(found)
     for name, (benchmark, place) in found.present.items():
         try:
-            done.figures[name] = benchmark.run(setting, place)
+            done.metrics[name] = benchmark.run(setting, place)
         except UserError as error:
             done.refused[name] = str(error)
     return done
@@ -140,7 +140,7 @@ def _retrieval(title: str) -> Callable[[Setting, Place], dict]:
         )
         _, missing = present_images(source, allow_missing=setting.allow_missing)
         is_whole = len(source) == COCO_TEST and not missing["missing_images"]
-        figures = evaluate_retrieval(
+        metrics = evaluate_retrieval(
             setting.encoder,
             setting.tokenizer,
             source,
@@ -149,8 +149,8 @@ def _retrieval(title: str) -> Callable[[Setting, Place], dict]:
             allow_missing=setting.allow_missing,
             show_progress=setting.show_progress,
         )
-        figures["protocol"]["split"] = "test"
-        return figures
+        metrics["protocol"]["split"] = "test"
+        return metrics
 
     return run
 
@@ -167,7 +167,7 @@ def _winoground(setting: Setting, place: Place) -> dict:
 
 def _pairs(setting: Setting, place: Place) -> dict:
     protocol, pairs, read_image = open_pairs(place.images, *place.files)
-    figures = evaluate_pairs(
+    metrics = evaluate_pairs(
         setting.encoder,
         setting.tokenizer,
         pairs,
@@ -175,7 +175,7 @@ def _pairs(setting: Setting, place: Place) -> dict:
         text_length=setting.text_length,
         show_progress=setting.show_progress,
     )
-    return figures | {"protocol": protocol | {"text_length": setting.text_length}}
+    return metrics | {"protocol": protocol | {"text_length": setting.text_length}}
 
 
 def _video(setting: Setting, place: Place) -> dict:

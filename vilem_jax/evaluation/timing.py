@@ -3,7 +3,7 @@
 clock = Stopwatch()
 encoder = encoder.timed(clock)
 ...
-figures["measured"] = measured(encoder, clock)
+metrics["measured"] = measured(encoder, clock)
 """
 
 import contextlib

@@ -98,7 +98,7 @@ def evaluate_winoground(
       text_length: L; longer captions are cut.
 
     Raises:
-      UserError: as `read_winoground`; images that are missing (counted) or broken.
+      UserError: as `read_winoground`; images that are missing (counted) or corrupt.
     """
     examples = read_winoground(folder)
     names = list(dict.fromkeys(name for one in examples for name in one.images))
@@ -120,7 +120,7 @@ def evaluate_winoground(
     with clock.measure("similarity"):
         scores = np.einsum("nce,nie->nci", texts, image_embedding[rows], dtype=float)
     with clock.measure("ranking"):
-        figures = winoground_metrics(
+        metrics = winoground_metrics(
             scores.astype(np.float32),
             [one.collapsed_tag for one in examples],
             [one.num_predicates for one in examples],
@@ -137,7 +137,7 @@ def evaluate_winoground(
         "text_length": text_length,
         "ties": "count against the model",
     }
-    return figures | {"protocol": protocol, "measured": measured(encoder, clock)}
+    return metrics | {"protocol": protocol, "measured": measured(encoder, clock)}
 
 
 def read_winoground(folder: str | Path) -> list[WinogroundExample]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from vilem_jax.config.schema import Config, SourceConfig
 
-# Of a run's validation figures, those that a reader asks for first.
-_FIGURES = {
+# Of a run's validation metrics, those that a reader asks for first.
+_METRICS = {
     "t2i/r1": "words to image, R@1",
     "t2i/r5": "words to image, R@5",
     "t2i/r10": "words to image, R@10",
@@ -34,7 +34,7 @@ def model_card(
     weights: str,
     step: int | None,
     commands: Sequence[str],
-    figures: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     made_by: str,
 ) -> str:
     """Markdown.
@@ -43,7 +43,7 @@ def model_card(
       use: the section that says what the files are and how they are used.
       step: of the run's checkpoint; None where the model comes from no run of ours.
       commands: the command lines that trained it, [] where nobody kept them.
-      figures: of the run's evaluation at that step, or else of its last one,
+      metrics: of the run's evaluation at that step, or else of its last one,
         "validation/NAME/t2i/r1" and so on.
       made_by: the command line of the export.
     """
@@ -52,7 +52,7 @@ def model_card(
         use.strip(),
         _data(config),
         _training(config, weights, step, commands, made_by),
-        _scores(figures, step),
+        _scores(metrics, step),
         _LICENCE,
     ]
     return "\n\n".join(parts) + "\n"
@@ -135,24 +135,24 @@ def _training(config, weights, step, commands, made_by) -> str:
     return "\n".join([*lines, "Exported by", "", "```", harmless(made_by), "```"])
 
 
-def _scores(figures: Mapping[str, Any], step: int | None) -> str:
+def _scores(metrics: Mapping[str, Any], step: int | None) -> str:
     lines = ["## Metrics", ""]
-    names = dict.fromkeys(key.split("/")[1] for key in figures if "/" in key)
+    names = dict.fromkeys(key.split("/")[1] for key in metrics if "/" in key)
     for name in names:
         found = [
-            (label, figures[f"validation/{name}/{key}"])
-            for key, label in _FIGURES.items()
-            if f"validation/{name}/{key}" in figures
+            (label, metrics[f"validation/{name}/{key}"])
+            for key, label in _METRICS.items()
+            if f"validation/{name}/{key}" in metrics
         ]
         if not found:
             continue
-        lines += [f"Validation on **{name}**, step {figures.get('step')}:", ""]
+        lines += [f"Validation on **{name}**, step {metrics.get('step')}:", ""]
         lines += ["| | |", "| --- | --- |"]
         lines += [f"| {label} | {_number(value)} |" for label, value in found]
         lines.append("")
     if len(lines) == 2:
         lines.append("None are known: measure with `vilem evaluate`.")
-    elif step != figures.get("step"):
+    elif step != metrics.get("step"):
         lines.append(f"The weights are those of step {step}.")
     return "\n".join(lines).rstrip()
 

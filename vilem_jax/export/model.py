@@ -140,13 +140,13 @@ def _make_card(name, stored: Stored, kind, title: str, weights, made_by: str) ->
         section = use.use_of_huggingface(config, tokenizer)
     else:
         section = use.use_of_towers(kind, config, tokenizer)
-    figures, commands = {}, []
+    metrics, commands = {}, []
     if is_run(name):
         commands = read_commands(stored.folder)
         records = read_records(stored.folder / METRICS_FILE)
         measured = [r for r in records if any(k.startswith("validation/") for k in r)]
         own_step = [r for r in measured if r.get("step") == stored.step]
-        figures = (own_step or measured or [{}])[-1]
+        metrics = (own_step or measured or [{}])[-1]
     card = model_card(
         title,
         section,
@@ -154,7 +154,7 @@ def _make_card(name, stored: Stored, kind, title: str, weights, made_by: str) ->
         weights=weights,
         step=stored.step,
         commands=commands,
-        figures=figures,
+        metrics=metrics,
         made_by=made_by,
     )
     mark = "\n## Data\n"

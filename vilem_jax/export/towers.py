@@ -17,7 +17,7 @@ from flax import nnx
 from vilem_jax.config.schema import Config
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
-from vilem_jax.models.text import is_real_token
+from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vilem import Params, model_graph
 from vilem_jax.models.vision import normalize
 from vilem_jax.weights import folders
@@ -58,8 +58,8 @@ def make_towers(
         return nnx.merge(graph, params).encode_image(normalize(pixels, config.augment))
 
     def text(tokens):
-        is_token = is_real_token(tokens, pad_id)
-        return nnx.merge(graph, params).encode_text(tokens, is_token)
+        attention_mask = make_attention_mask(tokens, pad_id)
+        return nnx.merge(graph, params).encode_text(tokens, attention_mask)
 
     def pixels(rows):
         rng = np.random.default_rng(rows)

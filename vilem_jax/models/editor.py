@@ -21,28 +21,36 @@ class MaskedLanguageModel(nnx.Module):
         self.compute = compute
 
     def logits_at(
-        self, tokens: jax.Array, is_token: jax.Array, places: jax.Array, *, seeds=None
+        self,
+        tokens: jax.Array,
+        attention_mask: jax.Array,
+        positions: jax.Array,
+        *,
+        seeds=None,
     ) -> jax.Array:
-        """Scores of every word at the places, float32 [B, K, V].
+        """Scores of every word at the positions, float32 [B, K, V].
 
         Args:
-          tokens: int32 [B, L], [MASK] at the places.
-          is_token: bool [B, L], False at padding.
-          places: int32 [B, K], positions to fill.
+          tokens: int32 [B, L], [MASK] at the positions.
+          attention_mask: bool [B, L], False at padding.
+          positions: int32 [B, K], positions to fill.
           seeds: dropout seeds uint32 [B, 2], or None.
         """
         hidden = self.text.embed(tokens, seeds=seeds)
-        hidden = self._hidden_at(hidden, is_token, places, seeds)
+        hidden = self._hidden_at(hidden, attention_mask, positions, seeds)
         words = self.text.embedding.words[...]
-        return layers.word_logits(self.transform(hidden), words, self.bias[...])
+        return layers.vocab_logits(self.transform(hidden), words, self.bias[...])
 
-    def _hidden_at(self, hidden, is_token, places, seeds):
-        """The last layer at the places alone, where `editor_at_places` says so."""
+    def _hidden_at(self, hidden, attention_mask, positions, seeds):
+        """The last layer at the positions alone, if `editor_at_positions` says so."""
         last = len(self.text.layers) - 1
-        if not self.compute.editor_at_places:
-            hidden = self.text.run(hidden, is_token, seeds=seeds)
-            return layers.at_places(hidden, places)
-        hidden = self.text.run(hidden, is_token, stop=last, seeds=seeds)
+        if not self.compute.editor_at_positions:
+            hidden = self.text.run(hidden, attention_mask, seeds=seeds)
+            return layers.at_positions(hidden, positions)
+        hidden = self.text.run(hidden, attention_mask, stop=last, seeds=seeds)
         return self.text.layers[last](
-            hidden, is_token, places=places, seeds=layers.for_site(seeds, last)
+            hidden,
+            attention_mask,
+            positions=positions,
+            seeds=layers.for_site(seeds, last),
         )

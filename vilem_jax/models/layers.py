@@ -6,11 +6,11 @@ import numpy as np
 from flax import nnx
 
 from vilem_jax.config.schema import ComputeConfig
+from vilem_jax.masking import NEG_INF
 
 INIT_STD = 0.02  # BERT's and ViT's; `with_init_std` scales what is drawn with it
 NORMAL_INIT = nnx.initializers.normal(INIT_STD)
 GOLDEN = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: spreads counters
-MASKED = -1e30  # a logit that softmax turns into exactly 0 in float32 and bfloat16
 
 
 def with_init_std(params: dict, std: float) -> dict:
@@ -146,7 +146,7 @@ def masked_attention(
     )
     logits = logits * scale
     if key_here is not None:
-        logits = jnp.where(key_here[:, None, None, :], logits, MASKED)
+        logits = jnp.where(key_here[:, None, None, :], logits, NEG_INF)
     probabilities = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     probabilities = dropout(probabilities, dropout_seeds, dropout_rate)
     return jnp.einsum("bhls,bshd->blhd", probabilities, value)
@@ -176,13 +176,13 @@ class Transform(nnx.Module):
         return self.norm(activation(self.activation_name)(self.dense(hidden)))
 
 
-def at_places(values: jax.Array, places: jax.Array) -> jax.Array:
-    """values [B, L, ...] at places [B, K] -> [B, K, ...]."""
-    index = places.reshape(places.shape + (1,) * (values.ndim - 2))
+def at_positions(values: jax.Array, positions: jax.Array) -> jax.Array:
+    """values [B, L, ...] at positions [B, K] -> [B, K, ...]."""
+    index = positions.reshape(positions.shape + (1,) * (values.ndim - 2))
     return jnp.take_along_axis(values, index, axis=1)
 
 
-def word_logits(
+def vocab_logits(
     hidden: jax.Array, word_embedding: jax.Array, bias: jax.Array
 ) -> jax.Array:
     """The decoder tied to the word embeddings: [B, K, W] -> float32 [B, K, V]."""

@@ -66,21 +66,26 @@ class TextLayer(nnx.Module):
         )
         self.dropout_rate = config.dropout_rate
 
-    def __call__(self, hidden, is_token, *, patches=None, places=None, seeds=None):
+    def __call__(
+        self, hidden, attention_mask, *, patches=None, positions=None, seeds=None
+    ):
         """One layer.
 
         Args:
           hidden: [B, L, W].
-          is_token: bool [B, L], False at padding.
+          attention_mask: bool [B, L], False at padding.
           patches: [B, P, W'] to look at, or None: cross-attention off.
-          places: int32 [B, K]: compute these positions alone, [B, K, W].
+          positions: int32 [B, K]: compute these positions alone, [B, K, W].
           seeds: dropout seeds uint32 [B, 2], or None.
         """
         context = hidden
-        if places is not None:
-            hidden = layers.at_places(hidden, places)
+        if positions is not None:
+            hidden = layers.at_positions(hidden, positions)
         hidden = self.attention(
-            hidden, context, context_here=is_token, seeds=layers.for_site(seeds, 0)
+            hidden,
+            context,
+            context_here=attention_mask,
+            seeds=layers.for_site(seeds, 0),
         )
         if patches is not None:
             hidden = self.cross_attention(
@@ -154,7 +159,7 @@ class TextTower(nnx.Module):
     def run(
         self,
         hidden: jax.Array,
-        is_token: jax.Array,
+        attention_mask: jax.Array,
         *,
         start: int = 0,
         stop: int | None = None,
@@ -165,7 +170,7 @@ class TextTower(nnx.Module):
         """Layers start..stop (0-based, stop excluded) on hidden [B, L, W].
 
         Args:
-          is_token: bool [B, L], False at padding.
+          attention_mask: bool [B, L], False at padding.
           image_levels: per layer [B, P, W'], what its cross-attention looks at; None
             turns cross-attention off.
           cls_only: the last of these layers computes [CLS] alone: [B, 1, W].
@@ -180,23 +185,25 @@ class TextTower(nnx.Module):
                 class_place if cls_only and number == stop - 1 else None,
                 self.compute.recompute,
             )
-            hidden = run(hidden, is_token, layers.for_site(seeds, number))
+            hidden = run(hidden, attention_mask, layers.for_site(seeds, number))
         return hidden
 
-    def encode(self, tokens, is_token, *, seeds=None) -> jax.Array:
+    def encode(self, tokens, attention_mask, *, seeds=None) -> jax.Array:
         """All layers without cross-attention: [CLS] of the last layer, [B, W]."""
         hidden = self.embed(tokens, seeds=seeds)
         cls_only = self.compute.cls_only_last_layer
-        return self.run(hidden, is_token, cls_only=cls_only, seeds=seeds)[:, 0]
+        return self.run(hidden, attention_mask, cls_only=cls_only, seeds=seeds)[:, 0]
 
 
-def _layer_runner(layer, patches, places, recompute: bool):
-    def run(hidden, is_token, seeds):
-        return layer(hidden, is_token, patches=patches, places=places, seeds=seeds)
+def _layer_runner(layer, patches, positions, recompute: bool):
+    def run(hidden, attention_mask, seeds):
+        return layer(
+            hidden, attention_mask, patches=patches, positions=positions, seeds=seeds
+        )
 
     return jax.checkpoint(run) if recompute else run
 
 
-def is_real_token(tokens: jax.Array, pad_id: int) -> jax.Array:
+def make_attention_mask(tokens: jax.Array, pad_id: int) -> jax.Array:
     """bool [B, L]: everything but padding, [CLS] and [SEP] included."""
     return jnp.not_equal(tokens, pad_id)

@@ -31,7 +31,7 @@ class ProofreadLogits(NamedTuple):
 
 
 class ProofreadHead(nnx.Module):
-    """Is each word the original, and which word belongs at the edited places."""
+    """Is each word the original, and which word belongs at the edited positions."""
 
     def __init__(self, config, compute, *, rngs):
         shape = (config.width, config.layer_norm_eps, config.activation, compute)
@@ -40,12 +40,14 @@ class ProofreadHead(nnx.Module):
         self.correct_transform = layers.Transform(*shape, rngs=rngs)
         self.correct_bias = nnx.Param(jnp.zeros(config.vocab_size))
 
-    def __call__(self, hidden, places, word_embedding) -> ProofreadLogits:
-        """hidden [B, L, W]; words are scored at places [B, K] only."""
+    def __call__(self, hidden, positions, word_embedding) -> ProofreadLogits:
+        """hidden [B, L, W]; words are scored at positions [B, K] only."""
         detect = self.detect(self.detect_transform(hidden)).astype(jnp.float32)
-        chosen = self.correct_transform(layers.at_places(hidden, places))
+        chosen = self.correct_transform(layers.at_positions(hidden, positions))
         bias = self.correct_bias[...]
-        return ProofreadLogits(detect, layers.word_logits(chosen, word_embedding, bias))
+        return ProofreadLogits(
+            detect, layers.vocab_logits(chosen, word_embedding, bias)
+        )
 
 
 class ViLEM(nnx.Module):
@@ -80,7 +82,9 @@ class ViLEM(nnx.Module):
         )
         self.config, self.compute = config, compute
 
-    def see(self, pixels: jax.Array, *, with_levels: bool = True) -> ImageFeatures:
+    def image_features(
+        self, pixels: jax.Array, *, with_levels: bool = True
+    ) -> ImageFeatures:
         """One ViT pass that serves all losses; pixels [B, R, R, 3], normalised."""
         wanted = level_of_layer(self.config) if with_levels else ()
         return self.vision(pixels, levels=wanted)
@@ -95,19 +99,19 @@ class ViLEM(nnx.Module):
 
     def encode_image(self, pixels: jax.Array) -> jax.Array:
         """Pixels [B, R, R, 3] -> float32 [B, E], unit rows."""
-        return self.project_image(self.see(pixels, with_levels=False))
+        return self.project_image(self.image_features(pixels, with_levels=False))
 
     def map_image(self, pixels: jax.Array) -> jax.Array:
         """`encode_image` before the rows get unit length: what frames are averaged in.
 
         Pixels [B, R, R, 3] -> float32 [B, E].
         """
-        features = self.see(pixels, with_levels=False)
+        features = self.image_features(pixels, with_levels=False)
         return self.image_projection(features.class_feature).astype(jnp.float32)
 
-    def encode_text(self, tokens, is_token, *, seeds=None) -> jax.Array:
+    def encode_text(self, tokens, attention_mask, *, seeds=None) -> jax.Array:
         """int32 [B, L], bool [B, L] -> float32 [B, E], unit rows."""
-        return self.project_text(self.text.encode(tokens, is_token, seeds=seeds))
+        return self.project_text(self.text.encode(tokens, attention_mask, seeds=seeds))
 
     def image_global(self, features: ImageFeatures) -> jax.Array:
         """h^v as it is added to the words: [B, W] in the text tower's width."""
@@ -115,27 +119,27 @@ class ViLEM(nnx.Module):
         feature = features.class_feature if is_normed else features.raw_class_feature
         return feature if self.global_map is None else self.global_map(feature)
 
-    def proofread_local(self, tokens, is_token, image_levels, *, seeds=None):
+    def proofread_local(self, tokens, attention_mask, image_levels, *, seeds=None):
         """The first M_1 layers with cross-attention on: edited words -> [B, L, W]."""
         return self.text.run(
             self.text.embed(tokens, seeds=seeds),
-            is_token,
+            attention_mask,
             stop=self.config.num_proofread_layers,
             image_levels=image_levels,
             seeds=seeds,
         )
 
-    def proofread_global(self, tokens, is_token, image_global, *, seeds=None):
+    def proofread_global(self, tokens, attention_mask, image_global, *, seeds=None):
         """The first M_1 layers with h^v [B, W] added to each word -> [B, L, W]."""
         return self.text.run(
             self.text.embed(tokens, image_global=image_global, seeds=seeds),
-            is_token,
+            attention_mask,
             stop=self.config.num_proofread_layers,
             seeds=seeds,
         )
 
     def encode_and_proofread_global(
-        self, tokens, edited_tokens, is_token, image_global, *, seeds=(None, None)
+        self, tokens, edited_tokens, attention_mask, image_global, *, seeds=(None, None)
     ) -> tuple[jax.Array, jax.Array]:
         """`encode_text(tokens)` and `proofread_global(edited)` in one pass of 2B rows.
 
@@ -158,7 +162,7 @@ class ViLEM(nnx.Module):
         )
         hidden = self.text.run(
             _interleave(*embedded),
-            _interleave(is_token, is_token),
+            _interleave(attention_mask, attention_mask),
             stop=m1,
             seeds=both_seeds,
         )
@@ -166,24 +170,24 @@ class ViLEM(nnx.Module):
         if m1 < self.config.text.num_layers:
             clean = self.text.run(
                 clean,
-                is_token,
+                attention_mask,
                 start=m1,
                 cls_only=self.compute.cls_only_last_layer,
                 seeds=clean_seeds,
             )
         return self.project_text(clean[:, 0]), proofread
 
-    def local_logits(self, hidden: jax.Array, places: jax.Array) -> ProofreadLogits:
-        return self.local_head(hidden, places, self._decoder())
+    def local_logits(self, hidden: jax.Array, positions: jax.Array) -> ProofreadLogits:
+        return self.local_head(hidden, positions, self._decoder())
 
-    def global_logits(self, hidden: jax.Array, places: jax.Array) -> ProofreadLogits:
+    def global_logits(self, hidden: jax.Array, positions: jax.Array) -> ProofreadLogits:
         head = self.local_head if self.global_head is None else self.global_head
-        return head(hidden, places, self._decoder())
+        return head(hidden, positions, self._decoder())
 
     def _decoder(self) -> jax.Array:
         """[V, W], the word embeddings: what correction scores words by."""
         words = self.text.embedding.words[...]
-        if self.config.decoder_trains_words:
+        if self.config.decoder_trains_embeddings:
             return words
         return jax.lax.stop_gradient(words)
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-NEVER = -1e30  # finite, so that no gradient becomes NaN; exp() of it is exactly 0
+from vilem_jax.masking import NEG_INF
 
 
 def momentum_update(momentum_params, params, momentum: float):
@@ -128,12 +128,12 @@ def _same_group(row, batch_size, num_groups):
 def _scores(embedding, keys, queue, temperature, batch_mask, queue_mask):
     """Logits [b, B] and [b, Q] and their joint log-sum-exp [b], all float32."""
     batch_logits = _similarity(embedding, keys) / temperature
-    batch_logits = jnp.where(batch_mask, batch_logits, NEVER)
+    batch_logits = jnp.where(batch_mask, batch_logits, NEG_INF)
     total = jax.nn.logsumexp(batch_logits, axis=1)
     if queue.shape[0] == 0:
         return batch_logits, jnp.zeros((embedding.shape[0], 0)), total
     queue_logits = _similarity(embedding, queue) / temperature
-    queue_logits = jnp.where(queue_mask, queue_logits, NEVER)
+    queue_logits = jnp.where(queue_mask, queue_logits, NEG_INF)
     queue_total = jax.nn.logsumexp(queue_logits, axis=1)
     return batch_logits, queue_logits, jnp.logaddexp(total, queue_total)
 

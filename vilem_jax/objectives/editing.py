@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from vilem_jax.config.schema import EditorConfig
+from vilem_jax.masking import NEG_INF
 
-IGNORE = -1  # the label of a place without a loss; the paper's "none"
-NEVER = -1e30
+IGNORE = -1  # the label of a position without a loss; the paper's "none"
 
 
 class Edits(NamedTuple):
@@ -21,26 +21,28 @@ class Edits(NamedTuple):
 
     tokens: jax.Array  # int32 [B, L], t^edit
     edit_here: jax.Array  # bool [B, L], e_i
-    places: jax.Array  # int32 [B, K], different positions of which some are edited
+    positions: jax.Array  # int32 [B, K], different positions of which some are edited
     is_edit: jax.Array  # bool [B, K], which of them
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class WordTables:
+class TokenTables:
     """What the edits know of the vocabulary, as arrays."""
 
-    is_word: jax.Array  # bool [V]: not special, [UNK], unused or punctuation
+    is_editable: jax.Array  # bool [V]: not special, [UNK], unused or punctuation
     is_piece: jax.Array  # bool [V]: continues a word ("##ing")
     is_side: jax.Array  # bool [V]: "left" or "right", which a flip contradicts
 
 
-class Places(NamedTuple):
-    places: jax.Array  # int32 [B, K]
+class ChosenPositions(NamedTuple):
+    positions: jax.Array  # int32 [B, K]
     is_edit: jax.Array  # bool [B, K]
 
 
-def choose_places(keys: jax.Array, is_word: jax.Array, config: EditorConfig) -> Places:
+def choose_positions(
+    keys: jax.Array, is_editable: jax.Array, config: EditorConfig
+) -> ChosenPositions:
     """Bernoulli(edit_rate) for each word; at least min_edits and at most K of them.
 
     One uniform number a position decides all three: positions below the rate are
@@ -49,24 +51,24 @@ def choose_places(keys: jax.Array, is_word: jax.Array, config: EditorConfig) -> 
 
     Args:
       keys: typed keys [B].
-      is_word: bool [B, L], the positions that may be edited.
+      is_editable: bool [B, L], the positions that may be edited.
     """
-    length = is_word.shape[1]
+    length = is_editable.shape[1]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
-    uniform = jnp.where(is_word, uniform, 2.0)
-    num_words = is_word.sum(axis=1)
+    uniform = jnp.where(is_editable, uniform, 2.0)
+    num_editable = is_editable.sum(axis=1)
     num_edits = jnp.sum(uniform < config.edit_rate, axis=1)
-    num_edits = jnp.maximum(num_edits, jnp.minimum(config.min_edits, num_words))
+    num_edits = jnp.maximum(num_edits, jnp.minimum(config.min_edits, num_editable))
     max_edits = min(config.max_edits, length)
-    places = jnp.argsort(uniform, axis=1)[:, :max_edits].astype(jnp.int32)
+    positions = jnp.argsort(uniform, axis=1)[:, :max_edits].astype(jnp.int32)
     is_edit = jnp.arange(max_edits)[None, :] < num_edits[:, None]
-    return Places(places, is_edit)
+    return ChosenPositions(positions, is_edit)
 
 
 def candidate_logits(
-    logits: jax.Array, original: jax.Array, tables: WordTables, config: EditorConfig
+    logits: jax.Array, original: jax.Array, tables: TokenTables, config: EditorConfig
 ) -> jax.Array:
-    """Logits with everything that may not be sampled at NEVER.
+    """Logits with everything that may not be sampled at NEG_INF.
 
     Args:
       logits: float32 [B, K, V], the editor's.
@@ -76,20 +78,20 @@ def candidate_logits(
       [B, K, V]; words only, and pieces for pieces where `keep_pieces`.
     """
     vocabulary = jnp.arange(logits.shape[-1])
-    allowed = tables.is_word[None, None, :]
+    allowed = tables.is_editable[None, None, :]
     allowed = allowed & (vocabulary[None, None, :] != original[..., None])
     if config.keep_pieces:
         was_piece = tables.is_piece[original]
         allowed = allowed & (tables.is_piece[None, None, :] == was_piece[..., None])
     if config.sampling == "vocabulary":
         logits = jnp.zeros_like(logits)
-    return jnp.where(allowed, logits, NEVER)
+    return jnp.where(allowed, logits, NEG_INF)
 
 
-def sample_words(
+def sample_tokens(
     keys: jax.Array, logits: jax.Array, config: EditorConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """A wrong word for each place, among the top candidates.
+    """A wrong word for each position, among the top candidates.
 
     Args:
       keys: typed keys [B].
@@ -103,7 +105,7 @@ def sample_words(
     num = min(config.num_candidates, logits.shape[-1])
     top, words = jax.lax.top_k(logits, num)  # [B, K, num]
     if config.sampling != "likely":
-        top = jnp.where(top > NEVER / 2, 0.0, NEVER)
+        top = jnp.where(top > NEG_INF / 2, 0.0, NEG_INF)
     drawn, has_candidate = _draw(keys, top)
     chosen = jnp.take_along_axis(words, drawn[..., None], axis=-1)[..., 0]
     return chosen.astype(jnp.int32), has_candidate
@@ -112,28 +114,30 @@ def sample_words(
 def _draw(keys: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One of the last axis by softmax (Gumbel's trick), and whether any is allowed."""
     gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    is_allowed = logits > NEVER / 2
-    drawn = jnp.argmax(jnp.where(is_allowed, logits + gumbel, NEVER), axis=-1)
+    is_allowed = logits > NEG_INF / 2
+    drawn = jnp.argmax(jnp.where(is_allowed, logits + gumbel, NEG_INF), axis=-1)
     return drawn.astype(jnp.int32), is_allowed.any(axis=-1)
 
 
-def apply_edits(tokens: jax.Array, chosen: Places, words: jax.Array) -> Edits:
-    """Puts `words` [B, K] at the chosen places of `tokens` [B, L]."""
+def apply_edits(tokens: jax.Array, chosen: ChosenPositions, words: jax.Array) -> Edits:
+    """Puts `words` [B, K] at the chosen positions of `tokens` [B, L]."""
     rows = jnp.arange(tokens.shape[0])[:, None]
-    original = jnp.take_along_axis(tokens, chosen.places, axis=1)
+    original = jnp.take_along_axis(tokens, chosen.positions, axis=1)
     new = jnp.where(chosen.is_edit, words, original)
-    # Places are all different, so no write meets another.
-    edited = tokens.at[rows, chosen.places].set(new, unique_indices=True)
+    # Positions are all different, so no write meets another.
+    edited = tokens.at[rows, chosen.positions].set(new, unique_indices=True)
     edit_here = jnp.zeros(tokens.shape, bool)
-    edit_here = edit_here.at[rows, chosen.places].set(
+    edit_here = edit_here.at[rows, chosen.positions].set(
         chosen.is_edit, unique_indices=True
     )
-    return Edits(edited, edit_here, chosen.places, chosen.is_edit)
+    return Edits(edited, edit_here, chosen.positions, chosen.is_edit)
 
 
-def mask_places(tokens: jax.Array, chosen: Places, mask_id: int) -> jax.Array:
-    """t^mask: [MASK] at every chosen place, int32 [B, L]."""
-    masks = jnp.full(chosen.places.shape, mask_id, tokens.dtype)
+def mask_positions(
+    tokens: jax.Array, chosen: ChosenPositions, mask_id: int
+) -> jax.Array:
+    """t^mask: [MASK] at every chosen position, int32 [B, L]."""
+    masks = jnp.full(chosen.positions.shape, mask_id, tokens.dtype)
     return apply_edits(tokens, chosen, masks).tokens
 
 
@@ -143,6 +147,6 @@ def detection_labels(edits: Edits) -> jax.Array:
 
 
 def correction_labels(tokens: jax.Array, edits: Edits) -> jax.Array:
-    """Eq. (7): the original word at each place, IGNORE where nothing was edited."""
-    original = jnp.take_along_axis(tokens, edits.places, axis=1)
+    """Eq. (7): the original word at each position, IGNORE where nothing was edited."""
+    original = jnp.take_along_axis(tokens, edits.positions, axis=1)
     return jnp.where(edits.is_edit, original, IGNORE)

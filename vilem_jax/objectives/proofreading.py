@@ -18,14 +18,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def detection_sum(
-    logits: jax.Array, is_original: jax.Array, is_word: jax.Array, reduction: str
+    logits: jax.Array, is_original: jax.Array, is_editable: jax.Array, reduction: str
 ) -> jax.Array:
     """Eq. (8) before its mean over texts: every word is judged right or wrong.
 
     Args:
       logits: [B, L, 2]; class 1 is "original".
       is_original: bool [B, L], Eq. (6).
-      is_word: bool [B, L]: special tokens, padding and punctuation are not judged.
+      is_editable: bool [B, L]: special tokens, padding and punctuation are not judged.
       reduction: "sum" over a text's words (Eq. 8); "per_edit": that sum divided by the
         text's number of edits; "mean": summed here too, the caller divides by words.
 
@@ -33,9 +33,9 @@ def detection_sum(
       scalar, nats; 0 where there is no word.
     """
     each = cross_entropy(logits, is_original.astype(jnp.int32))
-    per_text = jnp.sum(jnp.where(is_word, each, 0.0), axis=1)
+    per_text = jnp.sum(jnp.where(is_editable, each, 0.0), axis=1)
     if reduction == "per_edit":
-        num_edits = jnp.sum(~is_original & is_word, axis=1)
+        num_edits = jnp.sum(~is_original & is_editable, axis=1)
         per_text = per_text / jnp.maximum(num_edits, 1)
     return jnp.sum(per_text)
 
@@ -56,14 +56,14 @@ def correction_sum(logits: jax.Array, correction: jax.Array) -> jax.Array:
 
 
 def detection_counts(
-    logits: jax.Array, is_original: jax.Array, is_word: jax.Array
+    logits: jax.Array, is_original: jax.Array, is_editable: jax.Array
 ) -> dict[str, jax.Array]:
     """Counts for precision and recall, "wrong" being the positive class.
 
     A word is called wrong where P(original) < 0.5.
     """
-    says_wrong = (logits[..., 0] > logits[..., 1]) & is_word
-    is_wrong = ~is_original & is_word
+    says_wrong = (logits[..., 0] > logits[..., 1]) & is_editable
+    is_wrong = ~is_original & is_editable
     return {
         "found": jnp.sum(says_wrong & is_wrong),
         "said": jnp.sum(says_wrong),
@@ -72,7 +72,7 @@ def detection_counts(
 
 
 def correction_hits(logits: jax.Array, correction: jax.Array) -> jax.Array:
-    """At how many edited places the original word is the best."""
+    """At how many edited positions the original word is the best."""
     is_edit = correction != IGNORE
     label = jnp.where(is_edit, correction, 0)[..., None]
     score = jnp.take_along_axis(logits, label, axis=-1)

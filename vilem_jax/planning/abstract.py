@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vilem_jax.config.schema import Config
-from vilem_jax.objectives.editing import WordTables
+from vilem_jax.objectives.editing import TokenTables
 from vilem_jax.training import editor_step
 
 
@@ -15,7 +15,7 @@ def uses_editor(config: Config) -> bool:
     return (
         config.task == "vilem"
         and config.loss.has_proofreading
-        and not config.editor.prepared
+        and not config.editor.edit_table
     )
 
 
@@ -30,15 +30,15 @@ def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         "tokens": rows(jnp.int32, config.data.text_length),
         "sample_id": rows(jnp.int32),
         "image_id": rows(jnp.int32),
-        "is_bad": rows(jnp.bool_),
+        "is_corrupt": rows(jnp.bool_),
     }
     if config.task == "editor":
         return arrays | {"pixels": rows(jnp.uint8, 0, 0, 3)}
-    if config.loss.has_proofreading and config.editor.prepared:
+    if config.loss.has_proofreading and config.editor.edit_table:
         num = config.editor.max_edits
         arrays |= {
-            "edit_places": rows(jnp.int32, num),
-            "edit_words": rows(jnp.int32, num),
+            "edit_positions": rows(jnp.int32, num),
+            "edit_tokens": rows(jnp.int32, num),
             "is_edit": rows(jnp.bool_, num),
         }
     return arrays | {"pixels": rows(jnp.uint8, side, side, 3)}
@@ -48,9 +48,9 @@ def key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def tables(config: Config) -> WordTables:
+def tables(config: Config) -> TokenTables:
     row = jax.ShapeDtypeStruct((config.model.text.vocab_size,), jnp.bool_)
-    return WordTables(row, row, row)
+    return TokenTables(row, row, row)
 
 
 def editor_config(config: Config) -> Config:

@@ -26,7 +26,7 @@ from vilem_jax.distributed.mesh import (
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
-from vilem_jax.objectives.editing import WordTables
+from vilem_jax.objectives.editing import TokenTables
 from vilem_jax.planning import abstract, hlo
 from vilem_jax.planning.devices import Device
 from vilem_jax.training import editor_step
@@ -173,13 +173,13 @@ def lower_step(config: Config, layout: Layout):
     schedule = make_schedule(config.optimizer, ANY_STEPS)
     state_and_step = _editor_step if config.task == "editor" else _vilem_step
     arguments, step = state_and_step(config, layout, schedule)
-    places = {"state": whole, "editor": whole, "batch": rows, "key": whole}
+    shardings = {"state": whole, "editor": whole, "batch": rows, "key": whole}
     if config.task == "vilem":
-        places["state"] = state_sharding(arguments["state"], layout)
+        shardings["state"] = state_sharding(arguments["state"], layout)
     jitted = jax.jit(
         step,
-        in_shardings=tuple(places[name] for name in arguments),
-        out_shardings=(places["state"], whole),
+        in_shardings=tuple(shardings[name] for name in arguments),
+        out_shardings=(shardings["state"], whole),
         donate_argnames="state",
     )
     return jitted.lower(*arguments.values())
@@ -208,8 +208,8 @@ def _vilem_step(config, layout, schedule):
 
 
 def _editor_step(config, layout, schedule):
-    is_word = np.arange(config.model.text.vocab_size) > MASK
-    tables = WordTables(is_word, ~is_word, ~is_word)
+    is_editable = np.arange(config.model.text.vocab_size) > MASK
+    tables = TokenTables(is_editable, ~is_editable, ~is_editable)
     step = editor_step.make_editor_step(
         config, schedule, tables, pad_id=PAD, mask_id=MASK
     )

@@ -97,7 +97,7 @@ def without_savings(config: Config) -> Config:
         recompute=False,
         cls_only_last_layer=False,
         joint_text_pass=False,
-        editor_at_places=False,
+        editor_at_positions=False,
     )
     return dataclasses.replace(config, compute=compute)
 
@@ -106,10 +106,10 @@ def without_savings(config: Config) -> Config:
 
 
 def _layer(
-    tower: TextConfig | VisionConfig, length: int, places: int | None = None
+    tower: TextConfig | VisionConfig, length: int, positions: int | None = None
 ) -> Work:
-    """A transformer layer on `length` positions, or at `places` of them alone."""
-    asking = length if places is None else places
+    """A transformer layer on `length` positions, or at `positions` of them alone."""
+    asking = length if positions is None else positions
     width, inner = tower.width, tower.mlp_width
     linear = 2 * asking * width**2 + 2 * length * width**2
     linear += 2 * asking * width * inner
@@ -153,11 +153,11 @@ def _image_tower(config: Config) -> Part:
     return Part("online ViT, forward and backward", work.forward, backward)
 
 
-def _text_layers(config: Config, num: int, last_places: int | None = None) -> Work:
+def _text_layers(config: Config, num: int, last_positions: int | None = None) -> Work:
     text, length = config.model.text, _length(config)
     if num == 0:
         return Work()
-    return _layer(text, length) * (num - 1) + _layer(text, length, last_places)
+    return _layer(text, length) * (num - 1) + _layer(text, length, last_positions)
 
 
 def _encode(config: Config, *, cls_only: bool = True) -> Work:
@@ -206,28 +206,28 @@ def _branch(config: Config, branch: str, name: str, work: Work, keys: float) -> 
     """A branch with its head over words; with pairing="cross" it runs twice."""
     head, decoder = _word_head(config, branch)
     backward = work.backward + head.backward + _again(config, work)
-    if not config.model.decoder_trains_words:
+    if not config.model.decoder_trains_embeddings:
         backward -= 2.0 * decoder
     if not _is_cross(config):
         return Part(name, work.forward + head.forward, backward)
     # Once the image needs no gradient, once the text's parameters do not.
     backward += work.through + head.backward + _again(config, work) - 2.0 * keys
-    if not config.model.decoder_trains_words:
+    if not config.model.decoder_trains_embeddings:
         backward -= 2.0 * decoder
     return Part(f"{name}, twice", 2.0 * (work.forward + head.forward), backward)
 
 
 def _word_head(config: Config, branch: str) -> tuple[Work, float]:
-    """Transform and decoder at the edited places; and the decoder's share."""
+    """Transform and decoder at the edited positions; and the decoder's share."""
     if "correct" not in config.loss.trained[branch]:
         return Work(), 0.0
     return _words_at(config, config.editor.max_edits)
 
 
-def _words_at(config: Config, places: int) -> tuple[Work, float]:
+def _words_at(config: Config, positions: int) -> tuple[Work, float]:
     text = config.model.text
-    decoder = places * text.width * text.vocab_size
-    return Work(places * text.width**2 + decoder), decoder
+    decoder = positions * text.width * text.vocab_size
+    return Work(positions * text.width**2 + decoder), decoder
 
 
 def _detection_heads(config: Config) -> list[Part]:
@@ -241,19 +241,19 @@ def _detection_heads(config: Config) -> list[Part]:
 
 
 def _editor_pass(config: Config) -> Work:
-    places = config.editor.max_edits
+    positions = config.editor.max_edits
     is_alone = config.editor.masking == "one_by_one"
-    at_once = 1 if is_alone else places
-    is_short = config.compute.editor_at_places
+    at_once = 1 if is_alone else positions
+    is_short = config.compute.editor_at_positions
     num = config.model.text.num_layers
     layers = _text_layers(config, num, at_once if is_short else None)
-    return (layers + _words_at(config, at_once)[0]) * (places if is_alone else 1)
+    return (layers + _words_at(config, at_once)[0]) * (positions if is_alone else 1)
 
 
 def _frozen_editor(config: Config) -> list[Part]:
-    if not config.loss.has_proofreading or config.editor.prepared:
+    if not config.loss.has_proofreading or config.editor.edit_table:
         return []
-    name = f"editor, frozen, with its head at {config.editor.max_edits} places"
+    name = f"editor, frozen, with its head at {config.editor.max_edits} positions"
     return [Part(name, _editor_pass(config).forward)]
 
 

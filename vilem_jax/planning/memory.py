@@ -188,7 +188,7 @@ def _probabilities(config, tower: VisionConfig | TextConfig, rows, columns) -> f
 
 
 def _logits(config: Config) -> float:
-    """Scores of all words at the edited places, and their softmax."""
+    """Scores of all words at the edited positions, and their softmax."""
     return 2 * _FLOAT32 * config.editor.max_edits * config.model.text.vocab_size
 
 

@@ -1,4 +1,4 @@
-"""A run on a device, ahead of both: figures for `vilem plan`."""
+"""A run on a device, ahead of both: metrics for `vilem plan`."""
 
 import dataclasses
 from pathlib import Path
@@ -55,7 +55,7 @@ def make_plan(
     pairs: float | None = None,
     with_compiler: bool = False,
 ) -> dict[str, Any]:
-    """All figures of a plan, ready for JSON.
+    """All metrics of a plan, ready for JSON.
 
     Args:
       config: as it is given; see `with_shapes`.
@@ -105,7 +105,7 @@ def _memory(config: Config, device: Device) -> dict[str, Any]:
         memory.activation_bytes(config),
     )
     a_chip = config.train.batch_size // device.num_chips
-    figures = {
+    metrics = {
         "state": state,
         "state_sum": sum(state.values()),
         "batch": a_chip * memory.batch_bytes(config),
@@ -117,11 +117,11 @@ def _memory(config: Config, device: Device) -> dict[str, Any]:
     }
     if device.memory is not None:
         largest = memory.largest_microbatch(config, device.memory, device.num_chips)
-        figures["largest_microbatch"] = largest
-        figures["microbatches_needed"] = memory.microbatches_needed(
+        metrics["largest_microbatch"] = largest
+        metrics["microbatches_needed"] = memory.microbatches_needed(
             config, largest, device.num_chips
         )
-    return figures
+    return metrics
 
 
 def collectives(config: Config, num_chips: int) -> list[dict[str, Any]]:
@@ -160,38 +160,38 @@ def predict(config: Config, device: Device, pairs: float | None) -> dict[str, An
     plain = costs.flops(costs.without_savings(config))
     ceiling = device.num_chips * device.peak / plain
     speed = device.goal * ceiling
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "goal": device.goal,
         "ceiling_pairs_per_second": ceiling,
         "pairs_per_second": speed,
         "seconds_a_step": config.train.batch_size / speed,
     }
     if pairs:
-        figures |= {
+        metrics |= {
             "pairs": pairs,
             "epochs": PAPER_EPOCHS,
             "hours": pairs * PAPER_EPOCHS / speed / 3600,
         }
-    return figures
+    return metrics
 
 
 def _compile(config: Config, device: Device) -> dict[str, Any]:
     devices = compiled.devices_of(device)
-    figures: dict[str, Any] = {"platform": device.topology or "cpu, this machine"}
+    metrics: dict[str, Any] = {"platform": device.topology or "cpu, this machine"}
     try:
         step = compiled.compile_step(config, devices)
     except compiled.DoesNotFitError as error:
-        return figures | {
+        return metrics | {
             "fits": False,
             "error": str(error),
             "peak_bytes": error.used,
             "limit_bytes": error.limit,
         }
-    return figures | {"fits": True} | describe(step, config)
+    return metrics | {"fits": True} | describe(step, config)
 
 
 def describe(step: compiled.CompiledStep, config: Config) -> dict[str, Any]:
-    """A compiled step as figures for JSON, with the analytic count beside it."""
+    """A compiled step as metrics for JSON, with the analytic count beside it."""
     program, pairs = step.program, config.train.batch_size
     counted = program.flops * step.num_devices / pairs
     return {
@@ -235,7 +235,7 @@ def summary(step: compiled.CompiledStep) -> list[dict[str, Any]]:
 
 def _notes(config: Config) -> list[str]:
     if config.task == "vilem" and config.loss.has_proofreading:
-        if not config.editor.prepared:
+        if not config.editor.edit_table:
             return ["the frozen editor is taken to have the text tower's shape"]
         return ["captions come edited: no editor runs in the step"]
     return []

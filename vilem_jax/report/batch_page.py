@@ -14,14 +14,14 @@ from vilem_jax.config.schema import AugmentConfig, Config
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
-from vilem_jax.editing.loading import load_editor, open_edits, word_tables
+from vilem_jax.editing.loading import load_editor, open_edits, token_tables
 from vilem_jax.files import write_bytes
 from vilem_jax.keys import sample_keys
 from vilem_jax.report.html import image_uri
 from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.training import starting
 from vilem_jax.training.losses import Samples
-from vilem_jax.training.step import make_prepare
+from vilem_jax.training.step import make_preprocess
 
 _NO_RUN = Path(os.devnull)  # in place of a work directory
 _SWITCHES = ("local_detect", "local_correct", "global_detect", "global_correct")
@@ -39,7 +39,7 @@ class SeenWord:
 class SeenPair:
     image: np.ndarray  # uint8 [R, R, 3], cropped and augmented
     words: tuple[SeenWord, ...]
-    is_bad: bool  # a neighbour's image, in place of one that cannot be read
+    is_corrupt: bool  # a neighbour's image, in place of one that cannot be read
 
 
 def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -> None:
@@ -51,7 +51,7 @@ def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -
     Raises:
       UserError: as training would, before its first step; `path` cannot be written.
     """
-    if not (config.editor.path or config.editor.prepared):
+    if not (config.editor.path or config.editor.edit_table):
         without = dataclasses.replace(config.loss, **dict.fromkeys(_SWITCHES, False))
         config = dataclasses.replace(config, loss=without)
     config = starting.complete(config, _NO_RUN)
@@ -61,7 +61,7 @@ def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -
 
 
 def see_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[SeenPair]:
-    """The first `num_pairs` of step 0, as `prepare` makes them."""
+    """The first `num_pairs` of step 0, as `preprocess` makes them."""
     corpus = open_corpus(config.data)
     reader = train_batches(
         corpus,
@@ -81,9 +81,9 @@ def see_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[Seen
     if samples.edits is not None:
         after = np.asarray(samples.edits.tokens)
     return [
-        SeenPair(image, _seen_words(tokenizer, *rows), bool(is_bad))
-        for image, *rows, is_bad in zip(
-            images, before, after, batch["is_bad"], strict=True
+        SeenPair(image, _seen_words(tokenizer, *rows), bool(is_corrupt))
+        for image, *rows, is_corrupt in zip(
+            images, before, after, batch["is_corrupt"], strict=True
         )
     ]
 
@@ -91,15 +91,15 @@ def see_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[Seen
 def _prepare(config: Config, tokenizer: Tokenizer, batch: dict) -> Samples:
     vocabulary = tokenizer.vocabulary
     params, graph = {}, None
-    if config.loss.has_proofreading and not config.editor.prepared:
+    if config.loss.has_proofreading and not config.editor.edit_table:
         own, params = load_editor(config, tokenizer)
         graph = editor_graph(own)
-    prepare = make_prepare(
+    preprocess = make_preprocess(
         config, graph, pad_id=vocabulary.pad_id, mask_id=vocabulary.mask_id
     )
     keys = sample_keys(jax.random.key(config.seed), 0, batch["sample_id"])
-    editor = FrozenEditor(params, word_tables(tokenizer))
-    return jax.jit(prepare)(editor, batch, keys)
+    editor = FrozenEditor(params, token_tables(tokenizer))
+    return jax.jit(preprocess)(editor, batch, keys)
 
 
 def _as_images(pixels: np.ndarray, config: AugmentConfig) -> np.ndarray:
@@ -155,5 +155,5 @@ def _pair(pair: SeenPair) -> str:
     return (
         f'<div class="card reading"><img alt="" src="{image_uri(pair.image)}">'
         f'<div><p class="said">{said}</p><p class="clean">Was: {was}</p>'
-        f"{note if pair.is_bad else ''}</div></div>"
+        f"{note if pair.is_corrupt else ''}</div></div>"
     )

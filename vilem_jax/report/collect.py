@@ -1,4 +1,4 @@
-"""From a trained model and a data set to figures, and from those to a `Report`."""
+"""From a trained model and a data set to metrics, and from those to a `Report`."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -76,9 +76,9 @@ CHARTS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """All figures of a model on a data set, and what was encoded for them."""
+    """All metrics of a model on a data set, and what was encoded for them."""
 
-    figures: dict  # {"retrieval", "chance", "proofread", "pairs"}, JSON-ready
+    metrics: dict  # {"retrieval", "chance", "proofread", "pairs"}, JSON-ready
     encoded: EncodedSource
 
 
@@ -92,21 +92,21 @@ def measure(
     """Retrieval on `source`; proofreading and pairs where they are given."""
     length = model.config.evaluation.text_length
     encoded = encode_source(model.encoder, model.tokenizer, source, text_length=length)
-    figures = {
-        "retrieval": encoded.figures(),
+    metrics = {
+        "retrieval": encoded.metrics(),
         "chance": chance_metrics(encoded.image_of_text),
     }
     if edits is not None:
-        is_word = model.tokenizer.vocabulary.is_word
-        figures["proofread"] = evaluate_proofreading(
-            model.encoder, edits, source, is_word=is_word
+        is_editable = model.tokenizer.vocabulary.is_editable
+        metrics["proofread"] = evaluate_proofreading(
+            model.encoder, edits, source, is_editable=is_editable
         )
     if pairs:
-        figures["pairs"] = evaluate_pairs(
+        metrics["pairs"] = evaluate_pairs(
             model.encoder, model.tokenizer, pairs, source.read_image, text_length=length
         )
-        del figures["pairs"]["measured"]  # equal runs must tell equal figures
-    return Measured(figures, encoded)
+        del metrics["pairs"]["measured"]  # equal runs must tell equal metrics
+    return Measured(metrics, encoded)
 
 
 def make_report(
@@ -128,18 +128,18 @@ def make_report(
       edits: those that `measured` is about.
       seed: draws the examples.
     """
-    figures = measured.figures
+    metrics = measured.metrics
     readings = () if edits is None else _readings(model, source, edits, seed)
     return Report(
         title=title,
         summary=summary,
-        headlines=_headlines(figures),
+        headlines=_headlines(metrics),
         queries=_queries(source, measured.encoded, seed),
         proofread=_best_first(readings),
-        detection=_detection(figures.get("proofread")),
-        retrieval=figures["retrieval"],
-        chance=figures["chance"],
-        pairs=_pairs(figures.get("pairs")),
+        detection=_detection(metrics.get("proofread")),
+        retrieval=metrics["retrieval"],
+        chance=metrics["chance"],
+        pairs=_pairs(metrics.get("pairs")),
         charts=run_charts(read_records(Path(run) / METRICS_FILE)),
         facts=facts or {},
     )
@@ -169,8 +169,8 @@ def run_charts(records: Sequence[dict]) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
-def _headlines(figures: dict) -> tuple[Headline, ...]:
-    recall, chance = figures["retrieval"], figures["chance"]
+def _headlines(metrics: dict) -> tuple[Headline, ...]:
+    recall, chance = metrics["retrieval"], metrics["chance"]
     headlines = [
         Headline(
             f"{recall['t2i']['r1']:.0f} %",
@@ -178,20 +178,20 @@ def _headlines(figures: dict) -> tuple[Headline, ...]:
             f"among {recall['images']}; chance is {chance['t2i']['r1']:.1f} %",
         )
     ]
-    if "proofread" in figures:
-        headlines += _proofread_headlines(figures["proofread"])
-    if "pairs" in figures:
-        accuracy = figures["pairs"]["accuracy"]
+    if "proofread" in metrics:
+        headlines += _proofread_headlines(metrics["proofread"])
+    if "pairs" in metrics:
+        accuracy = metrics["pairs"]["accuracy"]
         headlines.append(
             Headline(f"{accuracy:.0f} %", "of hard pairs told apart", "chance is 50 %")
         )
     return tuple(headlines)
 
 
-def _proofread_headlines(figures: dict) -> Iterator[Headline]:
+def _proofread_headlines(metrics: dict) -> Iterator[Headline]:
     """Of the local branch, or of the one that was trained."""
-    branch = next(branch for branch in BRANCHES if branch in figures)
-    own, other = figures[branch], figures["shuffled"][branch]
+    branch = next(branch for branch in BRANCHES if branch in metrics)
+    own, other = metrics[branch], metrics["shuffled"][branch]
     if "detect" in own:
         yield Headline(
             f"{100 * own['detect']['f1']:.0f} %",
@@ -214,7 +214,7 @@ def _queries(source: Source, encoded: EncodedSource, seed: int) -> tuple[Query, 
     for image in rng.permutation(len(source))[:count]:
         text = int(rng.choice(np.flatnonzero(encoded.image_of_text == image)))
         scores = encoded.image_embedding @ encoded.text_embedding[text]
-        # As in the figures, ties count against the model: the right one comes last.
+        # As in the metrics, ties count against the model: the right one comes last.
         is_right = np.arange(len(scores)) == image
         order = np.lexsort((is_right, -scores))
         place = int(np.flatnonzero(order == image)[0])
@@ -275,30 +275,30 @@ def _best_first(readings: tuple[Proofread, ...]) -> tuple[Proofread, ...]:
     return (readings[first], *readings[:first], *readings[first + 1 :])
 
 
-def _detection(figures: dict | None) -> Bars | None:
-    if figures is None:
+def _detection(metrics: dict | None) -> Bars | None:
+    if metrics is None:
         return None
     rows = []
-    for branch in (name for name in BRANCHES if name in figures):
-        parts = figures[branch], figures["shuffled"][branch]
+    for branch in (name for name in BRANCHES if name in metrics):
+        parts = metrics[branch], metrics["shuffled"][branch]
         note = f"{branch} branch"
         for label, kind, name, sort in (
             ("Wrong words found", "detect", "f1", "F1, "),
             ("Corrected at once", "correct", "top1", ""),
             ("Corrected in three guesses", "correct", "top3", ""),
         ):
-            if kind not in figures[branch]:
+            if kind not in metrics[branch]:
                 continue
             values = tuple(part[kind][name] for part in parts)
             rows.append(Bar(label, values, sort + note))
     return Bars(RIGHT_AND_OTHER, tuple(rows))
 
 
-def _pairs(figures: dict | None) -> Bars | None:
-    if figures is None:
+def _pairs(metrics: dict | None) -> Bars | None:
+    if metrics is None:
         return None
     rows = tuple(
-        Bar(kind, (accuracy / 100,), f"{figures['pairs_by_type'][kind]} pairs")
-        for kind, accuracy in figures["by_type"].items()
+        Bar(kind, (accuracy / 100,), f"{metrics['pairs_by_type'][kind]} pairs")
+        for kind, accuracy in metrics["by_type"].items()
     )
     return Bars(("the true caption scores higher",), rows, chance=0.5)

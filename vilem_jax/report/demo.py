@@ -92,9 +92,9 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
         edits = make_run_edits(model, test, seed=seed)
         save_edits(edits, folder / "edits.npz")
         measured = measure(model, test, edits=edits, pairs=hard_pairs(test))
-        figures = measured.figures
-        write_json(folder / "metrics.json", figures)
-        _print_tables(figures)
+        metrics = measured.metrics
+        write_json(folder / "metrics.json", metrics)
+        _print_tables(metrics)
 
     with steps.next("the report"):
         report = make_report(
@@ -154,11 +154,11 @@ def _stopped() -> None:
     print("The demo was stopped; the same command goes on from here.")
 
 
-def _print_tables(figures: dict) -> None:
+def _print_tables(metrics: dict) -> None:
     print()
-    print(tables.retrieval_table(figures["retrieval"], figures["chance"]), end="\n\n")
-    print(tables.proofread_table(figures["proofread"]), end="\n\n")
-    print(tables.pairs_table(figures["pairs"]), end="\n\n")
+    print(tables.retrieval_table(metrics["retrieval"], metrics["chance"]), end="\n\n")
+    print(tables.proofread_table(metrics["proofread"]), end="\n\n")
+    print(tables.pairs_table(metrics["pairs"]), end="\n\n")
 
 
 def _facts(config: Config, test, seed: int, quick: bool, seconds: float) -> dict:

@@ -179,16 +179,16 @@ def _detection(report: Report) -> str:
 
 
 def _recalls(report: Report) -> str:
-    figures, chance = report.retrieval, report.chance
-    if figures is None:
+    metrics, chance = report.retrieval, report.chance
+    if metrics is None:
         return ""
     rows = []
     for way, name in (("t2i", "Words to image"), ("i2t", "Image to words")):
         cells = []
         for top in ("r1", "r5", "r10"):
             compare = f"<small>chance {chance[way][top]:.1f}</small>" if chance else ""
-            cells.append(f"<td>{figures[way][top]:.1f}{compare}</td>")
-        cells.append(f"<td>{figures[way]['median_rank']:g}</td>")
+            cells.append(f"<td>{metrics[way][top]:.1f}{compare}</td>")
+        cells.append(f"<td>{metrics[way]['median_rank']:g}</td>")
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
     heads = "".join(
         f'<th scope="col">{head}</th>'
@@ -196,10 +196,10 @@ def _recalls(report: Report) -> str:
     )
     return _section(
         "Recall",
-        f"{figures['images']} images and {figures['captions']} captions of the "
+        f"{metrics['images']} images and {metrics['captions']} captions of the "
         "test split: how often the right one is the first, among the first five, among "
         "the first ten. Ties count against the model. The six sum to "
-        f"{figures['rsum']:.1f}.",
+        f"{metrics['rsum']:.1f}.",
         f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>",
     )
@@ -220,7 +220,7 @@ def _charts(report: Report) -> str:
     charts = "".join(line_chart(chart) for chart in report.charts)
     if not charts:
         return ""
-    lead = "Step by step: losses on the training split, figures on validation."
+    lead = "Step by step: losses on the training split, metrics on validation."
     return _section("How it learned", lead, f'<div class="charts">{charts}</div>')
 
 

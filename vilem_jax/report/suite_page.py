@@ -46,12 +46,12 @@ def _numbers(row: Sequence[float | None]) -> list[str]:
     return ["-" if value is None else f"{value:.1f}" for value in row]
 
 
-def _recalls(figures: dict | None) -> list[str]:
+def _recalls(metrics: dict | None) -> list[str]:
     """The seven numbers of Tables 1 and 2, or dashes."""
-    if figures is None:
+    if metrics is None:
         return ["-"] * 7
-    both = [figures[way][top] for way in ("i2t", "t2i") for top in ("r1", "r5", "r10")]
-    return _numbers([*both, figures["rsum"]])
+    both = [metrics[way][top] for way in ("i2t", "t2i") for top in ("r1", "r5", "r10")]
+    return _numbers([*both, metrics["rsum"]])
 
 
 def _table_1(done: SuiteResult, name: str) -> str:
@@ -64,8 +64,8 @@ def _table_1(done: SuiteResult, name: str) -> str:
         [model, pairs, *_numbers(flickr), *_numbers(coco)]
         for model, pairs, flickr, coco in paper.TABLE_1
     ]
-    measured = [done.figures.get(data) for data in ("flickr30k", "coco")]
-    ours = [cell for figures in measured for cell in _recalls(figures)]
+    measured = [done.metrics.get(data) for data in ("flickr30k", "coco")]
+    ours = [cell for metrics in measured for cell in _recalls(metrics)]
     return "\n\n".join(
         [
             "## Table 1: retrieval, fine-tuned",
@@ -81,7 +81,7 @@ def _table_2(done: SuiteResult, name: str) -> str:
     ways = ("i→t", "i→t", "i→t", "t→i", "t→i", "t→i", "")
     head = [f"{w} {r}".strip() for w, r in zip(ways, paper.RECALLS, strict=True)]
     rows = [[model, *_numbers(row)] for model, row in paper.TABLE_2]
-    ours = [name, *_recalls(done.figures.get("coco"))]
+    ours = [name, *_recalls(done.metrics.get("coco"))]
     return "\n\n".join(
         [
             "## Table 2: retrieval on COCO (5K), without fine-tuning",
@@ -91,10 +91,10 @@ def _table_2(done: SuiteResult, name: str) -> str:
 
 
 def _table_3(done: SuiteResult, name: str) -> str:
-    figures = done.figures.get("msrvtt")
+    metrics = done.metrics.get("msrvtt")
     ours = ["-"] * 4
-    if figures is not None:
-        found = figures["t2v"]
+    if metrics is not None:
+        found = metrics["t2v"]
         ours = _numbers([found[key] for key in ("r1", "r5", "r10", "median_rank")])
     rows = [[model, pairs, *_numbers(row)] for model, pairs, row in paper.TABLE_3]
     head = ["Model", "pairs", "R@1", "R@5", "R@10", "median rank"]
@@ -107,16 +107,16 @@ def _table_3(done: SuiteResult, name: str) -> str:
 
 
 def _table_4(done: SuiteResult, name: str) -> str:
-    figures = done.figures.get("winoground")
+    metrics = done.metrics.get("winoground")
     head = ["Model", *_TAGS, "1 predicate", "2 predicates", "all"]
     rows = [[model, *_numbers(row)] for model, row in paper.TABLE_4]
     kinds = ("text", "image", "group")
-    for kind in kinds if figures else ():
-        tags = [figures["by_tag"].get(tag, {}).get(kind) for tag in _TAGS]
-        counts = [figures["by_predicates"].get(n, {}).get(kind) for n in ("1", "2")]
+    for kind in kinds if metrics else ():
+        tags = [metrics["by_tag"].get(tag, {}).get(kind) for tag in _TAGS]
+        counts = [metrics["by_predicates"].get(n, {}).get(kind) for n in ("1", "2")]
         label = name if kind == "text" else f"{name}, {kind} score"
-        rows.append([label, *_numbers([*tags, *counts, figures[kind]])])
-    if not figures:
+        rows.append([label, *_numbers([*tags, *counts, metrics[kind]])])
+    if not metrics:
         rows.append([name, *["-"] * 6])
     return "\n\n".join(
         ["## Table 4: Winoground", markdown_table(head, rows), paper.NOTE_4]
@@ -125,14 +125,14 @@ def _table_4(done: SuiteResult, name: str) -> str:
 
 def _other_retrieval(done: SuiteResult) -> str:
     rows = []
-    for name, figures in done.figures.items():
-        if "i2t" not in figures:
+    for name, metrics in done.metrics.items():
+        if "i2t" not in metrics:
             continue
         title = done.found.present[name][0].title
-        counts = [str(figures["images"]), str(figures["captions"])]
-        rows.append([title, *counts, *_recalls(figures)])
-        if "folds" in figures:
-            part = figures["folds"]
+        counts = [str(metrics["images"]), str(metrics["captions"])]
+        rows.append([title, *counts, *_recalls(metrics)])
+        if "folds" in metrics:
+            part = metrics["folds"]
             counts = [f"{part['folds']} x {part['images']}", str(part["captions"])]
             rows.append([f"{title}, mean of folds", *counts, *_recalls(part)])
     if not rows:
@@ -149,16 +149,16 @@ def _other_retrieval(done: SuiteResult) -> str:
 
 def _pairs(done: SuiteResult) -> str:
     rows = []
-    for name, figures in done.figures.items():
-        if "by_type" not in figures:
+    for name, metrics in done.metrics.items():
+        if "by_type" not in metrics:
             continue
         title = done.found.present[name][0].title
-        for kind, accuracy in figures["by_type"].items():
-            mean = figures.get("mean_over_groups", {}).get(kind)
-            count = str(figures["pairs_by_type"][kind])
+        for kind, accuracy in metrics["by_type"].items():
+            mean = metrics.get("mean_over_groups", {}).get(kind)
+            count = str(metrics["pairs_by_type"][kind])
             rows.append([f"{title}: {kind}", count, *_numbers([accuracy, mean])])
-        rows.append([f"{title}: all", str(figures["pairs"])])
-        rows[-1] += _numbers([figures["accuracy"], None])
+        rows.append([f"{title}: all", str(metrics["pairs"])])
+        rows[-1] += _numbers([metrics["accuracy"], None])
     if not rows:
         return ""
     head = ["Pairs", "number", "accuracy", "mean over groups"]
@@ -167,16 +167,16 @@ def _pairs(done: SuiteResult) -> str:
 
 def _conditions(done: SuiteResult) -> str:
     lines = ["## How it was measured"]
-    for name, figures in done.figures.items():
-        protocol = figures["protocol"]
+    for name, metrics in done.metrics.items():
+        protocol = metrics["protocol"]
         said = [f"captions of at most {protocol['text_length']} tokens"]
         if missing := protocol.get("missing_images"):
             said.append(f"{missing} images were missing and left out")
         said += protocol.get("notes", ())
         title = done.found.present[name][0].title
-        told = measured_lines(figures).replace("\n", "; ")
+        told = measured_lines(metrics).replace("\n", "; ")
         lines.append(f"- {title} (`{name}.json`): {'; '.join(said)}; {told}")
-    return "\n".join([lines[0], "", *lines[1:]]) if done.figures else ""
+    return "\n".join([lines[0], "", *lines[1:]]) if done.metrics else ""
 
 
 def _left(done: SuiteResult) -> str:

@@ -5,21 +5,21 @@ from collections.abc import Sequence
 from vilem_jax.api import Word
 
 
-def retrieval_table(figures: dict, chance: dict | None = None) -> str:
+def retrieval_table(metrics: dict, chance: dict | None = None) -> str:
     """Recalls both ways, and those of random order where `chance` is given."""
     rows = []
     ways = (("t2i", "text to image"), ("i2t", "image to text"))
     for way, name in ways:
-        found = figures[way]
+        found = metrics[way]
         recalls = [f"{found[top]:.1f}" for top in ("r1", "r5", "r10")]
         rows.append([name, *recalls, f"{found['median_rank']:g}"])
     for way, name in ways if chance else ():
         recalls = [f"{chance[way][top]:.1f}" for top in ("r1", "r5", "r10")]
         rows.append([f"  by chance, {name}", *recalls, ""])
     head = ["retrieval, %", "R@1", "R@5", "R@10", "median rank"]
-    counts = f"{figures['images']} images, {figures['captions']} captions"
-    table = f"{format_table(head, rows)}\nrsum {figures['rsum']:.1f}  ({counts})"
-    if folds := figures.get("folds"):
+    counts = f"{metrics['images']} images, {metrics['captions']} captions"
+    table = f"{format_table(head, rows)}\nrsum {metrics['rsum']:.1f}  ({counts})"
+    if folds := metrics.get("folds"):
         counts = f"mean of {folds['folds']} folds of {folds['images']} images"
         part = retrieval_table({name: folds[name] for name in folds if name != "folds"})
         # Its own last line counts the captions of all folds together.
@@ -28,11 +28,11 @@ def retrieval_table(figures: dict, chance: dict | None = None) -> str:
     return table
 
 
-def winoground_table(figures: dict) -> str:
+def winoground_table(metrics: dict) -> str:
     """Text, image and group scores: of all, by tag, by number of predicates."""
-    parts = [("all", figures)]
-    parts += figures["by_tag"].items()
-    for count, part in figures["by_predicates"].items():
+    parts = [("all", metrics)]
+    parts += metrics["by_tag"].items()
+    for count, part in metrics["by_predicates"].items():
         parts.append((f"{count} predicate{'s' if count != '1' else ''}", part))
     rows = []
     for name, part in parts:
@@ -41,25 +41,25 @@ def winoground_table(figures: dict) -> str:
     return format_table(["winoground, %", "text", "image", "group", "examples"], rows)
 
 
-def video_table(figures: dict) -> str:
+def video_table(metrics: dict) -> str:
     """Recalls of clips by captions, and back."""
     rows = []
     for way, name in (("t2v", "text to video"), ("v2t", "video to text")):
-        found = figures[way]
+        found = metrics[way]
         recalls = [f"{found[top]:.1f}" for top in ("r1", "r5", "r10")]
         rows.append([name, *recalls, f"{found['median_rank']:g}"])
     head = ["retrieval, %", "R@1", "R@5", "R@10", "median rank"]
-    protocol = figures["protocol"]
-    counts = f"{figures['clips']} clips, {figures['captions']} captions"
+    protocol = metrics["protocol"]
+    counts = f"{metrics['clips']} clips, {metrics['captions']} captions"
     if left_out := protocol["clips_left_out"]:
         counts += f"; {left_out} LEFT OUT"
     counts += f"; {protocol['name']}, {protocol['frames']} frames a clip"
-    return f"{format_table(head, rows)}\nrsum {figures['rsum']:.1f}  ({counts})"
+    return f"{format_table(head, rows)}\nrsum {metrics['rsum']:.1f}  ({counts})"
 
 
-def measured_lines(figures: dict) -> str:
+def measured_lines(metrics: dict) -> str:
     """What was measured, on what, and the seconds of each stage."""
-    protocol, measured = figures["protocol"], figures["measured"]
+    protocol, measured = metrics["protocol"], metrics["measured"]
     data = str(protocol["data"])
     if split := protocol.get("split"):
         data += f" ({split})"
@@ -76,27 +76,27 @@ def measured_lines(figures: dict) -> str:
     return f"{', '.join(on)}\nseconds: {seconds}"
 
 
-def pairs_table(figures: dict) -> str:
+def pairs_table(metrics: dict) -> str:
     """Accuracy by type of pair."""
     rows = [
-        [kind, f"{accuracy:.1f}", str(figures["pairs_by_type"][kind])]
-        for kind, accuracy in figures["by_type"].items()
+        [kind, f"{accuracy:.1f}", str(metrics["pairs_by_type"][kind])]
+        for kind, accuracy in metrics["by_type"].items()
     ]
-    for kind, mean in figures.get("mean_over_groups", {}).items():
-        groups = len(figures["by_group"][kind])
+    for kind, mean in metrics.get("mean_over_groups", {}).items():
+        groups = len(metrics["by_group"][kind])
         rows.append([f"{kind}, mean of groups", f"{mean:.1f}", f"{groups} groups"])
-    rows.append(["all", f"{figures['accuracy']:.1f}", str(figures["pairs"])])
+    rows.append(["all", f"{metrics['accuracy']:.1f}", str(metrics["pairs"])])
     return format_table(["caption pairs", "accuracy, %", "pairs"], rows)
 
 
-def proofread_table(figures: dict) -> str:
+def proofread_table(metrics: dict) -> str:
     """The trained branches, with the right images and with shuffled ones."""
     rows = []
-    settings = [("", figures)]
-    if "shuffled" in figures:
-        settings.append((", another image", figures["shuffled"]))
+    settings = [("", metrics)]
+    if "shuffled" in metrics:
+        settings.append((", another image", metrics["shuffled"]))
     names = {"detect": ("precision", "recall", "f1"), "correct": ("top1", "top3")}
-    for branch in (name for name in ("local", "global") if name in figures):
+    for branch in (name for name in ("local", "global") if name in metrics):
         for suffix, part in settings:
             cells = [
                 f"{part[branch][task][name]:.3f}" if task in part[branch] else "-"
@@ -105,7 +105,7 @@ def proofread_table(figures: dict) -> str:
             ]
             rows.append([branch + suffix, *cells])
     head = ["proofreading", "precision", "recall", "F1", "top-1", "top-3"]
-    counts = f"{figures['captions']} captions, {figures['edits']} wrong words"
+    counts = f"{metrics['captions']} captions, {metrics['edits']} wrong words"
     return f"{format_table(head, rows)}\n({counts})"
 
 

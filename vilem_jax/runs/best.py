@@ -13,17 +13,17 @@ from vilem_jax.runs.checkpoints import (
     MEAN_RECALL,
     Checkpoints,
     best_first,
-    read_figures,
+    read_metrics,
 )
 
 
-def mean_recall(figures: dict[str, dict]) -> float:
+def mean_recall(metrics: dict[str, dict]) -> float:
     """The mean of the six recalls over all sources, in per cent.
 
     Args:
-      figures: of an evaluation, {source: `retrieval_metrics`}, at least one.
+      metrics: of an evaluation, {source: `retrieval_metrics`}, at least one.
     """
-    return sum(of_source["rsum"] for of_source in figures.values()) / (6 * len(figures))
+    return sum(of_source["rsum"] for of_source in metrics.values()) / (6 * len(metrics))
 
 
 def best_step(workdir: str | Path) -> tuple[int, float] | None:
@@ -31,7 +31,7 @@ def best_step(workdir: str | Path) -> tuple[int, float] | None:
 
     After a kill two may be there: the better one counts.
     """
-    measured = read_figures(workdir, BEST_FOLDER)
+    measured = read_metrics(workdir, BEST_FOLDER)
     if not measured:
         return None
     step = best_first(measured)[0]
@@ -43,15 +43,15 @@ class KeepBest:
 
     def __init__(self, workdir: str | Path):
         self._checkpoints = Checkpoints(workdir, keep=None, folder=BEST_FOLDER)
-        whole = read_figures(workdir, BEST_FOLDER)
-        damaged = [step for step in self._checkpoints.steps() if step not in whole]
-        if damaged:
-            self._checkpoints.set_aside(damaged)
+        whole = read_metrics(workdir, BEST_FOLDER)
+        corrupt = [step for step in self._checkpoints.steps() if step not in whole]
+        if corrupt:
+            self._checkpoints.set_aside(corrupt)
         self._best = best_step(workdir)  # of this run before it was stopped
         if self._best:
             self._drop_others(self._best[0])
 
-    def see(self, step: int, recall: float, state: Any) -> None:
+    def update(self, step: int, recall: float, state: Any) -> None:
         """Keeps the weights of `state`, whose `mean_recall` this is, if it is the best.
 
         The first of equals stays. A save that fails is said and training goes on.

@@ -27,7 +27,7 @@ Flat = dict[str, Any]  # dotted name -> array, or its shape and dtype
 Entry = dict[str, Any]  # dtype, shape and crc32 of one tensor
 
 
-class DamagedError(Exception):
+class CorruptError(Exception):
     """A finished checkpoint whose bytes are not what was saved."""
 
 
@@ -111,12 +111,12 @@ def _gathered(leaf: jax.Array) -> np.ndarray:
 
 
 def read_description(where: Path, part: str = "tensors") -> dict[str, Any]:
-    """Name -> dtype, shape, crc32 of what a checkpoint holds; or its "figures"."""
+    """Name -> dtype, shape, crc32 of what a checkpoint holds; or its "metrics"."""
     with damage(), quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         description = reader.restore(where / "tensors")
         tensors = description["tensors"]
         if zlib.crc32(_canonical(tensors)) != description["crc32"]:
-            raise DamagedError("its list of tensors is not what was saved")
+            raise CorruptError("its list of tensors is not what was saved")
     return tensors if part == "tensors" else description.get(part, {})
 
 
@@ -129,7 +129,7 @@ def read_fields(where: Path, fields: Iterable[str]) -> dict[str, Flat]:
 
     Raises:
       UserError: it has no such field.
-      DamagedError: its bytes are not what was saved.
+      CorruptError: its bytes are not what was saved.
     """
     verify_files(where)
     saved = read_description(where)
@@ -187,7 +187,7 @@ def list_files(checkpoint: Path) -> None:
 
 
 def verify_files(checkpoint: Path) -> None:
-    """Raises DamagedError for the first file that is not what was written.
+    """Raises CorruptError for the first file that is not what was written.
 
     Without a list the tensors' own checksums still speak, see `verify`.
     """
@@ -197,14 +197,14 @@ def verify_files(checkpoint: Path) -> None:
     with damage():
         listing = json.loads(file.read_text())
         if zlib.crc32(_canonical(listing["files"])) != listing["crc32"]:
-            raise DamagedError(f"{FILES_LIST} is not what was saved")
+            raise CorruptError(f"{FILES_LIST} is not what was saved")
         for name, (size, checksum) in listing["files"].items():
             if not (checkpoint / name).exists():
-                raise DamagedError(f"{name} is missing")
+                raise CorruptError(f"{name} is missing")
             if (checkpoint / name).stat().st_size != size:
-                raise DamagedError(f"{name} has another length than was saved")
+                raise CorruptError(f"{name} has another length than was saved")
             if _file_checksum(checkpoint / name) != checksum:
-                raise DamagedError(f"{name} is not what was saved")
+                raise CorruptError(f"{name} is not what was saved")
 
 
 def _file_checksum(file: Path) -> int:
@@ -244,10 +244,10 @@ def _show(value: Any) -> str:
 
 
 def verify(flat: Flat, saved: dict[str, Entry]) -> None:
-    """Raises DamagedError for the first tensor that is not what was saved."""
+    """Raises CorruptError for the first tensor that is not what was saved."""
     for name, crc in _checksums(flat).items():
         if crc != saved[name]["crc32"]:
-            raise DamagedError(f"{name} is not what was saved")
+            raise CorruptError(f"{name} is not what was saved")
 
 
 @contextlib.contextmanager
@@ -256,14 +256,14 @@ def damage() -> Iterator[None]:
     permission, which say nothing about the bytes."""
     try:
         yield
-    except (DamagedError, MemoryError):
+    except (CorruptError, MemoryError):
         raise
     except PermissionError as error:
         raise UserError(f"cannot read {error.filename}: {reason(error)}") from error
     except Exception as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise
-        raise DamagedError(failure(error)) from error
+        raise CorruptError(failure(error)) from error
 
 
 @contextlib.contextmanager

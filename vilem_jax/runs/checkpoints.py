@@ -24,7 +24,7 @@ from vilem_jax.runs.checkpoint_contents import (
     FIELDS,
     ORBAX_LOGGER,
     SILENT,
-    DamagedError,
+    CorruptError,
     Flat,
     check_same,
     damage,
@@ -47,7 +47,7 @@ from vilem_jax.runs.workdir import read_config
 
 CHECKPOINTS_FOLDER = "checkpoints"
 BEST_FOLDER, MEAN_RECALL = "best", "mean_recall"  # see best.py
-DAMAGED_FOLDER = "damaged-checkpoints"
+CORRUPT_FOLDER = "corrupt-checkpoints"
 MAX_FAILED_SAVES = 3  # in a row, then the run stops
 
 _OLD = ".old-"  # begins the name of a checkpoint on its way out
@@ -82,23 +82,23 @@ class Checkpoints:
         self._saving: int | None = None  # the step that is on its way to the disk
         self._failed = 0  # saves in a row
         left = self._folder.glob(f"{_OLD}*")
-        processes.first_does(
+        processes.on_process_0(
             lambda: [shutil.rmtree(p, ignore_errors=True) for p in left]
         )
         self._manager = self._open()
 
     def steps(self) -> list[int]:
         """The finished checkpoints, oldest first, as process 0 sees the disk."""
-        return processes.of_first(finished_steps(self._folder))
+        return processes.broadcast(finished_steps(self._folder))
 
-    def save(self, step: int, state: Any, figures: dict | None = None) -> None:
+    def save(self, step: int, state: Any, metrics: dict | None = None) -> None:
         """Starts to store `state`; returns once the arrays may be overwritten.
 
         A save that fails is said and training goes on; but among several processes,
         which all must call this, what not all of them see ends the run.
 
         Args:
-          figures: what was measured of it, for `read_figures`.
+          metrics: what was measured of it, for `read_metrics`.
 
         Raises:
           UserError: the third failure in a row, or one among several processes.
@@ -110,7 +110,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             # Orbax refuses arrays without elements (a queue of length 0).
             state=ocp.args.StandardSave({k: v for k, v in flat.items() if v.size}),
-            tensors=ocp.args.JsonSave(describe(flat) | {"figures": figures or {}}),
+            tensors=ocp.args.JsonSave(describe(flat) | {"metrics": metrics or {}}),
         )
         self._saving = step
         try:
@@ -135,7 +135,7 @@ class Checkpoints:
     def _check_room(self, flat: Flat) -> None:
         """Fails at once where the disk is sure to fill up: Orbax would fail later and
         with many words. Compression takes about 7 % off a state."""
-        free = processes.of_first(shutil.disk_usage(self._folder).free)
+        free = processes.broadcast(shutil.disk_usage(self._folder).free)
         needed = 0.9 * sum(leaf.nbytes for leaf in flat.values())
         if free < needed:
             raise _NoRoomError(
@@ -156,7 +156,7 @@ class Checkpoints:
         kept = finished_steps(self._folder)
         last = f"step {kept[-1]} is safe" if kept else "none is stored yet"
         trouble = f"saving step {step} to {self._folder} failed: {failure(error)}"
-        if processes.several() and not isinstance(error, _NoRoomError):
+        if processes.is_multi_process() and not isinstance(error, _NoRoomError):
             raise UserError(
                 f"{trouble}, which processes cannot go on from together ({last}); mend "
                 "it and start all of them again with the same command"
@@ -178,7 +178,7 @@ class Checkpoints:
     def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
         """The newest checkpoint that is whole, and its step; None where there is none.
 
-        Damaged ones newer than it are said, and moved to RUN/damaged-checkpoints.
+        Corrupt ones newer than it are said, and moved to RUN/corrupt-checkpoints.
 
         Args:
           abstract_state: the state's tree with shapes, dtypes and shardings, for
@@ -186,24 +186,24 @@ class Checkpoints:
 
         Raises:
           UserError: the model has another shape (the first tensor that differs is
-            named), or every checkpoint is damaged.
+            named), or every checkpoint is corrupt.
         """
         self.wait()
-        damaged = []
+        corrupt = []
         for step in reversed(self.steps()):
             try:
                 state = self._restore(step, abstract_state)
-            except DamagedError as error:
-                self._say(f"checkpoint {self._folder / str(step)} is damaged: {error}")
-                damaged.append(step)
+            except CorruptError as error:
+                self._say(f"checkpoint {self._folder / str(step)} is corrupt: {error}")
+                corrupt.append(step)
                 continue
-            if damaged:
-                self.set_aside(damaged)
+            if corrupt:
+                self.set_aside(corrupt)
                 self._say(f"going on from the checkpoint of step {step} instead")
             return state, step
-        if damaged:
+        if corrupt:
             raise UserError(
-                f"every checkpoint in {self._folder} is damaged; delete the folder to "
+                f"every checkpoint in {self._folder} is corrupt; delete the folder to "
                 "begin again, or choose another --workdir"
             )
         return None
@@ -211,7 +211,7 @@ class Checkpoints:
     def _restore(self, step: int, abstract_state: Any) -> Any:
         where = self._folder / str(step)
         wanted = flatten(abstract_state)
-        processes.share_fate(lambda: verify_files(where), DamagedError)
+        processes.raise_on_all(lambda: verify_files(where), CorruptError)
         saved = read_description(where)
         check_same(saved, wanted, where)
         target = {name: placed(leaf) for name, leaf in wanted.items() if leaf.size}
@@ -221,7 +221,7 @@ class Checkpoints:
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
             )
         flat = dict(items["state"])
-        processes.share_fate(lambda: verify(flat, saved), DamagedError)
+        processes.raise_on_all(lambda: verify(flat, saved), CorruptError)
         for name, leaf in wanted.items():
             if not leaf.size:
                 flat[name] = no_elements(leaf)
@@ -237,16 +237,16 @@ class Checkpoints:
             (self._folder / str(step)).rename(old)
             shutil.rmtree(old, ignore_errors=True)
 
-        processes.first_does(remove)
+        processes.on_process_0(remove)
         self._manager.reload()
 
     def set_aside(self, steps: list[int]) -> None:
         """Out of the way of the save that will come to the same step again."""
-        processes.first_does(lambda: self._move_away(steps))
+        processes.on_process_0(lambda: self._move_away(steps))
         self._manager.reload()
 
     def _move_away(self, steps: list[int]) -> None:
-        folder = self._folder.parent / DAMAGED_FOLDER
+        folder = self._folder.parent / CORRUPT_FOLDER
         try:
             folder.mkdir(exist_ok=True)
             for step in steps:
@@ -256,7 +256,7 @@ class Checkpoints:
                 (self._folder / str(step)).rename(place)
         except OSError as error:
             raise UserError(
-                f"cannot move a damaged checkpoint to {folder}: {reason(error)}"
+                f"cannot move a corrupt checkpoint to {folder}: {reason(error)}"
             ) from error
 
     def _open(self) -> ocp.CheckpointManager:
@@ -266,7 +266,7 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=self._keep,
                     cleanup_tmp_directories=True,
-                    lightweight_initialize=True,  # a damaged one must not stop us here
+                    lightweight_initialize=True,  # a corrupt one must not stop us here
                     save_root_metadata=False,
                     async_options=ocp.AsyncOptions(
                         post_finalization_callback=self._list_files
@@ -330,21 +330,21 @@ def restore_params(
     return found[FIELDS[weights]], config
 
 
-def read_figures(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
-    """What was measured of each whole checkpoint in RUN/`folder`: {step: figures}."""
+def read_metrics(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
+    """What was measured of each whole checkpoint in RUN/`folder`: {step: metrics}."""
     found, place = {}, Path(workdir).absolute() / folder
-    for step in processes.of_first(finished_steps(place)):
+    for step in processes.broadcast(finished_steps(place)):
         try:
             verify_files(place / str(step))
-            found[step] = read_description(place / str(step), "figures")
-        except DamagedError as error:
-            say(f"checkpoint {place / str(step)} is damaged: {error}")
+            found[step] = read_description(place / str(step), "metrics")
+        except CorruptError as error:
+            say(f"checkpoint {place / str(step)} is corrupt: {error}")
     return found
 
 
-def best_first(figures: dict[int, dict]) -> list[int]:
+def best_first(metrics: dict[int, dict]) -> list[int]:
     """Steps in the order of their mean recall."""
-    return sorted(figures, key=lambda step: -figures[step][MEAN_RECALL])
+    return sorted(metrics, key=lambda step: -metrics[step][MEAN_RECALL])
 
 
 def restore_fields(
@@ -368,13 +368,13 @@ def restore_fields(
     folder = Path(workdir).absolute() / _FOLDER[step]
     steps = in_order = finished_steps(folder)[::-1]
     if step == "best":
-        in_order = best_first(read_figures(workdir, BEST_FOLDER))
+        in_order = best_first(read_metrics(workdir, BEST_FOLDER))
     for number in in_order:
         where = folder / str(number)
         try:
             flat = read_fields(where, fields)
-        except DamagedError as error:
-            say(f"checkpoint {where} is damaged: {error}")
+        except CorruptError as error:
+            say(f"checkpoint {where} is corrupt: {error}")
             continue
         for field, abstract in fields.items():
             if abstract is not None:
@@ -385,7 +385,7 @@ def restore_fields(
         found = {f: part[""] if "" in part else nest(part) for f, part in flat.items()}
         return found, number
     if steps:
-        raise UserError(f"every checkpoint in {folder} is damaged")
+        raise UserError(f"every checkpoint in {folder} is corrupt")
     if step == "best":
         kept = read_config(workdir).checkpoint.keep_best
         raise UserError(

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.distributed.processes import is_first
+from vilem_jax.distributed.processes import is_process_0
 from vilem_jax.files import reason, replace_file
 from vilem_jax.runs.tensorboard import EventFile
 
@@ -34,7 +34,7 @@ def say(message: str) -> None:
     processes the first one says it."""
     from tqdm import tqdm
 
-    if is_first():
+    if is_process_0():
         tqdm.write(f"vilem: {message}", file=sys.stderr)
 
 
@@ -63,7 +63,7 @@ class MetricsLog:
             where Weights & Biases fits: `lambda step, r: wandb.log(r, step=step)`.
         """
         folder = Path(workdir)
-        self._writes, self._events = is_first(), None
+        self._writes, self._events = is_process_0(), None
         if not self._writes:
             return
         self._metrics = _Lines(folder / METRICS_FILE, start_step)
@@ -283,7 +283,7 @@ class Progress:
         self._label, self._pause = label, seconds_between_lines
         self._began, self._said = time.monotonic(), -math.inf
         self._bar = None
-        self._shows = is_first()
+        self._shows = is_process_0()
         if self._shows and sys.stderr.isatty():
             self._bar = tqdm(
                 total=num_steps,

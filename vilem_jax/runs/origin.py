@@ -25,7 +25,7 @@ _OWN = (
     "start_from",
     "image_size",
     "dropout_rate",
-    "decoder_trains_words",
+    "decoder_trains_embeddings",
     "initial_temperature",
     "init_std",
 )

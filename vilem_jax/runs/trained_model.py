@@ -10,7 +10,7 @@ import numpy as np
 
 from vilem_jax.config.schema import Config
 from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.editing.loading import check_same_words, check_vocabulary
+from vilem_jax.editing.loading import check_same_vocabulary, check_vocabulary
 from vilem_jax.errors import UserError
 from vilem_jax.models.vilem import Params
 from vilem_jax.runs.checkpoints import FIELDS, restore_fields
@@ -65,7 +65,7 @@ def read_stored(
 
     Raises:
       UserError: neither a run nor a model folder, a run of an editor, no such weights,
-        files that are damaged or of another shape.
+        files that are corrupt or of another shape.
     """
     if weights not in ("online", "momentum"):
         raise UserError(f"weights must be 'online' or 'momentum', not {weights!r}")
@@ -149,7 +149,7 @@ def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
     )
     check_vocabulary(tokenizer.vocabulary, config, name)
     if origin:
-        check_same_words(origin, tokenizer)
+        check_same_vocabulary(origin, tokenizer)
     return tokenizer
 
 

@@ -3,7 +3,7 @@
 RUN/config.json       the frozen config, written when the run starts
 RUN/command.txt       the command lines that started it, one a line
 RUN/metrics.jsonl     one record a line (metrics.py)
-RUN/timing.jsonl      the wall clock's figures, apart (metrics.py)
+RUN/timing.jsonl      the wall clock's metrics, apart (metrics.py)
 RUN/tensorboard/      the same as TensorBoard events
 RUN/checkpoints/STEP  what Orbax wrote (checkpoints.py)
 """

@@ -40,7 +40,7 @@ class EmbedReport:
     shards: int  # of the whole
     made: int  # of them here and now
     missing: int  # neither there nor made here: in work elsewhere, or not our part
-    remade: tuple[str, ...]  # files that were there, but damaged
+    remade: tuple[str, ...]  # files that were there, but corrupt
     manifest: dict[str, Any] | None  # where all shards are there
 
 
@@ -164,7 +164,7 @@ def _make_shard(
 ) -> None:
     first = number * plan["images_per_shard"]
     rows = range(first, min(first + plan["images_per_shard"], plan["images"]))
-    names, broken = [], []
+    names, corrupt = [], []
     shown = tqdm(
         rows,
         desc=title,
@@ -174,7 +174,7 @@ def _make_shard(
         disable=not title,
     )
     read = zip(rows, _read(source, shown, model.encoder.image_size), strict=True)
-    images = _good(source, read, names, broken, sign)
+    images = _good(source, read, names, corrupt, sign)
     embedding = np.zeros((0, plan["dimension"]), np.float32)
     head = next(images, None)
     if head is not None:
@@ -183,7 +183,7 @@ def _make_shard(
     if not is_finite.all():
         name = names[int(np.argmin(is_finite))]
         raise UserError(f"the embedding of {name} is not finite: has the run diverged?")
-    shard = Shard(embedding.astype(plan["dtype"]), PackedTexts(names), broken)
+    shard = Shard(embedding.astype(plan["dtype"]), PackedTexts(names), corrupt)
     vectors.write_shard(file, plan, shard)
 
 
@@ -199,12 +199,12 @@ def _read(source, rows, size: int) -> Iterator:
     return read_ahead(read, rows)
 
 
-def _good(source, read, names: list, broken: list, sign) -> Iterator[np.ndarray]:
-    """The images that could be read; fills `names` and `broken`."""
+def _good(source, read, names: list, corrupt: list, sign) -> Iterator[np.ndarray]:
+    """The images that could be read; fills `names` and `corrupt`."""
     for index, image in read:
         sign()
         if isinstance(image, Exception):
-            broken.append((source.image_name(index), reason(image)))
+            corrupt.append((source.image_name(index), reason(image)))
         else:
             names.append(source.image_name(index))
             yield image
@@ -213,14 +213,14 @@ def _good(source, read, names: list, broken: list, sign) -> Iterator[np.ndarray]
 def _finish(folder: Path, plan, model_name: str) -> dict[str, Any]:
     """Counts what the shards hold; the same, whoever does it."""
     shards = [read_shard(shard_file(folder, n), plan) for n in range(plan["shards"])]
-    broken = [each for shard in shards for each in shard.broken]
+    corrupt = [each for shard in shards for each in shard.corrupt]
     counts = [len(shard.names) for shard in shards]
     manifest = {
         "model": model_name,
         "fingerprint": plan["fingerprint"],
         "images": plan["images"],
         "embedded": sum(counts),
-        "broken": len(broken),
+        "corrupt": len(corrupt),
         "dimension": plan["dimension"],
         "dtype": plan["dtype"],
         "root": plan["root"],
@@ -229,10 +229,10 @@ def _finish(folder: Path, plan, model_name: str) -> dict[str, Any]:
             for number, count in enumerate(counts)
         ],
     }
-    lines = (json.dumps({"image": name, "why": why}) for name, why in broken)
+    lines = (json.dumps({"image": name, "why": why}) for name, why in corrupt)
     write_bytes(folder / vectors.BROKEN, "".join(f"{x}\n" for x in lines).encode())
     if not manifest["embedded"]:
-        name, why = broken[0]
+        name, why = corrupt[0]
         raise UserError(
             f"none of the {plan['images']} images can be read; {name}: {why}"
         )

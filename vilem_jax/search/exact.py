@@ -230,8 +230,8 @@ def place(
         return jax.make_array_from_callback(shape, over_rows, read)
 
     chunks = tuple(map(place_chunk, range(num_chunks)))
-    is_first = np.arange(mesh.size, dtype=np.int64) * each
-    num_valid = np.clip(starts[-1] - is_first, 0, each).astype(np.int32)
+    is_process_0 = np.arange(mesh.size, dtype=np.int64) * each
+    num_valid = np.clip(starts[-1] - is_process_0, 0, each).astype(np.int32)
     norm = float(np.max([_largest_norm(chunk) for chunk in chunks]))  # a NaN stays
     if not np.isfinite(norm):
         raise UserError("an embedding is not finite: has the run diverged?")

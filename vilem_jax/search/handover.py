@@ -80,10 +80,10 @@ def hand_over(
     truth = search.top(queries.embedding, top_k)  # refuses what cannot be asked
     with _new_folder(out) as folder:
         ask, about = _WRITERS[to](vectors, folder, kind)
-        figures = recall_against_exact(search, ask, queries, truth)
-        figures = {"to": to, "index": kind, **about, **figures}
-        write_json(folder / RECALL, figures)
-    return figures
+        metrics = recall_against_exact(search, ask, queries, truth)
+        metrics = {"to": to, "index": kind, **about, **metrics}
+        write_json(folder / RECALL, metrics)
+    return metrics
 
 
 def check_installed(to: To) -> None:

@@ -38,8 +38,8 @@ class IndexReport:
 
     images: int  # in the index now
     encoded: int  # of them new or changed
-    removed: int  # in the index before, gone from the folder or broken
-    broken: tuple[tuple[str, str], ...]  # path, and what is wrong with it
+    removed: int  # in the index before, gone from the folder or corrupt
+    corrupt: tuple[tuple[str, str], ...]  # path, and what is wrong with it
 
 
 def index(
@@ -65,11 +65,11 @@ def index(
     before = load_index(out) if Path(out).expanduser().exists() else None
     known = _known(before, str(root), model.fingerprint)
     new = [entry for entry in entries if entry not in known]
-    encoded, broken = _encode(root, new, model, show_progress)
+    encoded, corrupt = _encode(root, new, model, show_progress)
     rows = known | encoded
     kept = tuple(entry for entry in entries if entry in rows)
     if not kept:
-        path, reason = broken[0]
+        path, reason = corrupt[0]
         raise UserError(
             f"none of the {len(entries)} images in {folder} can be read; "
             f"{path}: {reason}"
@@ -78,7 +78,7 @@ def index(
     save_index(Index(str(root), model.fingerprint, kept, embedding), out)
     paths = {entry.path for entry in kept}
     gone = {entry.path for entry in before.entries} - paths if before else ()
-    return IndexReport(len(kept), len(encoded), len(gone), tuple(broken))
+    return IndexReport(len(kept), len(encoded), len(gone), tuple(corrupt))
 
 
 def save_index(made: Index, path: str | Path) -> None:
@@ -137,7 +137,7 @@ def _encode(root, entries, model, show_progress):
         except UserError as error:
             return error
 
-    good, broken = [], []
+    good, corrupt = [], []
     bar = tqdm(
         zip(entries, read_ahead(read, entries), strict=True),
         total=len(entries),
@@ -149,7 +149,7 @@ def _encode(root, entries, model, show_progress):
     def pixels():
         for entry, image in bar:
             if isinstance(image, UserError):
-                broken.append((entry.path, str(image)))
+                corrupt.append((entry.path, str(image)))
             else:
                 good.append(entry)
                 yield image
@@ -157,9 +157,9 @@ def _encode(root, entries, model, show_progress):
     images = pixels()
     first = next(images, None)
     if first is None:
-        return {}, broken
+        return {}, corrupt
     embedding = model.encode_image(_with_first(first, images))
-    return dict(zip(good, embedding, strict=True)), broken
+    return dict(zip(good, embedding, strict=True)), corrupt
 
 
 def _with_first(first, others) -> Iterator:

@@ -3,7 +3,7 @@
     FOLDER/plan.json                         what is embedded, by which model, how cut
     FOLDER/vectors-00000.safetensors, ...    one shard each: whole, or not there
     FOLDER/manifest.json                     counts, written when all shards are there
-    FOLDER/broken.jsonl                      images left out, and why
+    FOLDER/corrupt.jsonl                      images left out, and why
 
 `vilem embed` makes such a folder; the one file of `vilem index` is read as well.
 """
@@ -25,7 +25,7 @@ from vilem_jax.files import reason, write_bytes
 from vilem_jax.search.index import Index, load_index
 
 FORMAT = 1
-PLAN, MANIFEST, BROKEN = "plan.json", "manifest.json", "broken.jsonl"
+PLAN, MANIFEST, BROKEN = "plan.json", "manifest.json", "corrupt.jsonl"
 _KINDS = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I64": np.int64}
 
 
@@ -69,7 +69,7 @@ class Shard:
 
     embedding: np.ndarray  # float32 or float16 [N, E]
     names: PackedTexts  # N
-    broken: list[tuple[str, str]]  # names of images left out, and why
+    corrupt: list[tuple[str, str]]  # names of images left out, and why
 
 
 def open_vectors(path: str | Path) -> Vectors:
@@ -78,7 +78,7 @@ def open_vectors(path: str | Path) -> Vectors:
     Every shard is read through once, to compare its checksum.
 
     Raises:
-      UserError: nothing of the kind there, shards missing, damaged or of another plan.
+      UserError: nothing of the kind there, shards missing, corrupt or of another plan.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
@@ -145,7 +145,7 @@ def write_shard(path: Path, plan: Mapping[str, Any], shard: Shard) -> None:
             for name, tensor in tensors.items()
             if tensor.size
         },
-        "broken": shard.broken,
+        "corrupt": shard.corrupt,
     }
     write_bytes(path, safetensors.numpy.save(tensors, {"about": json.dumps(about)}))
 
@@ -163,7 +163,7 @@ def read_shard(path: Path, plan: Mapping[str, Any]) -> Shard:
     """What `write_shard` wrote, memory-mapped.
 
     Raises:
-      UserError: it is missing, damaged, or of another plan.
+      UserError: it is missing, corrupt, or of another plan.
     """
     try:
         header, start = _header(path)
@@ -178,7 +178,7 @@ def read_shard(path: Path, plan: Mapping[str, Any]) -> Shard:
                 != checksum
             ):
                 raise ValueError(f"checksum of {name}")
-        broken = [(str(name), str(why)) for name, why in about["broken"]]
+        corrupt = [(str(name), str(why)) for name, why in about["corrupt"]]
         names = PackedTexts.from_arrays(arrays["names"], arrays["name_ends"])
         if arrays["embedding"].shape != (len(names), plan["dimension"]):
             raise ValueError("shapes")
@@ -186,7 +186,7 @@ def read_shard(path: Path, plan: Mapping[str, Any]) -> Shard:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged, or not a shard of embeddings: delete it and run the "
+            f"{path} is corrupt, or not a shard of embeddings: delete it and run the "
             "same `vilem embed` again, which makes it anew"
         ) from error
     if about["plan"] != digest_of(plan):
@@ -194,7 +194,7 @@ def read_shard(path: Path, plan: Mapping[str, Any]) -> Shard:
             f"{path} does not belong to {PLAN} beside it: it is of other images, or "
             "made by another model; delete it and run the same `vilem embed` again"
         )
-    return Shard(arrays["embedding"], names, broken)
+    return Shard(arrays["embedding"], names, corrupt)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import open_corpus
-from vilem_jax.data.edit_table import EditTable, PreparedEdits, describe
+from vilem_jax.data.edit_table import EditTable, StoredEditTable, describe
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed.mesh import (
     make_mesh,
@@ -27,7 +27,7 @@ from vilem_jax.distributed.mesh import (
     replicated,
 )
 from vilem_jax.editing.editor import FrozenEditor, edit_captions, editor_graph
-from vilem_jax.editing.loading import check_editor, load_editor, word_tables
+from vilem_jax.editing.loading import check_editor, load_editor, token_tables
 from vilem_jax.files import check_writable
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.runs.trained_model import open_tokenizer
@@ -37,9 +37,9 @@ ROWS = 256  # captions a device edits at a time
 _NO_RUN = Path(os.devnull)  # in place of a work directory
 
 
-def prepare_edits(config: Config, path: str, *, num_variants: int) -> PreparedEdits:
+def edit_corpus(config: Config, path: str, *, num_variants: int) -> StoredEditTable:
     """Edits every pair of `config.data.train` `num_variants` times, for
-    `config.editor.prepared`.
+    `config.editor.edit_table`.
 
     The edits depend on the seed, the pair's number and the variant, and on nothing
     else; all are in memory until they are written.
@@ -51,7 +51,7 @@ def prepare_edits(config: Config, path: str, *, num_variants: int) -> PreparedEd
       UserError: no editor, settings or data that training would refuse, or `path`
         cannot be written.
     """
-    live = dataclasses.replace(config.editor, prepared="", prepared_sha256="")
+    live = dataclasses.replace(config.editor, edit_table="", edit_table_sha256="")
     config = dataclasses.replace(config, editor=live)
     made_by = check_editor(config)
     config = starting.complete(config, _NO_RUN)
@@ -63,8 +63,8 @@ def prepare_edits(config: Config, path: str, *, num_variants: int) -> PreparedEd
     check_writable(path)  # hours are not to be spent in vain
     mesh = make_mesh()
     edit = _make_edit(config, tokenizer, mesh)
-    num_places = min(config.editor.max_edits, length)
-    shape = (corpus.num_pairs, num_variants, num_places)
+    num_positions = min(config.editor.max_edits, length)
+    shape = (corpus.num_pairs, num_variants, num_positions)
     table = EditTable.empty(*shape, text_length=length, tokenizer=tokenizer)
     captions, size = corpus.captions(), ROWS * mesh.size
     bar = tqdm(total=corpus.num_pairs, unit=" pairs", disable=None, leave=False)
@@ -75,21 +75,21 @@ def prepare_edits(config: Config, path: str, *, num_variants: int) -> PreparedEd
             rows = slice(start, start + len(texts))
             for variant in range(num_variants):
                 edits = edit(tokens, start, variant)
-                table.places[rows, variant], table.words[rows, variant] = edits
+                table.positions[rows, variant], table.tokens[rows, variant] = edits
             bar.update(len(texts))
     table.write(path, about)
-    return PreparedEdits(path)
+    return StoredEditTable(path)
 
 
 def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
-    """`edit(tokens, start, variant)` -> places and words of the pairs from `start` on.
+    """`edit(tokens, start, variant)` -> positions, tokens of the pairs from `start` on.
 
     Both are [n, K]; [PAD] stands for no word.
     """
     own, params = load_editor(config, tokenizer)
     graph = editor_graph(own)
     pad_id, mask_id = tokenizer.vocabulary.pad_id, tokenizer.vocabulary.mask_id
-    editor = FrozenEditor(params, word_tables(tokenizer))
+    editor = FrozenEditor(params, token_tables(tokenizer))
     editor = put_replicated(editor, mesh)
     key = jax.random.key(config.seed)
     whole, rows = replicated(mesh), over_batch(mesh)
@@ -106,8 +106,8 @@ def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
             pad_id=pad_id,
             mask_id=mask_id,
         )
-        words = jnp.take_along_axis(edits.tokens, edits.places, axis=1)
-        return edits.places, jnp.where(edits.is_edit, words, pad_id)
+        words = jnp.take_along_axis(edits.tokens, edits.positions, axis=1)
+        return edits.positions, jnp.where(edits.is_edit, words, pad_id)
 
     compiled = jax.jit(run, in_shardings=(whole, None, rows), out_shardings=rows)
 

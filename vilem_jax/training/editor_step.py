@@ -19,7 +19,7 @@ from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.layers import dropout_seeds, with_init_std
-from vilem_jax.models.text import is_real_token
+from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vilem import Params
 from vilem_jax.objectives import editing, proofreading
 from vilem_jax.training.optimizer import make_optimizer
@@ -58,7 +58,7 @@ def initial_editor_state(config: Config, params: Params) -> EditorState:
 def make_editor_step(
     config: Config,
     schedule: Callable,
-    tables: editing.WordTables,
+    tables: editing.TokenTables,
     *,
     pad_id: int,
     mask_id: int,
@@ -66,13 +66,13 @@ def make_editor_step(
     """`step(state, batch, key) -> (state, metrics)`: hide words, name them, AdamW."""
     graph = editor_graph(config)
     optimizer = make_optimizer(config.optimizer)
-    words = np.flatnonzero(tables.is_word).astype(np.int32)
+    words = np.flatnonzero(tables.is_editable).astype(np.int32)
 
     def loss_of(params, tokens, hidden, chosen, seeds):
         logits = nnx.merge(graph, params).logits_at(
-            hidden, is_real_token(tokens, pad_id), chosen.places, seeds=seeds
+            hidden, make_attention_mask(tokens, pad_id), chosen.positions, seeds=seeds
         )
-        edits = editing.apply_edits(tokens, chosen, chosen.places)
+        edits = editing.apply_edits(tokens, chosen, chosen.positions)
         correction = editing.correction_labels(tokens, edits)
         num = jnp.maximum(chosen.is_edit.sum(), 1)
         loss = proofreading.correction_sum(logits, correction) / num
@@ -81,11 +81,11 @@ def make_editor_step(
     def step(state: EditorState, batch, key):
         tokens = batch["tokens"]
         keys = sample_keys(key, state.step, batch["sample_id"])
-        chosen = editing.choose_places(
-            fold_in(keys, Purpose.EDIT), tables.is_word[tokens], config.editor
+        chosen = editing.choose_positions(
+            fold_in(keys, Purpose.EDIT), tables.is_editable[tokens], config.editor
         )
         seeds = dropout_seeds(fold_in(keys, Purpose.DROPOUT))
-        hidden = hide_words(
+        hidden = mask_tokens(
             fold_in(keys, Purpose.AUGMENT),
             tokens,
             chosen,
@@ -117,10 +117,10 @@ def make_editor_step(
     return step
 
 
-def hide_words(
+def mask_tokens(
     keys: jax.Array,
     tokens: jax.Array,
-    chosen: editing.Places,
+    chosen: editing.ChosenPositions,
     words: np.ndarray,
     mask_rate: float,
     mask_id: int,
@@ -140,11 +140,11 @@ def hide_words(
     Returns:
       int32 [B, L].
     """
-    shape = chosen.places.shape[1:]
+    shape = chosen.positions.shape[1:]
     draw = jax.vmap(lambda key: jax.random.uniform(key, (2, *shape)))(keys)
     fate, which = draw[:, 0], draw[:, 1]
     number = jnp.floor(which * len(words)).astype(jnp.int32)
-    original = jnp.take_along_axis(tokens, chosen.places, axis=1)
+    original = jnp.take_along_axis(tokens, chosen.positions, axis=1)
     changed = jnp.asarray(words)[number]
     shown = jnp.where(fate < (1.0 + mask_rate) / 2, original, changed)
     shown = jnp.where(fate < mask_rate, mask_id, shown)
@@ -160,13 +160,13 @@ def make_masked_accuracy(config: Config, *, pad_id: int, mask_id: int) -> Callab
 
     def accuracy(editor: FrozenEditor, tokens, key):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(tokens.shape[0]))
-        is_word = editor.tables.is_word[tokens]
-        chosen = editing.choose_places(keys, is_word, config.editor)
-        masked = editing.mask_places(tokens, chosen, mask_id)
+        is_editable = editor.tables.is_editable[tokens]
+        chosen = editing.choose_positions(keys, is_editable, config.editor)
+        masked = editing.mask_positions(tokens, chosen, mask_id)
         logits = nnx.merge(graph, editor.params).logits_at(
-            masked, is_real_token(tokens, pad_id), chosen.places
+            masked, make_attention_mask(tokens, pad_id), chosen.positions
         )
-        edits = editing.apply_edits(tokens, chosen, chosen.places)
+        edits = editing.apply_edits(tokens, chosen, chosen.positions)
         correction = editing.correction_labels(tokens, edits)
         return (
             proofreading.correction_hits(logits, correction),

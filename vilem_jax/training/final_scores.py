@@ -27,13 +27,13 @@ def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) 
     """Scores `config.data.test` with the best weights, or the last ones without best.
 
     Does nothing where the run has no test split, or has scored it. The file holds
-    {"step", "chosen_by", "mean_recall" of validation or null, "test": {source: figures
+    {"step", "chosen_by", "mean_recall" of validation or null, "test": {source: metrics
     of `evaluate_retrieval`}}, and is written whole.
     """
     file = workdir / SCORES_FILE
     if not config.data.test:
         return
-    if processes.of_first(file.exists()):
+    if processes.broadcast(file.exists()):
         say(f"{file} holds the scores of the test split, which is scored once")
         return
     best = best_step(workdir) if config.checkpoint.keep_best else None
@@ -48,11 +48,11 @@ def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) 
         "mean_recall": best[1] if best else None,
         "test": task.test(params),
     }
-    processes.first_does(lambda: write_json(file, scores))
+    processes.on_process_0(lambda: write_json(file, scores))
 
 
 def read_scores(workdir: str | os.PathLike) -> dict[str, dict]:
-    """{source: figures} of the test split; {} where it was not scored.
+    """{source: metrics} of the test split; {} where it was not scored.
 
     Raises:
       UserError: the file is not what `score_test` writes.

@@ -61,13 +61,13 @@ def cut(samples: Samples, length: int) -> Samples:
         edits = edits._replace(
             tokens=edits.tokens[:, :length],
             edit_here=edits.edit_here[:, :length],
-            # Places without an edit may stand anywhere; nothing is read there.
-            places=jnp.minimum(edits.places, length - 1),
+            # Positions without an edit may stand anywhere; nothing is read there.
+            positions=jnp.minimum(edits.positions, length - 1),
         )
     return samples._replace(
         tokens=samples.tokens[:, :length],
-        is_token=samples.is_token[:, :length],
-        is_word=samples.is_word[:, :length],
+        attention_mask=samples.attention_mask[:, :length],
+        is_editable=samples.is_editable[:, :length],
         edits=edits,
     )
 
@@ -75,7 +75,7 @@ def cut(samples: Samples, length: int) -> Samples:
 def _lengths(samples: Samples) -> jax.Array:
     """Tokens up to the last that is no padding, int32 [b]."""
     positions = jnp.arange(1, samples.tokens.shape[1] + 1)
-    return jnp.max(jnp.where(samples.is_token, positions[None, :], 0), axis=1)
+    return jnp.max(jnp.where(samples.attention_mask, positions[None, :], 0), axis=1)
 
 
 def _take(rows: jax.Array, tree):

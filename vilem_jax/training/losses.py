@@ -18,8 +18,8 @@ class Samples(NamedTuple):
 
     pixels: jax.Array  # [B, R, R, 3], augmented and normalised
     tokens: jax.Array  # int32 [B, L]
-    is_token: jax.Array  # bool [B, L], False at padding
-    is_word: jax.Array  # bool [B, L], what may be edited and is judged
+    attention_mask: jax.Array  # bool [B, L], False at padding
+    is_editable: jax.Array  # bool [B, L], what may be edited and is judged
     edits: editing.Edits | None  # None where no proofreading loss is on
     dropout_seeds: jax.Array | None  # uint32 [B, 2]; None turns dropout off
     image_id: jax.Array | None = None  # int32 [B], needed with positives="image"
@@ -55,9 +55,11 @@ class Shared(NamedTuple):
 
 
 def denominators(samples: Samples) -> Denominators:
-    num_words = jnp.maximum(samples.is_word.sum(), 1)
+    num_editable = jnp.maximum(samples.is_editable.sum(), 1)
     num_edits = 0 if samples.edits is None else samples.edits.is_edit.sum()
-    return Denominators(samples.tokens.shape[0], num_words, jnp.maximum(num_edits, 1))
+    return Denominators(
+        samples.tokens.shape[0], num_editable, jnp.maximum(num_edits, 1)
+    )
 
 
 def loss_sums(
@@ -82,7 +84,7 @@ def loss_sums(
     Returns:
       Eq. (13) of these samples, and sums by name (losses, counts, moments).
     """
-    features = model.see(samples.pixels, with_levels=config.loss.has_local)
+    features = model.image_features(samples.pixels, with_levels=config.loss.has_local)
     image_embedding = model.project_image(features)
     text_embedding, proofread = _text_passes(
         model, momentum_model, samples, features, config
@@ -152,19 +154,19 @@ def _text_passes(model, momentum_model, samples, features, config: Config):
         text_embedding, hidden = model.encode_and_proofread_global(
             samples.tokens,
             samples.edits.tokens,
-            samples.is_token,
+            samples.attention_mask,
             model.image_global(features),
             seeds=(stream_seeds[CLEAN], stream_seeds[GLOBAL]),
         )
-        proofread["global"] = [model.global_logits(hidden, samples.edits.places)]
+        proofread["global"] = [model.global_logits(hidden, samples.edits.positions)]
     else:
         text_embedding = model.encode_text(
-            samples.tokens, samples.is_token, seeds=stream_seeds[CLEAN]
+            samples.tokens, samples.attention_mask, seeds=stream_seeds[CLEAN]
         )
     pairs = [(model, features)]
     if is_cross:
         # The text tower reads the momentum image, the momentum tower the image.
-        slow = momentum_model.see(samples.pixels, with_levels=loss.has_local)
+        slow = momentum_model.image_features(samples.pixels, with_levels=loss.has_local)
         pairs = [(model, jax.lax.stop_gradient(slow)), (momentum_model, features)]
     for branch, is_on, stream in (
         ("local", loss.has_local, LOCAL),
@@ -185,13 +187,13 @@ def _branch_logits(branch, reader: ViLEM, seen, model: ViLEM, samples, seeds):
     edits = samples.edits
     if branch == "local":
         hidden = reader.proofread_local(
-            edits.tokens, samples.is_token, seen.levels, seeds=seeds
+            edits.tokens, samples.attention_mask, seen.levels, seeds=seeds
         )
-        return model.local_logits(hidden, edits.places)
+        return model.local_logits(hidden, edits.positions)
     hidden = reader.proofread_global(
-        edits.tokens, samples.is_token, reader.image_global(seen), seeds=seeds
+        edits.tokens, samples.attention_mask, reader.image_global(seen), seeds=seeds
     )
-    return model.global_logits(hidden, edits.places)
+    return model.global_logits(hidden, edits.positions)
 
 
 def _proofread_sums(branch, all_logits, samples, counts, config: Config):
@@ -203,7 +205,7 @@ def _proofread_sums(branch, all_logits, samples, counts, config: Config):
     detect = correct = 0.0
     for logits in all_logits:
         detect += proofreading.detection_sum(
-            logits.detect, is_original, samples.is_word, reduction
+            logits.detect, is_original, samples.is_editable, reduction
         )
         correct += proofreading.correction_sum(logits.correct, correction)
     logits, sums = all_logits[0], {}
@@ -214,7 +216,7 @@ def _proofread_sums(branch, all_logits, samples, counts, config: Config):
         sums[f"loss_{branch}_correct"] = correct / (len(all_logits) * counts.edits)
     if getattr(config.loss, f"{branch}_detect"):
         found = proofreading.detection_counts(
-            logits.detect, is_original, samples.is_word
+            logits.detect, is_original, samples.is_editable
         )
         sums |= {f"{branch}_{name}": count for name, count in found.items()}
         sums[f"loss_{branch}_detect"] = detect / (len(all_logits) * texts)
@@ -231,6 +233,6 @@ def momentum_keys(
     seeds = for_site(samples.dropout_seeds, MOMENTUM) if has_dropout else None
     image_keys = momentum_model.encode_image(samples.pixels)
     text_keys = momentum_model.encode_text(
-        samples.tokens, samples.is_token, seeds=seeds
+        samples.tokens, samples.attention_mask, seeds=seeds
     )
     return jax.lax.stop_gradient((image_keys, text_keys))

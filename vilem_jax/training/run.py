@@ -19,9 +19,9 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed import processes
 from vilem_jax.distributed.mesh import (
     check_batch,
+    device_put,
     make_layout,
     over_batch,
-    put,
     put_batch,
     put_replicated,
     replicated,
@@ -60,7 +60,7 @@ def train(
       hooks: called with (step, record) for each record, see `MetricsLog`.
 
     Returns:
-      the last evaluation's figures, {} where none was due.
+      the last evaluation's evaluation, {} where none was due.
 
     Raises:
       UserError: settings, data, weights or a work directory that do not fit.
@@ -93,13 +93,13 @@ def train(
     # ---- task ----
     processes.check_same(starting.must_agree(config, corpus, tokenizer))
     if not dry_run:
-        processes.first_does(lambda: check_workdir(folder, config))
+        processes.on_process_0(lambda: check_workdir(folder, config))
     schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
     task = make_task(config, layout, tokenizer, schedule, folder)
 
     # ---- work directory: once all is there that the run needs ----
     if not dry_run:
-        processes.first_does(lambda: _claim(folder, config, tokenizer))
+        processes.on_process_0(lambda: _claim(folder, config, tokenizer))
         processes.check_shared(folder)
     key = put_replicated(jax.random.key(config.seed), mesh)
 
@@ -142,8 +142,8 @@ def train(
         # ---- loop ----
         clock = Clock()
         watch = _Watch(config)
-        votes = processes.Votes(over_batch(mesh), replicated(mesh))
-        last_logged, saved_step, figures = first_step, first_step, {}
+        votes = processes.DelayedSums(over_batch(mesh), replicated(mesh))
+        last_logged, saved_step, evaluation = first_step, first_step, {}
         step, trouble, (stopped, late) = first_step, None, votes.sums(stop(), False)
         while step < num_steps and not (stopped or late or trouble):
             with clock.waiting():
@@ -157,19 +157,21 @@ def train(
                 record = jax.device_get(metrics)
                 lap = clock.lap((step - last_logged) * config.train.batch_size)
                 last_logged = step
-                if bad := watch.bad_images + int(record.get("bad_images", 0)):
-                    lap["bad_images_since_start"] = bad
+                if bad := watch.corrupt_images + int(record.get("corrupt_images", 0)):
+                    lap["corrupt_images_since_start"] = bad
                 log.write(step, record, lap)
                 progress.show(record | lap)
             if _is_due(step, num_steps, config.evaluation.every_steps):
                 with clock.apart():
-                    figures = task.evaluate(state)
-                    record = {"validation": figures}
+                    evaluation = task.evaluate(state)
+                    record = {"validation": evaluation}
                     if best:
-                        record["validation/mean_recall"] = mean_recall(figures)
+                        record["validation/mean_recall"] = mean_recall(evaluation)
                     log.write(step, record)
                     if best:
-                        best.see(step, processes.of_first(mean_recall(figures)), state)
+                        best.update(
+                            step, processes.broadcast(mean_recall(evaluation)), state
+                        )
             if _is_due(step, num_steps, config.checkpoint.every_steps):
                 with clock.apart():
                     checkpoints.save(step, state)
@@ -185,7 +187,7 @@ def train(
             checkpoints.save(step, state)
         checkpoints.wait()
         if trouble:
-            raise processes.EverywhereError(trouble)
+            raise processes.AllProcessesError(trouble)
         if step < num_steps:
             say(
                 f"stopped at step {step} of {num_steps}; the same command goes on there"
@@ -195,7 +197,7 @@ def train(
         else:
             task.finish(state)
             score_test(config, folder, task, state, step)
-    return figures
+    return evaluation
 
 
 def _claim(folder: Path, config: Config, tokenizer: Tokenizer) -> None:
@@ -218,8 +220,8 @@ def _restore_or_begin(checkpoints: Checkpoints, task: Task, key):
     state, step = restored
     say(f"resuming at step {step}")
     # What Orbax hands over may share memory with its reader; the state is donated.
-    places = jax.tree.map(lambda x: x.sharding, task.abstract_state)
-    return put(state, places), step
+    shardings = jax.tree.map(lambda x: x.sharding, task.abstract_state)
+    return device_put(state, shardings), step
 
 
 def _dry_run(task: Task, batches, mesh, key, num_steps: int) -> dict:
@@ -251,13 +253,15 @@ def _stop_signal() -> Iterator[Callable[[], bool]]:
 
 
 class _Watch:
-    """Stops a run whose images are broken or whose losses are not finite."""
+    """Stops a run whose images are corrupt or whose losses are not finite."""
 
     def __init__(self, config: Config):
-        self._max_bad_fraction = config.data.max_bad_fraction
+        self._max_corrupt_fraction = config.data.max_corrupt_fraction
         self._max_skipped = config.train.max_skipped_in_a_row
         self._batch_size = config.train.batch_size
-        self._seen = self.bad_images = 0  # since this start, without the newest step
+        self._seen = self.corrupt_images = (
+            0  # since this start, without the newest step
+        )
         self._before: dict = {}  # the metrics of the step before, on the device
 
     def trouble_before(self, step: int, metrics: dict) -> str | None:
@@ -269,20 +273,20 @@ class _Watch:
         before, self._before = self._before, metrics
         if not before:
             return None
-        names = ("skipped_in_a_row", "bad_images")  # captions alone have no images
+        names = ("skipped_in_a_row", "corrupt_images")  # captions alone have no images
         counts = jax.device_get({n: before[n] for n in names if n in before})
-        bad = self._too_many_bad(int(counts.get("bad_images", 0)))
+        bad = self._too_many_corrupt(int(counts.get("corrupt_images", 0)))
         return bad or self._skipped(step, int(counts["skipped_in_a_row"]))
 
-    def _too_many_bad(self, count: int) -> str | None:
+    def _too_many_corrupt(self, count: int) -> str | None:
         self._seen += self._batch_size
-        self.bad_images += count
-        # A few broken images in the first batches are no fraction yet.
-        if self.bad_images <= max(self._max_bad_fraction * self._seen, 10):
+        self.corrupt_images += count
+        # A few corrupt images in the first batches are no fraction yet.
+        if self.corrupt_images <= max(self._max_corrupt_fraction * self._seen, 10):
             return None
         return (
-            f"{self.bad_images} of {self._seen} images could not be read, more "
-            f"than config.data.max_bad_fraction={self._max_bad_fraction}; "
+            f"{self.corrupt_images} of {self._seen} images could not be read, more "
+            f"than config.data.max_corrupt_fraction={self._max_corrupt_fraction}; "
             "`vilem data check` lists them"
         )
 

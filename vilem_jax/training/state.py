@@ -82,7 +82,7 @@ def state_sharding(state: TrainState, layout: Layout) -> TrainState:
     )
 
 
-def place(state: Any, shardings: Any) -> Any:
+def with_shardings(state: Any, shardings: Any) -> Any:
     """Shapes with the shardings they will have; one sharding or a tree of them."""
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, state)

@@ -1,4 +1,4 @@
-"""One training step: `update(state, prepare(editor, batch, key))`, pure.
+"""One training step: `update(state, preprocess(editor, batch, key))`, pure.
 
 Order, as in MoCo and ALBEF: clamp the temperature, momentum update with the parameters
 as they are, momentum keys of the whole batch, losses and gradients, AdamW, enqueue.
@@ -17,7 +17,7 @@ from vilem_jax.distributed.mesh import ROWS, WHOLE, Layout, one_device
 from vilem_jax.editing.editor import FrozenEditor, edit_captions
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.models.layers import dropout_seeds
-from vilem_jax.models.text import is_real_token
+from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vision import normalize
 from vilem_jax.objectives import contrastive, editing
 from vilem_jax.training import augment
@@ -29,10 +29,10 @@ from vilem_jax.training.state import TrainState
 Metrics = dict[str, jax.Array]
 
 
-def make_prepare(
+def make_preprocess(
     config: Config, editor_graph: nnx.GraphDef | None, *, pad_id: int, mask_id: int
 ) -> Callable[[FrozenEditor, dict[str, jax.Array], jax.Array], Samples]:
-    """`prepare(editor, batch, keys)`: augments, normalises and edits.
+    """`preprocess(editor, batch, keys)`: augments, normalises and edits.
 
     Args:
       editor_graph: of the masked-language model; None where it has nothing to edit.
@@ -40,7 +40,7 @@ def make_prepare(
     """
     edit = make_edit(config, editor_graph, pad_id=pad_id, mask_id=mask_id)
 
-    def prepare(editor, batch, keys) -> Samples:
+    def preprocess(editor, batch, keys) -> Samples:
         def purpose(which):
             return fold_in(keys, int(which))
 
@@ -57,14 +57,14 @@ def make_prepare(
         return Samples(
             pixels=normalize(images, config.augment),
             tokens=tokens,
-            is_token=is_real_token(tokens, pad_id),
-            is_word=editor.tables.is_word[tokens],
+            attention_mask=make_attention_mask(tokens, pad_id),
+            is_editable=editor.tables.is_editable[tokens],
             edits=edit(editor, batch, purpose(Purpose.EDIT)),
             dropout_seeds=dropout_seeds(purpose(Purpose.DROPOUT)),
             image_id=batch["image_id"],
         )
 
-    return prepare
+    return preprocess
 
 
 def make_edit(
@@ -87,12 +87,12 @@ def make_edit(
         )
 
     def prepared(editor, batch, keys):
-        chosen = editing.Places(batch["edit_places"], batch["is_edit"])
-        return editing.apply_edits(batch["tokens"], chosen, batch["edit_words"])
+        chosen = editing.ChosenPositions(batch["edit_positions"], batch["is_edit"])
+        return editing.apply_edits(batch["tokens"], chosen, batch["edit_tokens"])
 
     if not config.loss.has_proofreading:
         return lambda editor, batch, keys: None
-    return prepared if config.editor.prepared else by_editor
+    return prepared if config.editor.edit_table else by_editor
 
 
 def make_update(
@@ -129,8 +129,8 @@ def make_update(
             opt_state=opt_state,
             **next_queues(state, contrast),
         )
-        # A broken moment shows in the update alone, an infinite temperature not at all:
-        # it was clamped.
+        # A corrupt moment shows in the update alone, an infinite temperature not at
+        # all: it was clamped.
         update_norm = optax.tree.norm(updates)
         temperature = state.params["temperature"]
         is_finite = jnp.isfinite(
@@ -219,8 +219,8 @@ def make_train_step(
     layout = layout or one_device()
     # Each device prepares its own rows: left to itself, the compiler would gather the
     # logits of all words for top-k, gigabytes at full size.
-    prepare = layout.on_each_device(
-        make_prepare(config, editor_graph, pad_id=pad_id, mask_id=mask_id),
+    preprocess = layout.on_each_device(
+        make_preprocess(config, editor_graph, pad_id=pad_id, mask_id=mask_id),
         in_specs=(WHOLE, ROWS, ROWS),
         out_specs=ROWS,
     )
@@ -228,7 +228,7 @@ def make_train_step(
 
     def train_step(state, editor, batch, key):
         keys = sample_keys(key, state.step, batch["sample_id"])
-        state, metrics = update(state, prepare(editor, batch, keys))
-        return state, metrics | {"bad_images": batch["is_bad"].sum()}
+        state, metrics = update(state, preprocess(editor, batch, keys))
+        return state, metrics | {"corrupt_images": batch["is_corrupt"].sum()}
 
     return train_step

@@ -26,7 +26,7 @@ from vilem_jax.distributed.mesh import (
     replicated,
 )
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
-from vilem_jax.editing.loading import load_editor, word_tables
+from vilem_jax.editing.loading import load_editor, token_tables
 from vilem_jax.editing.stored_edits import make_edits
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import make_encoder
@@ -39,8 +39,8 @@ from vilem_jax.training.state import (
     abstract_state,
     initial_params,
     initial_state,
-    place,
     state_sharding,
+    with_shardings,
 )
 from vilem_jax.training.step import make_train_step
 from vilem_jax.weights.formats.huggingface_bert import save_masked_language_model
@@ -56,9 +56,9 @@ class Task:
     abstract_state: Any  # the state's shapes and where they lie
     begin: Callable[[jax.Array], Any]  # key -> the state of step 0, on the mesh
     step: Callable  # (state, batch, key) -> (state, metrics), compiled
-    evaluate: Callable[[Any], dict]  # state -> figures on validation
+    evaluate: Callable[[Any], dict]  # state -> metrics on validation
     finish: Callable[[Any], None]  # what the last state is made into
-    test: Callable[[Any], dict] | None = None  # parameters -> figures on the test split
+    test: Callable[[Any], dict] | None = None  # parameters -> metrics on the test split
 
 
 def make_task(
@@ -81,7 +81,7 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
             f"are of kind {platform!r}: set it to 'xla'"
         )
     vocabulary = tokenizer.vocabulary
-    tables = word_tables(tokenizer)
+    tables = token_tables(tokenizer)
     editor, graph = FrozenEditor({}, tables), None
     if config.loss.has_proofreading and config.editor.path:
         own, params = load_editor(config, tokenizer)
@@ -97,12 +97,12 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
         layout=layout,
     )
     shapes = abstract_state(config)
-    places = state_sharding(shapes, layout)
+    shardings = state_sharding(shapes, layout)
     whole, rows = replicated(mesh), over_batch(mesh)
     compiled = jax.jit(
         train_step,
-        in_shardings=(places, whole, rows, whole),
-        out_shardings=(places, whole),
+        in_shardings=(shardings, whole, rows, whole),
+        out_shardings=(shardings, whole),
         donate_argnames="state",
     )
 
@@ -110,16 +110,18 @@ def _vilem_task(config, layout, tokenizer, schedule, workdir) -> Task:
         if config.model.start_from:
             params, slow = load_origin(config)
         else:
-            # Whole on every process: files may be put in place of parts of it.
+            # Whole on every process: files may be device_put in place of parts of it.
             make = jax.jit(lambda k: initial_params(config, k), out_shardings=whole)
             params = make(key)
             params = slow = starting.pretrained(config, params)
-        make = jax.jit(lambda p, m: initial_state(config, p, m), out_shardings=places)
+        make = jax.jit(
+            lambda p, m: initial_state(config, p, m), out_shardings=shardings
+        )
         return make(params, slow)
 
     return Task(
         image_size=config.model.vision.image_size,
-        abstract_state=place(shapes, places),
+        abstract_state=with_shardings(shapes, shardings),
         begin=begin,
         step=lambda state, batch, key: compiled(state, editor, batch, key),
         evaluate=_make_vilem_evaluation(config, tokenizer, graph, editor),
@@ -137,7 +139,7 @@ def _open_complete(configs, part) -> list:
 
 
 def _make_test(config, tokenizer):
-    """`test(params)`: recalls with their protocol, {source: figures}."""
+    """`test(params)`: recalls with their protocol, {source: metrics}."""
     sources = _open_complete(config.data.test, "test")
 
     def test(params) -> dict:
@@ -183,21 +185,21 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
     def evaluate(state) -> dict:
         params = on_one_device(state.params)  # which scores alone
         now = dataclasses.replace(encoder, params=params)
-        figures = {}
+        metrics = {}
         for number, source in enumerate(sources):
             encoded = encode_source(
                 now, tokenizer, source, text_length=settings.text_length
             )
-            figures[source.name] = encoded.figures()
+            metrics[source.name] = encoded.metrics()
             if edits:
-                figures[source.name]["proofread"] = evaluate_proofreading(
+                metrics[source.name]["proofread"] = evaluate_proofreading(
                     now,
                     edits[number],
                     source,
-                    is_word=tokenizer.vocabulary.is_word,
+                    is_editable=tokenizer.vocabulary.is_editable,
                     with_shuffled=len(np.unique(edits[number].image)) > 1,
                 )
-        return figures
+        return metrics
 
     return evaluate
 
@@ -206,7 +208,7 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
     mesh = layout.mesh
     vocabulary = tokenizer.vocabulary
     ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
-    tables = word_tables(tokenizer)
+    tables = token_tables(tokenizer)
     step = editor_step.make_editor_step(config, schedule, tables, **ids)
     whole, rows = replicated(mesh), over_batch(mesh)
     compiled = jax.jit(
@@ -231,13 +233,13 @@ def _editor_task(config, layout, tokenizer, schedule, workdir) -> Task:
         params = jax.tree.map(np.asarray, state.params)
         tokens = workdir / TOKENIZER_FOLDER
         text, folder = config.model.text, workdir / EDITOR_FOLDER
-        processes.first_does(
+        processes.on_process_0(
             lambda: save_masked_language_model(folder, params, text, tokens)
         )
 
     return Task(
         image_size=0,
-        abstract_state=place(
+        abstract_state=with_shardings(
             jax.eval_shape(
                 lambda key: editor_step.initial_editor_state(
                     config, editor_step.initial_editor_params(config, key)
@@ -266,7 +268,7 @@ def _make_editor_evaluation(config, tokenizer, tables):
 
     def evaluate(state) -> dict:
         params = on_one_device(state.params)
-        figures = {}
+        metrics = {}
         for source in sources:
             texts = [text for i in range(len(source)) for text in source.captions(i)]
             tokens = tokenizer.encode(texts, config.data.text_length)
@@ -280,7 +282,7 @@ def _make_editor_evaluation(config, tokenizer, tables):
                     FrozenEditor(params, tables), tokens[start : start + size], key
                 )
                 hits, masked = hits + int(counts[0]), masked + int(counts[1])
-            figures[source.name] = {"masked_top1": hits / max(masked, 1)}
-        return figures
+            metrics[source.name] = {"masked_top1": hits / max(masked, 1)}
+        return metrics
 
     return evaluate

@@ -94,7 +94,7 @@ def open_foreign(name: str | os.PathLike, *, allow_pickle: bool = False) -> Fore
 
     Raises:
       UserError: nothing there, no weights in it, several that could be meant, a pickle
-        that was not asked for, a broken file.
+        that was not asked for, a corrupt file.
     """
     path = Path(name).expanduser()
     if os.fspath(name) and path.is_file():
@@ -155,11 +155,11 @@ def _check_allowed(path: Path, allow_pickle: bool) -> None:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        # Opened here: of a broken file NumPy would leave its own open.
+        # Opened here: of a corrupt file NumPy would leave its own open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError):
         raise UserError(
-            f"{path} cannot be read: it is broken or no .npz of plain arrays; get it "
+            f"{path} cannot be read: it is corrupt or no .npz of plain arrays; get it "
             "again"
         ) from None

@@ -153,7 +153,7 @@ def without_paths(config: Config) -> Config:
         validation=tuple(map(_without_folder, config.data.validation)),
         test=tuple(map(_without_folder, config.data.test)),
     )
-    editor = replace(config.editor, path="", prepared="")
+    editor = replace(config.editor, path="", edit_table="")
     return replace(
         config, model=without_origins(config.model), data=data, editor=editor
     )

@@ -25,7 +25,7 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
     left out.
 
     Raises:
-      UserError: no torch, a broken file, one that holds more than tensors and plain
+      UserError: no torch, a corrupt file, one that holds more than tensors and plain
         values, or no tensors by name.
     """
     try:
@@ -37,7 +37,7 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
         ) from None
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file has many faces
+    except Exception as error:  # a corrupt file has many faces
         raise UserError(_what_is_wrong(path, error)) from None
     for wrapper in WRAPPERS:
         if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
@@ -67,5 +67,5 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
             "and is not read: where you trust it, save its tensors alone as safetensors"
         )
     return (
-        f"{path} cannot be read: it is broken or no checkpoint of torch; get it again"
+        f"{path} cannot be read: it is corrupt or no checkpoint of torch; get it again"
     )

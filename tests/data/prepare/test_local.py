@@ -161,7 +161,7 @@ def test_stopped_it_goes_on(tmp_path, monkeypatch):
         prepare({"train": [other]}, out, settings)
     fails_at = None
     prepare({"train": [source]}, out, settings)
-    assert written == [0, 1, 2, 1, 3, 4]  # 1 was damaged meanwhile
+    assert written == [0, 1, 2, 1, 3, 4]  # 1 was corrupt meanwhile
     assert files_of(out) == files_of(tmp_path / "whole" / "x")
 
 
@@ -277,8 +277,8 @@ def test_beam_writes_the_same(tmp_path, capsys, caplog):
         "apache_beam", reason="no apache-beam: preparing on many machines NOT tested"
     )
     file = pair_folder(tmp_path / "in", 70)
-    for broken in (3, 66):
-        (tmp_path / "in" / f"{broken}.png").write_bytes(b"no image")
+    for corrupt in (3, 66):
+        (tmp_path / "in" / f"{corrupt}.png").write_bytes(b"no image")
     arguments = (f"train={file}", "test=scenes", "--num-images=70", "--short-side=18")
     assert run(*arguments, f"--out={tmp_path / 'here'}") == 0
     by_beam = f"--out={tmp_path / 'beam'}", "--beam-runner=DirectRunner"

@@ -1,4 +1,4 @@
-"""R14: img2dataset's tars by offset; what is damaged is left out and reported."""
+"""R14: img2dataset's tars by offset; what is corrupt is left out and reported."""
 
 import gzip
 import io
@@ -165,11 +165,11 @@ def test_flipped_bytes_never_fail(tmp_path):
     write_tar(tmp_path / "b.tar", img2dataset_members([7]))
     rng = np.random.default_rng(0)
     for _ in range(150):
-        damaged = content.copy()
+        corrupt = content.copy()
         # Headers are where the damage hurts.
         places = rng.integers(0, len(content) // 512, 3) * 512 + rng.integers(0, 512, 3)
-        damaged[places] = rng.integers(0, 256, 3)
-        (tmp_path / "a.tar").write_bytes(damaged.tobytes())
+        corrupt[places] = rng.integers(0, 256, 3)
+        (tmp_path / "a.tar").write_bytes(corrupt.tobytes())
         source = open_source(config(tmp_path / "[ab].tar"))
         for i in range(len(source)):
             source.captions(i)

@@ -190,12 +190,12 @@ def test_a_folder_of_frames(tmp_path):
 def test_what_does_not_decode_says_why(tmp_path):
     whole = make_clip(tmp_path / "whole.mp4", STEADY, options={"movflags": "faststart"})
     content = whole.read_bytes()
-    for name, damaged in {
+    for name, corrupt in {
         "text.mp4": b"no video",
         "empty.mp4": b"",
         "head.mp4": content[: len(content) // 3],
     }.items():
-        (tmp_path / name).write_bytes(damaged)
+        (tmp_path / name).write_bytes(corrupt)
         with pytest.raises(VideoError):
             read_frames(tmp_path / name, 8)
     with pytest.raises(VideoError):

@@ -72,7 +72,7 @@ class SplitRecords:
         """Record `number`, and whether its image was resized.
 
         Raises:
-          LeftOutError: the image is missing or broken.
+          LeftOutError: the image is missing or corrupt.
         """
         source, index = self._at(number)
         settings, name = self.settings, source.image_name(index)

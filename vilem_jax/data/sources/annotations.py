@@ -52,7 +52,7 @@ def parse_json(path: str) -> Any:
       UserError: missing, empty or not JSON (with the line).
     """
     raw = _read(path)
-    # Bad bytes become U+FFFD: one damaged caption must not cost ten million.
+    # Bad bytes become U+FFFD: one corrupt caption must not cost ten million.
     text = raw.decode("utf-8-sig", "replace")
     if not text.strip():
         raise UserError(f"{path} is empty; expected JSON annotations")

@@ -54,7 +54,7 @@ class ImageFiles:
         """The bytes of image `name`.
 
         Raises:
-          OSError: it is missing, damaged or larger than any image can be.
+          OSError: it is missing, corrupt or larger than any image can be.
         """
         raise NotImplementedError
 

@@ -47,7 +47,7 @@ class JsonSource:
         return self._records.names[index]
 
     def has_image(self, index: int) -> bool:
-        """Whether the image's file is there; it may still be broken."""
+        """Whether the image's file is there; it may still be corrupt."""
         return self._images.exists(self.image_name(index))
 
     def read_image(self, index: int) -> bytes:

@@ -44,7 +44,7 @@ def present_images(
 
     Args:
       allow_missing: leave missing images out, with their captions; else they are an
-        error, for figures of a part of a benchmark are not the benchmark's.
+        error, for metrics of a part of a benchmark are not the benchmark's.
 
     Returns:
       the source, and {"missing_images", "missing_captions"}: what was left out.

@@ -107,7 +107,7 @@ class TfdsSource:
             except Exception as error:
                 raise UserError(
                     f"{self._folder}: record {row} of {self._split} cannot be read "
-                    f"({error}); the file is damaged or cut short, prepare it again"
+                    f"({error}); the file is corrupt or cut short, prepare it again"
                 ) from None
             captions = list(_texts(record[self._caption]))
             records.append((self._record_name(record, row), captions))

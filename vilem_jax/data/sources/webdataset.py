@@ -26,7 +26,7 @@ class WebDatasetSource:
     """Pairs in uncompressed tars, in the order of the tars' names.
 
     Each tar is gone through once; its index is stored beside it. A tar that is cut
-    short or damaged gives the members before the damage. Of members with one key and
+    short or corrupt gives the members before the damage. Of members with one key and
     ending the first counts. Names are never used as paths: nothing is unpacked.
 
     Args:
@@ -141,7 +141,7 @@ def _members(tar: Path) -> tuple[list[tarfile.TarInfo], int]:
         with tarfile.open(tar, "r:") as archive:  # no compression: read by offset
             for member in archive:
                 stop = member.offset_data + member.size
-                # A damaged size may point outside, or back into an endless loop.
+                # A corrupt size may point outside, or back into an endless loop.
                 if member.size < 0 or stop > size:
                     return members, end
                 if member.isfile() and not member.issparse():
@@ -178,16 +178,16 @@ def _caption(file, parts: dict[str, tarfile.TarInfo]) -> str | None:
 
 def _notes(tars: list[Path], indexes: list[dict[str, np.ndarray]]) -> tuple[str, ...]:
     notes = []
-    damaged = [
+    corrupt = [
         f"{tar.name} at byte {int(index['damage'])}"
         for tar, index in zip(tars, indexes, strict=True)
         if index["damage"] >= 0
     ]
-    if damaged:
-        more = f" and {len(damaged) - _MAX_SHOWN} more" if damaged[_MAX_SHOWN:] else ""
+    if corrupt:
+        more = f" and {len(corrupt) - _MAX_SHOWN} more" if corrupt[_MAX_SHOWN:] else ""
         notes.append(
-            f"{len(damaged)} tars are cut short or damaged, what comes before is used: "
-            + ", ".join(damaged[:_MAX_SHOWN])
+            f"{len(corrupt)} tars are cut short or corrupt, what comes before is used: "
+            + ", ".join(corrupt[:_MAX_SHOWN])
             + more
         )
     for key, what in (

@@ -36,7 +36,7 @@ def read_frames(path: Path, num_frames: int) -> list[np.ndarray]:
       F arrays uint8 [H, W, 3], upright, in order; the same array where one is repeated.
 
     Raises:
-      VideoError: it is missing, damaged, cut short, or without an image.
+      VideoError: it is missing, corrupt, cut short, or without an image.
       UserError: a video file, and PyAV is not installed.
     """
     if path.is_dir():
@@ -192,7 +192,7 @@ def _decode_all(av, path: Path, num_frames: int) -> list[np.ndarray]:
     for number, frame in enumerate(_all_frames(av, path)):
         if number in places:
             if frame.is_corrupt:
-                raise VideoError(f"frame {number} is damaged")
+                raise VideoError(f"frame {number} is corrupt")
             found[number] = _pixels(frame)
     return [found[place] for place in places]
 
