@@ -1,32 +1,34 @@
-# The commands people need; `make` lists them. Nothing here but environment and calls.
+# The commands people need; `make` lists them. Environments and calls, no logic.
 #
 #   make test PYTHON=python3.13     another Python (3.11 or newer)
 
 PYTHON ?= python3
-# One environment for the demo, one a Python version for the tests.
+# One environment for the demo, and one per Python version for the tests.
 VENV := .venv
 TEST_VENV := $(VENV)-$(notdir $(PYTHON))
 EXTRAS_VENV := $(VENV)-extras
-# Bytecode is made as modules are imported: most of what is installed never is.
+# Python compiles modules when they are imported; most of what is installed never is.
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile
-# What the parity tests compare with; never used by the package. Newer ones do as well.
+# The parity tests compare with it; the package does not use it. Newer versions work too.
 TORCH ?= torch==2.13.0
-# Two processes, for compiling is most of the work; a file's tests share what they compile.
-# The order is that of tests/conftest.py: the files with slow tests first.
+# Two processes, because most of the time is compilation; the tests of one file share
+# compiled programs. tests/conftest.py sets the order: files with slow tests first.
 PYTEST_OPTIONS ?= --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 SOURCES := vilem_jax configs tests benchmarks
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-extras bench bench-gpu lint format clean python
+.PHONY: help demo test test-extras check-all bench bench-gpu lint format clean python
 
 help:
-	@echo "make demo     install into $(VENV), train and evaluate on the embedded data"
-	@echo "make test     install what the tests need into $(TEST_VENV), run them"
-	@echo "make test-extras  the tests that need Apache Beam or ONNX, in an environment of theirs"
-	@echo "make bench    measure on this CPU, into $(BENCH_OUT); bench-gpu on a GPU"
-	@echo "make lint     check style"
-	@echo "make format   mend style"
-	@echo "make clean    remove environments and caches; runs/ stays"
+	@echo "make demo         install into $(VENV), train and evaluate on the embedded data"
+	@echo "make test         install the test dependencies into $(TEST_VENV), run the tests;"
+	@echo "                  TESTS=tests/models runs some of them"
+	@echo "make test-extras  the tests that need Apache Beam or ONNX, in $(EXTRAS_VENV)"
+	@echo "make lint         check style (ruff) and types (pyright)"
+	@echo "make format       format, and fix what ruff can fix"
+	@echo "make check-all    lint, test and test-extras: everything, slow tests included"
+	@echo "make bench        benchmarks on this CPU, into $(BENCH_OUT); bench-gpu: on a GPU"
+	@echo "make clean        remove environments and caches; runs/ stays"
 
 demo: $(VENV)/installed
 	$(VENV)/bin/vilem demo --out=runs/demo $(DEMO)
@@ -34,14 +36,17 @@ demo: $(VENV)/installed
 test: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(TESTS)
 
-# Beam holds protobuf, Pillow and pyarrow back, and jax2onnx Orbax, so these extras have
-# an environment of their own.
+# Beam needs older versions of protobuf, Pillow and pyarrow, and jax2onnx of Orbax, so
+# these extras have a separate environment.
 test-extras: $(EXTRAS_VENV)/installed
 	$(EXTRAS_VENV)/bin/python -m pytest tests/data/prepare/test_local.py \
 	  tests/export/test_compiled.py -k "beam or onnx"
 
-# Tables of docs/performance.md for this machine, into BENCH_OUT. PEER names the PyTorch
-# implementation to compare whole steps with; without it that table is left out.
+# Everything that must pass before a change lands: no test is left out, slow ones neither.
+check-all: lint test test-extras
+
+# The tables of docs/performance.md for this machine, into BENCH_OUT. PEER names the
+# PyTorch implementation to compare whole steps with; without it that table is left out.
 BENCH_OUT ?= runs/bench
 PEER ?= $(VILEM_SHARED)/peer/torch_vilem.py
 BENCH := $(TEST_VENV)/bin/python benchmarks
@@ -61,7 +66,7 @@ PAPER := --shape=paper --device=cuda --attention=cudnn --matmul=8192 --copy=4 \
   --out=$(BENCH_OUT)
 bench-gpu: $(TEST_VENV)/installed
 	$(BENCH)/search.py --out=$(BENCH_OUT)
-	$(BENCH)/top_k.py --places=10240 --out=$(BENCH_OUT)
+	$(BENCH)/top_k.py --positions=10240 --out=$(BENCH_OUT)
 	$(BENCH)/step.py --against=deterministic --batch=2048 --microbatches=8 $(PAPER)
 	$(BENCH)/encode.py --batch=256 --texts=1024 --batches=20 $(PAPER)
 	$(BENCH)/evaluate.py --batch=256 --image-size=384 --images=5000 --captions=25000 \
@@ -72,6 +77,7 @@ bench-gpu: $(TEST_VENV)/installed
 lint: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check $(SOURCES)
 	$(TEST_VENV)/bin/ruff format --check $(SOURCES)
+	$(TEST_VENV)/bin/pyright --pythonpath $(TEST_VENV)/bin/python
 
 format: $(TEST_VENV)/installed
 	$(TEST_VENV)/bin/ruff check --fix $(SOURCES)
@@ -89,9 +95,9 @@ python:
 	  echo "$(PYTHON) cannot make environments: install its venv package" \
 	       "(Debian: apt-get install python3-venv)" >&2; exit 2; }
 
-# The demo's environment has a copy of the package; it is made anew when any of it
-# changes. The tests run on the files here.
-$(VENV)/installed: pyproject.toml $(shell find vilem_jax configs -name '*.py' -o -name '*.css') | python
+# The demo's environment holds a copy of the package and is installed again when a source
+# file changes. The tests run on the files of this folder.
+$(VENV)/installed: pyproject.toml $(shell find vilem_jax configs -type f -not -name '*.pyc') | python
 	@echo "Installing into $(VENV), which may take minutes ..."
 	rm -rf build
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Google Kubernetes Engine by xpk, which makes a JobSet and queues it with Kueue.
+# Google Kubernetes Engine with xpk, which creates a JobSet and queues it with Kueue.
 #
 #   DEVICE=tpu TYPE=v5litepod-16 ... launch/gke_xpk.sh [xpk's own options]
 #   DEVICE=gpu TYPE=h100-80gb-8 NODES=4 ... launch/gke_xpk.sh [xpk's own options]
 #
 # DEVICE          tpu (xpk's --tpu-type) or gpu (--device-type)
-# TYPE            as xpk names it
+# TYPE            xpk's name of it
 # NODES           GPU nodes, or TPU slices; 1 by default
-# CLUSTER, PROJECT, ZONE   made before by `xpk cluster create`
-# IMAGE           of launch/Dockerfile, in a registry that the cluster reads
+# CLUSTER, PROJECT, ZONE   of a cluster that `xpk cluster create` created
+# IMAGE           built from launch/Dockerfile, in a registry that the cluster can read
 # NAME            of the workload; a new one for each submission
-# CONFIG, WORKDIR as seen in the container; WORKDIR on a volume that all pods share
+# CONFIG, WORKDIR as paths in the container; WORKDIR on a volume that all pods share
 #                 (xpk's --storage)
 #
-# A pod that is moved away gets SIGTERM; the run saves and leaves with code 75. That and
-# code 3 (another pod is gone) make JobSet start all pods again, up to 100 times,
-# and they resume; an error (codes 1 and 2) does not. `exec` hands xpk's SIGTERM on to
+# An evicted pod receives SIGTERM; the run saves and exits with code 75. After that code
+# and code 3 (another pod is gone) JobSet restarts all pods, up to 100 times, and they
+# resume; after an error (codes 1 and 2) it does not. `exec` passes xpk's SIGTERM on to
 # the program. --dry-run shows what xpk would do.
 set -euo pipefail
 

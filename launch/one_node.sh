@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One machine: one process trains on all GPUs, or on the TPU chips, that it has.
+# One machine: one process trains on all of its GPUs or TPU chips.
 #
 #   CONFIG=mine.py WORKDIR=runs/mine launch/one_node.sh [--config.KEY=VALUE ...]
 #
 # CONFIG   a packaged config's name or a file of your own
-# WORKDIR  the run's folder; the same command again resumes it
-# VILEM    the command, where it is not on PATH
+# WORKDIR  the run's folder; rerun the same command to resume
+# VILEM    path of the command if it is not on PATH
 set -euo pipefail
 
 exec "${VILEM:-vilem}" train --distributed=off \
