@@ -1,0 +1,105 @@
+"""The code keeps to the glossary of CONTRIBUTING.md: no word of the old dialect.
+
+The patterns stand in CONTRIBUTING.md, one a line, in the block after "Retired words".
+Looked at are the names of files and folders, and by `ast` all identifiers, arguments,
+keyword arguments, and string constants without spaces: config keys, JSON keys, options.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("vilem_jax", "configs", "tests", "benchmarks")
+# Without this file, which needs examples of what it looks for.
+FILES = sorted(
+    file
+    for folder in FOLDERS
+    for file in (ROOT / folder).rglob("*.py")
+    if file != Path(__file__)
+)
+# Names that match and stay, each with its reason.
+ALLOWED = {
+    "BrokenPipeError": "Python's",
+    "BrokenProcessPool": "Python's",
+}
+
+
+def retired_words() -> list[re.Pattern]:
+    """The patterns of CONTRIBUTING.md; one without capitals ignores case."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"^### Retired words\n.*?^```\n(.*?)^```", page, re.M | re.S)
+    assert block, "CONTRIBUTING.md has no block of retired words"
+    return [
+        re.compile(line, 0 if re.search("[A-Z]", line) else re.IGNORECASE)
+        for line in block.group(1).splitlines()
+    ]
+
+
+def in_words(name: str) -> str:
+    """`_maxBad-images.png` -> "max Bad images png"."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    return " ".join(re.findall(r"[A-Za-z0-9]+", spaced))
+
+
+def names_in(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """(name, line) of each identifier and each string constant without spaces."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                yield name, node.lineno
+            case ast.arg(arg=name) | ast.keyword(arg=str(name)):
+                yield name, node.lineno
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name, node.lineno
+            case ast.Constant(value=str(text)) if re.fullmatch(r"[\w./=-]+", text):
+                yield text, node.lineno
+
+
+def dialect(name: str, patterns: list[re.Pattern]) -> bool:
+    return name not in ALLOWED and any(p.search(in_words(name)) for p in patterns)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_names_keep_to_the_glossary(file):
+    patterns = retired_words()
+    found = {
+        f"line {line}: {name}"
+        for name, line in names_in(ast.parse(file.read_text(encoding="utf-8")))
+        if dialect(name, patterns)
+    }
+    assert not found
+    own_name = str(file.relative_to(ROOT).with_suffix(""))
+    assert not dialect(own_name, patterns)
+
+
+def test_retired_words_are_found():
+    patterns = retired_words()
+    source = "def f(picture, *, max_bad=0): is_word['broken.png']; print('--tell=x')"
+    found = [name for name, _ in names_in(ast.parse(source)) if dialect(name, patterns)]
+    assert sorted(found) == ["--tell=x", "broken.png", "is_word", "max_bad", "picture"]
+
+
+def test_other_words_pass():
+    patterns = retired_words()
+    for name in (
+        "hidden",
+        "slow",
+        "tokens",
+        "replace",
+        "is_editable",
+        "BrokenPipeError",
+    ):
+        assert not dialect(name, patterns), name
+
+
+def test_exceptions_are_in_use():
+    names = {
+        name
+        for file in FILES
+        for name, _ in names_in(ast.parse(file.read_text(encoding="utf-8")))
+    }
+    assert not set(ALLOWED) - names
