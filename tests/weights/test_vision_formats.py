@@ -340,6 +340,30 @@ def test_positions_from_224_to_256_to_384_and_back(torch, relative_error):
             old = new
 
 
+@pytest.mark.parametrize(("old", "new"), [(3, 5), (14, 24), (24, 14), (14, 7)])
+def test_positions_equal_cubic_convolution_in_float64(old, new):
+    """Against the kernel written out, to the last bit of float32; needs no torch."""
+    a = -0.75
+
+    def cubic(d):  # 1 at 0, 0 at 1 and from 2 on
+        near = ((a + 2) * d - (a + 3)) * d * d + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        return near if d <= 1 else far if d < 2 else 0.0
+
+    shares = np.zeros((new, old))  # of each old position in each new one
+    for row in range(new):
+        center = (row + 0.5) * old / new - 0.5
+        for index in range(math.floor(center) - 1, math.floor(center) + 3):
+            shares[row, min(max(index, 0), old - 1)] += cubic(abs(center - index))
+    table = np.random.default_rng(3).normal(size=(1 + old * old, 6)).astype(np.float32)
+    grid = table[1:].reshape(old, old, 6).astype(np.float64)
+    expected = np.einsum("yr,xc,rcw->yxw", shares, shares, grid).reshape(-1, 6)
+    resized = positions.resize(table, new)
+    np.testing.assert_array_equal(resized[0], table[0])
+    error = np.abs(resized[1:] - expected).max()
+    assert error <= np.spacing(np.float32(np.abs(expected).max()))
+
+
 def test_start_at_another_size(timm, torch, relative_error, tmp_path):
     model, state = timm
     file = save(state, tmp_path / "model.safetensors")

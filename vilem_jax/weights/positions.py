@@ -2,11 +2,10 @@
 
 import math
 
+import jax
 import numpy as np
 
 from vilem_jax.errors import UserError
-
-SHARPNESS = -0.75  # the cubic's a; torch's choice, where Keys's and JAX's is -0.5
 
 
 def side_of(
@@ -47,36 +46,17 @@ def resize_vision(params: dict, side: int) -> dict:
 
 
 def resize(table: np.ndarray, side: int) -> np.ndarray:
-    """[1 + S * S, W] -> [1 + side * side, W]: [CLS] kept, the grid resized; 0 is S.
+    """[1 + S * S, W] -> [1 + side * side, W]: [CLS] kept, the grid resized; 0 keeps S.
 
-    Bicubic as torch's `interpolate(mode="bicubic", align_corners=False)`: no
+    Bicubic as torch's `interpolate(mode="bicubic", align_corners=False)`: a = -0.75, no
     antialiasing, positions beyond the edge repeat the edge. ALBEF resizes so.
     """
     old = math.isqrt(table.shape[0] - 1)
     if side in (0, old):
         return table
-    grid = table[1:].reshape(old, old, -1).astype(np.float64)
-    weights = _weights(old, side)
-    grid = np.einsum("yr,xc,rcw->yxw", weights, weights, grid, optimize=True)
-    resized = grid.reshape(side * side, -1).astype(np.float32)
-    return np.concatenate([table[:1], resized])
-
-
-def _weights(old: int, new: int) -> np.ndarray:
-    """[new, old], rows sum to 1: how much of each old position is in each new one."""
-    centers = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(centers).astype(int)
-    weights = np.zeros((new, old))
-    for offset in (-1, 0, 1, 2):
-        index = first + offset
-        share = _cubic(np.abs(centers - index))
-        np.add.at(weights, (np.arange(new), index.clip(0, old - 1)), share)
-    return weights
-
-
-def _cubic(distance: np.ndarray) -> np.ndarray:
-    """Cubic convolution: 1 at 0, 0 at 1 and from 2 on."""
-    a, d = SHARPNESS, distance
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    with jax.enable_x64(True):  # in float32 the last bits would depend on the device
+        grid = table[1:].reshape(old, old, -1).astype(np.float64)
+        shape = (side, side, grid.shape[-1])
+        resized = jax.image.resize(grid, shape, "cubic-pytorch", antialias=False)
+        rows = np.asarray(resized).reshape(side * side, -1).astype(np.float32)
+    return np.concatenate([table[:1], rows])
