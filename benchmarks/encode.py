@@ -9,7 +9,7 @@ already on the device, to unit rows, [CLS] alone in the last layer. The peer's a
 ViTModel and BertModel of the same shape without pooler, not compiled, with SDPA: pixels
 normalised already, in the same dtype, to hidden states; so it has less to do at both
 ends, and computes the last layer of all patches. Two processes, a system each, take
-turns. The rows "from memory" are ours alone: `encode_images` and `encode_texts`, with
+turns. The rows "from memory" are ours alone: `encode_pixels` and `encode_tokens`, with
 the copies to and from the device. On CPU float32, on CUDA bfloat16.
 
 Without transformers, or where torch does not see the CUDA that is asked for, the peer
@@ -114,8 +114,8 @@ def make_ours(options) -> tuple[dict, dict, Callable]:
     ways = {
         "images": (on_device(images, "images", pixels), options.batch),
         "texts": (on_device(texts, "texts", tokens), options.texts),
-        "images from memory": (lambda: images.encode_images(pixels), options.batch),
-        "texts from memory": (lambda: texts.encode_texts(tokens), options.texts),
+        "images from memory": (lambda: images.encode_pixels(pixels), options.batch),
+        "texts from memory": (lambda: texts.encode_tokens(tokens), options.texts),
     }
     about = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     about |= {"dtype": config.compute.dtype, "attention": options.attention}

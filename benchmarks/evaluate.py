@@ -6,8 +6,8 @@
         --image-size=384 --images=5000 --captions=25000 --batch=256 --queries=256 \
         --matmul=8192 --out=FOLDER
 
-The evaluation is the project's, with random weights: `encode_images` of uint8 pixels in
-memory, `encode_texts` of tokens, `retrieval_metrics` to recall both ways. Reading,
+The evaluation is the project's, with random weights: `encode_pixels` of uint8 pixels in
+memory, `encode_tokens` of tokens, `retrieval_metrics` to recall both ways. Reading,
 decoding and tokenising are left out, and compiling; copies to and from the device are
 in.
 
@@ -105,8 +105,8 @@ class Evaluation:
         encoder = self._encoder.timed(clock)
         start = time.perf_counter()
         retrieval_metrics(
-            encoder.encode_images(self._pixels),
-            encoder.encode_texts(self._tokens),
+            encoder.encode_pixels(self._pixels),
+            encoder.encode_tokens(self._tokens),
             self._image_of_text,
             clock=clock,
         )

@@ -97,21 +97,20 @@ def _model(shape: dict, image_size: int, is_plain: bool) -> dict:
 
 def make_encoder(config, *, batch_size: int):
     """The project's `Encoder` with random weights; [PAD] is 0, words are above 4."""
+    from types import SimpleNamespace
+
     import jax
 
     from vilem_jax.data.tokenizer import Vocabulary
     from vilem_jax.evaluation import encoding
-    from vilem_jax.models.vilem import model_graph
     from vilem_jax.training.state import initial_params
 
     size = config.model.text.vocab_size
     token = np.arange(size)
     vocabulary = Vocabulary(size, 0, 1, 2, 3, 4, token > 4, token < 0)
     params = jax.jit(lambda key: initial_params(config, key))(jax.random.key(0))
-    graph = model_graph(config.model, config.compute)
-    return encoding.make_encoder(
-        graph, params, config, vocabulary, batch_size=batch_size
-    )
+    tokenizer = SimpleNamespace(vocabulary=vocabulary)
+    return encoding.make_encoder(config, params, tokenizer, batch_size=batch_size)
 
 
 def random_pixels(count: int, side: int) -> np.ndarray:

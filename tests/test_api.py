@@ -192,7 +192,7 @@ def test_a_run_without_sep_has_none_anywhere(run, model, photo, tmp_path):
     assert not np.allclose(found, model.encode_text(["a red dog"]), atol=1e-3)
     tokens = model.tokenizer.encode(["a red dog"], 10)
     tokens[tokens == model.tokenizer.vocabulary.sep_id] = 0
-    np.testing.assert_allclose(found, model.encoder.encode_texts(tokens), atol=1e-5)
+    np.testing.assert_allclose(found, model.encoder.encode_tokens(tokens), atol=1e-5)
     words = [word.word for word in without.proofread(photo, "a red dog")]
     assert words == ["a", "red", "dog"]
     long = without.proofread(photo, "dog " * 20)

@@ -27,7 +27,6 @@ from vilem_jax.editing.stored_edits import StoredEdits, make_edits
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.mixed_towers import mixed_encoder
-from vilem_jax.models.vilem import model_graph
 from vilem_jax.runs.trained_model import read_stored
 from vilem_jax.weights.model_folder import without_origins
 
@@ -53,9 +52,12 @@ class Model:
     """Trained towers and heads, ready to use. Made by `load`."""
 
     config: Config
-    tokenizer: Tokenizer
     encoder: Encoder
     weights: str  # "online", "momentum" or "mixed"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.encoder.tokenizer
 
     def encode_image(self, images: Iterable[ImageInput] | ImageInput) -> np.ndarray:
         """Images -> float32 [N, E], unit rows, in the order given.
@@ -70,7 +72,7 @@ class Model:
         is_array = isinstance(images, np.ndarray) and images.ndim < 4
         if is_array or isinstance(images, str | Path | Image.Image):
             images = [images]
-        return self.encoder.encode_images(read_ahead(self.read_image, images))
+        return self.encoder.encode_pixels(read_ahead(self.read_image, images))
 
     def encode_text(self, captions: Iterable[str] | str) -> np.ndarray:
         """Captions -> float32 [N, E], unit rows; longer ones are cut.
@@ -78,12 +80,14 @@ class Model:
         The length is the evaluation's, `config.evaluation.text_length` tokens.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
-        return self.encoder.encode_texts(self._tokens(captions))
+        return self.encoder.encode_captions(captions)
 
     def knows_a_word(self, caption: str) -> bool:
         """Whether anything of it is in the vocabulary, punctuation aside."""
         return bool(
-            self.tokenizer.vocabulary.is_editable[self._tokens([caption])].any()
+            self.tokenizer.vocabulary.is_editable[
+                self.encoder.tokenize([caption])
+            ].any()
         )
 
     def proofread(
@@ -107,7 +111,7 @@ class Model:
         """
         if not self.knows_a_word(caption):
             raise UserError(f"the caption {caption!r} has no word to proofread")
-        tokens = self._tokens([caption])
+        tokens = self.encoder.tokenize([caption])
         return self.proofread_tokens([image], tokens, branch=branch)[0]
 
     def proofread_tokens(
@@ -173,9 +177,6 @@ class Model:
         text = (self.config.evaluation.text_length, data.cleaning, data.keeps_sep)
         digest.update(repr((shape, text, self.tokenizer.pieces)).encode())
         return digest.hexdigest()
-
-    def _tokens(self, captions: list[str]) -> np.ndarray:
-        return self.tokenizer.encode(captions, self.config.evaluation.text_length)
 
     def _words(self, row, p_wrong, best, p_best, *, has_corrections) -> list[Word]:
         """The words of one caption; row int32 [L], best int32 [L, 4]."""
@@ -251,12 +252,9 @@ def make_model(
     batch_size: int | None = None,
 ) -> Model:
     """A `Model` of parameters at hand."""
-    graph = model_graph(config.model, config.compute)
     params = jax.device_put(params)
-    encoder = make_encoder(
-        graph, params, config, tokenizer.vocabulary, batch_size=batch_size
-    )
-    return Model(config, tokenizer, encoder, weights)
+    encoder = make_encoder(config, params, tokenizer, batch_size=batch_size)
+    return Model(config, encoder, weights)
 
 
 def make_run_edits(

@@ -86,6 +86,5 @@ def model(config):
 
 @pytest.fixture(scope="session")
 def encoder(model, config, tokenizer):
-    graph, params = nnx.split(model, nnx.Param)
-    params = nnx.to_pure_dict(params)
-    return make_encoder(graph, params, config, tokenizer.vocabulary)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return make_encoder(config, params, tokenizer)

@@ -22,7 +22,7 @@ def test_any_number_of_images_and_no_recompiling(encoder, model, config):
     pixels = images(9)
     expected = model.encode_image(normalize(jnp.asarray(pixels), config.augment))
     for count in (1, 2, 4, 5, 9):
-        found = encoder.encode_images(iter(pixels[:count]))
+        found = encoder.encode_pixels(iter(pixels[:count]))
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected[:count], atol=1e-5)
     assert encoder.programs["images"]._cache_size() == 2
@@ -31,7 +31,7 @@ def test_any_number_of_images_and_no_recompiling(encoder, model, config):
 def test_texts_do_not_depend_on_padding(encoder, model, tokenizer):
     captions = ["a red dog", "the cat", "a", "", "small dogs on the left of a circle"]
     tokens = tokenizer.encode(captions, 12)
-    found = encoder.encode_texts(tokens)
+    found = encoder.encode_tokens(tokens)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     short = jnp.asarray(tokenizer.encode(captions[:3], 6))
     expected = model.encode_text(short, make_attention_mask(short, 0))
@@ -41,9 +41,9 @@ def test_texts_do_not_depend_on_padding(encoder, model, tokenizer):
 def test_other_parameters_use_the_same_programs(encoder):
     doubled = jax.tree.map(lambda values: values * 2, encoder.params)
     other = dataclasses.replace(encoder, params=doubled)
-    before = encoder.encode_images(images(3))
+    before = encoder.encode_pixels(images(3))
     size = encoder.programs["images"]._cache_size()
-    assert not np.allclose(other.encode_images(images(3)), before)
+    assert not np.allclose(other.encode_pixels(images(3)), before)
     assert encoder.programs["images"]._cache_size() == size
 
 
@@ -94,15 +94,15 @@ def test_proofreading_is_the_model_s(encoder, model, config, tokenizer, branch):
 
 def test_nothing_to_encode_is_a_sentence(encoder):
     with pytest.raises(UserError, match="no image"):
-        encoder.encode_images([])
+        encoder.encode_pixels([])
     with pytest.raises(UserError, match="no caption"):
-        encoder.encode_texts(np.zeros((0, 4), np.int32))
+        encoder.encode_tokens(np.zeros((0, 4), np.int32))
 
 
 def test_captions_longer_than_the_tower_are_refused(encoder, tokenizer):
     tokens = tokenizer.encode(["a red dog"], 17)
     with pytest.raises(UserError, match=r"17 tokens .* 16 positions"):
-        encoder.encode_texts(tokens)
+        encoder.encode_tokens(tokens)
     with pytest.raises(UserError, match="17 tokens"):
         encoder.proofread(images(1), tokens, tokens, tokens)
 

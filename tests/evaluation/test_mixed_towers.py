@@ -14,12 +14,12 @@ def test_the_score_is_the_mean_of_both_crossed_pairs(encoder, tokenizer):
     pixels = rng.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     tokens = tokenizer.encode(["a red dog", "a small blue cat"], 12)
     mixed = mixed_encoder(encoder, momentum)
-    images, texts = mixed.encode_images(pixels), mixed.encode_texts(tokens)
+    images, texts = mixed.encode_pixels(pixels), mixed.encode_tokens(tokens)
     assert images.shape == (3, 16) and texts.shape == (2, 16)
     np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-6)
     crossed = [
-        one.encode_images(pixels) @ two.encode_texts(tokens).T
+        one.encode_pixels(pixels) @ two.encode_tokens(tokens).T
         for one, two in ((other, encoder), (encoder, other))
     ]
     assert np.abs(crossed[0] - crossed[1]).max() > 1e-3  # else nothing is told
@@ -37,9 +37,9 @@ def test_clips_too(encoder, tokenizer):
     assert clips.shape == (2, 16)
     np.testing.assert_allclose(np.linalg.norm(clips, axis=1), 1, atol=1e-6)
     crossed = [
-        clip_embeddings(one.project_frames(pixels), 3) @ two.encode_texts(tokens).T
+        clip_embeddings(one.project_frames(pixels), 3) @ two.encode_tokens(tokens).T
         for one, two in ((other, encoder), (encoder, other))
     ]
     assert np.abs(crossed[0] - crossed[1]).max() > 1e-3
-    scores = clips @ mixed.encode_texts(tokens).T
+    scores = clips @ mixed.encode_tokens(tokens).T
     np.testing.assert_allclose(scores, np.mean(crossed, axis=0), atol=1e-6)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.colours import colour_model, write_image
+from tests.evaluation.colours import colour_encoder, write_image
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pair_files import (
     Boxed,
-    image_reader,
+    PairImages,
     open_pairs,
     read_pairs,
 )
@@ -104,13 +104,12 @@ def test_only_the_box_is_looked_at(tmp_path):
     whole = {k: v for k, v in RELATION.items() if not k.startswith("bbox")}
     other_half = RELATION | {"bbox_x": 0, "bbox_w": 8.4}
     write(tmp_path / "r.json", [RELATION, other_half, whole])
-    _, pairs, read = open_pairs(tmp_path, tmp_path / "r.json")
-    np.testing.assert_array_equal(read(pairs[0].image), pixels[:, 8:])
-    np.testing.assert_array_equal(read(pairs[1].image), pixels[:, :8])
-    model = colour_model()
-    settings = {"read_image": read, "text_length": 8}
+    _, pairs, images = open_pairs(tmp_path, tmp_path / "r.json")
+    np.testing.assert_array_equal(images.read_image(pairs[0].image), pixels[:, 8:])
+    np.testing.assert_array_equal(images.read_image(pairs[1].image), pixels[:, :8])
+    encoder = colour_encoder()
     for pair, accuracy in zip(pairs, (100.0, 0.0, 0.0), strict=True):  # a tie last
-        metrics = evaluate_pairs(model.encoder, model.tokenizer, [pair], **settings)
+        metrics = evaluate_pairs(encoder, [pair], images)
         assert metrics["accuracy"] == accuracy
     assert metrics["measured"]["image_size"] == 8 and metrics["images"] == 1
 
@@ -119,7 +118,7 @@ def test_a_box_outside_the_image_is_named(tmp_path):
     write_image(tmp_path / "7.png", (255, 0, 0))
     pairs = [CaptionPair(Boxed("7.png", (900, 0, 5, 5)), "a", "b", "r")]
     with pytest.raises(UserError, match=r"box \[900, 0, 5, 5\] of 7\.png lies outside"):
-        image_reader(tmp_path, pairs)(pairs[0].image)
+        PairImages(tmp_path, pairs).read_image(pairs[0].image)
 
 
 @pytest.mark.parametrize(
@@ -172,8 +171,8 @@ def test_valse_takes_what_two_annotators_agree_on(tmp_path):
 def test_valse_images_in_a_folder_each_or_all_in_one(tmp_path, below):
     write(tmp_path / "actions.json", {"a": foil("3.png", 3)})
     write_image(tmp_path / "images" / below / "3.png", (1, 2, 3))
-    _, pairs, read = open_pairs(tmp_path / "images", tmp_path / "actions.json")
-    assert read(pairs[0].image)
+    _, pairs, images = open_pairs(tmp_path / "images", tmp_path / "actions.json")
+    assert images.read_image(pairs[0].image)
 
 
 def test_missing_images_of_pairs_are_counted(tmp_path):

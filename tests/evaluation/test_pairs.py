@@ -47,32 +47,33 @@ def test_each_image_is_encoded_once_and_met_with_its_captions():
     np.testing.assert_array_equal(wrong, [0, 0, 1])
 
 
-def test_a_model_judges_pairs_of_a_source(encoder, tokenizer, source):
+def test_a_model_judges_pairs_of_a_source(encoder, source):
     pairs = [
         CaptionPair(0, "a red dog", "a blue dog", "attribute"),
         CaptionPair(2, "a red dog", "a red dog", "same"),
     ]
-    metrics = evaluate_pairs(
-        encoder, tokenizer, pairs, source.read_image, text_length=12
-    )
-    images = encoder.encode_images(
+    metrics = evaluate_pairs(encoder, pairs, source)
+    images = encoder.encode_pixels(
         resize_square(source.read_image(index), 16) for index in (0, 2)
     )
-    texts = encoder.encode_texts(tokenizer.encode(["a red dog", "a blue dog"], 12))
+    texts = encoder.encode_captions(["a red dog", "a blue dog"])
     is_right = images[0] @ texts[0] > images[0] @ texts[1]
     assert metrics["by_type"] == {"attribute": 100.0 * is_right, "same": 0.0}
 
 
-def test_a_missing_image_is_named(encoder, tokenizer, tmp_path):
+def test_a_missing_image_is_named(encoder, tmp_path):
+    class Images:
+        name = "mine"
+
+        def image_name(self, name):
+            return name
+
+        def read_image(self, name):
+            return (tmp_path / name).read_bytes()
+
     pairs = [CaptionPair("gone.jpg", "a red dog", "a blue dog", "attribute")]
-    with pytest.raises(UserError, match=r"gone\.jpg cannot be read"):
-        evaluate_pairs(
-            encoder,
-            tokenizer,
-            pairs,
-            lambda name: (tmp_path / name).read_bytes(),
-            text_length=12,
-        )
+    with pytest.raises(UserError, match=r"gone\.jpg of mine cannot be read"):
+        evaluate_pairs(encoder, pairs, Images())
 
 
 def test_all_wrong_captions_must_score_below_the_true_one():

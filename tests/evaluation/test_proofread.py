@@ -139,9 +139,9 @@ def test_right_and_shuffled_images_are_shown(edits, source, tokenizer):
             )
             return {"local": judged, "global": judged}
 
-    metrics = evaluate_proofreading(
-        Knowing(), edits, source, is_editable=tokenizer.vocabulary.is_editable
-    )
+    knowing = Knowing()
+    knowing.tokenizer = tokenizer
+    metrics = evaluate_proofreading(knowing, edits, source)
     assert len(shown) == 2
     for branch in ("local", "global"):
         assert metrics[branch]["detect"] == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
@@ -151,29 +151,24 @@ def test_right_and_shuffled_images_are_shown(edits, source, tokenizer):
     assert metrics["captions"] == metrics["images"] == 4
 
 
-def test_the_real_model_is_measured(edits, source, encoder, tokenizer):
-    metrics = evaluate_proofreading(
-        encoder, edits, source, is_editable=tokenizer.vocabulary.is_editable
-    )
+def test_the_real_model_is_measured(edits, source, encoder):
+    metrics = evaluate_proofreading(encoder, edits, source)
     assert 0 <= metrics["shuffled"]["global"]["correct"]["top3"] <= 1
 
 
-def test_edits_of_more_images_are_refused(edits, source, tokenizer):
+def test_edits_of_more_images_are_refused(edits, source, encoder):
     far = dataclasses.replace(edits, image=edits.image + 7)
     with pytest.raises(UserError, match="four has 4"):
-        evaluate_proofreading(
-            None, far, source, is_editable=tokenizer.vocabulary.is_editable
-        )
+        evaluate_proofreading(encoder, far, source)
 
 
-def test_edits_of_other_captions_are_refused(edits, source, tokenizer):
+def test_edits_of_other_captions_are_refused(edits, source, encoder):
     class Other(type(source)):
         name = "other"
         said = (*type(source).said[:3], ("a cat",))
 
-    is_editable = tokenizer.vocabulary.is_editable
     with pytest.raises(UserError, match=r"captions than those of other \(of four\)"):
-        evaluate_proofreading(None, edits, Other(), is_editable=is_editable)
+        evaluate_proofreading(encoder, edits, Other())
 
 
 def test_edits_of_another_vocabulary_are_refused(edits, tokenizer, tmp_path):
@@ -213,12 +208,11 @@ def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
     np.testing.assert_array_equal(few.edited, edits.edited[:2])
 
 
-def test_what_was_not_trained_has_no_figures(encoder, edits, source, tokenizer):
-    is_editable = tokenizer.vocabulary.is_editable
-    whole = evaluate_proofreading(encoder, edits, source, is_editable=is_editable)
+def test_what_was_not_trained_has_no_figures(encoder, edits, source):
+    whole = evaluate_proofreading(encoder, edits, source)
     trained = {"global": ("correct",)}
     part = dataclasses.replace(encoder, trained=trained)
-    metrics = evaluate_proofreading(part, edits, source, is_editable=is_editable)
+    metrics = evaluate_proofreading(part, edits, source)
     assert "local" not in metrics and "local" not in metrics["shuffled"]
     assert set(metrics["global"]) == {"correct"}
     expected = whole["global"]["correct"]["top1"]
@@ -229,4 +223,4 @@ def test_what_was_not_trained_has_no_figures(encoder, edits, source, tokenizer):
         )
     none = dataclasses.replace(encoder, trained={})
     with pytest.raises(UserError, match="without ViLEM's losses"):
-        evaluate_proofreading(none, edits, source, is_editable=is_editable)
+        evaluate_proofreading(none, edits, source)

@@ -152,9 +152,9 @@ def test_bad_input_gets_a_sentence(change, words):
 
 
 @pytest.mark.parametrize("captions_per_image", ["all", 1])
-def test_a_source_is_encoded_in_order(encoder, tokenizer, source, captions_per_image):
-    settings = {"text_length": 12, "captions_per_image": captions_per_image}
-    encoded = encode_source(encoder, tokenizer, source, **settings)
+def test_a_source_is_encoded_in_order(encoder, source, captions_per_image):
+    settings = {"captions_per_image": captions_per_image}
+    encoded = encode_source(encoder, source, **settings)
     limit = None if captions_per_image == "all" else 1
     expected = [
         (caption, index)
@@ -163,31 +163,31 @@ def test_a_source_is_encoded_in_order(encoder, tokenizer, source, captions_per_i
     ]
     found = zip(encoded.captions, encoded.image_of_text.tolist(), strict=True)
     assert list(found) == expected
-    alone = encoder.encode_texts(tokenizer.encode(encoded.captions[2:3], 12))
+    alone = encoder.encode_captions(encoded.captions[2:3])
     np.testing.assert_allclose(encoded.text_embedding[2], alone[0], atol=1e-5)
-    metrics = evaluate_retrieval(encoder, tokenizer, source, **settings)
+    metrics = evaluate_retrieval(encoder, source, **settings)
     assert metrics["captions"] == len(expected) and metrics["images"] == 4
     assert metrics["protocol"]["captions_per_image"] == captions_per_image
 
 
-def test_what_the_figures_leave_out_is_counted(encoder, tokenizer, source):
+def test_what_the_figures_leave_out_is_counted(encoder, source):
     class Odd(type(source)):
         notes = ("3 images without a caption left out",)
 
         def captions(self, index):
             return ("!!!", "") if index == 2 else ("a dog",)
 
-    protocol = evaluate_retrieval(encoder, tokenizer, Odd(), text_length=12)["protocol"]
+    protocol = evaluate_retrieval(encoder, Odd())["protocol"]
     assert protocol["notes"] == ["3 images without a caption left out"]
     assert protocol["captions_without_a_word"] == 2
 
 
-def test_an_image_without_a_caption_is_named(encoder, tokenizer, source):
+def test_an_image_without_a_caption_is_named(encoder, source):
     class Silent(type(source)):
         def captions(self, index):
             return () if index == 2 else ("a dog",)
 
     with pytest.raises(UserError, match=r"2\.png of four has no caption"):
-        encode_source(encoder, tokenizer, Silent(), text_length=12)
+        encode_source(encoder, Silent())
     with pytest.raises(UserError, match="captions_per_image is 0"):
-        encode_source(encoder, tokenizer, source, text_length=12, captions_per_image=0)
+        encode_source(encoder, source, captions_per_image=0)

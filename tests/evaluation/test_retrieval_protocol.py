@@ -1,5 +1,6 @@
 """Folds, missing images, times, and the peer `eccv-caption` on COCO's own ids."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -209,13 +210,10 @@ def json_source(tmp_path):
     return open_source(SourceConfig(path=str(tmp_path / "test.json"), kind="json"))
 
 
-def test_missing_images_are_counted_and_refused(json_source, encoder, tokenizer):
-    settings = {"text_length": 12}
+def test_missing_images_are_counted_and_refused(json_source, encoder):
     with pytest.raises(UserError, match=r"2 of 6 images of test .*first is 1\.png"):
-        evaluate_retrieval(encoder, tokenizer, json_source, **settings)
-    metrics = evaluate_retrieval(
-        encoder, tokenizer, json_source, allow_missing=True, folds=2, **settings
-    )
+        evaluate_retrieval(encoder, json_source)
+    metrics = evaluate_retrieval(encoder, json_source, allow_missing=True, folds=2)
     assert (metrics["images"], metrics["captions"]) == (4, 1 + 3 + 1 + 3)
     protocol = metrics["protocol"]
     assert (protocol["missing_images"], protocol["missing_captions"]) == (2, 4)
@@ -264,8 +262,9 @@ def test_what_a_run_judges_by_must_be_complete(json_source):
 # ---- times ----
 
 
-def test_times_are_told_apart_and_without_compiling(encoder, tokenizer, source):
-    metrics = evaluate_retrieval(encoder, tokenizer, source, text_length=11)
+def test_times_exclude_compiling(encoder, source):
+    encoder = dataclasses.replace(encoder, text_length=11)
+    metrics = evaluate_retrieval(encoder, source)
     told = metrics["measured"]
     assert told["image_size"] == 16 and told["dtype"] == "float32"
     assert told["batch_size"] == 4 and "CPU" in told["device"]
@@ -274,5 +273,5 @@ def test_times_are_told_apart_and_without_compiling(encoder, tokenizer, source):
     assert stages <= set(seconds) and all(value >= 0 for value in seconds.values())
     # A length that ran nowhere else compiles once, and outside the stage of encoding.
     assert seconds["warm_up"] > seconds["encode_texts"] > 0
-    again = evaluate_retrieval(encoder, tokenizer, source, text_length=11)
+    again = evaluate_retrieval(encoder, source)
     assert "warm_up" not in again["measured"]["seconds"]

@@ -1,14 +1,14 @@
 """Text-video retrieval: what stands for a clip, the metric, and what is left out."""
 
 import collections
-import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.evaluation.colours import ColourEncoder, colour_model, write_image
+from tests.evaluation.colours import colour_encoder, colour_model, write_image
 from vilem_jax import api
 from vilem_jax.cli.main import main
 from vilem_jax.data.video.clips import VideoClips
@@ -17,14 +17,6 @@ from vilem_jax.evaluation.video import clip_embeddings, evaluate_video
 from vilem_jax.models.vision import normalize
 
 RGB = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameEncoder(ColourEncoder):
-    """Frames as their mean colour: not of unit length."""
-
-    def project_frames(self, pixels):
-        return np.stack([image.mean(axis=(0, 1)) for image in pixels])
 
 
 def write_clips(folder, *, name="clips.jsonl"):
@@ -61,7 +53,7 @@ def test_projected_frames_are_embeddings_before_unit_length(encoder, model, conf
     lengths = np.linalg.norm(projected, axis=1, keepdims=True)
     assert np.abs(lengths - 1).min() > 1e-3
     np.testing.assert_allclose(
-        projected / lengths, encoder.encode_images(pixels), atol=1e-6
+        projected / lengths, encoder.encode_pixels(pixels), atol=1e-6
     )
     seen = model.image_features(
         normalize(jnp.asarray(pixels), config.augment)
@@ -86,12 +78,13 @@ T2V_RANKS, V2T_RANKS = (2, 3, 4, 2), (2, 2, 4, 2)
 
 
 class HandMade:
-    """Clips, captions, a tokenizer and an encoder that give `HAND_MADE` as scores."""
+    """Clips, captions and an encoder that give `HAND_MADE` as scores."""
 
     name, split, clips = "hand", "", tuple("abcd")
     captions = tuple((letter,) for letter in "wxyz")
     num_pairs, folder, batch_size, parts = 4, "", 4, 1
-    image_size, dtype, cleaning, keeps_sep = 2, "float32", "albef", True
+    image_size, dtype, text_length = 2, "float32", 3
+    tokenizer = SimpleNamespace(cleaning="albef", keeps_sep=True)
 
     def __len__(self):
         return 4
@@ -111,16 +104,13 @@ class HandMade:
     def project_frames(self, pixels):
         return np.stack([HAND_MADE[image[0, 0, 0]] for image in pixels])
 
-    def encode(self, captions, length):
-        return np.array(["wxyz".index(caption) for caption in captions])[:, None]
-
-    def encode_texts(self, tokens):
-        return np.eye(4, dtype=np.float32)[tokens[:, 0]]
+    def encode_captions(self, captions):
+        return np.eye(4, dtype=np.float32)[["wxyz".index(text) for text in captions]]
 
 
 def test_the_metric_on_a_hand_made_matrix_with_ties():
     hand = HandMade()
-    metrics = evaluate_video(hand, hand, hand, text_length=3, num_frames=2)
+    metrics = evaluate_video(hand, hand, num_frames=2)
     for way, ranks in (("t2v", T2V_RANKS), ("v2t", V2T_RANKS)):
         expected = {f"r{k}": 25.0 * sum(r <= k for r in ranks) for k in (1, 5, 10)}
         assert metrics[way] == expected | {"median_rank": float(np.median(ranks))}
@@ -132,47 +122,41 @@ def test_the_metric_on_a_hand_made_matrix_with_ties():
 
 def test_clips_are_found_by_what_most_of_them_shows(tmp_path):
     clips = VideoClips(write_clips(tmp_path), None)
-    tokenizer = colour_model().tokenizer
-    metrics = evaluate_video(FrameEncoder(), tokenizer, clips, text_length=5)
+    metrics = evaluate_video(colour_encoder(), clips)
     assert metrics["t2v"] == {"r1": 100.0, "r5": 100.0, "r10": 100.0, "median_rank": 1}
     assert (metrics["clips"], metrics["captions"], metrics["rsum"]) == (3, 3, 600.0)
     assert metrics["protocol"]["frames"] == 8 and metrics["left_out"] == []
     assert metrics["measured"]["seconds"].keys() >= {"similarity", "ranking"}
-    first = evaluate_video(
-        FrameEncoder(), tokenizer, clips, text_length=5, num_frames=1
-    )
+    first = evaluate_video(colour_encoder(), clips, num_frames=1)
     assert first["protocol"]["frames"] == 1
 
 
 def test_clips_that_cannot_be_had_are_named(tmp_path):
     file = write_clips(tmp_path)
     (tmp_path / "video1" / "1.png").write_bytes(b"no image")
-    tokenizer, encoder = colour_model().tokenizer, FrameEncoder()
+    encoder = colour_encoder()
     with pytest.raises(
         UserError, match=r"clip video1 of clips cannot .* \(1\.png: not"
     ):
-        evaluate_video(encoder, tokenizer, VideoClips(file, None), text_length=5)
+        evaluate_video(encoder, VideoClips(file, None))
     (tmp_path / "video0").rename(tmp_path / "elsewhere")
     clips = VideoClips(file, None)
     with pytest.raises(
         UserError, match=r"1 of 3 clips of clips in .* are missing, the first is video0"
     ):
-        evaluate_video(encoder, tokenizer, clips, text_length=5)
-    metrics = evaluate_video(
-        encoder, tokenizer, clips, text_length=5, allow_missing=True
-    )
+        evaluate_video(encoder, clips)
+    metrics = evaluate_video(encoder, clips, allow_missing=True)
     assert [clip["clip"] for clip in metrics["left_out"]] == ["video0", "video1"]
     stated = metrics["protocol"]
     assert (stated["clips_left_out"], stated["captions_left_out"]) == (2, 2)
     assert (metrics["clips"], metrics["captions"]) == (1, 1)
     (tmp_path / "video2" / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="not one clip of clips can be decoded"):
-        evaluate_video(encoder, tokenizer, clips, text_length=5, allow_missing=True)
+        evaluate_video(encoder, clips, allow_missing=True)
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     model = colour_model()
-    model.encoder = FrameEncoder()
     file = write_clips(tmp_path)
     arguments = ["evaluate", "video", "--model=RUN", f"--data={file}"]
 
@@ -202,7 +186,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.realdata
-def test_real_clips_with_a_tiny_model(shared_folder, encoder, tokenizer, monkeypatch):
+def test_real_clips_with_a_tiny_model(shared_folder, encoder, monkeypatch):
     pytest.importorskip("av", reason="no PyAV: real videos NOT tested")
     decoded = collections.Counter()
     read = VideoClips.read_frames
@@ -213,7 +197,7 @@ def test_real_clips_with_a_tiny_model(shared_folder, encoder, tokenizer, monkeyp
 
     monkeypatch.setattr(VideoClips, "read_frames", counted)
     clips = VideoClips(shared_folder / "data" / "videos" / "captions.json", None)
-    metrics = evaluate_video(encoder, tokenizer, clips, text_length=12)
+    metrics = evaluate_video(encoder, clips)
     assert (metrics["clips"], metrics["captions"]) == (13, 26)
     assert decoded == dict.fromkeys(range(13), 1)
     assert 0 <= metrics["t2v"]["r1"] <= 100 and metrics["t2v"]["median_rank"] >= 1

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.evaluation.colours import colour_model, write_image
+from tests.evaluation.colours import colour_encoder, write_image
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.winoground import (
     evaluate_winoground,
@@ -103,8 +103,7 @@ def write_images(folder, number, first=(255, 0, 0), second=(0, 0, 255)):
 
 
 def measure(folder):
-    model = colour_model()
-    return evaluate_winoground(model.encoder, model.tokenizer, folder, text_length=8)
+    return evaluate_winoground(colour_encoder(text_length=8), folder)
 
 
 @pytest.mark.parametrize("below", ["", "data"])
@@ -144,7 +143,7 @@ def test_missing_images_are_counted(tmp_path):
         measure(tmp_path)
     for place in (0, 1):
         (tmp_path / "images" / f"ex_1_img_{place}.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"ex_1_img_0\.png cannot be read"):
+    with pytest.raises(UserError, match=r"ex_1_img_0\.png of Winoground cannot"):
         measure(tmp_path)
 
 

@@ -38,13 +38,13 @@ class MeanColour:
 
     def __init__(self, fingerprint="one", seconds=0.0):
         self.fingerprint, self.seconds = fingerprint, seconds
-        self.encoder = SimpleNamespace(image_size=4, encode_images=self.encode_images)
+        self.encoder = SimpleNamespace(image_size=4, encode_pixels=self.encode_pixels)
         self.num_encoded = 0
 
     def knows_a_word(self, text):
         return bool(text.strip())
 
-    def encode_images(self, images):
+    def encode_pixels(self, images):
         means = [image.mean(axis=(0, 1)) + 1 for image in images]
         time.sleep(self.seconds)
         self.num_encoded += len(means)
@@ -85,7 +85,7 @@ def test_shards_hold_what_one_pass_gives(folder, tmp_path):
     assert [opened.names[i] for i in range(23)] == [f"{i:02d}.png" for i in range(23)]
     assert [len(part) for part in opened.parts] == [5, 5, 5, 5, 3]
     pixels = [np.asarray(Image.open(folder / f"{i:02d}.png")) for i in range(23)]
-    expected = MeanColour().encode_images(pixels)
+    expected = MeanColour().encode_pixels(pixels)
     np.testing.assert_array_equal(np.concatenate(opened.parts), expected)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["embedded"] == 23 and manifest["corrupt"] == 0

@@ -9,10 +9,9 @@ from vilem_jax.cli.evaluate_options import (
     add_measure,
     add_out,
     add_text_length,
-    captions_length,
     check_out,
     of_model,
-    open_both,
+    open_encoder,
     tell,
 )
 from vilem_jax.cli.options import (
@@ -75,15 +74,16 @@ def _add_retrieval(measures) -> None:
 
 
 def _retrieval(options: argparse.Namespace) -> None:
+    from vilem_jax.data.sources.source import open_source
     from vilem_jax.evaluation.retrieval import evaluate_retrieval
     from vilem_jax.report.tables import retrieval_table
 
-    config, source, model = open_both(options)
+    config = source_config(options)
+    source = open_source(config)
+    check_out(options)
     metrics = evaluate_retrieval(
-        model.encoder,
-        model.tokenizer,
+        open_encoder(options),
         source,
-        text_length=captions_length(options, model),
         captions_per_image=options.captions_per_image,
         folds=options.folds,
         allow_missing=options.allow_missing,
@@ -127,12 +127,9 @@ def _winoground(options: argparse.Namespace) -> None:
 
     read_winoground(options.data)  # before the model is loaded
     check_out(options)
-    model = open_model(options)
     metrics = evaluate_winoground(
-        model.encoder,
-        model.tokenizer,
+        open_encoder(options),
         options.data,
-        text_length=captions_length(options, model),
         show_progress=sys.stderr.isatty(),
     )
     metrics["protocol"] = of_model(options) | metrics["protocol"]
@@ -154,24 +151,21 @@ def _pairs(options: argparse.Namespace) -> None:
     from vilem_jax.evaluation.pairs import evaluate_pairs
     from vilem_jax.report.tables import pairs_table
 
-    protocol, pairs, read_image = _open_pairs(options)
+    protocol, pairs, images = _open_pairs(options)
     check_out(options)
-    model = open_model(options)
-    length = captions_length(options, model)
+    encoder = open_encoder(options)
     metrics = evaluate_pairs(
-        model.encoder,
-        model.tokenizer,
+        encoder,
         pairs,
-        read_image,
-        text_length=length,
+        images,
         show_progress=sys.stderr.isatty(),
     )
-    metrics["protocol"] = of_model(options, text_length=length) | protocol
+    metrics["protocol"] = of_model(options, text_length=encoder.text_length) | protocol
     tell(options, pairs_table(metrics), metrics)
 
 
 def _open_pairs(options: argparse.Namespace):
-    """What to say of the pairs, the pairs, and how to read an image of theirs."""
+    """The protocol of the pairs, the pairs, and their images."""
     if options.data is None or options.data == EMBEDDED:
         from vilem_jax.data.scenes.hard_pairs import hard_pairs
         from vilem_jax.data.sources.source import open_source
@@ -185,7 +179,7 @@ def _open_pairs(options: argparse.Namespace):
         source = open_source(config)
         ties = "count against the model"
         protocol = {"data": config.name, "split": told_split(config), "ties": ties}
-        return protocol, hard_pairs(source), source.read_image
+        return protocol, hard_pairs(source), source
     from vilem_jax.evaluation.pair_files import open_pairs, read_pairs
 
     unused = ("split", "num_images", "kind")
@@ -213,11 +207,15 @@ def _add_proofreading(measures) -> None:
 
 
 def _proofreading(options: argparse.Namespace) -> None:
+    from vilem_jax.data.sources.source import open_source
     from vilem_jax.evaluation.proofread import evaluate_proofreading
     from vilem_jax.evaluation.timing import Stopwatch, measured
     from vilem_jax.report.tables import proofread_table
 
-    config, source, model = open_both(options)
+    config = source_config(options)
+    source = open_source(config)
+    check_out(options)
+    model = open_model(options)
     edits = _open_edits(options, model, source)
     clock = Stopwatch()
     encoder = model.encoder.timed(clock)
@@ -225,7 +223,6 @@ def _proofreading(options: argparse.Namespace) -> None:
         encoder,
         edits,
         source,
-        is_editable=model.tokenizer.vocabulary.is_editable,
         show_progress=sys.stderr.isatty(),
     )
     protocol = of_model(options, data=source.name, split=told_split(config))
@@ -315,12 +312,9 @@ def _suite(options: argparse.Namespace) -> None:
     found = find_benchmarks(options.data)
     out = Path(options.out).expanduser()
     check_writable(out / "report.md")
-    model = open_model(options)
     done = run_suite(
-        model.encoder,
-        model.tokenizer,
+        open_encoder(options),
         found,
-        text_length=captions_length(options, model),
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )

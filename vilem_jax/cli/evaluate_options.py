@@ -1,6 +1,7 @@
 """What the measures of `vilem evaluate` share: options, opening, telling."""
 
 import argparse
+import dataclasses
 import sys
 
 from vilem_jax.cli.options import (
@@ -10,7 +11,6 @@ from vilem_jax.cli.options import (
     count,
     is_process_0,
     open_model,
-    source_config,
 )
 from vilem_jax.errors import UserError
 
@@ -30,17 +30,19 @@ def add_text_length(measure: argparse.ArgumentParser) -> None:
     )
 
 
-def captions_length(options: argparse.Namespace, model) -> int:
-    """--text-length, or the run's.
+def open_encoder(options: argparse.Namespace):
+    """The model's encoder, with captions of --text-length or the run's.
 
     Raises:
       UserError: longer than the text tower's position embeddings.
     """
-    longest = model.config.model.text.max_positions
-    length = options.text_length or model.config.evaluation.text_length
-    if not 3 <= length <= longest:
-        raise UserError(f"--text-length={length} must lie between 3 and {longest}")
-    return length
+    encoder = open_model(options).encoder
+    length = options.text_length or encoder.text_length
+    if not 3 <= length <= encoder.max_text_length:
+        raise UserError(
+            f"--text-length={length} must lie between 3 and {encoder.max_text_length}"
+        )
+    return dataclasses.replace(encoder, text_length=length)
 
 
 def add_out(measure: argparse.ArgumentParser) -> None:
@@ -75,13 +77,3 @@ def of_model(options: argparse.Namespace, **settings) -> dict:
     """The part of a protocol that says which weights were measured."""
     names = ("model", "weights", "step")
     return {name: getattr(options, name) for name in names} | settings
-
-
-def open_both(options: argparse.Namespace):
-    """Config and source of the data, and the model; --out is tried before it."""
-    from vilem_jax.data.sources.source import open_source
-
-    config = source_config(options)
-    source = open_source(config)
-    check_out(options)
-    return config, source, open_model(options)

@@ -6,12 +6,12 @@ import sys
 from vilem_jax.cli.evaluate_options import (
     add_out,
     add_text_length,
-    captions_length,
     check_out,
     of_model,
+    open_encoder,
     tell,
 )
-from vilem_jax.cli.options import add_model, count, open_model
+from vilem_jax.cli.options import add_model, count
 
 
 def add_verb(measures) -> None:
@@ -59,12 +59,9 @@ def _video(options: argparse.Namespace) -> None:
     clips = VideoClips(options.data, options.videos, options.split)
     clips.check_protocol(options.protocol)
     check_out(options)
-    model = open_model(options)
     metrics = evaluate_video(
-        model.encoder,
-        model.tokenizer,
+        open_encoder(options),
         clips,
-        text_length=captions_length(options, model),
         num_frames=options.frames,
         protocol=options.protocol,
         allow_missing=options.allow_missing,

@@ -1,7 +1,7 @@
-"""The trained towers as functions of any number of rows.
+"""A model in use: the trained towers as functions of any number of rows.
 
 Rows go through the device in chunks of one size, the last one padded, so that no number
-of images or captions compiles anything anew; a single row has a program of its own.
+of images or captions causes a recompilation; a single row has a program of its own.
 """
 
 import collections
@@ -10,7 +10,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +19,35 @@ from flax import nnx
 
 from vilem_jax.config.schema import Config
 from vilem_jax.data.images import ImageError, decode, resize_square
-from vilem_jax.data.sources.source import Source
-from vilem_jax.data.tokenizer import Vocabulary
-from vilem_jax.distributed.processes import is_process_0
+from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.timing import Stopwatch, measure
 from vilem_jax.masking import NEG_INF
 from vilem_jax.models.text import make_attention_mask
+from vilem_jax.models.vilem import model_graph
 from vilem_jax.models.vision import normalize
 
 Branch = Literal["local", "global"]
 BRANCHES: tuple[Branch, ...] = ("local", "global")
 NUM_BEST = 4  # three corrections, and one in case the word itself is among them
 NUM_READERS = 4  # threads that read and decode; Pillow lets go of the GIL
-_STAGE = {
-    "images": "encode_images",
-    "frames": "encode_images",
-    "texts": "encode_texts",
-}  # others: "proofread"
+_STAGE = {"images": "encode_images", "frames": "encode_images", "texts": "encode_texts"}
+
+
+class Images(Protocol):
+    """Images that are read one by one. Every `Source` is this."""
+
+    @property
+    def name(self) -> str: ...
+
+    def image_name(self, index: Any, /) -> str:
+        """Names one image in messages."""
+        ...
+
+    def read_image(self, index: Any, /) -> bytes | np.ndarray:
+        """The bytes of an image file, or uint8 [H, W, 3]; OSError if unreadable."""
+        ...
 
 
 class Proofreading(NamedTuple):
@@ -51,12 +62,15 @@ class Proofreading(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Trained parameters with the compiled programs that use them.
+    """Trained parameters, their tokenizer, and the compiled programs that use them.
 
-    `dataclasses.replace(encoder, params=...)` keeps what is compiled.
+    `dataclasses.replace(encoder, params=...)` keeps what is compiled. All methods work
+    in this process alone; `share_rows` splits the rows of one of them over several.
     """
 
     params: dict[str, Any]
+    tokenizer: Tokenizer
+    text_length: int  # L, tokens of a caption; longer captions are cut
     image_size: int  # R
     max_text_length: int  # positions of the text tower
     batch_size: int  # rows of a chunk
@@ -69,24 +83,35 @@ class Encoder:
     warm: set = dataclasses.field(default_factory=set)
 
     def timed(self, clock: Stopwatch) -> "Encoder":
-        """The same encoder, telling `clock` what it does; what is compiled is kept."""
+        """The same encoder, measured by `clock`; what is compiled is kept."""
         return dataclasses.replace(self, clock=clock)
 
-    def encode_images(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
-        """Images uint8 [R, R, 3], one after another -> float32 [N, E], unit rows."""
-        chunks = (
-            self._run("images", (np.stack(chunk),))[0] for chunk in self._read(pixels)
+    def encode_images(
+        self, images: Images, indices: Sequence[Any], *, show_progress: bool = False
+    ) -> np.ndarray:
+        """Images of a data set -> float32 [N, E], unit rows; see `read_images`."""
+        return self.encode_pixels(
+            read_images(images, indices, self.image_size, show_progress=show_progress)
         )
-        return _joined(chunks, "image")
+
+    def encode_captions(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> float32 [N, E], unit rows; cut to `text_length` tokens."""
+        return self.encode_tokens(self.tokenize(captions))
+
+    def tokenize(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> int32 [N, L]."""
+        with measure(self.clock, "tokenize"):
+            return self.tokenizer.encode(captions, self.text_length)
+
+    def encode_pixels(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
+        """Images uint8 [R, R, 3], one after another -> float32 [N, E], unit rows."""
+        return self._encode_chunks("images", pixels, "image")
 
     def project_frames(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
-        """As `encode_images`, before anything gets unit length: float32 [N, E]."""
-        chunks = (
-            self._run("frames", (np.stack(chunk),))[0] for chunk in self._read(pixels)
-        )
-        return _joined(chunks, "frame")
+        """As `encode_pixels`, before rows get unit length: float32 [N, E]."""
+        return self._encode_chunks("frames", pixels, "frame")
 
-    def encode_texts(self, tokens: np.ndarray) -> np.ndarray:
+    def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """int32 [N, L] -> float32 [N, E], unit rows."""
         self._check_length(tokens)
         chunks = (
@@ -140,7 +165,7 @@ class Encoder:
         }
 
     def check_trained(self, branches: Sequence[Branch] = ()) -> None:
-        """A UserError where the run learnt no proofreading, or not by `branches`."""
+        """Raises UserError if the run has not trained proofreading, or a branch."""
         if not self.trained:
             raise UserError(
                 "this model was trained without ViLEM's losses (the four switches of "
@@ -153,6 +178,14 @@ class Encoder:
                     f"config.loss.{branch}_detect and {branch}_correct were False; use "
                     f"branch={next(iter(self.trained))}"
                 )
+
+    def _encode_chunks(
+        self, program: str, pixels: Iterable[np.ndarray], name: str
+    ) -> np.ndarray:
+        chunks = self._read(pixels)
+        return _joined(
+            (self._run(program, (np.stack(chunk),))[0] for chunk in chunks), name
+        )
 
     def _check_length(self, tokens: np.ndarray) -> None:
         if tokens.shape[1] > self.max_text_length:
@@ -187,18 +220,19 @@ class Encoder:
 
 
 def make_encoder(
-    graph: nnx.GraphDef,
-    params: dict[str, Any],
     config: Config,
-    vocabulary: Vocabulary,
+    params: dict[str, Any],
+    tokenizer: Tokenizer,
     *,
     batch_size: int | None = None,
 ) -> Encoder:
-    """An `Encoder` of the model `graph` (a `ViLEM`'s) with `params`.
+    """An `Encoder` of the model of `config` with `params`.
 
     Args:
       batch_size: rows of a chunk; None takes `config.evaluation.batch_size`.
     """
+    graph = model_graph(config.model, config.compute)
+    vocabulary = tokenizer.vocabulary
     pad_id, is_editable = vocabulary.pad_id, jnp.asarray(vocabulary.is_editable)
     is_piece = jnp.asarray(vocabulary.is_piece)
 
@@ -247,6 +281,8 @@ def make_encoder(
     }
     return Encoder(
         params=params,
+        tokenizer=tokenizer,
+        text_length=config.evaluation.text_length,
         image_size=config.model.vision.image_size,
         max_text_length=config.model.text.max_positions,
         batch_size=batch_size or config.evaluation.batch_size,
@@ -256,10 +292,23 @@ def make_encoder(
     )
 
 
+def share_rows(encode: Callable[[list[int]], np.ndarray], count: int) -> np.ndarray:
+    """`encode` of rows 0 to count - 1: each process encodes a part, all get the whole.
+
+    All processes must call it.
+
+    Raises:
+      UserError: that of `encode`, on every process.
+    """
+    here = processes.part(count)
+    rows = processes.raise_on_all(lambda: encode(here), UserError)
+    return processes.gather(rows, count)
+
+
 def read_images(
-    source: Source, indices: Sequence[int], size: int, *, show_progress: bool = False
+    images: Images, indices: Sequence[Any], size: int, *, show_progress: bool = False
 ) -> Iterator[np.ndarray]:
-    """The images of `source`, squashed to uint8 [size, size, 3], read ahead.
+    """Images of a data set, squashed to uint8 [size, size, 3], read ahead.
 
     Args:
       show_progress: a bar on stderr.
@@ -269,22 +318,21 @@ def read_images(
         it out would not be the benchmark's.
     """
 
-    def read(index: int) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         try:
-            return resize_square(decode(source.read_image(index)), size)
+            return resize_square(decode(images.read_image(index)), size)
         except (OSError, ImageError) as error:
-            name = source.image_name(index)
             raise UserError(
-                f"image {name} of {source.name} cannot be read ({error}): mend it, "
-                "or leave it out of the data"
+                f"image {images.image_name(index)} of {images.name} cannot be read "
+                f"({error}): fix it, or leave it out of the data"
             ) from error
 
     return read_ahead(read, progress(indices, "image", show=show_progress))
 
 
 def progress(items: Sequence, unit: str, *, show: bool) -> Iterable:
-    """`items`, with a bar on stderr that tells speed and time left, where `show`."""
-    if not (show and is_process_0()):
+    """`items`, with a bar of speed and time left on stderr if `show`."""
+    if not (show and processes.is_process_0()):
         return items
     from tqdm import tqdm
 

@@ -12,7 +12,7 @@ Each entry is told apart by its fields:
                    "mturk": {"caption": votes, 0 to 3}}
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +21,8 @@ import numpy as np
 
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources.annotations import parse_json
-from vilem_jax.data.sources.image_files import open_images
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.named_images import NamedImages
 from vilem_jax.evaluation.pairs import CaptionPair
 
 LAYOUT = (
@@ -52,11 +52,11 @@ class PairSet:
 
 def open_pairs(
     images: str | Path, *paths: str | Path
-) -> tuple[dict, tuple[CaptionPair, ...], Callable[[Any], bytes | np.ndarray]]:
-    """What to say of the pairs in `paths`, the pairs, and how to read their images.
+) -> tuple[dict, tuple[CaptionPair, ...], "PairImages"]:
+    """The protocol of the pairs in `paths`, the pairs, and their images.
 
     Raises:
-      UserError: as `read_pairs` and `image_reader`.
+      UserError: as `read_pairs` and `NamedImages`.
     """
     found = read_pairs(*paths)
     protocol = {
@@ -66,7 +66,7 @@ def open_pairs(
         "notes": list(found.notes),
         "ties": "count against the model",
     }
-    return protocol, found.pairs, image_reader(images, found.pairs)
+    return protocol, found.pairs, PairImages(images, found.pairs)
 
 
 def read_pairs(*paths: str | Path) -> PairSet:
@@ -99,28 +99,19 @@ def read_pairs(*paths: str | Path) -> PairSet:
     return PairSet(tuple(pairs), tuple(dict.fromkeys(layouts)), tuple(notes))
 
 
-def image_reader(
-    images: str | Path, pairs: Sequence[CaptionPair]
-) -> Callable[[Any], bytes | np.ndarray]:
-    """Reads the images of `pairs` from a folder or zip, cut to their boxes.
+class PairImages(NamedImages):
+    """The images of `pairs` in a folder or zip, cut to their boxes."""
 
-    Raises:
-      UserError: no such folder; images that are missing, counted.
-    """
-    names = list(dict.fromkeys(_name(pair.image) for pair in pairs))
-    files = open_images(images, names)
-    missing = [name for name in names if not files.exists(name)]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(names)} images of the pairs are missing in "
-            f"{images}, the first is {missing[0]}"
-        )
+    def __init__(self, path: str | Path, pairs: Sequence[CaptionPair]):
+        names = dict.fromkeys(self.image_name(pair.image) for pair in pairs)
+        super().__init__(path, list(names), "the pairs")
 
-    def read(image: str | Boxed) -> bytes | np.ndarray:
-        content = files.read(_name(image))
+    def image_name(self, image: str | Boxed) -> str:
+        return image.name if isinstance(image, Boxed) else image
+
+    def read_image(self, image: str | Boxed) -> bytes | np.ndarray:
+        content = super().read_image(self.image_name(image))
         return _cut(decode(content), image) if isinstance(image, Boxed) else content
-
-    return read
 
 
 def _files(path: Path) -> list[Path]:
@@ -128,10 +119,6 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise UserError(f"{path} holds no .json file with caption pairs")
     return files
-
-
-def _name(image: str | Boxed) -> str:
-    return image.name if isinstance(image, Boxed) else image
 
 
 def _cut(pixels: np.ndarray, image: Boxed) -> np.ndarray:

@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vilem_jax.data.images import ImageError, decode, resize_square
-from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
+from vilem_jax.evaluation.encoding import Encoder, Images, share_rows
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 
 
@@ -21,7 +18,7 @@ from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 class CaptionPair:
     """One question: which caption is true of the image?"""
 
-    image: Any  # what `read_image` understands: a file name, or an index
+    image: Any  # what `Images.read_image` takes: a file name, or an index
     caption: str
     wrong_caption: str | tuple[str, ...]  # where several, the true one must beat all
     kind: str  # what was changed: "object", "swap", or a file's name
@@ -138,42 +135,34 @@ def _wrong_captions(pair: CaptionPair) -> tuple[str, ...]:
 
 def evaluate_pairs(
     encoder: Encoder,
-    tokenizer: Tokenizer,
     pairs: Sequence[CaptionPair],
-    read_image: Callable[[Any], bytes | np.ndarray],
+    images: Images,
     *,
-    text_length: int,
     show_progress: bool = False,
 ) -> dict:
     """`pairs_metrics` of a model, and what they took ("measured").
 
     Args:
-      pairs: `CaptionPair`s, or others with its first four fields.
-      read_image: from a pair's `image` to the bytes of a file or uint8 [H, W, 3].
-      text_length: L; longer captions are cut.
+      images: reads the pairs' `image`s.
       show_progress: a bar on stderr.
 
     Raises:
       UserError: an image that is missing or corrupt, by name.
     """
 
-    def read(image):
-        try:
-            return resize_square(decode(read_image(image)), encoder.image_size)
-        except (OSError, ImageError) as error:
-            raise UserError(f"image {image} cannot be read: {error}") from error
-
-    # Of several processes each encodes its part of both.
-    def encode_images(images: list) -> np.ndarray:
-        here = [images[row] for row in processes.part(len(images))]
-        pixels = read_ahead(read, progress(here, "image", show=show_progress))
-        return processes.gather(encoder.encode_images(pixels), len(images))
+    def encode_images(indices: list) -> np.ndarray:
+        return share_rows(
+            lambda rows: encoder.encode_images(
+                images, [indices[row] for row in rows], show_progress=show_progress
+            ),
+            len(indices),
+        )
 
     def encode_texts(texts: list[str]) -> np.ndarray:
-        with clock.measure("tokenize"):
-            here = [texts[row] for row in processes.part(len(texts))]
-            tokens = tokenizer.encode(here, text_length)
-        return processes.gather(encoder.encode_texts(tokens), len(texts))
+        return share_rows(
+            lambda rows: encoder.encode_captions([texts[row] for row in rows]),
+            len(texts),
+        )
 
     clock = Stopwatch()
     encoder = encoder.timed(clock)

@@ -19,7 +19,6 @@ def evaluate_proofreading(
     edits: StoredEdits,
     source: Source,
     *,
-    is_editable: np.ndarray,
     with_shuffled: bool = True,
     show_progress: bool = False,
 ) -> dict:
@@ -27,7 +26,6 @@ def evaluate_proofreading(
 
     Args:
       source: the data set the edits were made of.
-      is_editable: bool [V], of the vocabulary; other tokens are not judged.
       show_progress: a bar on stderr.
 
     Returns:
@@ -40,12 +38,11 @@ def evaluate_proofreading(
         data set, an image cannot be read.
     """
     _check_source(edits, source)
-    metrics = _branches(encoder, edits, source, edits.image, is_editable, show_progress)
+    is_editable = encoder.tokenizer.vocabulary.is_editable
+    metrics = _branches(encoder, edits, source, edits.image, show_progress)
     if with_shuffled:
         other = other_images(edits.image, seed=edits.seed)
-        metrics["shuffled"] = _branches(
-            encoder, edits, source, other, is_editable, show_progress
-        )
+        metrics["shuffled"] = _branches(encoder, edits, source, other, show_progress)
     return metrics | {
         "captions": len(edits.tokens),
         "words": int(is_editable[edits.edited].sum()),
@@ -56,7 +53,13 @@ def evaluate_proofreading(
     }
 
 
-def _branches(encoder, edits, source, images, is_editable, show_progress) -> dict:
+def _branches(
+    encoder: Encoder,
+    edits: StoredEdits,
+    source: Source,
+    images: np.ndarray,
+    show_progress: bool,
+) -> dict:
     here = processes.part(len(images))  # of several processes each judges its part
     judged = encoder.proofread(
         read_images(
@@ -69,6 +72,7 @@ def _branches(encoder, edits, source, images, is_editable, show_progress) -> dic
         edits.positions[here],
         edits.labels[here],
     )
+    is_editable = encoder.tokenizer.vocabulary.is_editable
     metrics = {}
     for branch, part in judged.items():
         one = Proofreading(*(processes.gather(rows, len(images)) for rows in part))

@@ -12,10 +12,8 @@ import numpy as np
 
 from vilem_jax.data.sources.missing import no_caption, present_images
 from vilem_jax.data.sources.source import Source
-from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import Encoder, read_images
+from vilem_jax.evaluation.encoding import Encoder, share_rows
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 
 TOPS = (1, 5, 10)
@@ -40,17 +38,14 @@ class EncodedSource:
 
 def encode_source(
     encoder: Encoder,
-    tokenizer: Tokenizer,
     source: Source,
     *,
-    text_length: int,
     captions_per_image: int | Literal["all"] = "all",
     show_progress: bool = False,
 ) -> EncodedSource:
     """Encodes every image of `source` and its captions.
 
     Args:
-      text_length: L; longer captions are cut.
       captions_per_image: the first so many of each image; "all" takes all.
       show_progress: a bar on stderr.
 
@@ -67,28 +62,27 @@ def encode_source(
         if not captions:
             raise no_caption(source, index)
     captions = tuple(caption for each in said for caption in each)
-    here = processes.part(len(source))  # of several processes each encodes its part
-    images = read_images(source, here, encoder.image_size, show_progress=show_progress)
-    image_embedding = processes.gather(encoder.encode_images(images), len(source))
-    with measure(encoder.clock, "tokenize"):
-        said_here = [captions[row] for row in processes.part(len(captions))]
-        tokens = tokenizer.encode(said_here, text_length)
-    has_word = tokenizer.vocabulary.is_editable[tokens].any(axis=1)
+    tokens = encoder.tokenize(captions)
     return EncodedSource(
-        image_embedding=image_embedding,
-        text_embedding=processes.gather(encoder.encode_texts(tokens), len(captions)),
+        image_embedding=share_rows(
+            lambda rows: encoder.encode_images(
+                source, rows, show_progress=show_progress
+            ),
+            len(source),
+        ),
+        text_embedding=share_rows(
+            lambda rows: encoder.encode_tokens(tokens[rows]), len(tokens)
+        ),
         captions=captions,
         image_of_text=np.repeat(np.arange(len(said)), [len(each) for each in said]),
-        has_word=processes.gather(has_word, len(captions)),
+        has_word=encoder.tokenizer.vocabulary.is_editable[tokens].any(axis=1),
     )
 
 
 def evaluate_retrieval(
     encoder: Encoder,
-    tokenizer: Tokenizer,
     source: Source,
     *,
-    text_length: int,
     captions_per_image: int | Literal["all"] = "all",
     folds: int = 1,
     allow_missing: bool = False,
@@ -114,9 +108,7 @@ def evaluate_retrieval(
     encoder = encoder.timed(clock)
     encoded = encode_source(
         encoder,
-        tokenizer,
         source,
-        text_length=text_length,
         captions_per_image=captions_per_image,
         show_progress=show_progress,
     )
@@ -126,9 +118,9 @@ def evaluate_retrieval(
         "notes": list(getattr(source, "notes", ())),
         "captions_without_a_word": int((~encoded.has_word).sum()),
         "captions_per_image": captions_per_image,
-        "text_length": text_length,
-        "cleaning": tokenizer.cleaning,
-        "keeps_sep": tokenizer.keeps_sep,
+        "text_length": encoder.text_length,
+        "cleaning": encoder.tokenizer.cleaning,
+        "keeps_sep": encoder.tokenizer.keeps_sep,
         "image_size": encoder.image_size,
         "image_resize": "squashed to the square, bicubic, no crop",
         "i2t": "the best-ranked of the image's captions",

@@ -20,7 +20,6 @@ from pathlib import Path
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.data.sources.missing import present_images
 from vilem_jax.data.sources.source import open_source
-from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.data.video.clips import MSRVTT_1KA, VideoClips
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder
@@ -38,8 +37,6 @@ class Setting:
     """What every benchmark is measured with."""
 
     encoder: Encoder
-    tokenizer: Tokenizer
-    text_length: int
     allow_missing: bool = False
     show_progress: bool = False
 
@@ -101,20 +98,17 @@ def find_benchmarks(folder: str | Path) -> Found:
 
 def run_suite(
     encoder: Encoder,
-    tokenizer: Tokenizer,
     found: Found,
     *,
-    text_length: int,
     allow_missing: bool = False,
     show_progress: bool = False,
 ) -> SuiteResult:
     """Measures all that was found; one that refuses does not stop the others.
 
     Args:
-      text_length: L; longer captions are cut.
       allow_missing: as of `evaluate_retrieval`.
     """
-    setting = Setting(encoder, tokenizer, text_length, allow_missing, show_progress)
+    setting = Setting(encoder, allow_missing, show_progress)
     done = SuiteResult(found)
     for name, (benchmark, place) in found.present.items():
         try:
@@ -142,9 +136,7 @@ def _retrieval(title: str) -> Callable[[Setting, Place], dict]:
         is_whole = len(source) == COCO_TEST and not missing["missing_images"]
         metrics = evaluate_retrieval(
             setting.encoder,
-            setting.tokenizer,
             source,
-            text_length=setting.text_length,
             folds=5 if title == "COCO" and is_whole else 1,
             allow_missing=setting.allow_missing,
             show_progress=setting.show_progress,
@@ -158,32 +150,28 @@ def _retrieval(title: str) -> Callable[[Setting, Place], dict]:
 def _winoground(setting: Setting, place: Place) -> dict:
     return evaluate_winoground(
         setting.encoder,
-        setting.tokenizer,
         place.files[0].parent,
-        text_length=setting.text_length,
         show_progress=setting.show_progress,
     )
 
 
 def _pairs(setting: Setting, place: Place) -> dict:
-    protocol, pairs, read_image = open_pairs(place.images, *place.files)
+    protocol, pairs, images = open_pairs(place.images, *place.files)
     metrics = evaluate_pairs(
         setting.encoder,
-        setting.tokenizer,
         pairs,
-        read_image,
-        text_length=setting.text_length,
+        images,
         show_progress=setting.show_progress,
     )
-    return metrics | {"protocol": protocol | {"text_length": setting.text_length}}
+    return metrics | {
+        "protocol": protocol | {"text_length": setting.encoder.text_length}
+    }
 
 
 def _video(setting: Setting, place: Place) -> dict:
     return evaluate_video(
         setting.encoder,
-        setting.tokenizer,
         VideoClips(place.files[0], place.images),
-        text_length=setting.text_length,
         protocol=MSRVTT_1KA,
         allow_missing=setting.allow_missing,
         show_progress=setting.show_progress,

@@ -11,7 +11,6 @@ import numpy as np
 
 from vilem_jax.data.images import resize_square
 from vilem_jax.data.sources.missing import refuse_missing
-from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.data.video.clips import VideoClips
 from vilem_jax.data.video.frames import VideoError
 from vilem_jax.errors import UserError
@@ -24,10 +23,8 @@ NUM_FRAMES = 8
 
 def evaluate_video(
     encoder: Encoder,
-    tokenizer: Tokenizer,
     clips: VideoClips,
     *,
-    text_length: int,
     num_frames: int = NUM_FRAMES,
     protocol: str = "",
     allow_missing: bool = False,
@@ -36,7 +33,6 @@ def evaluate_video(
     """Recall of every caption's clip, and of every clip's captions.
 
     Args:
-      text_length: L; longer captions are cut.
       num_frames: F of each clip, at the middle of F equal intervals.
       protocol: "msrvtt-1ka" demands its 1,000 pairs; "" takes any clips.
       allow_missing: leave out clips that are not there or do not decode, with their
@@ -65,9 +61,7 @@ def evaluate_video(
     video_embedding = clip_embeddings(frames, num_frames, encoder.parts)
     said = [clips.captions[index] for index in taken]
     captions = [caption for each in said for caption in each]
-    with clock.measure("tokenize"):
-        tokens = tokenizer.encode(captions, text_length)
-    text_embedding = encoder.encode_texts(tokens)
+    text_embedding = encoder.encode_captions(captions)
     clip_of_text = np.repeat(np.arange(len(said)), [len(each) for each in said])
     found = retrieval_metrics(
         video_embedding, text_embedding, clip_of_text, clock=clock
@@ -82,9 +76,9 @@ def evaluate_video(
         "frame_places": "the middle of equal intervals of the clip's time",
         "frame_resize": "squashed to the square, bicubic, no crop",
         "clip": "mean of the projected frames, then unit length",
-        "text_length": text_length,
-        "cleaning": tokenizer.cleaning,
-        "keeps_sep": tokenizer.keeps_sep,
+        "text_length": encoder.text_length,
+        "cleaning": encoder.tokenizer.cleaning,
+        "keeps_sep": encoder.tokenizer.keeps_sep,
         "image_size": encoder.image_size,
         "v2t": "the best-ranked of the clip's captions",
         "ties": "count against the model",

@@ -8,19 +8,16 @@ model (Thrush et al., CVPR 2022, Eqs. 1 to 3):
   group  both
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.data.sources.annotations import parse_text
-from vilem_jax.data.sources.image_files import ImageFiles, open_images
-from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
+from vilem_jax.evaluation.encoding import Encoder
+from vilem_jax.evaluation.named_images import NamedImages
 from vilem_jax.evaluation.timing import Stopwatch, measured
 
 NUM_EXAMPLES = 400  # of the whole benchmark
@@ -84,18 +81,12 @@ def winoground_metrics(
 
 
 def evaluate_winoground(
-    encoder: Encoder,
-    tokenizer: Tokenizer,
-    folder: str | Path,
-    *,
-    text_length: int,
-    show_progress: bool = False,
+    encoder: Encoder, folder: str | Path, *, show_progress: bool = False
 ) -> dict:
     """`winoground_metrics` of a model, by what protocol, and what it took.
 
     Args:
       folder: of the data set, see `read_winoground`.
-      text_length: L; longer captions are cut.
 
     Raises:
       UserError: as `read_winoground`; images that are missing (counted) or corrupt.
@@ -105,16 +96,9 @@ def evaluate_winoground(
     images = _open_images(folder, names)
     clock = Stopwatch()
     encoder = encoder.timed(clock)
-    image_embedding = encoder.encode_images(
-        read_ahead(
-            _reader(images, encoder.image_size),
-            progress(names, "image", show=show_progress),
-        )
-    )
-    with clock.measure("tokenize"):
-        captions = [caption for one in examples for caption in one.captions]
-        tokens = tokenizer.encode(captions, text_length)
-    texts = encoder.encode_texts(tokens).reshape(len(examples), 2, -1)
+    image_embedding = encoder.encode_images(images, names, show_progress=show_progress)
+    captions = [caption for one in examples for caption in one.captions]
+    texts = encoder.encode_captions(captions).reshape(len(examples), 2, -1)
     row_of = {name: row for row, name in enumerate(names)}
     rows = np.array([[row_of[name] for name in one.images] for one in examples])
     with clock.measure("similarity"):
@@ -134,7 +118,7 @@ def evaluate_winoground(
         "notes": notes,
         "images": len(names),
         "captions": len(captions),
-        "text_length": text_length,
+        "text_length": encoder.text_length,
         "ties": "count against the model",
     }
     return metrics | {"protocol": protocol, "measured": measured(encoder, clock)}
@@ -208,25 +192,9 @@ def _suffix(name: str) -> str:
     return "" if Path(name).suffix else ".png"
 
 
-def _open_images(folder: str | Path, names: list[str]) -> ImageFiles:
-    place = _examples_file(Path(folder).expanduser()).parent
-    packed = place / "images.zip"
-    is_packed = not (place / "images").is_dir() and packed.is_file()
-    images = open_images(packed if is_packed else place, names)
-    missing = [name for name in names if not images.exists(name)]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(names)} images of Winoground are missing in "
-            f"{place}, the first is {missing[0]}: unpack images.zip there"
-        )
-    return images
-
-
-def _reader(images: ImageFiles, size: int) -> Callable[[Any], np.ndarray]:
-    def read(name: str) -> np.ndarray:
-        try:
-            return resize_square(decode(images.read(name)), size)
-        except (OSError, ImageError) as error:
-            raise UserError(f"image {name} cannot be read: {error}") from error
-
-    return read
+def _open_images(folder: str | Path, names: list[str]) -> NamedImages:
+    root = _examples_file(Path(folder).expanduser()).parent
+    packed = root / "images.zip"
+    is_packed = not (root / "images").is_dir() and packed.is_file()
+    path = packed if is_packed else root
+    return NamedImages(path, names, "Winoground", ": unpack images.zip there")

@@ -90,21 +90,15 @@ def measure(
     pairs: Sequence[CaptionPair] = (),
 ) -> Measured:
     """Retrieval on `source`; proofreading and pairs where they are given."""
-    length = model.config.evaluation.text_length
-    encoded = encode_source(model.encoder, model.tokenizer, source, text_length=length)
+    encoded = encode_source(model.encoder, source)
     metrics = {
         "retrieval": encoded.metrics(),
         "chance": chance_metrics(encoded.image_of_text),
     }
     if edits is not None:
-        is_editable = model.tokenizer.vocabulary.is_editable
-        metrics["proofread"] = evaluate_proofreading(
-            model.encoder, edits, source, is_editable=is_editable
-        )
+        metrics["proofread"] = evaluate_proofreading(model.encoder, edits, source)
     if pairs:
-        metrics["pairs"] = evaluate_pairs(
-            model.encoder, model.tokenizer, pairs, source.read_image, text_length=length
-        )
+        metrics["pairs"] = evaluate_pairs(model.encoder, pairs, source)
         del metrics["pairs"]["measured"]  # equal runs must tell equal metrics
     return Measured(metrics, encoded)
 

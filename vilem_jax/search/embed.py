@@ -178,7 +178,7 @@ def _make_shard(
     embedding = np.zeros((0, plan["dimension"]), np.float32)
     head = next(images, None)
     if head is not None:
-        embedding = model.encoder.encode_images(_with_first(head, images))
+        embedding = model.encoder.encode_pixels(_with_first(head, images))
     is_finite = np.isfinite(embedding).all(axis=1)
     if not is_finite.all():
         name = names[int(np.argmin(is_finite))]

@@ -32,7 +32,6 @@ from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
-from vilem_jax.models.vilem import model_graph
 from vilem_jax.runs.origin import TOKENIZER_FOLDER, load_origin
 from vilem_jax.training import editor_step, starting
 from vilem_jax.training.state import (
@@ -143,17 +142,8 @@ def _make_test(config, tokenizer):
     sources = _open_complete(config.data.test, "test")
 
     def test(params) -> dict:
-        graph = model_graph(config.model, config.compute)
-        encoder = make_encoder(graph, params, config, tokenizer.vocabulary)
-        return {
-            source.name: evaluate_retrieval(
-                encoder,
-                tokenizer,
-                source,
-                text_length=config.evaluation.text_length,
-            )
-            for source in sources
-        }
+        encoder = make_encoder(config, params, tokenizer)
+        return {source.name: evaluate_retrieval(encoder, source) for source in sources}
 
     return test if sources else None
 
@@ -164,8 +154,7 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
     Without an editor, as a run with prepared edits may be, recalls alone.
     """
     sources = _open_complete(config.data.validation, "validation")
-    graph = model_graph(config.model, config.compute)
-    encoder = make_encoder(graph, {}, config, tokenizer.vocabulary)
+    encoder = make_encoder(config, {}, tokenizer)
     settings = config.evaluation
     edits = [
         make_edits(
@@ -187,16 +176,12 @@ def _make_vilem_evaluation(config, tokenizer, editor_graph, editor):
         now = dataclasses.replace(encoder, params=params)
         metrics = {}
         for number, source in enumerate(sources):
-            encoded = encode_source(
-                now, tokenizer, source, text_length=settings.text_length
-            )
-            metrics[source.name] = encoded.metrics()
+            metrics[source.name] = encode_source(now, source).metrics()
             if edits:
                 metrics[source.name]["proofread"] = evaluate_proofreading(
                     now,
                     edits[number],
                     source,
-                    is_editable=tokenizer.vocabulary.is_editable,
                     with_shuffled=len(np.unique(edits[number].image)) > 1,
                 )
         return metrics
