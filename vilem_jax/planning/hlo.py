@@ -1,7 +1,7 @@
 """Matrix products and collectives of a compiled program, counted from its HLO text.
 
-`cost_analysis` counts the body of a loop once and every exp and erf as work; here a
-body counts as often as it runs, and only what a matrix unit does is work.
+XLA's own `cost_analysis` counts the body of a loop once, and every exp and erf as work.
+Here a body counts as often as it runs, and only matrix products are work.
 """
 
 import math
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-# Bytes of an element; what stands under none of these names (tokens) holds no data.
+# Bytes of an element if its name does not hold the number of bits, or holds another.
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}
 COLLECTIVES = (
     "all-reduce",
@@ -29,11 +29,13 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 @dataclass(frozen=True)
 class Instruction:
-    name: str
     shape: str  # as written: "f32[8,16]{1,0}" or a tuple of such
     opcode: str
-    operands: tuple[str, ...]
+    operands: tuple[str, ...]  # names of instructions
     attributes: str
+
+
+Computation = dict[str, Instruction]  # by name
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Collective:
     """One instruction that moves data between devices."""
 
     kind: str  # one of COLLECTIVES
-    bytes: float  # of one run, on one device: what is reduced, or what is gathered
-    times: int  # how often it runs a step
+    bytes: float  # per run and device: of what is reduced, or of what is gathered
+    times: int  # runs per step
     in_loop: bool
     shape: str
 
@@ -51,59 +53,44 @@ class Collective:
 class Program:
     """What one device does in one run of the program."""
 
-    dot_flops: float = 0.0
-    convolution_flops: float = 0.0
+    flops: float = 0.0  # of matrix products and convolutions
     num_products: int = 0  # instructions, not runs
     collectives: list[Collective] = field(default_factory=list)
-    # Loops that hold any of the above and do not say how often they run: counted once.
+    # Loops with any of the above and without a known number of runs: counted once.
     unknown_loops: int = 0
-
-    @property
-    def flops(self) -> float:
-        return self.dot_flops + self.convolution_flops
-
-    def collective_bytes(self, kind: str | None = None) -> float:
-        """Bytes a step in collectives of this kind, or in all."""
-        return sum(
-            one.bytes * one.times
-            for one in self.collectives
-            if kind is None or one.kind == kind
-        )
 
 
 def read(text: str) -> Program:
-    """Counts a module in HLO's text, as `compiled.as_text()` prints it."""
-    computations, entry = parse(text)
+    """Counts a module in HLO's text, as `compiled.as_text()` prints it.
+
+    Raises:
+      ValueError: the text is no HLO module.
+    """
+    computations: dict[str, Computation] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if not line.startswith((" ", "}")) and (head := _HEAD.match(line)):
+            current = computations.setdefault(head[2], {})
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (found := _LINE.match(line)):
+            current[found[1]] = _instruction(found[2])
+    if not entry:
+        raise ValueError("no ENTRY computation: this is no HLO module")
     program = Program()
-    _visit(computations, entry, 1, False, program)
+    _count(computations, entry, 1, False, program)
     return program
 
 
-def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """Computations by name, each its instructions by name; and the entry's name."""
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry, here = "", None
-    for line in text.splitlines():
-        if not line.startswith((" ", "}")) and (head := _HEAD.match(line)):
-            here = computations.setdefault(head[2], {})
-            entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
-            here = None
-        elif here is not None and (found := _LINE.match(line)):
-            instruction = _instruction(found[1], found[2])
-            here[instruction.name] = instruction
-    if not entry:
-        raise ValueError("no ENTRY computation: this is no HLO module")
-    return computations, entry
-
-
-def _instruction(name: str, rest: str) -> Instruction:
-    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opcode, _, _ = rest.partition("(")
-    end = _closing(rest, len(opcode))
-    operands = re.findall(r"%([\w.\-]+)", rest[len(opcode) : end])
-    return Instruction(name, shape, opcode, tuple(operands), rest[end:])
+def _instruction(text: str) -> Instruction:
+    """The right side of `%name = shape opcode(operands), attributes`."""
+    end = _closing(text, 0) if text.startswith("(") else text.index(" ")
+    shape, text = text[:end], text[end:].lstrip()
+    opcode = text.partition("(")[0]
+    end = _closing(text, len(opcode))
+    operands = re.findall(r"%([\w.\-]+)", text[len(opcode) : end])
+    return Instruction(shape, opcode, tuple(operands), text[end:])
 
 
 def _closing(text: str, start: int) -> int:
@@ -116,41 +103,41 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"no closing parenthesis in {text[:100]!r}")
 
 
-def _visit(computations, name: str, times: int, in_loop: bool, program: Program):
-    """Adds what computation `name` does when it runs `times` times."""
+def _count(
+    computations: dict[str, Computation],
+    name: str,
+    times: int,
+    in_loop: bool,
+    program: Program,
+) -> None:
+    """Adds to `program` what computation `name` does when it runs `times` times."""
     instructions = computations[name]
     for one in instructions.values():
         kind = one.opcode.removesuffix("-start")
-        if one.opcode == "dot":
+        if one.opcode in ("dot", "convolution"):
+            count_flops = _dot_flops if one.opcode == "dot" else _convolution_flops
             program.num_products += 1
-            program.dot_flops += times * dot_flops(one, instructions)
-        elif one.opcode == "convolution":
-            program.num_products += 1
-            program.convolution_flops += times * convolution_flops(one, instructions)
+            program.flops += times * count_flops(one, instructions)
         elif kind in COLLECTIVES:
             size = _moved_bytes(one, kind, instructions)
             program.collectives.append(
-                Collective(kind, size, times, in_loop, short_shape(one.shape))
+                Collective(kind, size, times, in_loop, _short_shape(one.shape))
             )
-        for called, is_loop in _called(one):
-            trips = 1
-            if is_loop:
-                found = _TRIPS.search(one.attributes)
-                trips = int(found[1]) if found else 1
+        for called in _called(one):
+            is_loop = one.opcode == "while"
+            known = _TRIPS.search(one.attributes) if is_loop else None
+            trips = int(known[1]) if known else 1
             before = (program.num_products, len(program.collectives))
-            _visit(computations, called, times * trips, in_loop or trips > 1, program)
-            after = (program.num_products, len(program.collectives))
-            if is_loop and not found and after != before:
-                program.unknown_loops += 1
+            _count(computations, called, times * trips, in_loop or trips > 1, program)
+            has_work = (program.num_products, len(program.collectives)) != before
+            program.unknown_loops += is_loop and not known and has_work
 
 
-def _called(one: Instruction) -> Iterator[tuple[str, bool]]:
-    """Names of the computations that an instruction runs; whether it is a loop."""
-    for name in _CALLED.findall(one.attributes):
-        yield name, one.opcode == "while"
+def _called(one: Instruction) -> Iterator[str]:
+    """Names of the computations that an instruction runs."""
+    yield from _CALLED.findall(one.attributes)
     if branches := _BRANCHES.search(one.attributes):
-        for name in branches[1].replace("%", "").split(","):
-            yield name.strip(), False
+        yield from branches[1].replace("%", "").replace(" ", "").split(",")
 
 
 # ---- sizes ----
@@ -159,116 +146,110 @@ def _called(one: Instruction) -> Iterator[tuple[str, bool]]:
 def dims(shape: str) -> tuple[int, ...]:
     """ "bf16[8,16]{1,0}" -> (8, 16)."""
     found = _SHAPE.search(shape)
-    return tuple(int(n) for n in found[2].split(",") if n) if found else ()
+    return _numbers(found[2]) if found else ()
 
 
 def num_bytes(shape: str) -> float:
-    """Of an array, or of all arrays of a tuple, without padding."""
+    """Bytes of an array, or of all arrays of a tuple, without padding."""
     total = 0.0
     for kind, sizes in _SHAPE.findall(shape):
-        each = _BYTES.get(kind)
-        if each is None:  # f32, s8, f8e4m3fn: the number of bits comes first
+        size = _BYTES.get(kind)
+        if size is None:  # f32, s8, f8e4m3fn: the first number is that of the bits
             bits = re.match(r"[a-z]+(\d+)", kind)
-            each = int(bits[1]) / 8 if bits else 0
-        total += each * math.prod(int(n) for n in sizes.split(",") if n)
+            size = int(bits[1]) / 8 if bits else 0  # a token holds no data
+        total += size * math.prod(_numbers(sizes))
     return total
 
 
-def short_shape(shape: str) -> str:
-    """Without layouts; of a tuple the first array and the number of all."""
+def _numbers(text: str) -> tuple[int, ...]:
+    """ "8,16" -> (8, 16)."""
+    return tuple(int(number) for number in text.split(",") if number)
+
+
+def _short_shape(shape: str) -> str:
+    """Without layouts; of a tuple the first array and the number of the others."""
     arrays = [f"{kind}[{sizes}]" for kind, sizes in _SHAPE.findall(shape)]
     more = f" and {len(arrays) - 1} more" if len(arrays) > 1 else ""
     return f"{arrays[0]}{more}" if arrays else "()"
 
 
-def _moved_bytes(one: Instruction, kind: str, instructions) -> float:
+def _moved_bytes(one: Instruction, kind: str, instructions: Computation) -> float:
     given = sum(num_bytes(instructions[name].shape) for name in one.operands)
     if kind != "all-gather":
         return given
-    made = num_bytes(one.shape)
-    # An asynchronous one hands its operands on beside its results.
-    return made - given if one.opcode.endswith("-start") else made
+    # An asynchronous one returns its operands beside its results.
+    returned = num_bytes(one.shape)
+    return returned - given if one.opcode.endswith("-start") else returned
 
 
 # ---- work ----
 
 
-def dot_flops(one: Instruction, instructions) -> float:
-    """2 x elements of the product x length of what is summed over."""
+def _dot_flops(one: Instruction, instructions: Computation) -> float:
+    """2 x elements of the product x lengths of the axes that are summed over."""
     left = dims(instructions[one.operands[0]].shape)
     summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
-    lengths = [left[int(n)] for n in summed[1].split(",") if n] if summed else []
-    return 2.0 * math.prod(dims(one.shape)) * math.prod(lengths)
+    axes = _numbers(summed[1]) if summed else ()
+    return 2.0 * math.prod(dims(one.shape)) * math.prod(left[axis] for axis in axes)
 
 
-def convolution_flops(one: Instruction, instructions) -> float:
-    """Multiply-adds of elements that are there, not of padding or dilation's holes.
+def _convolution_flops(one: Instruction, instructions: Computation) -> float:
+    """2 x multiply-adds of real elements, not of padding or of a dilation's holes.
 
-    TPUs write every matrix product as a convolution; batched ones as a convolution
-    over a padded, dilated batch, most of whose places are holes.
+    TPUs write every matrix product as a convolution, and batched ones as a convolution
+    over a padded, dilated batch, most of whose positions are holes.
     """
     left, kernel = (dims(instructions[name].shape) for name in one.operands[:2])
-    product = dims(one.shape)
-    names = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
-    of_left, of_kernel, of_product = names[1], names[2], names[3]
-    groups = _number(one.attributes, "batch_group_count")
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes)
+    if not labels:
+        raise ValueError(f"a convolution without dim_labels: {one.attributes[:100]!r}")
+    of_left, of_kernel, of_product = labels.groups()
+    groups = re.search(r"\bbatch_group_count=(\d+)", one.attributes)
     sums = kernel[of_kernel.index("i")] * kernel[of_kernel.index("o")]
-    total = 2.0 * sums * left[of_left.index("b")] / groups
-    for number, window in enumerate(_windows(one.attributes, len(product) - 2)):
-        axis = str(number)
-        total *= _valid_places(
-            left[of_left.index(axis)],
-            kernel[of_kernel.index(axis)],
-            product[of_product.index(axis)],
-            **window,
+    batch = left[of_left.index("b")] / (int(groups[1]) if groups else 1)
+    total = 2.0 * sums * batch
+    product = dims(one.shape)
+    for axis, window in enumerate(_windows(one.attributes, len(product) - 2)):
+        lengths = (
+            left[of_left.index(str(axis))],
+            kernel[of_kernel.index(str(axis))],
+            product[of_product.index(str(axis))],
         )
+        total *= _real_pairs(*lengths, *window)
     return total
 
 
-def _number(attributes: str, name: str) -> int:
-    found = re.search(rf"\b{name}=(\d+)", attributes)
-    return int(found[1]) if found else 1
-
-
-def _windows(attributes: str, rank: int) -> list[dict[str, int]]:
-    """Stride, padding before and both dilations of each spatial axis."""
-    found = re.search(r"window=\{([^}]*)\}", attributes)
-    fields = dict(part.split("=") for part in found[1].split()) if found else {}
-
-    def values(name: str, default: str) -> list[str]:
-        return fields[name].split("x") if name in fields else [default] * rank
-
-    return [
-        {
-            "stride": int(stride),
-            "pad": int(pad.split("_")[0]),
-            "left_dilation": int(left_dilation),
-            "kernel_dilation": int(kernel_dilation),
-        }
-        for stride, pad, left_dilation, kernel_dilation in zip(
-            values("stride", "1"),
-            values("pad", "0_0"),
-            values("lhs_dilate", "1"),
-            values("rhs_dilate", "1"),
-            strict=True,
-        )
+def _windows(attributes: str, rank: int) -> Iterator[tuple[int, ...]]:
+    """Stride, padding before, and both dilations of each spatial axis."""
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(re.findall(r"(\w+)=(\S+)", window[1])) if window else {}
+    defaults = {"stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
+    # Of a padding "1_2" the first number is the one before.
+    columns = [
+        [int(number.split("_")[0]) for number in fields[name].split("x")]
+        if name in fields
+        else [int(default[0])] * rank
+        for name, default in defaults.items()
     ]
+    return zip(*columns, strict=True)
 
 
-def _valid_places(
+def _real_pairs(
     length: int,
     kernel: int,
     product: int,
-    *,
     stride: int,
     pad: int,
     left_dilation: int,
     kernel_dilation: int,
 ) -> int:
-    """How many pairs of an output place and a kernel place meet a real element."""
-    count = 0
-    for tap in range(kernel):
-        for place in range(product):
-            at = place * stride - pad + tap * kernel_dilation
-            count += at % left_dilation == 0 and 0 <= at // left_dilation < length
-    return count
+    """Pairs of an output position and a kernel position that meet a real element."""
+    dilated = (
+        position * stride - pad + tap * kernel_dilation
+        for tap in range(kernel)
+        for position in range(product)
+    )
+    return sum(
+        index % left_dilation == 0 and 0 <= index // left_dilation < length
+        for index in dilated
+    )
