@@ -1,116 +1,117 @@
 """Bytes that a step holds on a chip: what lasts, and what each pair adds.
 
-Activations are the values that the backward pass reads, in `compute.dtype`; what lives
-for a moment is not among them, nor the padding of a chip's layout. So a share of the
+Activations are the values that the backward pass reads, in `compute.dtype`. Values that
+live for a moment and the padding of a chip's layout are not counted. So a share of the
 memory stays free (`MARGIN`), and the compiler has the last word.
 """
 
+import dataclasses
 import math
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vilem_jax.config.schema import Config, OptimizerConfig, TextConfig, VisionConfig
-from vilem_jax.models.vilem import level_of_layer
+from vilem_jax.models.vilem import Params
 from vilem_jax.planning import abstract
+from vilem_jax.planning.costs import vit_stops_at_cls
 from vilem_jax.training.optimizer import make_optimizer
 from vilem_jax.training.state import initial_params
 
-MARGIN = 0.1  # of a chip's memory: fragments, what lives for a moment, the program
+MARGIN = 0.1  # of a chip's memory: fragments, short-lived values, the program
 _FLOAT32 = 4
 
 
 def parameters(config: Config) -> dict[str, int]:
     """How many parameters train, are momentum copies, or are the frozen editor's."""
-    # Of the model alone, so that one tracing serves every batch and device.
-    model = Config(model=config.model)
+    # Of the model alone, so that it is traced once for every batch and device.
+    model = Config(model=config.model, task=config.task)
+    trained = _size(_trained(model))
     if config.task == "editor":
-        return {"trained": _num_of_editor(model)}
-    trained = _num_of_vilem(model)
-    editor = _num_of_editor(model) if abstract.uses_editor(config) else 0
-    return {"trained": trained, "momentum": trained, "frozen editor": editor}
-
-
-def _num_of_vilem(config: Config) -> int:
-    return _size(_vilem_params(config))
+        return {"trained": trained}
+    editor = dataclasses.replace(model, task="editor")
+    num_frozen = _size(_trained(editor)) if abstract.uses_editor(config) else 0
+    return {"trained": trained, "momentum": trained, "frozen editor": num_frozen}
 
 
 @cache
-def _num_of_editor(config: Config) -> int:
-    return _size(abstract.editor_params(config))
+def _trained(model: Config) -> Params:
+    """Shapes of the parameters that train in `model.task`."""
+    if model.task == "editor":
+        return abstract.editor_params(model)
+    return jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
 
 
 @cache
-def _vilem_params(config: Config) -> dict:
-    return jax.eval_shape(lambda k: initial_params(config, k), jax.random.key(0))
-
-
-@cache
-def _num_of_moments(model: Config, optimizer: OptimizerConfig) -> int:
-    """AdamW keeps two for each parameter, Muon one: what is not a counter."""
-    is_editor = model.task == "editor"
-    params = abstract.editor_params(model) if is_editor else _vilem_params(model)
-    state = jax.eval_shape(make_optimizer(optimizer).init, params)
+def _num_moments(model: Config, optimizer: OptimizerConfig) -> int:
+    """Values in the optimizer's state: AdamW keeps two a parameter, Muon one."""
+    state = jax.eval_shape(make_optimizer(optimizer).init, _trained(model))
+    # What is not float32 is a counter.
     return _size([m for m in jax.tree.leaves(state) if m.dtype == jnp.float32])
 
 
 def state_bytes(config: Config, num_chips: int = 1) -> dict[str, int]:
-    """What lasts through a step on a chip, of what `config.compute.sharding` splits its
-    share; small arrays, which stay whole, are counted as split."""
+    """Bytes that last through a step on one chip, by what they hold.
+
+    Of what `config.compute.sharding` splits it is the chip's share. Small arrays, which
+    stay whole, are counted as split.
+    """
     count = parameters(config)
-    trained, editor = count["trained"], count.get("frozen editor", 0)
-    copied = trained + count.get("momentum", 0) + editor
-    half = _bytes_a_value(config)
-    # A microbatch's gradients come beside the sum of those before.
-    num_gradients = 2 if config.train.num_microbatches > 1 else 1
-    splits = config.compute.sharding if config.task == "vilem" else "replicated"
+    trained, momentum = count["trained"], count.get("momentum", 0)
+    editor = count.get("frozen editor", 0)
+    is_vilem = config.task == "vilem"
+    sharding = config.compute.sharding if is_vilem else "replicated"
     group = config.compute.fsdp_devices or num_chips
-    params_here = group if splits == "fsdp" else 1
-    moments_here = group if splits != "replicated" else 1
-    momentum = count.get("momentum", 0)
+    params_split = group if sharding == "fsdp" else 1
+    moments_split = group if sharding != "replicated" else 1
     model = Config(model=config.model, task=config.task)
-    moments = _num_of_moments(model, config.optimizer)
+    moments = _num_moments(model, config.optimizer)
+    # A microbatch's gradients stand beside the sum of the earlier ones.
+    num_gradients = 2 if config.train.num_microbatches > 1 else 1
+    is_copied = _bytes_a_value(config) < _FLOAT32
+    copied = (trained + momentum + editor) * _bytes_a_value(config)
     held = {
-        "parameters": _FLOAT32 * trained // params_here,
-        "momentum parameters": _FLOAT32 * momentum // params_here,
-        "optimizer's moments": _FLOAT32 * moments // moments_here,
+        "parameters": _FLOAT32 * trained // params_split,
+        "momentum parameters": _FLOAT32 * momentum // params_split,
+        "optimizer's moments": _FLOAT32 * moments // moments_split,
         "frozen editor": _FLOAT32 * editor,
         "gradients": num_gradients * _FLOAT32 * trained,
-        f"copies in {config.compute.dtype}": copied * half if half < _FLOAT32 else 0,
+        f"copies in {config.compute.dtype}": copied if is_copied else 0,
     }
-    if splits == "fsdp":
+    if sharding == "fsdp":
         held["gathered towers"] = _FLOAT32 * (trained + momentum)
-    if config.task == "vilem":
+    if is_vilem:
         width = config.model.embedding_width
         held["queues"] = 2 * _FLOAT32 * config.loss.queue_length * width
     return held
 
 
 def batch_bytes(config: Config) -> int:
-    """A pair of the whole batch on its chip: uint8 pixels, and float32 normalised."""
+    """Bytes per pair of the whole batch: pixels as uint8, and normalised as float32."""
     if config.task == "editor":
         return 0
     return 3 * config.model.vision.image_size**2 * (1 + _FLOAT32)
 
 
 def activation_bytes(config: Config) -> dict[str, float]:
-    """What a pair of a microbatch keeps for the backward pass."""
-    text, num = config.model.text, config.model.num_proofread_layers
-    clean = [text_layer(config) for _ in range(text.num_layers)]
+    """Bytes per pair of a microbatch that are kept for the backward pass, by part."""
+    model, loss, text = config.model, config.loss, config.model.text
+    num, layer = model.num_proofread_layers, text_layer(config)
+    clean = _kept(config, [layer] * text.num_layers, text)
+    # Logits over the vocabulary at the edited positions, and their softmax.
+    logits = 2 * _FLOAT32 * config.editor.max_edits * text.vocab_size
     if config.task == "editor":
-        return {"text": _kept(config, clean, text), "word logits": _logits(config)}
-    loss = config.loss
-    held = {"ViT": _vit(config), "clean text": _kept(config, clean, text)}
+        return {"text": clean, "word logits": logits}
+    held = {"ViT": _vit(config), "clean text": clean}
     if loss.has_local:
-        layers = [text_layer(config) + _cross_attention(config) for _ in range(num)]
+        layers = [layer + _cross_attention(config)] * num
         held["local branch"] = _kept(config, layers, text)
     if loss.has_global:
-        held["global branch"] = _kept(config, clean[:num], text)
-    num_heads = sum("correct" in tasks for tasks in loss.trained.values())
-    held["word logits"] = num_heads * _logits(config)
-    keys = config.train.batch_size + loss.queue_length
-    held["similarities"] = 2 * _FLOAT32 * keys
+        held["global branch"] = _kept(config, [layer] * num, text)
+    held["word logits"] = logits * sum("correct" in t for t in loss.trained.values())
+    held["similarities"] = 2 * _FLOAT32 * (config.train.batch_size + loss.queue_length)
     return held
 
 
@@ -118,21 +119,20 @@ def largest_microbatch(config: Config, memory: float, num_chips: int) -> int:
     """Pairs that a chip of `memory` bytes can take at once; 0: not even the state."""
     a_chip = math.ceil(config.train.batch_size / num_chips)
     state = sum(state_bytes(config, num_chips).values())
-    lasting = state + a_chip * batch_bytes(config)
-    free = (1.0 - MARGIN) * memory - lasting
+    free = (1.0 - MARGIN) * memory - state - a_chip * batch_bytes(config)
     return max(0, math.floor(free / sum(activation_bytes(config).values())))
 
 
 def microbatches_needed(config: Config, largest: int, num_chips: int) -> int | None:
-    """The fewest microbatches that fit and divide the batch; None where none do."""
-    if config.train.batch_size % num_chips or largest < 1:
+    """The fewest microbatches that fit and divide the batch; None if none do."""
+    a_chip, remainder = divmod(config.train.batch_size, num_chips)
+    if remainder or largest < 1:
         return None
-    a_chip = config.train.batch_size // num_chips
     fitting = (n for n in range(1, a_chip + 1) if a_chip % n == 0)
     return next((n for n in fitting if a_chip // n <= largest), None)
 
 
-# ---- pieces, bytes a pair ----
+# ---- layers, bytes per pair ----
 
 
 def _bytes_a_value(config: Config) -> int:
@@ -141,59 +141,55 @@ def _bytes_a_value(config: Config) -> int:
 
 def _vit(config: Config) -> float:
     vision = config.model.vision
-    levels = level_of_layer(config.model) if config.loss.has_local else ()
-    last = vision.num_layers
-    cls_only = config.compute.cls_only_last_layer and last not in levels
-    layers = [vision_layer(config) for _ in range(last - 1)]
+    cls_only = vit_stops_at_cls(config, with_levels=config.loss.has_local)
+    layers = [vision_layer(config)] * (vision.num_layers - 1)
     layers.append(vision_layer(config, cls_only=cls_only))
     patches = 3 * vision.patch_size**2 * vision.num_patches * _bytes_a_value(config)
     return patches + _kept(config, layers, vision)
 
 
 def vision_layer(config: Config, *, cls_only: bool = False) -> float:
-    """Of a ViT block: its input, LayerNorms, queries, keys, values, attention and MLP
-    before and after its activation."""
+    """Bytes per pair of a ViT block.
+
+    They are its input, LayerNorms, queries, keys, values, attention, and the MLP before
+    and after its activation.
+    """
     vision = config.model.vision
     length = vision.num_patches + 1
-    asking = 1 if cls_only else length
-    values = 4 * length * vision.width + asking * (4 * vision.width)
-    values += 2 * asking * vision.mlp_width
+    num_queries = 1 if cls_only else length
+    values = 4 * length * vision.width
+    values += num_queries * (4 * vision.width + 2 * vision.mlp_width)
+    size = values * _bytes_a_value(config)
     is_fused = config.compute.attention == "cudnn" and not cls_only
-    return values * _bytes_a_value(config) + (
-        0 if is_fused else _probabilities(config, vision, asking, length)
-    )
+    return size if is_fused else size + _attention(config, vision, num_queries, length)
 
 
 def text_layer(config: Config) -> float:
-    """Of a text layer: the same values, with the LayerNorms behind."""
+    """Bytes per pair of a text layer: the same values, with the LayerNorms behind."""
     text, length = config.model.text, config.data.text_length
     values = length * (8 * text.width + 2 * text.mlp_width)
-    return values * _bytes_a_value(config) + _probabilities(
-        config, text, length, length
-    )
+    return values * _bytes_a_value(config) + _attention(config, text, length, length)
 
 
 def _cross_attention(config: Config) -> float:
     text, length = config.model.text, config.data.text_length
     patches = config.model.vision.num_patches
     values = 4 * length * text.width + 2 * patches * text.width
-    return values * _bytes_a_value(config) + _probabilities(
-        config, text, length, patches
-    )
+    return values * _bytes_a_value(config) + _attention(config, text, length, patches)
 
 
-def _probabilities(config, tower: VisionConfig | TextConfig, rows, columns) -> float:
-    """Of attention that is not fused: float32, and as they are multiplied."""
-    return tower.num_heads * rows * columns * (_FLOAT32 + _bytes_a_value(config))
+def _attention(
+    config: Config, tower: VisionConfig | TextConfig, num_queries: int, num_keys: int
+) -> int:
+    """Probabilities of attention that is not fused: in float32 and in `dtype`."""
+    a_probability = _FLOAT32 + _bytes_a_value(config)
+    return tower.num_heads * num_queries * num_keys * a_probability
 
 
-def _logits(config: Config) -> float:
-    """Scores of all words at the edited positions, and their softmax."""
-    return 2 * _FLOAT32 * config.editor.max_edits * config.model.text.vocab_size
-
-
-def _kept(config: Config, layers: list[float], tower) -> float:
-    """All of the layers; with recompute their inputs, and the whole of one layer."""
+def _kept(
+    config: Config, layers: list[float], tower: VisionConfig | TextConfig
+) -> float:
+    """All of the layers; with `recompute` their inputs, and all of one layer."""
     if not config.compute.recompute:
         return sum(layers)
     is_vit = isinstance(tower, VisionConfig)
@@ -201,5 +197,5 @@ def _kept(config: Config, layers: list[float], tower) -> float:
     return len(layers) * length * tower.width * _bytes_a_value(config) + max(layers)
 
 
-def _size(tree) -> int:
+def _size(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
