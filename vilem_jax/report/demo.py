@@ -67,7 +67,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
     steps = _Steps(5)
 
     with steps.next("a vocabulary from the training captions"):
-        size = _make_vocabulary(folder / "vocabulary", seed, images.get("train"))
+        size = _make_vocabulary(folder / "vocabulary", seed, images.get("train", 0))
         steps.tell(f"{size} pieces")
 
     shared = _overrides(seed, quick) | {
@@ -88,7 +88,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
 
     with steps.next("the test split: retrieval, proofreading, hard pairs"):
         model = load(folder / "run")
-        test = ScenesSource("test", seed=seed, num_images=images.get("test"))
+        test = ScenesSource("test", seed=seed, num_images=images.get("test", 0))
         edits = make_run_edits(model, test, seed=seed)
         save_edits(edits, folder / "edits.npz")
         measured = measure(model, test, edits=edits, pairs=hard_pairs(test))
@@ -117,7 +117,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
     return folder / "report.html"
 
 
-def _make_vocabulary(folder: Path, seed: int, num_images: int | None) -> int:
+def _make_vocabulary(folder: Path, seed: int, num_images: int) -> int:
     """Pieces in the vocabulary in `folder`, made if there is none."""
     if not (folder / "vocab.txt").is_file():
         source = ScenesSource("train", seed=seed, num_images=num_images)
@@ -163,7 +163,7 @@ def _print_tables(metrics: dict) -> None:
 
 def _facts(config: Config, test, seed: int, quick: bool, seconds: float) -> dict:
     train_source = ScenesSource(
-        "train", seed=seed, num_images=config.data.train[0].num_images or None
+        "train", seed=seed, num_images=config.data.train[0].num_images
     )
     devices = jax.devices()
     device = devices[0].device_kind

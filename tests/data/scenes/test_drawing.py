@@ -10,11 +10,11 @@ from PIL import Image
 from vilem_jax.data.scenes import drawing, layout
 from vilem_jax.data.scenes.export import export
 from vilem_jax.data.scenes.layout import Scene, SceneObject
-from vilem_jax.data.scenes.source import ScenesSource
+from vilem_jax.data.scenes.source import SMALLEST_SIZE, ScenesSource
 from vilem_jax.errors import UserError
 
 
-def test_an_image_is_drawn_alike_without_what_is_kept():
+def test_an_image_does_not_depend_on_caches():
     scene = ScenesSource("test", seed=1).scene(0)
     image = drawing.draw(scene, 64)
     drawing._sprite.cache_clear()
@@ -55,7 +55,7 @@ def test_every_word_for_an_object_changes_the_image():
             assert abs(one.astype(int) - other).sum() > 3000
 
 
-def test_export(tmp_path):
+def test_export_has_images_captions_and_hard_pairs(tmp_path):
     folder = export(tmp_path / "out", seed=2, num_train=3, num_held_out=12)
     for split, number in (("train", 3), ("validation", 12), ("test", 12)):
         source = ScenesSource(split, seed=2, num_images=number)
@@ -71,3 +71,10 @@ def test_export(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
     with pytest.raises(UserError, match="not an empty folder"):
         export(folder, num_train=1, num_held_out=1)
+
+
+@pytest.mark.parametrize("background", layout.BACKGROUNDS)
+def test_the_smallest_image_has_any_background(background):
+    item = SceneObject("star", "pink", "small", "dotted", x=30, y=30)
+    image = drawing.draw(Scene((item,), background), SMALLEST_SIZE)
+    assert image.shape == (SMALLEST_SIZE, SMALLEST_SIZE, 3)

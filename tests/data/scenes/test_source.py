@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vilem_jax.data.scenes import layout
-from vilem_jax.data.scenes.grammar import Meaning, Phrase, holds, is_true, read, say
+from vilem_jax.data.scenes.grammar import Meaning, Phrase, holds, is_true, read, write
 from vilem_jax.data.scenes.hard_pairs import hard_pairs
 from vilem_jax.data.scenes.layout import RELATIONS, Scene, SceneObject, compose
 from vilem_jax.data.scenes.source import ScenesSource, _make_held_out, draw
@@ -26,7 +26,7 @@ SHAPES = {"crosses": "cross"} | {
 def splits(request):
     return {
         split: ScenesSource(split=split, seed=request.param, num_images=number)
-        for split, number in (("train", 1500), ("validation", None), ("test", None))
+        for split, number in (("train", 1500), ("validation", 0), ("test", 0))
     }
 
 
@@ -105,20 +105,20 @@ def is_related(relation, first, second):
     return all(distance(a, b) >= 16 for a in first for b in second)
 
 
-def test_is_a_source(splits):
+def test_scenes_are_a_source(splits):
     for split, source in splits.items():
         assert isinstance(source, Source)
         assert source.name == f"scenes/{split}"
         assert source.image_name(3) == f"{split}/00003.png"
         assert len(source.captions(0)) == 5
         image = source.read_image(0)
-        assert image.shape == (64, 64, 3)
+        assert isinstance(image, np.ndarray) and image.shape == (64, 64, 3)
         assert image.dtype == np.uint8
         with pytest.raises(IndexError, match="no image"):
             source.captions(len(source))
 
 
-def test_a_kept_image_cannot_be_spoilt():
+def test_a_kept_image_is_read_only():
     source = ScenesSource("train", seed=1, num_images=3)
     image = source.read_image(2)
     with pytest.raises(ValueError, match="read-only"):
@@ -131,17 +131,17 @@ def test_a_kept_image_cannot_be_spoilt():
         source.read_image(3)
 
 
-def test_the_same_seed_gives_the_same_benchmark():
+def test_the_same_seed_gives_the_same_scenes():
     first = ScenesSource("test", seed=3)
     again = _make_held_out.__wrapped__(3)["test"]  # past the cache
-    assert again.scenes == tuple(first.scene(i) for i in range(500))
-    assert again.captions == tuple(first.captions(i) for i in range(500))
+    assert again == tuple((first.scene(i), first.captions(i)) for i in range(500))
     other = _make_held_out.__wrapped__(4)["test"]
-    assert not set(all_captions(first)) & {c for said in other.captions for c in said}
+    other_captions = {caption for _, captions in other for caption in captions}
+    assert not set(all_captions(first)) & other_captions
 
 
-def test_the_draw_is_the_published_one():
-    # A change here makes every published figure one of another benchmark.
+def test_seed_0_gives_the_published_captions():
+    # A change here makes published results incomparable.
     splits = [ScenesSource(s, num_images=500) for s in ("train", "validation", "test")]
     text = "\n".join(caption for source in splits for caption in all_captions(source))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == CAPTIONS_SHA256
@@ -157,7 +157,7 @@ def test_a_shorter_source_is_the_start_of_a_longer_one(splits):
     ]
 
 
-def test_pickles_small(splits):
+def test_a_source_pickles_small(splits):
     assert len(pickle.dumps(splits["train"])) < 300
 
 
@@ -179,7 +179,7 @@ def test_each_caption_is_true_of_exactly_one_image(splits, split):
     source = splits[split]
     shown = [source.scene(i) for i in range(len(source))]
     colours = [{o.colour for o in scene.objects} for scene in shown]
-    # Brute force with the second evaluator, spared only where a colour is missing.
+    # Brute force with the second evaluator, skipped only if a colour is missing.
     for index in range(len(source)):
         for caption in source.captions(index):
             named = set(caption.split()) & set(layout.COLOURS)
@@ -191,11 +191,11 @@ def test_each_caption_is_true_of_exactly_one_image(splits, split):
             assert true_of == [index], caption
 
 
-def test_captions_are_read_as_they_are_said(splits):
+def test_reading_inverts_writing(splits):
     for caption in all_captions(splits["test"]):
         meaning = read(caption)
-        assert caption in {
-            say(meaning, background_first=first) for first in (False, True)
+        assert meaning is not None and caption in {
+            write(meaning, background_first=first) for first in (False, True)
         }
         assert 8 <= len(caption.split()) <= 16
 
@@ -206,14 +206,15 @@ def test_captions_of_an_image_name_all_its_objects(splits):
         named = {
             (phrase.size, phrase.colour, phrase.shape)
             for caption in source.captions(index)
-            for phrase in read(caption).phrases
+            if (meaning := read(caption))
+            for phrase in meaning.phrases
         }
         scene = source.scene(index)
         assert named == {(o.size, o.colour, o.shape) for o in scene.objects}
         assert len(set(source.captions(index))) == 5
 
 
-def test_few_words(splits):
+def test_captions_have_few_words(splits):
     words = Counter(w for c in all_captions(splits["train"]) for w in c.split())
     assert 45 <= len(words) <= 80
     assert min(words.values()) > 20
@@ -246,7 +247,7 @@ def scene_of(*objects, background="sand"):
     return Scene(tuple(SceneObject(*o) for o in objects), background)
 
 
-def test_holds_by_hand():
+def test_holds_for_a_scene_of_three_objects():
     scene = scene_of(
         ("circle", "red", "big", "striped", 16, 16),
         ("circle", "red", "big", "striped", 48, 18),
@@ -305,7 +306,7 @@ def test_around_is_on_different_sides():
         "a big red circle above a small blue star and a small pink moon",
     ],
 )
-def test_what_is_not_a_sentence(caption):
+def test_read_returns_none_if_not_a_sentence(caption):
     assert read(caption) is None
     assert not is_true(caption, scene_of(("circle", "red", "big", "plain", 16, 16)))
 
@@ -321,20 +322,20 @@ def test_identical_phrases_need_two_objects():
 
 
 def test_objects_lie_in_the_image_and_apart():
-    draws = layout.Draws(5)
+    rng = layout.Rng(5)
     radius = {"small": 9, "big": 14}  # with outline
     for _ in range(500):
-        objects = compose(draws).objects
+        objects = compose(rng).objects
         assert 2 <= len(objects) <= 4
-        for thing in objects:
-            assert radius[thing.size] <= thing.x <= 64 - radius[thing.size]
-            assert radius[thing.size] <= thing.y <= 64 - radius[thing.size]
+        for item in objects:
+            assert radius[item.size] <= item.x <= 64 - radius[item.size]
+            assert radius[item.size] <= item.y <= 64 - radius[item.size]
         for one, other in permutations(objects, 2):
             apart = max(abs(one.x - other.x), abs(one.y - other.y))
             assert apart >= radius[one.size] + radius[other.size]
 
 
-def test_hard_pairs(splits):
+def test_hard_pairs_differ_by_their_kind(splits):
     source = splits["test"]
     pairs = hard_pairs(source)
     counts = Counter(pair.kind for pair in pairs)
@@ -365,7 +366,7 @@ def test_hard_pairs(splits):
             assert {sorts.get(w, "attribute") for w in changed[0]} == {pair.kind}
 
 
-def test_the_words_of_hard_pairs_give_nothing_away(splits):
+def test_the_words_of_hard_pairs_reveal_nothing(splits):
     pairs = hard_pairs(splits["test"])
     exchanges = Counter()
     for pair in pairs:
@@ -377,7 +378,7 @@ def test_the_words_of_hard_pairs_give_nothing_away(splits):
     changed = {numbers for numbers, _ in exchanges if len(numbers) == 1}
     for numbers in changed:
         one_way, other_way = exchanges[numbers, False], exchanges[numbers, True]
-        # Numbers said twice hide from the set difference, hence not exactly equal.
+        # The set difference misses repeated numbers, so the counts are not equal.
         assert abs(one_way - other_way) <= 0.15 * (one_way + other_way)
 
 
@@ -391,6 +392,6 @@ def test_the_words_of_hard_pairs_give_nothing_away(splits):
         ({"split": "train", "seed": -1}, "seed of scenes is -1"),
     ],
 )
-def test_what_cannot_be_asked_for(arguments, message):
+def test_arguments_out_of_range_raise(arguments, message):
     with pytest.raises(UserError, match=message):
         ScenesSource(**arguments)

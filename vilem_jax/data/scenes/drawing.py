@@ -1,12 +1,12 @@
 """Draw a scene: scene -> uint8 [S, S, 3].
 
-Objects are sprites: antialiased coverage masks, made once for each shape, size,
-texture, turn and image size by 8-fold supersampling and kept. Backgrounds are
-windows into tiles that are also made once. What is left for an image is a few
-integer operations on small arrays, so images are drawn as they are read instead of
-being stored on disk, and are equal on every platform.
+Objects are sprites: antialiased coverage masks, computed once for each shape, size,
+texture, turn and image size by 8-fold supersampling. Backgrounds are windows into tiles
+that are also computed once. So drawing an image takes only a few integer operations on
+small arrays: images need not be stored on disk, and are equal on every platform.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -16,19 +16,22 @@ from vilem_jax.data.scenes.layout import (
     BACKGROUNDS,
     CANVAS,
     NUM_TURNS,
-    Draws,
+    Rng,
     Scene,
     SceneObject,
 )
 
 _OVERSAMPLE = 8
-_FULL = 256  # coverage of a pixel that lies wholly inside a mask
-_HALF_BOX = 18  # units: half the side of a sprite, outline and rotation included
+_FULL = 256  # coverage of a pixel that is completely inside a mask
+_HALF_BOX = 18  # units: half the side of a sprite with outline, at any turn
 _RADIUS = {"small": 10.5, "big": 13.5}  # units
-_DEGREES_A_TURN = 3.0
+_DEGREES_PER_TURN = 3.0
 _OUTLINE_UNITS = 2.2
 _OUTLINE = np.array((28, 26, 38), np.int32)
 _LIGHT = np.array((255, 252, 244), np.int32)
+
+Colour = tuple[int, int, int]
+Point = tuple[float, float]  # units
 
 _COLOUR_RGB = {
     "red": (222, 32, 38),
@@ -43,7 +46,7 @@ _COLOUR_RGB = {
 
 
 def draw(scene: Scene, size: int = CANVAS) -> np.ndarray:
-    """Draw a scene as a square image.
+    """Draws a scene as a square image.
 
     Args:
         scene: what to draw.
@@ -53,28 +56,28 @@ def draw(scene: Scene, size: int = CANVAS) -> np.ndarray:
         uint8 [size, size, 3], RGB.
     """
     image = _background(scene, size)
-    for thing in scene.objects:
-        _paint(image, thing, size)
+    for item in scene.objects:
+        _paint(image, item, size)
     return image.astype(np.uint8)
 
 
-def _paint(image: np.ndarray, thing: SceneObject, size: int) -> None:
-    """Put one object into an int32 [S, S, 3] image, in place."""
+def _paint(image: np.ndarray, item: SceneObject, size: int) -> None:
+    """Draws one object into an int32 [S, S, 3] image, in place."""
     outline, fill, pattern = _sprite(
-        thing.shape, thing.size, thing.texture, thing.turn, size
+        item.shape, item.size, item.texture, item.turn, size
     )
     side = len(fill)
-    left = (2 * thing.x * size // CANVAS - side) // 2
-    top = (2 * thing.y * size // CANVAS - side) // 2
+    left = (2 * item.x * size // CANVAS - side) // 2
+    top = (2 * item.y * size // CANVAS - side) // 2
     rows = slice(max(top, 0), min(top + side, size))
     columns = slice(max(left, 0), min(left + side, size))
     inside = (
         slice(rows.start - top, rows.stop - top),
         slice(columns.start - left, columns.stop - left),
     )
-    colour = np.clip(np.array(_COLOUR_RGB[thing.colour], np.int32) + thing.tone, 0, 255)
-    # Dark squares and light stripes and dots: told apart even in small objects.
-    second = colour // 4 if thing.texture == "checked" else _LIGHT
+    colour = np.clip(np.array(_COLOUR_RGB[item.colour], np.int32) + item.tone, 0, 255)
+    # Dark squares, but light stripes and dots: distinguishable in small objects too.
+    second = colour // 4 if item.texture == "checked" else _LIGHT
     window = image[rows, columns]
     for coverage, paint in ((outline, _OUTLINE), (fill, colour), (pattern, second)):
         window += (coverage[inside] * (paint - window)) >> 8
@@ -82,45 +85,48 @@ def _paint(image: np.ndarray, thing: SceneObject, size: int) -> None:
 
 @cache
 def _sprite(
-    shape: str, size_word: str, texture: str, turn: int, size: int
+    shape: str, object_size: str, texture: str, turn: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coverage, 0 to 256, of outline, body and pattern: three int32 [s, s, 1]."""
+    """Coverage, 0 to 256, of outline, body and pattern: each int32 [s, s, 1]."""
     side = 2 * -(-_HALF_BOX * size // CANVAS)
     fine = side * _OVERSAMPLE
-    units_a_step = CANVAS / (size * _OVERSAMPLE)
-    line = (np.arange(fine) - (fine - 1) / 2) * units_a_step / _RADIUS[size_word]
-    angle = np.deg2rad(_DEGREES_A_TURN * (turn - NUM_TURNS // 2))
+    units_per_step = CANVAS / (size * _OVERSAMPLE)
+    line = (np.arange(fine) - (fine - 1) / 2) * units_per_step / _RADIUS[object_size]
+    angle = np.deg2rad(_DEGREES_PER_TURN * (turn - NUM_TURNS // 2))
     # In the object's own frame: 1 is its radius, y points down.
     x = line[None, :] * np.cos(angle) + line[:, None] * np.sin(angle)
     y = line[:, None] * np.cos(angle) - line[None, :] * np.sin(angle)
     body = _SHAPE_TESTS[shape](x, y)
-    pattern = body & _pattern(texture, x, y, size_word)
-    outline = _grown(body, round(_OUTLINE_UNITS / units_a_step))
-    return tuple(_coverage(mask) for mask in (outline, body, pattern))
+    pattern = body & _pattern(texture, x, y, object_size)
+    outline = _dilate(body, round(_OUTLINE_UNITS / units_per_step))
+    return _coverage(outline), _coverage(body), _coverage(pattern)
 
 
-def _grown(mask: np.ndarray, steps: int) -> np.ndarray:
-    """A mask and what lies at most `steps` from it along rows and columns."""
+def _dilate(mask: np.ndarray, steps: int) -> np.ndarray:
+    """A mask dilated by a square of 2 `steps` + 1 a side."""
     for axis in (0, 1):
         edge = [(0, 0), (0, 0)]
         edge[axis] = (steps + 1, steps)
-        counts = np.cumsum(np.pad(mask, edge), axis)  # of what a window would hold
-        ahead = np.delete(counts, slice(0, 2 * steps + 1), axis)
-        behind = np.delete(counts, slice(len(mask), None), axis)
-        mask = ahead > behind
+        counts = np.cumsum(np.pad(mask, edge), axis)
+        # A window contains some of the mask if the counts at its two ends differ.
+        last = np.delete(counts, slice(0, 2 * steps + 1), axis)
+        before_first = np.delete(counts, slice(len(mask), None), axis)
+        mask = last > before_first
     return mask
 
 
 def _coverage(mask: np.ndarray) -> np.ndarray:
-    """Share of each pixel, 0 to 256, under a mask `_OVERSAMPLE` times as fine."""
+    """Coverage of each pixel, 0 to 256, by a mask of `_OVERSAMPLE` its resolution."""
     side = len(mask) // _OVERSAMPLE
     blocks = mask.reshape(side, _OVERSAMPLE, side, _OVERSAMPLE).sum((1, 3))
     return (blocks * _FULL // _OVERSAMPLE**2).astype(np.int32)[:, :, None]
 
 
-def _pattern(texture: str, x, y, size_word: str) -> np.ndarray:
-    """Where the second colour of a texture lies; periods are alike in all sizes."""
-    radius = _RADIUS[size_word]
+def _pattern(
+    texture: str, x: np.ndarray, y: np.ndarray, object_size: str
+) -> np.ndarray:
+    """Mask of a texture's second colour; the period is the same for both sizes."""
+    radius = _RADIUS[object_size]
     across, down = x * radius, y * radius  # units
     if texture == "striped":
         return (across - down) / np.sqrt(2) % 5.0 < 2.2
@@ -133,8 +139,8 @@ def _pattern(texture: str, x, y, size_word: str) -> np.ndarray:
     return np.zeros(x.shape, bool)
 
 
-def _polygon(points, x, y) -> np.ndarray:
-    """Whether points lie inside a polygon, by counting crossings of its sides."""
+def _polygon(points: list[Point], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether (x, y) is inside a polygon, by counting crossings of its sides."""
     inside = np.zeros(x.shape, bool)
     for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
         if y0 != y1:
@@ -143,7 +149,7 @@ def _polygon(points, x, y) -> np.ndarray:
     return inside
 
 
-def _star_points() -> list[tuple[float, float]]:
+def _star_points() -> list[Point]:
     angles = np.deg2rad(np.arange(10) * 36.0 - 90.0)
     radii = np.where(np.arange(10) % 2 == 0, 1.08, 0.5)
     return [
@@ -178,7 +184,7 @@ _SHAPE_TESTS = {
 
 
 def _background(scene: Scene, size: int) -> np.ndarray:
-    """A window of the background's tile under a slope of light, int32 [S, S, 3]."""
+    """A window of the background's tile with a slope of light, int32 [S, S, 3]."""
     tile = _tile(scene.background, size)
     right, down, is_mirrored, slope = scene.backdrop
     top, left = down * size // CANVAS, right * size // CANVAS
@@ -192,42 +198,44 @@ def _background(scene: Scene, size: int) -> np.ndarray:
 
 @cache
 def _tile(background: str, size: int) -> np.ndarray:
-    """A background, int32 [2 S, 2 S, 3], drawn at 4 times the pixels and averaged.
+    """A background, int32 [2 S, 2 S, 3], drawn at 4 times the resolution and reduced.
 
-    Windows of S x S are cut from it.
+    `_background` takes windows of S x S from it.
     """
     scale = 4 * size / CANVAS
     side = 8 * size
     image = Image.new("RGB", (side, side))
-    pen = _Pen(
-        ImageDraw.Draw(image), scale, Draws(_TILE_SEED, BACKGROUNDS.index(background))
-    )
-    _TILE_PAINTERS[background](pen)
-    # Pale, so that what a thing's outline encloses stands out against any of them.
+    rng = Rng(_TILE_SEED, BACKGROUNDS.index(background))
+    _TILE_PAINTERS[background](_Pen(ImageDraw.Draw(image), scale, rng))
+    # Pale, so that objects have contrast on every background.
     return (np.asarray(image.reduce(4)).astype(np.int32) + 255) // 2
 
 
-_TILE_SEED = 7_140_301  # the tiles are part of the benchmark: the same in every draw
+_TILE_SEED = 7_140_301  # tiles are the same for every seed of the data set
 
 
 class _Pen:
     """Draws in units on a tile of 2 x 2 canvases."""
 
-    def __init__(self, canvas: ImageDraw.ImageDraw, scale: float, draws: Draws):
-        self.canvas, self.scale, self.draws = canvas, scale, draws
+    def __init__(self, canvas: ImageDraw.ImageDraw, scale: float, rng: Rng):
+        self.canvas, self.scale, self.rng = canvas, scale, rng
 
-    def fill(self, rgb) -> None:
+    def fill(self, rgb: Colour) -> None:
         self.box(0, 0, 2 * CANVAS, 2 * CANVAS, rgb)
 
-    def box(self, x, y, width, height, rgb) -> None:
-        corners = [v * self.scale for v in (x, y, x + width, y + height)]
-        self.canvas.rectangle((*corners[:2], corners[2] - 1, corners[3] - 1), fill=rgb)
+    def box(self, x: float, y: float, width: float, height: float, rgb: Colour) -> None:
+        left, top, right, bottom = (
+            v * self.scale for v in (x, y, x + width, y + height)
+        )
+        # Pillow includes the last pixel; a thin box in a small image has at least one.
+        last = max(left, right - 1), max(top, bottom - 1)
+        self.canvas.rectangle((left, top, *last), fill=rgb)
 
-    def disc(self, x, y, radius, rgb) -> None:
+    def disc(self, x: float, y: float, radius: float, rgb: Colour) -> None:
         edges = (x - radius, y - radius, x + radius, y + radius)
         self.canvas.ellipse([v * self.scale for v in edges], fill=rgb)
 
-    def path(self, points, width, rgb) -> None:
+    def path(self, points: Sequence[Point], width: float, rgb: Colour) -> None:
         self.canvas.line(
             [(x * self.scale, y * self.scale) for x, y in points],
             fill=rgb,
@@ -235,30 +243,29 @@ class _Pen:
             joint="curve",
         )
 
-    def spot(self) -> tuple[float, float]:
-        """A random place, in units."""
-        return self.draws.below(8 * CANVAS) / 4, self.draws.below(8 * CANVAS) / 4
+    def random_point(self) -> Point:
+        return self.rng.below(8 * CANVAS) / 4, self.rng.below(8 * CANVAS) / 4
 
 
 def _grass(pen: _Pen) -> None:
     pen.fill((146, 186, 110))
     for _ in range(900):
-        (x, y), lean = pen.spot(), pen.draws.between(-2, 2)
-        shade = pen.draws.pick(((122, 168, 90), (168, 204, 128), (130, 176, 96)))
-        pen.path([(x, y), (x + lean / 2, y - 4)], 0.8, shade)
+        (x, y), tilt = pen.random_point(), pen.rng.between(-2, 2)
+        shade = pen.rng.choice(((122, 168, 90), (168, 204, 128), (130, 176, 96)))
+        pen.path([(x, y), (x + tilt / 2, y - 4)], 0.8, shade)
 
 
 def _sand(pen: _Pen) -> None:
     pen.fill((232, 208, 160))
     for _ in range(1500):
-        shade = pen.draws.pick(((208, 180, 130), (246, 228, 188), (216, 190, 142)))
-        pen.disc(*pen.spot(), 0.5, shade)
+        shade = pen.rng.choice(((208, 180, 130), (246, 228, 188), (216, 190, 142)))
+        pen.disc(*pen.random_point(), 0.5, shade)
 
 
 def _snow(pen: _Pen) -> None:
     pen.fill((240, 244, 250))
     for _ in range(110):
-        x, y = pen.spot()
+        x, y = pen.random_point()
         drift = [(x - 6, y), (x - 2, y - 1.5), (x + 4, y + 0.5)]
         pen.path(drift, 1.1, (202, 214, 234))
 
@@ -266,7 +273,7 @@ def _snow(pen: _Pen) -> None:
 def _water(pen: _Pen) -> None:
     pen.fill((120, 168, 206))
     for row in range(0, 2 * CANVAS + 8, 8):
-        shift = pen.draws.below(12)
+        shift = pen.rng.below(12)
         wave = [(x - shift, row + (2 if x // 6 % 2 else -1)) for x in range(0, 150, 6)]
         pen.path(wave, 1.3, (164, 202, 228))
 
@@ -275,18 +282,18 @@ def _brick(pen: _Pen) -> None:
     pen.fill((214, 204, 196))
     for row in range(17):
         for column in range(-1, 9):
-            shade = pen.draws.pick(((158, 92, 74), (148, 84, 68), (168, 102, 82)))
+            shade = pen.rng.choice(((158, 92, 74), (148, 84, 68), (168, 102, 82)))
             pen.box(column * 16 + 8 * (row % 2), row * 8, 15, 7, shade)
 
 
 def _wood(pen: _Pen) -> None:
     pen.fill((176, 132, 88))
     for column in range(9):
-        shade = pen.draws.pick(((186, 142, 98), (166, 122, 80), (176, 132, 88)))
+        shade = pen.rng.choice(((186, 142, 98), (166, 122, 80), (176, 132, 88)))
         pen.box(column * 16, 0, 16, 2 * CANVAS, shade)
         for _ in range(3):
-            x = column * 16 + pen.draws.between(2, 13)
-            bend = pen.draws.between(-1, 1)
+            x = column * 16 + pen.rng.between(2, 13)
+            bend = pen.rng.between(-1, 1)
             grain = [(x + (bend if y // 16 % 2 else 0), y) for y in range(0, 136, 8)]
             pen.path(grain, 0.7, (144, 102, 64))
         pen.box(column * 16, 0, 0.9, 2 * CANVAS, (112, 76, 46))
@@ -296,17 +303,17 @@ def _stone(pen: _Pen) -> None:
     pen.fill((116, 116, 120))
     for row in range(-1, 12):
         for column in range(-1, 12):
-            gray = pen.draws.between(150, 184)
-            x = column * 12 + 6 * (row % 2) + pen.draws.below(3) + 6
-            y = row * 12 + pen.draws.below(3) + 6
+            gray = pen.rng.between(150, 184)
+            x = column * 12 + 6 * (row % 2) + pen.rng.below(3) + 6
+            y = row * 12 + pen.rng.below(3) + 6
             pen.disc(x, y, 5.6, (gray, gray, gray + 3))
 
 
 def _space(pen: _Pen) -> None:
     pen.fill((34, 34, 58))
     for _ in range(130):
-        glow = pen.draws.pick(((230, 230, 250), (170, 170, 210), (130, 130, 170)))
-        pen.disc(*pen.spot(), pen.draws.pick((0.4, 0.6, 0.9)), glow)
+        glow = pen.rng.choice(((230, 230, 250), (170, 170, 210), (130, 130, 170)))
+        pen.disc(*pen.random_point(), pen.rng.choice((0.4, 0.6, 0.9)), glow)
 
 
 _TILE_PAINTERS = {

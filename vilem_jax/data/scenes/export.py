@@ -1,4 +1,4 @@
-"""Write `scenes` to a folder, so that the benchmark can be used elsewhere."""
+"""Writes `scenes` to a folder, for use with other code."""
 
 import json
 import shutil
@@ -19,24 +19,24 @@ def export(
     *,
     seed: int = 0,
     size: int = CANVAS,
-    num_train: int | None = None,
-    num_held_out: int | None = None,
+    num_train: int = 0,
+    num_held_out: int = 0,
 ) -> Path:
-    """Write images, captions and the hard pairs of one draw of the benchmark.
+    """Writes images, captions and hard pairs of one seed.
 
         SPLIT/00000.png ...      the images
         SPLIT.json               [{"image": "SPLIT/00000.png", "caption": [5 strings]}]
         hard_SPLIT/KIND.json     {"0": {"filename", "caption", "negative_caption"}}
 
-    for train, validation and test, and hard pairs for the last two: annotations as
-    ALBEF evaluates on them, hard pairs as SugarCrepe has them. File names are relative
-    to `folder`, which appears only when it is complete.
+    for train, validation and test, with hard pairs for the last two. The annotations
+    have ALBEF's format, the hard pairs SugarCrepe's. File names are relative to
+    `folder`, which is created only when it is complete.
 
     Args:
-        folder: must not exist, or be empty.
+        folder: a new or empty folder.
         size: side of the images in pixels.
-        num_train: training images; None for 6,000.
-        num_held_out: images of validation, and of test; None for 500.
+        num_train: training images; 0 for 6,000.
+        num_held_out: images of validation, and of test; 0 for 500.
 
     Returns:
         the folder.
@@ -45,11 +45,8 @@ def export(
         UserError: if the folder is not empty or cannot be written.
     """
     folder = Path(folder)
-    numbers = (num_train, num_held_out, num_held_out)
-    sources = [
-        ScenesSource(split=split, seed=seed, size=size, num_images=number)
-        for split, number in zip(SPLITS, numbers, strict=True)
-    ]
+    num_images = {"train": num_train, "validation": num_held_out, "test": num_held_out}
+    sources = [ScenesSource(split, seed, size, num_images[split]) for split in SPLITS]
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(
             f"{folder} is not an empty folder: give scenes a folder of its own"

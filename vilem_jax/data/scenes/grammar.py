@@ -1,17 +1,18 @@
-"""The language of the scenes: saying, reading and checking captions.
+"""The language of the scenes: how captions are written, read and checked.
 
     caption  = [against BACKGROUND] [NUMBER shapes with] clause [against BACKGROUND]
     clause   = phrase RELATION phrase [and RELATION phrase]
     phrase   = (a | two | three | four) SIZE [TEXTURE] COLOUR SHAPE[s]
     RELATION = left of | right of | above | below | around | amid
 
-The background is said at most once. The second relation of a clause is one of the
-first phrase. A plain object's texture is not said. No two words mean the same, so a
-word replaced by another makes a caption false or ungrammatical.
+A caption names the background at most once. The second relation of a clause has the
+first phrase as its subject. The texture "plain" is left out. No two words have the same
+meaning, so replacing a word makes a caption false or ungrammatical.
 """
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 
 from vilem_jax.data.scenes.layout import (
@@ -21,7 +22,8 @@ from vilem_jax.data.scenes.layout import (
     SHAPES,
     SIZES,
     TEXTURES,
-    Draws,
+    Group,
+    Rng,
     Scene,
     SceneObject,
     clear_relation,
@@ -34,12 +36,39 @@ NUMBERS = {"two": 2, "three": 3, "four": 4}
 SPOKEN_TEXTURES = TEXTURES[1:]
 _NUMBER_WORDS = {1: "a"} | {number: word for word, number in NUMBERS.items()}
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
-_SINGULARS = {plural: shape for shape, plural in PLURALS.items()}
+_RELATION_WORDS = {
+    relation: f"{relation} of" if relation in ("left", "right") else relation
+    for relation in RELATIONS
+}
+
+
+def _group(name: str, words: Iterable[str]) -> str:
+    return f"(?P<{name}>{'|'.join(words)})"
+
+
+def _phrase_pattern(i: int) -> str:
+    return (
+        f"(?:{_group(f'number{i}', NUMBERS)}|a) {_group(f'size{i}', SIZES)} "
+        f"(?:{_group(f'texture{i}', SPOKEN_TEXTURES)} )?"
+        f"{_group(f'colour{i}', COLOURS)} "
+        # A number needs the plural: "es" after an s.
+        f"{_group(f'shape{i}', SHAPES)}(?(number{i})(?:(?<=s)es|(?<!s)s))"
+    )
+
+
+_CAPTION = re.compile(
+    f"(?:against {_group('before', BACKGROUNDS)} )?"
+    f"(?:{_group('total', NUMBERS)} shapes with )?"
+    f"{_phrase_pattern(0)} {_group('relation1', _RELATION_WORDS.values())} "
+    f"{_phrase_pattern(1)}(?: and {_group('relation2', _RELATION_WORDS.values())} "
+    f"{_phrase_pattern(2)})?"
+    f"(?(before)|(?: against {_group('after', BACKGROUNDS)})?)"
+)
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """What a caption says of one object or group; `texture` None is unsaid."""
+    """What a caption says of an object or group; `texture` is None if left out."""
 
     count: int
     size: str
@@ -47,25 +76,25 @@ class Phrase:
     colour: str
     shape: str
 
-    def fits(self, thing: SceneObject) -> bool:
-        """Whether the words, the count aside, are true of one object."""
+    def fits(self, item: SceneObject) -> bool:
+        """Returns whether the phrase, without its count, is true of an object."""
         return (
-            self.colour == thing.colour
-            and self.shape == thing.shape
-            and self.size == thing.size
-            and self.texture in (None, thing.texture)
+            self.colour == item.colour
+            and self.shape == item.shape
+            and self.size == item.size
+            and self.texture in (None, item.texture)
         )
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a caption claims.
+    """What a caption states.
 
     Attributes:
-        phrases: the objects and groups named, in order; 2 or 3.
-        relations: (index of a phrase, relation, index of another).
-        background: None if unsaid.
-        total: number of all objects in the image, None if unsaid.
+        phrases: the objects and groups that it names, in order; 2 or 3.
+        relations: (index of a phrase, relation, index of another phrase).
+        background: None if left out.
+        total: number of all objects in the image, None if left out.
     """
 
     phrases: tuple[Phrase, ...]
@@ -75,18 +104,17 @@ class Meaning:
 
 
 def holds(meaning: Meaning, scene: Scene) -> bool:
-    """Whether a caption is true of a scene.
+    """Returns whether a caption is true of a scene, in its widest reading.
 
-    The widest reading: "a red circle" needs one or more, striped or not, "two red
-    circles" exactly two; a side holds for all members of a group, and of two
-    diagonal objects one is both left of and above the other. So a caption that is
-    false here is false in any reading.
+    "a red circle" needs one or more, striped or not, "two red circles" exactly two. A
+    side holds for all members of a group; of two diagonal objects, one is both left of
+    and above the other. So a caption that is false here is false in any reading.
     """
     if meaning.background not in (None, scene.background):
         return False
     if meaning.total not in (None, len(scene.objects)):
         return False
-    candidates = []
+    candidates = []  # for each phrase, the groups of object indices that it may mean
     for phrase in meaning.phrases:
         fitting = tuple(i for i, o in enumerate(scene.objects) if phrase.fits(o))
         if phrase.count == 1:
@@ -97,7 +125,7 @@ def holds(meaning: Meaning, scene: Scene) -> bool:
 
 
 def _agree(meaning: Meaning, scene: Scene, groups: tuple[tuple[int, ...], ...]) -> bool:
-    """Whether groups of object indices, one a phrase, differ and are as related."""
+    """Whether groups of object indices are disjoint and the relations hold."""
     if any(set(a) & set(b) for a, b in combinations(groups, 2)):
         return False
     members = [[scene.objects[i] for i in group] for group in groups]
@@ -107,112 +135,69 @@ def _agree(meaning: Meaning, scene: Scene, groups: tuple[tuple[int, ...], ...]) 
     )
 
 
-def say_phrase(phrase: Phrase) -> list[str]:
-    """The words of one phrase."""
+def _phrase_words(phrase: Phrase) -> list[str]:
     texture = [] if phrase.texture is None else [phrase.texture]
     noun = phrase.shape if phrase.count == 1 else PLURALS[phrase.shape]
-    number = _NUMBER_WORDS[phrase.count]
-    return [number, phrase.size, *texture, phrase.colour, noun]
+    return [_NUMBER_WORDS[phrase.count], phrase.size, *texture, phrase.colour, noun]
 
 
-def say(meaning: Meaning, *, background_first: bool = False) -> str:
+def write(meaning: Meaning, *, background_first: bool = False) -> str:
     """The caption of a meaning: lower case, no punctuation."""
-    words = say_phrase(meaning.phrases[0])
+    words = _phrase_words(meaning.phrases[0])
     for order, (_, relation, other) in enumerate(meaning.relations):
         words += ["and"] if order else []
-        words += [relation, "of"] if relation in ("left", "right") else [relation]
-        words += say_phrase(meaning.phrases[other])
+        words += [_RELATION_WORDS[relation], *_phrase_words(meaning.phrases[other])]
     if meaning.total is not None:
         words = [_NUMBER_WORDS[meaning.total], "shapes", "with", *words]
     if meaning.background is not None:
-        ground = ["against", meaning.background]
-        words = ground + words if background_first else words + ground
+        background = ["against", meaning.background]
+        words = background + words if background_first else words + background
     return " ".join(words)
 
 
-class _Reader:
-    """Words left to right; every `take` that does not fit raises LookupError."""
-
-    def __init__(self, words: list[str]):
-        self.words = words
-        self.at = 0
-
-    def sees(self, *words: str) -> bool:
-        return tuple(self.words[self.at : self.at + len(words)]) == words
-
-    def take(self, allowed: Iterable[str]) -> str:
-        if self.at >= len(self.words) or self.words[self.at] not in allowed:
-            raise LookupError
-        self.at += 1
-        return self.words[self.at - 1]
-
-    def background(self) -> str | None:
-        if not self.sees("against"):
-            return None
-        self.at += 1
-        return self.take(BACKGROUNDS)
-
-    def phrase(self) -> Phrase:
-        count = NUMBERS.get(self.take(("a", *NUMBERS)), 1)
-        size = self.take(SIZES)
-        texture = None
-        if self.at < len(self.words) and self.words[self.at] in SPOKEN_TEXTURES:
-            texture = self.take(SPOKEN_TEXTURES)
-        colour = self.take(COLOURS)
-        noun = self.take(SHAPES if count == 1 else _SINGULARS)
-        return Phrase(count, size, texture, colour, _SINGULARS.get(noun, noun))
-
-    def relation(self) -> str:
-        relation = self.take(RELATIONS)
-        if relation in ("left", "right"):
-            self.take(("of",))
-        return relation
-
-
 def read(caption: str) -> Meaning | None:
-    """What a caption claims, or None if it is not a sentence of the grammar."""
-    reader = _Reader(caption.split())
-    try:
-        background = reader.background()
-        total = None
-        if any(reader.sees(number, "shapes") for number in NUMBERS):
-            total = NUMBERS[reader.take(NUMBERS)]
-            reader.take(("shapes",))
-            reader.take(("with",))
-        phrases = [reader.phrase()]
-        relations = [(0, reader.relation(), 1)]
-        phrases.append(reader.phrase())
-        if reader.sees("and"):
-            reader.take(("and",))
-            relations.append((0, reader.relation(), 2))
-            phrases.append(reader.phrase())
-        if background is None:
-            background = reader.background()
-        if reader.at != len(reader.words):
-            return None
-    except LookupError:
+    """What a caption states, or None if it is not a sentence of the grammar."""
+    match = _CAPTION.fullmatch(" ".join(caption.split()))
+    if match is None:
         return None
-    return Meaning(tuple(phrases), tuple(relations), background, total)
+    found = match.groupdict()
+    phrases = tuple(
+        Phrase(
+            NUMBERS.get(found[f"number{i}"], 1),
+            found[f"size{i}"],
+            found[f"texture{i}"],
+            found[f"colour{i}"],
+            found[f"shape{i}"],
+        )
+        for i in range(3)
+        if found[f"size{i}"]
+    )
+    relations = tuple(
+        (0, found[f"relation{i}"].removesuffix(" of"), i)
+        for i in range(1, len(phrases))
+    )
+    background = found["before"] or found["after"]
+    return Meaning(phrases, relations, background, NUMBERS.get(found["total"]))
 
 
 def is_true(caption: str, scene: Scene) -> bool:
-    """Whether a caption is a sentence of the grammar and true of the scene."""
+    """Returns whether a caption is a sentence of the grammar and true of the scene."""
     meaning = read(caption)
     return meaning is not None and holds(meaning, scene)
 
 
-def describe(scene: Scene, draws: Draws) -> tuple[str, ...] | None:
-    """Say a scene in `CAPTIONS_PER_IMAGE` different captions.
+def describe(scene: Scene, rng: Rng) -> tuple[str, ...] | None:
+    """Writes `CAPTIONS_PER_IMAGE` different captions of a scene.
 
-    Each names two or three of its objects or groups; together they name all.
+    Each names two or three of its groups; together they name all.
 
     Returns:
-        the captions, or None if the scene does not give enough different ones.
+        the captions, or None if the scene has too few different ones.
     """
-    claims = _claims(scene, draws)
+    claims = _claims(scene, rng)
     captions: list[str] = []
     for attempt in range(6 * CAPTIONS_PER_IMAGE):
-        caption = _decorate(claims[attempt % len(claims)], scene, draws)
+        caption = _decorate(claims[attempt % len(claims)], scene, rng)
         if caption is not None and caption not in captions:
             captions.append(caption)
         if len(captions) == CAPTIONS_PER_IMAGE:
@@ -220,51 +205,49 @@ def describe(scene: Scene, draws: Draws) -> tuple[str, ...] | None:
     return None
 
 
-def _phrase(group: tuple[SceneObject, ...]) -> Phrase:
-    thing = group[0]
-    texture = None if thing.texture == "plain" else thing.texture
-    return Phrase(len(group), thing.size, texture, thing.colour, thing.shape)
+def _phrase(group: Group) -> Phrase:
+    size, texture, colour, shape = group[0].kind
+    return Phrase(
+        len(group), size, None if texture == "plain" else texture, colour, shape
+    )
 
 
-def _claims(scene: Scene, draws: Draws) -> list[Meaning]:
-    """Everything a clause may claim of a scene, in an order that names all soon.
+def _claims(scene: Scene, rng: Rng) -> list[Meaning]:
+    """All that a clause may state of a scene; the first ones name all groups.
 
-    Only relations without doubt are said, never one of two that hold.
+    Two groups are related only if exactly one relation holds.
     """
-    units = scene.units
     pairs, triples = [], []
-    for first, second in permutations(units, 2):
+    for first, second in permutations(scene.groups, 2):
         relation = clear_relation(first, second)
         if relation is not None:
-            named = (_phrase(first), _phrase(second))
-            pairs.append(Meaning(named, ((0, relation, 1),)))
-    for hub, second, third in permutations(units, 3):
-        ways = clear_relation(hub, second), clear_relation(hub, third)
-        if None not in ways and ways[0] != ways[1]:
-            named = (_phrase(hub), _phrase(second), _phrase(third))
-            triples.append(Meaning(named, ((0, ways[0], 1), (0, ways[1], 2))))
-    ordered, missing = [], {_phrase(group) for group in units}
-    for claim in draws.shuffled(pairs):
-        fresh = missing & set(claim.phrases)
-        missing -= fresh
-        ordered.insert(0 if fresh else len(ordered), claim)
-    # A three-part clause third: about one caption in five where there are any.
-    return ordered[:2] + draws.shuffled(triples)[:1] + ordered[2:]
+            phrases = _phrase(first), _phrase(second)
+            pairs.append(Meaning(phrases, ((0, relation, 1),)))
+    for first, second, third in permutations(scene.groups, 3):
+        one, other = clear_relation(first, second), clear_relation(first, third)
+        if one is not None and other is not None and one != other:
+            phrases = _phrase(first), _phrase(second), _phrase(third)
+            triples.append(Meaning(phrases, ((0, one, 1), (0, other, 2))))
+    ordered, missing = [], {_phrase(group) for group in scene.groups}
+    for claim in rng.shuffled(pairs):
+        is_new = not missing.isdisjoint(claim.phrases)
+        missing.difference_update(claim.phrases)
+        ordered.insert(0 if is_new else len(ordered), claim)
+    # A clause of three phrases is third: about one caption in five if there are any.
+    return ordered[:2] + rng.shuffled(triples)[:1] + ordered[2:]
 
 
-def _decorate(claim: Meaning, scene: Scene, draws: Draws) -> str | None:
-    """Say a claim, perhaps with background or number of objects, or None if long."""
-    # Of ten: background last 4, background first 2, number 2, both 1, bare 1.
-    roll = draws.below(10)
-    full = Meaning(
-        claim.phrases,
-        claim.relations,
+def _decorate(claim: Meaning, scene: Scene, rng: Rng) -> str | None:
+    """The caption of a claim, perhaps with background or number; None if too long."""
+    # Of ten: background last 4, background first 2, number 2, both 1, neither 1.
+    roll = rng.below(10)
+    full = replace(
+        claim,
         background=scene.background if roll < 7 else None,
         total=len(scene.objects) if 6 <= roll < 9 else None,
     )
-    background_first = roll in (4, 5)
     for meaning in (full, claim):
-        caption = say(meaning, background_first=background_first)
+        caption = write(meaning, background_first=roll in (4, 5))
         if len(caption.split()) <= MAX_WORDS:
             return caption
     return None

@@ -1,14 +1,16 @@
-"""Scenes: what is in a drawn image, where, and how one is composed at random.
+"""Scenes: what a drawn image shows and where, and how a scene is sampled.
 
 An image shows 2 to 4 objects on a background, in a space of `CANVAS` x `CANVAS`
-units with the origin at the top left. Objects stand on a 2 x 2 grid, give or take a
-unit, so that two of them are either clearly beside each other, clearly one above the
-other, or diagonal. Alike objects (same shape, colour, size and texture) form a *group*,
-which captions count.
+units with the origin at the top left. Each object is in its own cell of a 2 x 2 grid,
+at most `JITTER` units off the centre. So two objects are clearly side by side, clearly
+one above the other, or diagonal. Objects with the same shape, colour, size and texture
+form a *group*, which captions count.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,18 +23,19 @@ TEXTURES = ("plain", "striped", "dotted", "checked")
 BACKGROUNDS = ("grass", "sand", "snow", "water", "brick", "wood", "stone", "space")
 SIDES = ("left", "right", "above", "below")
 RELATIONS = (*SIDES, "around", "amid")
-NUM_TURNS = 5  # small rotations an object is drawn with
+NUM_TURNS = 5  # small rotations that an object may have
 
-MARGIN = 16  # units between two centres from which a relation holds
-NEAR, FAR = 16, 48  # centres of the grid's cells
+MARGIN = 16  # units: a relation needs at least this distance between two centres
+NEAR, FAR = 16, 48  # units: coordinates of the centres of the cells
 JITTER = 1  # units
 
-SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}  # streams of random numbers
+# Part of each random seed: another code gives another data set.
+SPLIT_CODES = {"test": 0, "validation": 1, "train": 2}
 
-# How the objects of an image fall into groups of alike ones, whether the group lies
-# on a diagonal of the grid (else in a row or column), and how many of 24 do so.
-# Two on a diagonal are around one, as three are, so that the number cannot be told
-# from the relation.
+# Sizes of the groups of a scene; whether the first group lies on a diagonal of the grid
+# (otherwise in a row or column); how many of 24 scenes are like this. Both two objects
+# on a diagonal and three objects are "around" one, so the relation does not reveal the
+# number.
 _GROUPINGS = (
     ((1, 1), False, 7),
     ((1, 1, 1), False, 5),
@@ -44,17 +47,21 @@ _GROUPINGS = (
     ((2, 2), False, 1),
     ((3, 1), False, 2),
 )
-_GROUPING_DRAWS = tuple(g[:2] for g in _GROUPINGS for _ in range(g[2]))
+_WEIGHTED_GROUPINGS = tuple(g[:2] for g in _GROUPINGS for _ in range(g[2]))
+
+
+Kind = tuple[str, str, str, str]  # size, texture, colour, shape
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object: four words, and where it stands.
+    """One object: the four words that describe it, and its position.
 
     Attributes:
         x, y: centre, in units of the canvas, from the left and from the top.
-        turn: which of `NUM_TURNS` small rotations; captions never say it.
-        tone: shift of the colour in 8-bit steps, -14 to 14; never said either.
+        turn: index of one of `NUM_TURNS` small rotations; not in captions.
+        tone: offset of the colour in 8-bit steps, -14 to 14; not in captions.
     """
 
     shape: str
@@ -67,20 +74,23 @@ class SceneObject:
     tone: int = 0
 
     @property
-    def kind(self) -> tuple[str, str, str, str]:
-        """What a caption says of it: (size, texture, colour, shape)."""
+    def kind(self) -> Kind:
+        """What a caption says of the object: (size, texture, colour, shape)."""
         return self.size, self.texture, self.colour, self.shape
+
+
+Group = Sequence[SceneObject]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image before it is drawn.
+    """The content of one image.
 
     Attributes:
         objects: 2 to 4 objects.
         background: one of `BACKGROUNDS`.
-        backdrop: four integers that vary the background: shift to the right and
-            down (units), mirrored or not, and the slope of the light.
+        backdrop: four integers that vary the background: offset to the right and
+            down (units), mirrored (0 or 1), slope of the light.
     """
 
     objects: tuple[SceneObject, ...]
@@ -88,45 +98,46 @@ class Scene:
     backdrop: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
-    def description(self) -> tuple:
-        """What identifies a scene: its background and its objects, places aside."""
+    def description(self) -> tuple[str, tuple[Kind, ...]]:
+        """What identifies a scene: background and objects, without their cells."""
         return self.background, tuple(sorted(o.kind for o in self.objects))
 
     @property
-    def units(self) -> tuple[tuple[SceneObject, ...], ...]:
-        """The objects as captions name them: one tuple for each kind."""
-        by_kind: dict[tuple, list[SceneObject]] = {}
-        for thing in self.objects:
-            by_kind.setdefault(thing.kind, []).append(thing)
+    def groups(self) -> tuple[Group, ...]:
+        """The objects by their kind; a group may be a single object."""
+        by_kind: dict[Kind, list[SceneObject]] = {}
+        for item in self.objects:
+            by_kind.setdefault(item.kind, []).append(item)
         return tuple(tuple(group) for group in by_kind.values())
 
 
-class Draws:
-    """Random integers that are the same on every platform and version.
+class Rng:
+    """Random integers, the same on every platform and for every version of NumPy.
 
-    NumPy promises stable streams for its bit generators but not for the methods of
-    `Generator`, so only raw Philox words are used.
+    NumPy guarantees the streams of its bit generators, but not those of the methods of
+    `Generator`. So this class uses only raw Philox numbers.
     """
 
-    def __init__(self, *seed_words: int):
-        self._bits = np.random.Philox(np.random.SeedSequence(seed_words))
-        self._words: list[int] = []
+    def __init__(self, *seeds: int):
+        self._bits = np.random.Philox(np.random.SeedSequence(seeds))
+        self._raw: list[int] = []
 
     def below(self, stop: int) -> int:
         """An integer from 0 to `stop` - 1."""
-        if not self._words:
-            self._words = self._bits.random_raw(4096).tolist()
-        return ((self._words.pop() >> 32) * stop) >> 32
+        if not self._raw:
+            self._raw = self._bits.random_raw(4096).tolist()
+        # Of 64 bits the upper 32, scaled to [0, stop).
+        return ((self._raw.pop() >> 32) * stop) >> 32
 
     def between(self, low: int, high: int) -> int:
         """An integer from `low` to `high`, both included."""
         return low + self.below(high - low + 1)
 
-    def pick(self, items):
+    def choice(self, items: Sequence[Item]) -> Item:
         """One of `items`."""
         return items[self.below(len(items))]
 
-    def shuffled(self, items) -> list:
+    def shuffled(self, items: Iterable[Item]) -> list[Item]:
         """`items` in a random order."""
         order = list(items)
         for last in range(len(order) - 1, 0, -1):
@@ -135,13 +146,13 @@ class Draws:
         return order
 
 
-def relation_holds(relation: str, first, second) -> bool:
-    """Whether a group of objects is in a relation to another.
+def relation_holds(relation: str, first: Group, second: Group) -> bool:
+    """Returns whether the group `first` is in a relation to the group `second`.
 
-    The four sides hold if they do for every object of `first` and every one of
-    `second`: "left" and "right" compare x, "above" and "below" y; centres must be at
-    least `MARGIN` apart. Of two diagonal objects two sides hold. Several are "around"
-    one if they are not all on one side of it; it is "amid" them.
+    "left" and "right" compare x, "above" and "below" y; centres must be at least
+    `MARGIN` apart. Such a side holds if it holds for every object of `first` and every
+    object of `second`; for two diagonal objects, two sides hold. Several objects are
+    "around" one if they are not all on one side of it; the one is then "amid" them.
     """
     if relation == "amid":
         return relation_holds("around", second, first)
@@ -158,53 +169,50 @@ def relation_holds(relation: str, first, second) -> bool:
     )
 
 
-def clear_relation(first, second) -> str | None:
-    """The one relation between two groups, or None if there is none or two."""
+def clear_relation(first: Group, second: Group) -> str | None:
+    """The only relation between two groups, or None if none or two hold."""
     holding = [r for r in RELATIONS if relation_holds(r, first, second)]
     return holding[0] if len(holding) == 1 else None
 
 
-def compose(draws: Draws) -> Scene:
-    """Draw one scene at random."""
-    grouping, is_diagonal = draws.pick(_GROUPING_DRAWS)
-    kinds = _kinds(draws, len(grouping))
-    objects = []
-    for (size, texture, colour, shape), places in zip(
-        kinds, _places(draws, grouping, is_diagonal), strict=True
-    ):
-        for x, y in places:
-            objects.append(
-                SceneObject(
-                    shape=shape,
-                    colour=colour,
-                    size=size,
-                    texture=texture,
-                    x=x + draws.between(-JITTER, JITTER),
-                    y=y + draws.between(-JITTER, JITTER),
-                    turn=draws.below(NUM_TURNS),
-                    tone=draws.between(-14, 14),
-                )
-            )
-    backdrop = (
-        draws.below(CANVAS),
-        draws.below(CANVAS),
-        draws.below(2),
-        draws.between(-24, 24),
-    )
-    return Scene(tuple(objects), draws.pick(BACKGROUNDS), backdrop)
+def compose(rng: Rng) -> Scene:
+    """Samples one scene."""
+    # The order of the calls of `rng` is part of the data set.
+    group_sizes, is_diagonal = rng.choice(_WEIGHTED_GROUPINGS)
+    kinds = _sample_kinds(rng, len(group_sizes))
+    cells_of_groups = _sample_cells(rng, group_sizes, is_diagonal)
+    objects = [
+        SceneObject(
+            shape=shape,
+            colour=colour,
+            size=size,
+            texture=texture,
+            x=x + rng.between(-JITTER, JITTER),
+            y=y + rng.between(-JITTER, JITTER),
+            turn=rng.below(NUM_TURNS),
+            tone=rng.between(-14, 14),
+        )
+        for (size, texture, colour, shape), cells in zip(
+            kinds, cells_of_groups, strict=True
+        )
+        for x, y in cells
+    ]
+    offset = rng.below(CANVAS), rng.below(CANVAS)
+    backdrop = (*offset, rng.below(2), rng.between(-24, 24))
+    return Scene(tuple(objects), rng.choice(BACKGROUNDS), backdrop)
 
 
-def _kinds(draws: Draws, count: int) -> list[tuple[str, str, str, str]]:
-    """Kinds of which any two differ in two of colour, shape and size.
+def _sample_kinds(rng: Rng, count: int) -> list[Kind]:
+    """Kinds such that any two differ in at least two of colour, shape and size.
 
-    So no single word replaced in a caption makes it speak of another object.
+    So replacing a single word of a caption never makes it describe another object.
     """
-    kinds: list[tuple[str, str, str, str]] = []
+    kinds: list[Kind] = []
     while len(kinds) < count:
-        colour, shape = draws.pick(COLOURS), draws.pick(SHAPES)
-        # "plain" twice: it is never said, and captions should stay short.
-        texture = draws.pick(("plain", *TEXTURES))
-        size = draws.pick(SIZES)
+        colour, shape = rng.choice(COLOURS), rng.choice(SHAPES)
+        # "plain" twice: captions do not say it, and should stay short.
+        texture = rng.choice(("plain", *TEXTURES))
+        size = rng.choice(SIZES)
         if all(
             (size != kind[0]) + (colour != kind[2]) + (shape != kind[3]) >= 2
             for kind in kinds
@@ -213,38 +221,40 @@ def _kinds(draws: Draws, count: int) -> list[tuple[str, str, str, str]]:
     return kinds
 
 
-def _places(
-    draws: Draws, grouping: tuple[int, ...], is_diagonal: bool
+def _sample_cells(
+    rng: Rng, group_sizes: tuple[int, ...], is_diagonal: bool
 ) -> list[list[tuple[int, int]]]:
-    """Centres for each group, such that aligned groups stay aligned.
+    """Centres (x, y) of the objects of each group.
 
-    Written for rows (a group lies in a row, another above or below it) and turned
-    into columns, upside down and mirrored at random.
+    Written for groups in rows; then transposed and mirrored at random.
     """
-    near, far = NEAR, FAR
-    if grouping == (1, 1):
-        line = draws.between(near, far)
-        places = [[(near, line)], [(far, line)]]
-    elif grouping == (1, 1, 1):
-        places = [[(near, near)], [(far, near)], [(near, far)]]
-    elif grouping == (2, 1):
-        places = [[(near, near), (far, near)], [(draws.between(near, far), far)]]
-    elif grouping == (2, 2):
-        places = [[(near, near), (far, near)], [(near, far), (far, far)]]
-    elif grouping == (2, 1, 1):
-        places = [[(near, near), (far, near)], [(near, far)], [(far, far)]]
-    elif grouping == (3, 1):
-        places = [[(near, near), (far, near), (near, far)], [(far, far)]]
+    top_left, top_right = (NEAR, NEAR), (FAR, NEAR)
+    bottom_left, bottom_right = (NEAR, FAR), (FAR, FAR)
+    top_row = [top_left, top_right]
+    if group_sizes == (1, 1):
+        y = rng.between(NEAR, FAR)
+        groups = [[(NEAR, y)], [(FAR, y)]]
+    elif group_sizes == (1, 1, 1):
+        groups = [[top_left], [top_right], [bottom_left]]
+    elif group_sizes == (2, 1):
+        groups = [top_row, [(rng.between(NEAR, FAR), FAR)]]
+    elif group_sizes == (2, 2):
+        groups = [top_row, [bottom_left, bottom_right]]
+    elif group_sizes == (2, 1, 1):
+        groups = [top_row, [bottom_left], [bottom_right]]
+    elif group_sizes == (3, 1):
+        groups = [[*top_row, bottom_left], [bottom_right]]
     else:
-        places = [[(near, near)], [(far, near)], [(near, far)], [(far, far)]]
+        groups = [[top_left], [top_right], [bottom_left], [bottom_right]]
     if is_diagonal:
-        singles = [[(near, far)], [(far, near)]]
-        places = [[(near, near), (far, far)], *singles[: len(grouping) - 1]]
-    swap, mirror_x, mirror_y = draws.below(2), draws.below(2), draws.below(2)
-    places = draws.shuffled(places) if len(set(grouping)) == 1 else places
+        singles = [[bottom_left], [top_right]]
+        groups = [[top_left, bottom_right], *singles[: len(group_sizes) - 1]]
+    swap, mirror_x, mirror_y = rng.below(2), rng.below(2), rng.below(2)
+    if len(set(group_sizes)) == 1:
+        groups = rng.shuffled(groups)
 
-    def turned(place):
-        x, y = place[::-1] if swap else place
+    def transform(cell: tuple[int, int]) -> tuple[int, int]:
+        x, y = cell[::-1] if swap else cell
         return (CANVAS - x if mirror_x else x, CANVAS - y if mirror_y else y)
 
-    return [[turned(place) for place in group] for group in places]
+    return [[transform(cell) for cell in group] for group in groups]

@@ -1,47 +1,56 @@
-"""The embedded data set `scenes`: drawn images with captions, made from a seed.
+"""The embedded data set `scenes`: drawn images with captions, generated from a seed.
 
 Train, validation and test share no scene and no caption. Within validation, and
 within test, each caption is true of exactly one image: checked by meaning, not by
-comparing strings. Scenes and captions are made in seconds; an image is drawn when
-it is read first. See `docs/scenes.md`.
+comparing strings. Generating scenes and captions takes seconds; an image is drawn when
+it is first read. See `docs/scenes.md`.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from vilem_jax.data.scenes.drawing import draw
-from vilem_jax.data.scenes.grammar import Meaning, describe, holds, read
-from vilem_jax.data.scenes.layout import CANVAS, SPLIT_CODES, Draws, Scene, compose
+from vilem_jax.data.scenes.grammar import Meaning, Phrase, describe, holds, read
+from vilem_jax.data.scenes.layout import (
+    CANVAS,
+    SPLIT_CODES,
+    Rng,
+    Scene,
+    SceneObject,
+    compose,
+)
 from vilem_jax.errors import UserError
 
 NUM_HELD_OUT = 500  # images of validation, and of test
 NUM_TRAIN = 6000
-SMALLEST_SIZE = 16  # pixels; below, shapes cannot be told apart
+SMALLEST_SIZE = 16  # pixels; in smaller images, shapes look alike
 
 
-@dataclass(frozen=True)
-class _Records:
-    """The scenes of one split and their captions, in the same order."""
+class _CaptionedScene(NamedTuple):
+    scene: Scene
+    captions: tuple[str, ...]
 
-    scenes: tuple[Scene, ...]
-    captions: tuple[tuple[str, ...], ...]
+
+_Split = tuple[_CaptionedScene, ...]
 
 
 @dataclass(frozen=True)
 class ScenesSource:
     """One split of `scenes`, as a source of images and captions.
 
-    Holds its four arguments only, so it travels to worker processes for free; what
-    it stands for is made on first use and kept per process.
+    Holds only its arguments, so sending it to worker processes is cheap. The scenes are
+    generated at the first use in each process, and kept.
 
     Args:
         split: "train", "validation" or "test".
-        seed: which draw of the benchmark, 0 or more.
+        seed: 0 or more; each seed gives another data set.
         size: side of the images in pixels, at least 16.
-        num_images: how many images; None or 0 for 6,000 (train) or 500. The first
-            n of a split are the same for every `num_images`.
+        num_images: 0 for 6,000 (train) or 500. The first n images of a split are the
+            same for every `num_images`.
+        name: for messages and records; "" for scenes/SPLIT.
 
     Raises:
         UserError: if an argument is outside its range.
@@ -50,8 +59,8 @@ class ScenesSource:
     split: str
     seed: int = 0
     size: int = CANVAS
-    num_images: int | None = None
-    name: str = ""  # for messages and records; "" stands for scenes/SPLIT
+    num_images: int = 0
+    name: str = ""
 
     def __post_init__(self):
         if self.split not in SPLIT_CODES:
@@ -65,138 +74,139 @@ class ScenesSource:
                 f"images of scenes cannot be {self.size} pixels wide: "
                 f"use {SMALLEST_SIZE} or more"
             )
-        if not self.name:
-            object.__setattr__(self, "name", f"scenes/{self.split}")
-        if not self.num_images:
-            default = NUM_TRAIN if self.split == "train" else NUM_HELD_OUT
-            object.__setattr__(self, "num_images", default)
-        if self.num_images < 1:
+        if self.num_images < 0:
             raise UserError(f"scenes with {self.num_images} images: use 1 or more")
         if self.split != "train" and self.num_images > NUM_HELD_OUT:
             raise UserError(
                 f"the {self.split} split of scenes has {NUM_HELD_OUT} images, not "
                 f"{self.num_images}: use {NUM_HELD_OUT} or fewer, or another seed"
             )
+        # Frozen, hence `object.__setattr__`.
+        default = NUM_TRAIN if self.split == "train" else NUM_HELD_OUT
+        object.__setattr__(self, "num_images", self.num_images or default)
+        object.__setattr__(self, "name", self.name or f"scenes/{self.split}")
 
     def __len__(self) -> int:
         return self.num_images
 
     def scene(self, index: int) -> Scene:
-        """What image `index` shows."""
-        return self._records().scenes[self._checked(index)]
+        """The content of image `index`."""
+        return self._at(index).scene
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The five captions of image `index`: lower case, no punctuation."""
-        return self._records().captions[self._checked(index)]
+        return self._at(index).captions
 
     def image_name(self, index: int) -> str:
-        """Path of image `index` inside an exported benchmark."""
-        return f"{self.split}/{self._checked(index):05d}.png"
+        """Path of image `index` in an exported data set."""
+        self._check(index)
+        return f"{self.split}/{index:05d}.png"
 
     def read_image(self, index: int) -> np.ndarray:
-        """Image `index`, uint8 [size, size, 3]; those of 64 pixels or less are kept,
-        and cannot be written to."""
+        """Image `index`, uint8 [size, size, 3]; up to 64 pixels, kept and read-only."""
         if self.size > CANVAS:
             return draw(self.scene(index), self.size)
         return _kept_image(self, index)
 
-    def _checked(self, index: int) -> int:
+    def _check(self, index: int) -> None:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has no image {index}, only {len(self)}.")
-        return index
 
-    def _records(self) -> _Records:
+    def _at(self, index: int) -> _CaptionedScene:
+        self._check(index)
         if self.split == "train":
-            return _make_train(self.seed, self.num_images)
-        return _make_held_out(self.seed)[self.split]
+            return _make_train(self.seed, self.num_images)[index]
+        return _make_held_out(self.seed)[self.split][index]
 
 
-@lru_cache(maxsize=NUM_TRAIN + 2 * NUM_HELD_OUT)  # 86 MB of 64 x 64 pixels
+@lru_cache(maxsize=NUM_TRAIN + 2 * NUM_HELD_OUT)  # 86 MB at 64 x 64 pixels
 def _kept_image(source: ScenesSource, index: int) -> np.ndarray:
-    """An image as it was drawn first: a run visits each some twenty times."""
+    """A drawn image, kept because a run reads each image about twenty times."""
     image = draw(source.scene(index), source.size)
     image.flags.writeable = False
     return image
 
 
 @lru_cache(maxsize=8)
-def _make_held_out(seed: int) -> dict[str, _Records]:
-    """Test, then validation: whole, whatever part of them is asked for."""
-    descriptions: set[tuple] = set()
-    captions: set[str] = set()
+def _make_held_out(seed: int) -> dict[str, _Split]:
+    """Test, then validation, always complete: each scene depends on all before it."""
+    descriptions, captions = set(), set()
     splits = {}
     for split in ("test", "validation"):
-        draws = Draws(seed, SPLIT_CODES[split])
-        truths = _Truths()
-        while len(truths.scenes) < NUM_HELD_OUT:
-            scene, said = _propose(draws)
-            is_fresh = scene.description not in descriptions
-            if is_fresh and captions.isdisjoint(said) and truths.accept(scene, said):
-                descriptions.add(scene.description)
-                captions.update(said)
-        splits[split] = _Records(tuple(truths.scenes), tuple(truths.captions))
+        rng = Rng(seed, SPLIT_CODES[split])
+        unambiguous = _UnambiguousScenes()
+        while len(unambiguous.accepted) < NUM_HELD_OUT:
+            proposed = _propose(rng)
+            if (
+                proposed.scene.description not in descriptions
+                and captions.isdisjoint(proposed.captions)
+                and unambiguous.accept(proposed)
+            ):
+                descriptions.add(proposed.scene.description)
+                captions.update(proposed.captions)
+        splits[split] = tuple(unambiguous.accepted)
     return splits
 
 
 @lru_cache(maxsize=4)
-def _make_train(seed: int, num_images: int) -> _Records:
-    """Training scenes unlike any of validation and test, and unlike each other."""
-    held_out = _make_held_out(seed).values()
-    descriptions = {s.description for records in held_out for s in records.scenes}
-    forbidden = {c for records in held_out for said in records.captions for c in said}
-    draws = Draws(seed, SPLIT_CODES["train"])
-    scenes, captions = [], []
-    while len(scenes) < num_images:
-        scene, said = _propose(draws)
-        if scene.description not in descriptions and forbidden.isdisjoint(said):
-            descriptions.add(scene.description)
-            scenes.append(scene)
-            captions.append(said)
-    return _Records(tuple(scenes), tuple(captions))
+def _make_train(seed: int, num_images: int) -> _Split:
+    """Training scenes, different from validation, test and each other."""
+    held_out = [one for split in _make_held_out(seed).values() for one in split]
+    descriptions = {one.scene.description for one in held_out}
+    forbidden = {caption for one in held_out for caption in one.captions}
+    rng = Rng(seed, SPLIT_CODES["train"])
+    accepted: list[_CaptionedScene] = []
+    while len(accepted) < num_images:
+        proposed = _propose(rng)
+        if proposed.scene.description not in descriptions and forbidden.isdisjoint(
+            proposed.captions
+        ):
+            descriptions.add(proposed.scene.description)
+            accepted.append(proposed)
+    return tuple(accepted)
 
 
-def _propose(draws: Draws) -> tuple[Scene, tuple[str, ...]]:
+def _propose(rng: Rng) -> _CaptionedScene:
     """A random scene with its captions."""
     while True:
-        scene = compose(draws)
-        said = describe(scene, draws)
-        if said is not None:
-            return scene, said
+        scene = compose(rng)
+        captions = describe(scene, rng)
+        if captions is not None:
+            return _CaptionedScene(scene, captions)
 
 
-class _Truths:
-    """Scenes of a split in the making, each caption true of its own scene alone."""
+class _UnambiguousScenes:
+    """Collects scenes such that each caption is true of its own scene only."""
 
     def __init__(self):
-        self.scenes: list[Scene] = []
-        self.captions: list[tuple[str, ...]] = []
-        # Only scenes and captions that share a size-colour-shape with the other
-        # side can make it true, so only those are looked at.
-        self._scenes_with: dict[tuple, list[Scene]] = {}
-        self._meanings_with: dict[tuple, list[Meaning]] = {}
+        self.accepted: list[_CaptionedScene] = []
+        # By look, because a caption can only be true of a scene that has an object with
+        # the look of its first phrase.
+        self._scenes: dict[tuple, list[Scene]] = {}
+        self._meanings: dict[tuple, list[Meaning]] = {}
 
-    def accept(self, scene: Scene, said: tuple[str, ...]) -> bool:
-        """Add a scene, unless a caption would then be true of two scenes."""
-        meanings = [read(caption) for caption in said]
-        looks = {(o.size, o.colour, o.shape) for o in scene.objects}
-        for meaning in meanings:
-            if any(
-                holds(meaning, other)
-                for other in self._scenes_with.get(_first_look(meaning), ())
-            ):
-                return False
+    def accept(self, proposed: _CaptionedScene) -> bool:
+        """Adds a scene, unless a caption would then be true of two scenes."""
+        scene, captions = proposed
+        meanings = [meaning for caption in captions if (meaning := read(caption))]
+        looks = {_look(item) for item in scene.objects}
+        if any(
+            holds(meaning, other)
+            for meaning in meanings
+            for other in self._scenes.get(_look(meaning.phrases[0]), ())
+        ) or any(
+            holds(meaning, scene)
+            for look in looks
+            for meaning in self._meanings.get(look, ())
+        ):
+            return False
         for look in looks:
-            if any(holds(m, scene) for m in self._meanings_with.get(look, ())):
-                return False
-        for look in looks:
-            self._scenes_with.setdefault(look, []).append(scene)
+            self._scenes.setdefault(look, []).append(scene)
         for meaning in meanings:
-            self._meanings_with.setdefault(_first_look(meaning), []).append(meaning)
-        self.scenes.append(scene)
-        self.captions.append(said)
+            self._meanings.setdefault(_look(meaning.phrases[0]), []).append(meaning)
+        self.accepted.append(proposed)
         return True
 
 
-def _first_look(meaning: Meaning) -> tuple[str, str, str]:
-    phrase = meaning.phrases[0]
-    return phrase.size, phrase.colour, phrase.shape
+def _look(item: SceneObject | Phrase) -> tuple[str, str, str]:
+    return item.size, item.colour, item.shape

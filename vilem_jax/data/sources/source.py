@@ -52,7 +52,7 @@ def open_source(config: SourceConfig) -> Source:
         return ScenesSource(
             split=config.split or "train",
             seed=config.seed,
-            num_images=config.num_images or None,
+            num_images=config.num_images,
             name=config.name,
         )
     if not config.path:
