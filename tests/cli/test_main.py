@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vilem_jax import api
-from vilem_jax.cli.main import main
+from vilem_jax.cli.main import main, split_overrides
 from vilem_jax.config.files import load_config
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
@@ -127,7 +127,7 @@ def refused(capsys, *arguments: str) -> str:
 
 
 def test_overrides_in_all_their_spellings():
-    rest, overrides = main.split_overrides(
+    rest, overrides = split_overrides(
         [
             "train",
             "--config=scenes",

@@ -41,10 +41,10 @@ def test_embed_search_export(photos, tmp_path, capsys):
     embed = ["embed", photos, "--model=run", f"--out={out}", "--images-per-shard=2"]
     assert run(*embed, "--shard=1/2") == 0
     told = capsys.readouterr()
-    assert "1 of 2 shards made now, 1 not there yet" in told.out
+    assert "1 of 2 shards written now, 1 missing" in told.out
     assert run(*embed) == 0
     told = capsys.readouterr()
-    assert "all are there: 3 images, 1 could not be read" in told.out
+    assert "all complete: 3 images, 1 not readable" in told.out
     assert "1 images left out" in told.err and "corrupt.jsonl" in told.err
     assert run("search", out, "blue", "--model=run", "--top=1") == 0
     assert capsys.readouterr().out.endswith(f"  {photos / 'b.png'}\n")

@@ -80,7 +80,7 @@ def files_in(folder):
 def test_shards_hold_what_one_pass_gives(folder, tmp_path):
     out, model = tmp_path / "vectors", MeanColour()
     done = run(folder, out, model)
-    assert (done.shards, done.made, done.missing) == (5, 5, 0)
+    assert (done.shards, done.written, done.missing) == (5, 5, 0)
     opened = vectors.open_vectors(out)
     assert [opened.names[i] for i in range(23)] == [f"{i:02d}.png" for i in range(23)]
     assert [len(part) for part in opened.parts] == [5, 5, 5, 5, 3]
@@ -99,16 +99,16 @@ def test_again_makes_only_what_is_missing(folder, tmp_path):
     run(folder, out)
     before = files_in(out)
     model = MeanColour()
-    assert run(folder, out, model).made == 0 and model.num_encoded == 0
+    assert run(folder, out, model).written == 0 and model.num_encoded == 0
     (out / "vectors-00002.safetensors").unlink()
-    assert run(folder, out, model).made == 1 and model.num_encoded == 5
+    assert run(folder, out, model).written == 1 and model.num_encoded == 5
     assert files_in(out) == before
 
 
 def test_parts_make_up_the_whole(folder, tmp_path):
     run(folder, tmp_path / "whole")
     done = [run(folder, tmp_path / "parts", part=(i, 3)) for i in range(3)]
-    assert [each.made for each in done] == [2, 2, 1]
+    assert [each.written for each in done] == [2, 2, 1]
     assert [each.missing for each in done] == [3, 1, 0]
     assert done[0].manifest is None and done[2].manifest["embedded"] == 23
     assert files_in(tmp_path / "whole") == files_in(tmp_path / "parts")
@@ -185,7 +185,7 @@ def test_workers_at_once_and_one_killed_in_the_middle(folder, tmp_path):
     with pytest.raises(UserError, match=r"1 of 5 shards .* vectors-00000"):
         vectors.open_vectors(out)
     model = MeanColour()
-    assert run(folder, out, model).made == 1 and model.num_encoded == 5
+    assert run(folder, out, model).written == 1 and model.num_encoded == 5
     assert files_in(out) == files_in(tmp_path / "alone")
 
 
@@ -233,7 +233,7 @@ def test_damaged_shards(folder, tmp_path):
         with pytest.raises(UserError, match=r"00001\.safetensors is corrupt"):
             vectors.open_vectors(out)
     done = run(folder, out)
-    assert done.made == 1 and done.remade == (shard.name,)
+    assert done.written == 1 and done.replaced == (shard.name,)
     assert shard.read_bytes() == whole
     flip(shard)
     with pytest.raises(UserError, match="delete it and run the same"):
@@ -301,7 +301,7 @@ def test_an_unwritable_folder(folder, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"cannot write .*no space left"):
             run(folder, out)
     assert not list(out.rglob("*vectors-*"))
-    assert run(folder, out).made == 5
+    assert run(folder, out).written == 5
 
 
 def test_searchers_refuse_with_a_sentence(folder, tmp_path):

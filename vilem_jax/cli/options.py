@@ -5,12 +5,39 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vilem_jax.config.schema import SourceConfig
 from vilem_jax.distributed.launcher import SWITCHES, Membership, find_membership
 from vilem_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from vilem_jax.api import Model
+
 EMBEDDED = "scenes"  # as --data
+
+
+class VerbParser(argparse.ArgumentParser):
+    """The parser of one verb: takes no abbreviated options.
+
+    Args:
+      intermixed: positional arguments may stand between options, see
+        `parse_intermixed_args`.
+    """
+
+    def __init__(self, *, allow_abbrev: bool = False, intermixed: bool = False, **rest):
+        super().__init__(allow_abbrev=allow_abbrev, **rest)
+        self.intermixed = intermixed
+
+    def parse_known_args(self, *args: Any, **rest: Any) -> Any:
+        if not self.intermixed:
+            return super().parse_known_args(*args, **rest)
+        # Of a verb's parser argparse calls this method alone, and the intermixed one
+        # calls it again: a plain parser with the same arguments ends the recursion.
+        plain = argparse.ArgumentParser(
+            self.prog, parents=[self], add_help=False, allow_abbrev=False
+        )
+        return plain.parse_known_intermixed_args(*args, **rest)
 
 
 def add_config(verb: argparse.ArgumentParser) -> None:
@@ -36,8 +63,8 @@ def add_model(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
         "--weights",
         choices=("online", "momentum", "mixed"),
         default="online",
-        help="those that were trained, their moving average, or each tower scored "
-        "against the other's moving average",
+        help="the trained weights, their moving average, or each tower scored against "
+        "the moving average of the other",
     )
     add_step(verb)
     verb.add_argument(
@@ -56,7 +83,7 @@ def add_step(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def open_model(options: argparse.Namespace):
+def open_model(options: argparse.Namespace) -> "Model":
     from vilem_jax import api
 
     return api.load(
@@ -68,13 +95,13 @@ def open_model(options: argparse.Namespace):
 
 
 def add_distributed(verb: argparse.ArgumentParser) -> None:
-    """What makes a verb one of several processes, for `find_membership`."""
+    """The options of one process among several, for `find_membership`."""
     group = verb.add_argument_group("one of several processes")
     group.add_argument(
         "--distributed",
         choices=SWITCHES,
         default="auto",
-        help="auto: where SLURM, Open MPI, Kubernetes or a TPU slice starts several",
+        help="auto: if SLURM, Open MPI, Kubernetes or a TPU slice starts several",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--num-processes", type=count, metavar="N")
@@ -92,8 +119,8 @@ def membership_of(options: argparse.Namespace) -> Membership | None:
 
 
 def is_process_0(options: argparse.Namespace) -> bool:
-    """Whether this process tells and writes; of several the first one does."""
-    if "distributed" not in options:  # such a verb is one process, without JAX maybe
+    """Whether this process reports and writes."""
+    if "distributed" not in options:  # a verb of one process, which may not use JAX
         return True
     from vilem_jax.distributed import processes
 
@@ -196,6 +223,7 @@ def _validation_of(options: argparse.Namespace) -> SourceConfig:
 
 
 def count(text: str) -> int:
+    """An argument's type: a whole number of 1 or more."""
     try:
         value = int(text)
     except ValueError:
@@ -206,6 +234,7 @@ def count(text: str) -> int:
 
 
 def hours(text: str) -> float:
+    """An argument's type: a number above 0."""
     try:
         value = float(text)
     except ValueError:

@@ -7,17 +7,8 @@ from vilem_jax.cli.options import add_model, open_model
 
 
 def add_verbs(verbs) -> None:
-    _add_proofread(verbs)
-
-
-# ---- vilem proofread ----
-
-
-def _add_proofread(verbs) -> None:
     proofread = verbs.add_parser(
-        "proofread",
-        help="which words of a caption are wrong, and what is right",
-        allow_abbrev=False,
+        "proofread", help="which words of a caption are wrong, and what is right"
     )
     add_model(proofread)
     proofread.add_argument("photo")
@@ -38,7 +29,7 @@ def _proofread(options: argparse.Namespace) -> None:
     print(words_table(words))
     length = model.config.evaluation.text_length
     cut = max(int(model.tokenizer.lengths([options.caption])[0]) - length, 0)
-    if cut:
+    if cut:  # a caption that is too long loses its end
         print(
             f"vilem: the last {cut} tokens of the caption were not judged: this model "
             f"reads {length}",
@@ -47,6 +38,3 @@ def _proofread(options: argparse.Namespace) -> None:
     if options.out:
         judged = [dataclasses.asdict(word) for word in words]
         write_json(options.out, {"words": judged, "tokens_not_judged": cut})
-
-
-# ---- vilem index, vilem search ----

@@ -4,10 +4,23 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vilem_jax.cli.options import EMBEDDED, add_model, count, kind_of, open_model
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.cli.options import (
+    EMBEDDED,
+    add_model,
+    count,
+    open_model,
+    refuse_options,
+    source_config,
+)
 from vilem_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vilem_jax.data.sources.source import Source
+    from vilem_jax.search.folder import FolderImages
+    from vilem_jax.search.handover import Queries
+    from vilem_jax.search.vectors import Vectors
 
 
 def add_verbs(verbs) -> None:
@@ -15,7 +28,7 @@ def add_verbs(verbs) -> None:
     _add_search(verbs)
     _add_embed(verbs)
     parts = verbs.add_parser(
-        "vectors", help="what `vilem embed` made, for elsewhere", allow_abbrev=False
+        "vectors", help="embeddings of `vilem embed` for other programs"
     ).add_subparsers(metavar="WHAT", required=True)
     _add_export(parts)
 
@@ -24,9 +37,7 @@ def add_verbs(verbs) -> None:
 
 
 def _add_index(verbs) -> None:
-    index = verbs.add_parser(
-        "index", help="encode a folder of images, to search in", allow_abbrev=False
-    )
+    index = verbs.add_parser("index", help="encode a folder of images, to search in")
     add_model(index)
     index.add_argument("folder")
     index.add_argument("--out", required=True, metavar="INDEX", help="file to write")
@@ -52,13 +63,13 @@ def _index(options: argparse.Namespace) -> None:
 
 def _add_search(verbs) -> None:
     search = verbs.add_parser(
-        "search", help="images by words, or by an image", allow_abbrev=False
+        "search", help="images by words, or by an image", intermixed=True
     )
     add_model(search)
     search.add_argument("index", help="what `vilem index` or `embed` wrote")
-    search.add_argument("words", nargs="*", help="what to look for")
+    search.add_argument("words", nargs="*", default=[], help="what to look for")
     search.add_argument("--image", metavar="FILE", help="instead of words")
-    search.add_argument("--top", type=count, default=10, help="how many")
+    search.add_argument("--top", type=count, default=10, help="how many images")
     search.set_defaults(verb=_search)
 
 
@@ -83,9 +94,8 @@ def _add_embed(verbs) -> None:
     embed = verbs.add_parser(
         "embed",
         help="encode a large set of images, by any number of workers",
-        description="Encodes images into shards in a folder. Run the same on as many "
-        "machines as share the folder; stopped, the same command goes on.",
-        allow_abbrev=False,
+        description="Encodes images into shards in a folder. Run the same command on "
+        "any number of machines that share the folder; rerun it to resume.",
     )
     add_model(embed)
     embed.add_argument(
@@ -101,7 +111,7 @@ def _add_embed(verbs) -> None:
     embed.add_argument(
         "--kind",
         choices=("folder", "json", "webdataset", "tfds", EMBEDDED),
-        help="of SOURCE, where its name does not tell",
+        help="of SOURCE, if its name does not determine it",
     )
     embed.add_argument("--split", default="", help='of the data; several as "a+b"')
     embed.add_argument("--num-images", type=count, default=0, help="the first so many")
@@ -110,8 +120,7 @@ def _add_embed(verbs) -> None:
         type=_part,
         default=(0, 1),
         metavar="I/N",
-        help="only every N-th shard, from the I-th, 0 to N-1; all that are free by "
-        "default",
+        help="only every N-th shard, from the I-th, 0 to N-1; all by default",
     )
     embed.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     embed.add_argument(
@@ -139,16 +148,14 @@ def _embed(options: argparse.Namespace) -> None:
     )
     for note in getattr(source, "notes", ()):
         print(f"vilem: {options.source}: {note}", file=sys.stderr)
-    for file in done.remade:
-        print(f"vilem: {file} was corrupt and has been made anew", file=sys.stderr)
-    told = f"{options.out}: {done.made} of {done.shards} shards made now"
+    for file in done.replaced:
+        print(f"vilem: {file} was corrupt and has been rebuilt", file=sys.stderr)
+    summary = f"{options.out}: {done.written} of {done.shards} shards written now"
     if done.manifest is None:
-        print(
-            f"{told}, {done.missing} not there yet: in work elsewhere or other workers'"
-        )
+        print(f"{summary}, {done.missing} missing: other workers write them")
         return
     embedded, corrupt = done.manifest["embedded"], done.manifest["corrupt"]
-    print(f"{told}, all are there: {embedded:,} images, {corrupt:,} could not be read")
+    print(f"{summary}, all complete: {embedded:,} images, {corrupt:,} not readable")
     if corrupt:
         print(
             f"vilem: {corrupt:,} images left out: see {options.out}/corrupt.jsonl",
@@ -156,7 +163,7 @@ def _embed(options: argparse.Namespace) -> None:
         )
 
 
-def _open(options: argparse.Namespace):
+def _open(options: argparse.Namespace) -> "Source | FolderImages":
     from vilem_jax.data.sources.source import open_source
     from vilem_jax.search.folder import FolderImages
 
@@ -164,23 +171,12 @@ def _open(options: argparse.Namespace):
     kind = options.kind or ("folder" if Path(path).is_dir() else "")
     if not kind and not Path(path).suffix and path != EMBEDDED:
         raise UserError(f"there is no folder {path}")
-    kind = kind or kind_of(path)
     if kind == "folder":
-        for name in ("images", "split", "num_images"):
-            if value := getattr(options, name):
-                option = name.replace("_", "-")
-                raise UserError(f"--{option}={value} has no meaning for a folder")
+        names = ("images", "split", "num_images")
+        refuse_options(options, names, "has no meaning for a folder")
         return FolderImages(path)
-    return open_source(
-        SourceConfig(
-            name=EMBEDDED if kind == EMBEDDED else Path(path).stem,
-            kind=kind,
-            path="" if kind == EMBEDDED else path,
-            images=options.images,
-            split=options.split or ("test" if kind == EMBEDDED else ""),
-            num_images=options.num_images,
-        )
-    )
+    options = argparse.Namespace(**vars(options), data=path, seed=0)
+    return open_source(source_config(options))
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -198,7 +194,6 @@ def _add_export(parts) -> None:
     export = parts.add_parser(
         "export",
         help="for faiss or LanceDB, with its recall against exact search",
-        allow_abbrev=False,
     )
     export.add_argument(
         "vectors", help="what `vilem embed` or `vilem index` wrote", metavar="VECTORS"
@@ -209,7 +204,7 @@ def _add_export(parts) -> None:
         "--index",
         choices=("flat", "ivf", "hnsw"),
         default="flat",
-        help="flat looks at all; ivf and hnsw at a part",
+        help="flat compares all images; ivf and hnsw a part of them",
     )
     export.add_argument("--top", type=count, default=10, help="of the recall; 10")
     export.add_argument(
@@ -244,22 +239,22 @@ def _export(options: argparse.Namespace) -> None:
     )
 
 
-def _queries(options: argparse.Namespace, vectors):
-    """--queries as embeddings; None without."""
+def _queries(options: argparse.Namespace, vectors: "Vectors") -> "Queries | None":
+    """--queries as embeddings; None without that option."""
     from vilem_jax.files import reason
     from vilem_jax.search.handover import Queries
 
     if not options.queries:
         return None
     if not options.model:
-        raise UserError("--queries are texts: give the --model that made the vectors")
+        raise UserError("--queries are texts: give the --model of the vectors")
     try:
         content = Path(options.queries).expanduser().read_bytes()
     except OSError as error:
         raise UserError(f"{options.queries} cannot be read: {reason(error)}") from error
     texts = [line for line in content.decode("utf-8", "replace").splitlines() if line]
     if not texts:
-        raise UserError(f"{options.queries} holds no text to ask with")
+        raise UserError(f"{options.queries} holds no text to search for")
     model = open_model(options)
     vectors.check_model(model.fingerprint)
     return Queries(model.encode_text(texts), f"{len(texts)} texts")

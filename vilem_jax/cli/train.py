@@ -13,14 +13,12 @@ def add_verbs(verbs) -> None:
 
 def _add_demo(verbs) -> None:
     demo = verbs.add_parser(
-        "demo",
-        help="everything on the embedded data set, a report at the end",
-        allow_abbrev=False,
+        "demo", help="everything on the embedded data set, a report at the end"
     )
-    demo.add_argument("--out", default="vilem-demo", help="folder for all of it")
-    demo.add_argument("--seed", type=int, default=0, help="another draw of the data")
+    demo.add_argument("--out", default="vilem-demo", help="folder for all files")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the data")
     demo.add_argument(
-        "--quick", action="store_true", help="one minute: shows that all works, no more"
+        "--quick", action="store_true", help="one minute, to see that it works"
     )
     demo.set_defaults(verb=_demo)
 
@@ -36,7 +34,6 @@ def _add_train(verbs) -> None:
         "train",
         help="train, or resume, the run in a work directory",
         epilog=f"Packaged configs: {', '.join(config_names())}.",
-        allow_abbrev=False,
     )
     add_config(train)
     train.add_argument(
@@ -44,7 +41,7 @@ def _add_train(verbs) -> None:
     )
     train.add_argument("--dry-run", action="store_true", help="one step, no file")
     train.add_argument(
-        "--max-hours", type=hours, help="save and leave after so much wall time"
+        "--max-hours", type=hours, help="save and stop after this wall time"
     )
     train.add_argument(
         "--stop-code",
@@ -52,7 +49,7 @@ def _add_train(verbs) -> None:
         default=0,
         metavar="CODE",
         help="exit code of a run that a signal or --max-hours stopped before its end, "
-        "for schedulers that start again what failed; 0 by default",
+        "for schedulers that restart failed jobs; 0 by default",
     )
     add_distributed(train)
     train.set_defaults(verb=_train)
@@ -74,7 +71,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _print_test(workdir: str) -> None:
-    """The scores of the test split, where the run has come so far."""
+    """The scores of the test split, if the run has reached its end."""
     from vilem_jax.report.tables import retrieval_table
     from vilem_jax.training.final_scores import read_scores
 

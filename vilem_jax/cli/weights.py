@@ -8,9 +8,9 @@ from vilem_jax.cli.options import add_step, count
 
 
 def add_verbs(verbs) -> None:
-    ways = verbs.add_parser(
-        "weights", help="weights in and out", allow_abbrev=False
-    ).add_subparsers(metavar="WAY", required=True)
+    ways = verbs.add_parser("weights", help="weights in and out").add_subparsers(
+        metavar="WAY", required=True
+    )
     _add_import(ways)
     _add_export(ways)
 
@@ -20,14 +20,12 @@ def add_verbs(verbs) -> None:
 
 def _add_import(ways) -> None:
     verb = ways.add_parser(
-        "import",
-        help="read weights of Hugging Face, timm, AugReg, ALBEF or BLIP",
-        allow_abbrev=False,
+        "import", help="read weights of Hugging Face, timm, AugReg, ALBEF or BLIP"
     )
     verb.add_argument("source", help="a file, a folder, or a name on the hub")
     verb.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
     verb.add_argument(
-        "--format", default="", help="which it must be; told by the tensors' names"
+        "--format", default="", help="the format; by default from the tensors' names"
     )
     verb.add_argument(
         "--tokenizer",
@@ -41,14 +39,17 @@ def _add_import(ways) -> None:
         help="read .pth, .pt and .bin too, as tensors alone (needs PyTorch)",
     )
     verb.add_argument(
-        "--image-size", type=count, default=0, help="resize positions to these pixels"
+        "--image-size",
+        type=count,
+        default=0,
+        help="resize the position embeddings for images of so many pixels",
     )
     for tower in ("vision", "text"):
         verb.add_argument(
             f"--{tower}-heads",
             type=count,
             default=0,
-            help=f"of the {tower} tower, where neither file nor width tells",
+            help=f"of the {tower} tower, if neither file nor width determines them",
         )
     verb.set_defaults(verb=_import)
 
@@ -77,9 +78,7 @@ _FORMATS = ("vilem", "huggingface", "stablehlo", "onnx")  # of export/model.py
 
 
 def _add_export(ways) -> None:
-    export = ways.add_parser(
-        "export", help="a trained model for elsewhere", allow_abbrev=False
-    )
+    export = ways.add_parser("export", help="a trained model for other programs")
     export.add_argument(
         "model",
         metavar="RUN_OR_MODEL",
@@ -97,7 +96,7 @@ def _add_export(ways) -> None:
         "--weights",
         choices=("online", "momentum"),
         default="online",
-        help="those that were trained, or their moving average",
+        help="the trained weights, or their moving average",
     )
     add_step(export)
     export.add_argument(

@@ -38,10 +38,10 @@ class EmbedReport:
     """What one worker did, and what there is now."""
 
     shards: int  # of the whole
-    made: int  # of them here and now
-    missing: int  # neither there nor made here: in work elsewhere, or not our part
-    remade: tuple[str, ...]  # files that were there, but corrupt
-    manifest: dict[str, Any] | None  # where all shards are there
+    written: int  # of them by this call
+    missing: int  # not written yet: other workers' or another part
+    replaced: tuple[str, ...]  # files that were corrupt, now rebuilt
+    manifest: dict[str, Any] | None  # None while shards are missing
 
 
 def embed(
@@ -79,7 +79,7 @@ def embed(
         raise UserError(f"shard {part[0]}/{part[1]}: use 0/n to {{n-1}}/n of n parts")
     folder = Path(out).expanduser()
     plan = _begin(folder, _make_plan(source, model, dtype, images_per_shard))
-    made, remade = 0, []
+    written, replaced = 0, []
     numbers = range(plan["shards"])[part[0] :: part[1]]
     for number in numbers:
         file = shard_file(folder, number)
@@ -91,16 +91,16 @@ def embed(
                 if sign is None or is_whole(file, plan):
                     continue
                 if file.exists():
-                    remade.append(file.name)
+                    replaced.append(file.name)
                 _make_shard(file, number, plan, source, model, sign, title)
-                made += 1
+                written += 1
         except OSError as error:
             raise UserError(f"cannot write {folder}: {reason(error)}") from error
     missing = sum(
         not is_whole(shard_file(folder, n), plan) for n in range(plan["shards"])
     )
     manifest = None if missing else _finish(folder, plan, model_name)
-    return EmbedReport(plan["shards"], made, missing, tuple(remade), manifest)
+    return EmbedReport(plan["shards"], written, missing, tuple(replaced), manifest)
 
 
 def _make_plan(source, model: Model, dtype: str, per_shard: int) -> dict[str, Any]:
