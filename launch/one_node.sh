@@ -3,7 +3,7 @@
 #
 #   CONFIG=mine.py WORKDIR=runs/mine launch/one_node.sh [--config.KEY=VALUE ...]
 #
-# CONFIG   a packaged config's name or a file of your own
+# CONFIG   name of a packaged config, or your file
 # WORKDIR  the run's folder; rerun the same command to resume
 # VILEM    path of the command if it is not on PATH
 set -euo pipefail

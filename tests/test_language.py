@@ -76,6 +76,17 @@ def test_names_keep_to_the_glossary(file):
     assert not dialect(own_name, patterns)
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_keep_to_the_glossary(page):
+    """Prose, code and output in the documentation; option names match as words."""
+    text = page.read_text(encoding="utf-8")
+    found = [p.search(text) for p in retired_words() if not p.pattern.startswith("^")]
+    assert not [match.group() for match in found if match]
+
+
 def test_retired_words_are_found():
     patterns = retired_words()
     source = "def f(picture, *, max_bad=0): is_word['broken.png']; print('--tell=x')"
