@@ -2,12 +2,20 @@
 
 import argparse
 import dataclasses
+from pkgutil import resolve_name
 
 import pytest
 
 from vilem_jax.cli.main import main
-from vilem_jax.cli.options import add_data, source_config, told_split
-from vilem_jax.config.schema import Config, DataConfig, SourceConfig
+from vilem_jax.cli.options import add_data, describe_split, kind_of, source_config
+from vilem_jax.config.freeze import freeze
+from vilem_jax.config.schema import Config, DataConfig
+from vilem_jax.config.sources import (
+    SOURCE_KINDS,
+    JsonConfig,
+    ScenesConfig,
+    SourceConfig,
+)
 from vilem_jax.errors import UserError
 from vilem_jax.runs.workdir import claim_workdir
 
@@ -26,22 +34,20 @@ def choose(model: str, *arguments: str) -> SourceConfig:
 
 
 def test_another_split_of_the_run_s_own_data(tmp_path):
-    scenes = SourceConfig(
-        name="scenes", kind="scenes", split="validation", seed=4, num_images=9
-    )
+    scenes = ScenesConfig(name="scenes", split="validation", seed=4, num_images=9)
     model = run_with(tmp_path, scenes)
     assert choose(model) == scenes
     whole_test = dataclasses.replace(scenes, split="test", num_images=0)
     assert choose(model, "--split=test") == whole_test
     assert choose(model, "--num-images=3") == dataclasses.replace(scenes, num_images=3)
-    json = SourceConfig(name="coco", path="a.json", images="b", split="val")
+    json = JsonConfig(name="coco", path="a.json", images="b", split="val")
     model = run_with(tmp_path / "json", json)
     assert choose(model, "--split=test") == dataclasses.replace(json, split="test")
 
 
 @pytest.mark.parametrize("option", ["--images=folder", "--kind=json"])
 def test_options_that_would_be_ignored(tmp_path, option):
-    model = run_with(tmp_path, SourceConfig(name="scenes", kind="scenes"))
+    model = run_with(tmp_path, ScenesConfig(name="scenes"))
     with pytest.raises(UserError, match=f"{option} belongs to --data"):
         choose(model, option)
 
@@ -89,10 +95,35 @@ def test_an_option_is_no_word(capsys):
     assert "unrecognized arguments: --tpo=3" in capsys.readouterr().err
 
 
-def test_a_draw_is_told(tmp_path):
-    """Without --seed --data=scenes is draw 0, whichever draw the run learned."""
+def test_the_split_of_scenes_names_its_seed(tmp_path):
+    """Without --seed --data=scenes has seed 0, whatever seed the run has."""
     model = run_with(tmp_path)
-    assert told_split(choose(model, "--data=scenes")) == "test, draw 0"
+    assert describe_split(choose(model, "--data=scenes")) == "test, seed 0"
     drawn = choose(model, "--data=scenes", "--seed=4", "--split=validation")
-    assert told_split(drawn) == "validation, draw 4"
-    assert told_split(choose(model, "--data=a.json", "--split=val")) == "val"
+    assert describe_split(drawn) == "validation, seed 4"
+    assert describe_split(choose(model, "--data=a.json", "--split=val")) == "val"
+
+
+@pytest.mark.parametrize(
+    "data, kind",
+    [
+        ("a/captions.json", "json"),
+        ("data.zip/captions.json", "json"),
+        ("cc3m/*.tar", "webdataset"),
+        ("scenes", "scenes"),
+    ],
+)
+def test_data_is_recognized_by_its_name(data, kind):
+    assert kind_of(data) == kind
+    with pytest.raises(UserError, match=r"give --kind=json or .* or scenes$"):
+        kind_of("coco_captions/2014")
+
+
+@pytest.mark.parametrize("kind, cls", SOURCE_KINDS.items())
+def test_a_kind_of_source_is_declared_in_one_place(tmp_path, kind, cls):
+    assert callable(resolve_name(cls.reader))
+    chosen = choose(run_with(tmp_path), "--data=a/b", f"--kind={kind}", "--images=c")
+    assert type(chosen) is cls and chosen.kind == kind and chosen.name == "b"
+    assert freeze({"data": {"train": {"b": {"kind": kind}}}}).data.train == (
+        cls(name="b"),
+    )

@@ -11,6 +11,7 @@ import pytest
 from vilem_jax.config.files import config_names, default_config, load_config
 from vilem_jax.config.freeze import freeze, to_dict
 from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
+from vilem_jax.config.sources import ScenesConfig, TfdsConfig
 from vilem_jax.errors import UserError
 from vilem_jax.training.state import initial_params
 
@@ -90,6 +91,29 @@ def test_overrides_take_the_type_of_what_they_replace():
     assert config.data.crop_scale == (0.5, 1.0)
     assert config.compute.dtype == "float32"
     assert config.seed == 3
+
+
+def test_overriding_the_kind_of_a_source_brings_the_keys_of_that_kind():
+    overrides = [
+        ("data.train.mine.seed", "3"),
+        ("data.train.mine.kind", "scenes"),
+        ("data.validation.mine.kind", "tfds"),
+    ]
+    data = load_config("one_gpu_24gb", overrides).data
+    assert data.train == (ScenesConfig(name="mine", split="train", seed=3),)
+    assert data.validation == (TfdsConfig(name="mine", split="val"),)
+    with pytest.raises(UserError, match=r"mine\.kind must be one of .*not 'jsn'"):
+        load_config("one_gpu_24gb", [("data.train.mine.kind", "jsn")])
+    images = ("data.train.mine.images", "x")
+    with pytest.raises(UserError, match=r"mine\.images is not a setting"):
+        load_config("one_gpu_24gb", [images, ("data.train.mine.kind", "webdataset")])
+
+
+def test_a_config_file_leaves_no_cache_beside_it(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def get_config():\n    return {'seed': 4}\n")
+    assert load_config(str(file)).seed == 4
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])

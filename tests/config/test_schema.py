@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from tests.tiny import tiny_config
 from vilem_jax.config.freeze import differences, flatten, freeze, to_dict
-from vilem_jax.config.schema import Config, EditorConfig, SourceConfig
+from vilem_jax.config.schema import Config, EditorConfig
+from vilem_jax.config.sources import ScenesConfig
 from vilem_jax.errors import UserError
 
 
@@ -39,9 +40,7 @@ def test_a_config_dict_freezes():
 def test_what_was_frozen_freezes_to_the_same():
     source = {"kind": "scenes", "split": "train", "seed": 3}
     config = tiny_config(data={"train": {"a": source, "b": {"path": "x.json"}}})
-    assert config.data.train[0] == SourceConfig(
-        name="a", kind="scenes", split="train", seed=3
-    )
+    assert config.data.train[0] == ScenesConfig(name="a", split="train", seed=3)
     assert freeze(json.loads(json.dumps(to_dict(config)))) == config
 
 
@@ -58,6 +57,14 @@ def test_what_was_frozen_freezes_to_the_same():
         (
             {"data": {"train": {"coco": {"pth": "x"}}}},
             ["config.data.train.coco.pth", "'path'"],
+        ),
+        (
+            {"data": {"train": {"cc3m": {"kind": "webdataset", "images": "x"}}}},
+            ["config.data.train.cc3m.images is not a setting"],
+        ),
+        (
+            {"data": {"train": {"coco": {"seed": 1}}}},
+            ["config.data.train.coco.seed is not a setting"],
         ),
     ],
 )
@@ -80,6 +87,11 @@ def test_an_unknown_key_is_refused_by_name(settings, words):
         ({"data": {"crop_scale": [0.5]}}, ["config.data.crop_scale", "2 values"]),
         ({"data": {"crop_scale": [0.5, "x"]}}, ["config.data.crop_scale[1]"]),
         ({"data": {"train": ["coco.json"]}}, ["config.data.train", "name"]),
+        ({"data": {"train": {"a": "coco.json"}}}, ["config.data.train.a", "section"]),
+        (
+            {"data": {"train": {"a": {"kind": "jsn"}}}},
+            ["config.data.train.a.kind", "'json', 'webdataset'", "'jsn'"],
+        ),
         ({"data": {"tokenizer": None}}, ["config.data.tokenizer", "text"]),
         (
             {"compute": {"text_lengths": 16}},
@@ -121,14 +133,17 @@ def test_a_whole_number_is_a_number():
         ({"data": {"text_length": 600}}, ["text_length=600", "max_positions=512"]),
         ({"data": {"text_length": 2}}, ["text_length=2"]),
         ({"editor": {"min_edits": 9}}, ["min_edits=9", "max_edits=8"]),
-        ({"loss": {"momentum": 1.5}}, ["loss.momentum=1.5", "between 0 and 1"]),
+        (
+            {"loss": {"momentum": 1.5}},
+            ["momentum=1.5", "at least 0 and at most 1"],
+        ),
         ({"loss": {"momentum": float("nan")}}, ["loss.momentum=nan"]),
         ({"train": {"batch_size": 0}}, ["batch_size=0", "more than 0"]),
         ({"train": {"num_microbatches": 0}}, ["num_microbatches=0"]),
         ({"log": {"every_steps": 0}}, ["log.every_steps=0"]),
         ({"data": {"crop_scale": [0.9, 0.2]}}, ["crop_scale=(0.9, 0.2)"]),
         ({"model": {"initial_temperature": 0}}, ["initial_temperature=0"]),
-        ({"model": {"init_std": -0.1}}, ["init_std=-0.1", "0 or more"]),
+        ({"model": {"init_std": -0.1}}, ["init_std=-0.1", "at least 0"]),
         ({"optimizer": {"muon_rms": 0.0}}, ["muon_rms=0.0", "more than 0"]),
         ({"model": {"vision": {"patch_size": 0}}}, ["patch_size=0"]),
         (
@@ -163,10 +178,17 @@ def test_a_whole_number_is_a_number():
             {"compute": {"attention": "cudnn", "dtype": "float32"}},
             ["attention='cudnn'", "float32", "dtype='bfloat16'"],
         ),
-        ({"editor": {"mask_rate": 80}}, ["editor.mask_rate=80", "between 0 and 1"]),
+        (
+            {"editor": {"mask_rate": 80}},
+            ["mask_rate=80", "at most 1"],
+        ),
         ({"augment": {"std": [0.2, 0.0, 0.2]}}, ["std=(0.2, 0.0, 0.2)"]),
         ({"augment": {"std": [0.2, float("nan"), 0.2]}}, ["nan", "finite"]),
-        ({"augment": {"level": 11}}, ["augment.level=11", "above 10"]),
+        (
+            {"data": {"train": {"a": {"weight": -1}}}},
+            ["data.train.a.weight=-1.0", "at least 0"],
+        ),
+        ({"augment": {"level": 11}}, ["augment.level=11", "at most 10"]),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_both_values(settings, words):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import pair_folder
-from vilem_jax.config.schema import DataConfig, SourceConfig
+from vilem_jax.config.schema import DataConfig
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.batches import (
     BatchMaker,
     open_corpus,
@@ -235,7 +236,7 @@ def test_any_offset_of_a_large_corpus_reads_its_own_images_alone(maker):
 
 
 def folder_config(path, **settings) -> DataConfig:
-    source = SourceConfig(name="pairs", path=str(path))
+    source = JsonConfig(name="pairs", path=str(path))
     return DataConfig(train=(source,), text_length=6, **settings)
 
 
@@ -302,12 +303,13 @@ def test_closed_is_closed(tmp_path, tokenizer):
 
 KILLED = """
 import os, signal, sys
-from vilem_jax.config import DataConfig, SourceConfig
+from vilem_jax.config.schema import DataConfig
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.tokenizer import Tokenizer
 
 if __name__ == "__main__":
-    source = SourceConfig(path=sys.argv[1])
+    source = JsonConfig(path=sys.argv[1])
     config = DataConfig(train=(source,), num_workers=1)
     batches = train_batches(
         open_corpus(config), Tokenizer(sys.argv[2]), config,
@@ -365,7 +367,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.realdata
 def test_flickr8k(shared_folder, tokenizer):
     path = shared_folder / "data" / "flickr8k-128.zip" / "captions.json"
-    source = SourceConfig(name="flickr8k", path=str(path), split="train")
+    source = JsonConfig(name="flickr8k", path=str(path), split="train")
     config = DataConfig(train=(source,), num_workers=2)
     corpus = open_corpus(config)
     assert corpus.epoch_length == 30_000 and corpus.num_images == 6000

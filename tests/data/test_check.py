@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.data.make_files import make_image, pair_folder, write_json
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.check import (
     CAPTION_PROBLEMS,
     IMAGE_PROBLEMS,
@@ -24,7 +24,7 @@ def tokenizer(tmp_path_factory):
 
 
 def open_json(path, **settings):
-    return open_source(SourceConfig(name=path.parent.name, path=str(path), **settings))
+    return open_source(JsonConfig(name=path.parent.name, path=str(path), **settings))
 
 
 def counts(report, split: str) -> dict[str, int]:

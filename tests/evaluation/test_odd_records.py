@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.sources.json_file import JsonSource
 from vilem_jax.data.video.clips import VideoClips
 from vilem_jax.errors import UserError
@@ -71,7 +71,7 @@ LAYOUTS = {
 
 def read(layout, file, split=""):
     if layout in ("rows", "karpathy", "coco"):
-        source = JsonSource(SourceConfig(kind="json", path=str(file), split=split))
+        source = JsonSource(JsonConfig(path=str(file), split=split))
         return [source.has_image(index) for index in range(len(source))]
     if layout == "clips":
         clips = VideoClips(file, None, split)

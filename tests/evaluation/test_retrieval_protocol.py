@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.sources.missing import check_complete, present_images
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.errors import UserError
@@ -207,7 +207,7 @@ def json_source(tmp_path):
             pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name)
     (tmp_path / "test.json").write_text(json.dumps(records))
-    return open_source(SourceConfig(path=str(tmp_path / "test.json"), kind="json"))
+    return open_source(JsonConfig(path=str(tmp_path / "test.json")))
 
 
 def test_missing_images_are_counted_and_refused(json_source, encoder):

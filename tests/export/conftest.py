@@ -15,11 +15,11 @@ from vilem_jax.config.schema import (
     EvaluationConfig,
     LossConfig,
     ModelConfig,
-    SourceConfig,
     TextConfig,
     TrainConfig,
     VisionConfig,
 )
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.workdir import claim_workdir
@@ -54,7 +54,7 @@ def run(tmp_path_factory):
     vocabulary.mkdir()
     (vocabulary / "vocab.txt").write_text("\n".join(PIECES) + "\n")
     sizes = {"width": 16, "num_layers": 2, "num_heads": 2, "mlp_width": 24}
-    source = SourceConfig(
+    source = JsonConfig(
         name="own", path=str(folder / "captions.json"), images=str(folder / "images")
     )
     config = Config(

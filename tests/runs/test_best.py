@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vilem_jax.config.schema import CheckpointConfig, Config, DataConfig, SourceConfig
+from vilem_jax.config.schema import CheckpointConfig, Config, DataConfig
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.errors import UserError
 from vilem_jax.runs.best import KeepBest, best_step, mean_recall
 from vilem_jax.runs.checkpoints import Checkpoints, restore_params
@@ -41,7 +42,7 @@ def kept(workdir, weights="online"):
 @pytest.fixture
 def workdir(tmp_path):
     config = Config(
-        data=DataConfig(validation=(SourceConfig(name="a"),)),
+        data=DataConfig(validation=(JsonConfig(name="a"),)),
         checkpoint=CheckpointConfig(keep_best=True),
     )
     claim_workdir(tmp_path, config)
@@ -152,8 +153,6 @@ def test_there_is_none(workdir):
         restore_params(workdir, step="best")
     with pytest.raises(UserError, match="step must be one of"):
         restore_params(workdir, step="first")
-    claim_workdir(
-        workdir, Config(data=DataConfig(validation=(SourceConfig(name="a"),)))
-    )
+    claim_workdir(workdir, Config(data=DataConfig(validation=(JsonConfig(name="a"),))))
     with pytest.raises(UserError, match=r"no best checkpoint.*keep_best=False"):
         restore_params(workdir, step="best")

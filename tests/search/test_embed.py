@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.data.make_files import img2dataset_members, write_tar
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import WebDatasetConfig
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.errors import UserError
 from vilem_jax.search import claims, embed, vectors
@@ -143,9 +143,7 @@ def test_broken_images_are_counted_and_listed(folder, tmp_path):
 
 def test_tars_as_a_source(tmp_path):
     write_tar(tmp_path / "0.tar", img2dataset_members([7, 8, 9]))
-    source = open_source(
-        SourceConfig(name="tars", kind="webdataset", path=str(tmp_path / "0.tar"))
-    )
+    source = open_source(WebDatasetConfig(name="tars", path=str(tmp_path / "0.tar")))
     done = embed.embed(source, MeanColour(), tmp_path / "out", images_per_shard=2)
     assert done.manifest["embedded"] == 3 and done.manifest["root"] == ""
     assert vectors.open_vectors(tmp_path / "out").names[2] == "0.tar/000000009"

@@ -4,7 +4,8 @@ import types
 
 import numpy as np
 
-from vilem_jax.config.schema import Config, DataConfig, EvaluationConfig, SourceConfig
+from vilem_jax.config.schema import Config, DataConfig, EvaluationConfig
+from vilem_jax.config.sources import ScenesConfig
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.editing.loading import token_tables
@@ -32,11 +33,7 @@ def test_every_caption_counts_where_the_last_chunk_is_not_full(tmp_path, monkeyp
     monkeypatch.setattr(tasks.jax, "jit", lambda function: function)
     config = Config(
         data=DataConfig(
-            validation=(
-                SourceConfig(
-                    name="mine", kind="scenes", split="validation", num_images=3
-                ),
-            )
+            validation=(ScenesConfig(name="mine", split="validation", num_images=3),)
         ),
         evaluation=EvaluationConfig(batch_size=4),
     )

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from vilem_jax.config.freeze import freeze
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import ScenesConfig
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.runs.checkpoints import Checkpoints
@@ -29,7 +29,7 @@ NUM_STEPS, SAVE_EVERY = 14, 5
 
 
 def write_vocabulary(folder: Path) -> Path:
-    source = open_source(SourceConfig(name="scenes", **SCENES))
+    source = open_source(ScenesConfig(name="scenes", split="train", num_images=60))
     captions = [text for i in range(len(source)) for text in source.captions(i)]
     train_vocabulary(captions, 200, folder)
     return folder

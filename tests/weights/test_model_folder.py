@@ -10,7 +10,8 @@ import safetensors.numpy
 
 from tests.tiny import tiny_config
 from vilem_jax.config.freeze import to_dict
-from vilem_jax.config.schema import DataConfig, EditorConfig, SourceConfig
+from vilem_jax.config.schema import DataConfig, EditorConfig
+from vilem_jax.config.sources import JsonConfig, TfdsConfig
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.weights import model_folder, tables
@@ -267,8 +268,8 @@ def test_what_a_model_folder_is(folder, tmp_path):
 def test_paths_of_this_machine_go(parts):
     config = parts[0]
     sources = (
-        SourceConfig(name="a", kind="json", path="/home/me/a.json", images="/mnt/a"),
-        SourceConfig(name="b", kind="tfds", path="coco_captions/2014", images="/mnt/b"),
+        JsonConfig(name="a", path="/home/me/a.json", images="/mnt/a"),
+        TfdsConfig(name="b", path="coco_captions/2014", images="/mnt/b"),
     )
     data = DataConfig(train=sources, validation=sources[1:], tokenizer="/home/me/bert")
     editor = EditorConfig(path="/home/me/editor", sha256="ab", edit_table="/x/e.npz")

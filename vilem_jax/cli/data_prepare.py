@@ -7,8 +7,8 @@ import re
 import sys
 from pathlib import Path
 
-from vilem_jax.cli.options import EMBEDDED, count, kind_of
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.cli.options import EMBEDDED, count, named_source
+from vilem_jax.config.sources import SOURCE_KINDS, SourceConfig
 from vilem_jax.errors import UserError
 
 _NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)")  # SPLIT=PATH
@@ -39,8 +39,8 @@ def add_verb(looks) -> None:
     )
     prepare.add_argument(
         "--kind",
-        choices=("json", "webdataset", "tfds", EMBEDDED),
-        help="of the sources, where their names do not tell",
+        choices=tuple(SOURCE_KINDS),
+        help="of the sources, if their names do not tell",
     )
     prepare.add_argument(
         "--split",
@@ -117,29 +117,24 @@ def source_configs(options: argparse.Namespace) -> dict[str, list[SourceConfig]]
         )
     images = images if len(images) > 1 else (images or [""]) * num_sources
     configs: dict[str, list[SourceConfig]] = {}
-    for text, place in zip(options.sources, images, strict=True):
+    for text, folder in zip(options.sources, images, strict=True):
         named = None if Path(text).exists() else _NAMED.fullmatch(text)
         if named and options.split:
             raise UserError(f"say {text} without {named[1]}=, or leave out --split")
-        config = _source_config(options, named[2] if named else text, place)
+        config = named_source(
+            named[2] if named else text,
+            options.kind,
+            embedded_split="",
+            images=folder,
+            seed=options.seed,
+            num_images=options.num_images,
+        )
         if named or not options.split:
             configs.setdefault(named[1] if named else "train", []).append(config)
         for split in dict.fromkeys(options.split):
             part = dataclasses.replace(config, split=split)
             configs.setdefault(split, []).append(part)
     return configs
-
-
-def _source_config(options: argparse.Namespace, path: str, images: str) -> SourceConfig:
-    kind = options.kind or kind_of(path)
-    return SourceConfig(
-        name=Path(path).stem,
-        kind=kind,
-        path="" if kind == EMBEDDED else path,
-        images=images,
-        seed=options.seed,
-        num_images=options.num_images,
-    )
 
 
 def _print_report(out: str, report: dict) -> None:

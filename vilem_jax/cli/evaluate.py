@@ -19,11 +19,11 @@ from vilem_jax.cli.options import (
     add_distributed,
     add_model,
     count,
+    describe_split,
     is_process_0,
     open_model,
     refuse_options,
     source_config,
-    told_split,
 )
 from vilem_jax.errors import UserError
 
@@ -89,7 +89,7 @@ def _retrieval(options: argparse.Namespace) -> None:
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
-    protocol = of_model(options, split=told_split(config)) | metrics["protocol"]
+    protocol = of_model(options, split=describe_split(config)) | metrics["protocol"]
     metrics["protocol"] = protocol
     tell(options, retrieval_table(metrics), metrics)
     if not is_process_0(options):
@@ -178,7 +178,7 @@ def _open_pairs(options: argparse.Namespace):
             )
         source = open_source(config)
         ties = "count against the model"
-        protocol = {"data": config.name, "split": told_split(config), "ties": ties}
+        protocol = {"data": config.name, "split": describe_split(config), "ties": ties}
         return protocol, hard_pairs(source), source
     from vilem_jax.evaluation.pair_files import open_pairs, read_pairs
 
@@ -225,7 +225,7 @@ def _proofreading(options: argparse.Namespace) -> None:
         source,
         show_progress=sys.stderr.isatty(),
     )
-    protocol = of_model(options, data=source.name, split=told_split(config))
+    protocol = of_model(options, data=source.name, split=describe_split(config))
     metrics["protocol"] = protocol | {"editing": json.loads(edits.manner)}
     metrics["measured"] = measured(encoder, clock)
     tell(options, proofread_table(metrics), metrics)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import SOURCE_KINDS, ScenesConfig, SourceConfig
 from vilem_jax.distributed.launcher import SWITCHES, Membership, find_membership
 from vilem_jax.errors import UserError
 
@@ -139,11 +139,11 @@ def add_data(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--kind",
-        choices=("json", "webdataset", "tfds", EMBEDDED),
-        help="of --data, where its name does not tell",
+        choices=tuple(SOURCE_KINDS),
+        help="of --data, if its name does not tell",
     )
     verb.add_argument("--split", default="", help='of the data; several as "a+b"')
-    verb.add_argument("--num-images", type=count, default=0, help="the first so many")
+    verb.add_argument("--num-images", type=count, default=0, help="only the first ones")
     verb.add_argument("--seed", type=int, default=0, help="of --data=scenes, of edits")
 
 
@@ -153,53 +153,75 @@ def source_config(options: argparse.Namespace) -> SourceConfig:
     Without --data, --split takes another split of the run's data set.
 
     Raises:
-      UserError: its kind cannot be told, there is no one validation set, or an option
-        is given that belongs to --data.
+      UserError: the name does not tell its kind, the run has not exactly one
+        validation source, or an option is given that belongs to --data.
     """
     if options.data is None:
         refuse_options(options, ("images", "kind"), "belongs to --data: give both")
         source = _validation_of(options)
-        if options.split:  # so many of that one, not as many as of the run's
+        if options.split:  # `num_images` of the run belongs to its own split
             source = dataclasses.replace(source, split=options.split, num_images=0)
         return dataclasses.replace(
             source, num_images=options.num_images or source.num_images
         )
-    kind = options.kind or kind_of(options.data)
-    is_embedded = kind == EMBEDDED
-    return SourceConfig(
-        name=EMBEDDED if is_embedded else Path(options.data).stem,
-        kind=kind,
-        path="" if is_embedded else options.data,
+    return named_source(
+        options.data,
+        options.kind,
+        split=options.split,
         images=options.images,
-        split=options.split or ("test" if is_embedded else ""),
         seed=options.seed,
         num_images=options.num_images,
     )
 
 
-def told_split(source: SourceConfig) -> str:
-    """The split, and of drawn scenes also which draw."""
-    if source.kind == EMBEDDED:
-        return f"{source.split}, draw {source.seed}"
+def named_source(
+    data: str, kind: str | None, *, embedded_split: str = "test", **settings: Any
+) -> SourceConfig:
+    """The config of the source that a command line names.
+
+    Args:
+      data: a path, a TFDS name, or "scenes".
+      kind: of --kind; None: by the name.
+      embedded_split: of "scenes", if `settings` name none.
+      settings: fields of the kind; those that it does not have are ignored.
+
+    Raises:
+      UserError: the name does not tell the kind.
+    """
+    cls = SOURCE_KINDS[kind or kind_of(data)]
+    if issubclass(cls, ScenesConfig):
+        settings["split"] = settings.get("split") or embedded_split
+    settings |= {"name": Path(data).stem, "path": data}
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{key: value for key, value in settings.items() if key in names})
+
+
+def describe_split(source: SourceConfig) -> str:
+    """The split, and of `scenes` also the seed."""
+    if isinstance(source, ScenesConfig):
+        return f"{source.split}, seed {source.seed}"
     return source.split
 
 
 def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """A UserError where one of these options was given."""
+    """Raises UserError if one of these options was given."""
     for name in names:
         if value := getattr(options, name):
             raise UserError(f"--{name.replace('_', '-')}={value} {why}")
 
 
 def kind_of(data: str) -> str:
-    if data == EMBEDDED:
-        return EMBEDDED
-    if data.endswith(".json"):
-        return "json"
-    if data.endswith(".tar"):
-        return "webdataset"
+    """The kind that recognizes the name `data`.
+
+    Raises:
+      UserError: none does.
+    """
+    for kind, cls in SOURCE_KINDS.items():
+        if cls.recognizes(data):
+            return kind
     raise UserError(
-        f"cannot tell what kind of data {data} is; say --kind=json, webdataset or tfds"
+        f"cannot tell what kind of data {data} is; give --kind="
+        f"{' or '.join(SOURCE_KINDS)}"
     )
 
 

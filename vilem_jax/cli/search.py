@@ -14,6 +14,7 @@ from vilem_jax.cli.options import (
     refuse_options,
     source_config,
 )
+from vilem_jax.config.sources import SOURCE_KINDS
 from vilem_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _add_embed(verbs) -> None:
     )
     embed.add_argument(
         "--kind",
-        choices=("folder", "json", "webdataset", "tfds", EMBEDDED),
+        choices=("folder", *SOURCE_KINDS),
         help="of SOURCE, if its name does not determine it",
     )
     embed.add_argument("--split", default="", help='of the data; several as "a+b"')

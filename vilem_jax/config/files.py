@@ -1,63 +1,65 @@
 """Config files: from a name or a path, and `--config.a.b=value`, to a `Config`.
 
 A config file is Python with a `get_config()` that returns a ConfigDict, usually
-`default_config()` with some keys set. The only module that knows ml_collections.
+`default_config()` with some keys set. Only this module imports ml_collections.
 """
 
 import ast
 import difflib
 import os
+import runpy
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config.freeze import freeze, to_dict, unknown_key
-from vilem_jax.config.schema import Config, SourceConfig
+from vilem_jax.config.freeze import freeze, source_class, to_dict, unknown_key
+from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
 
 Override = tuple[str, str]  # ("optimizer.learning_rate", "1e-4")
 
 
-def default_config():
+# `Any`: the keys of a ConfigDict are known at run time only.
+def default_config() -> Any:
     """A ConfigDict with every key at its default, for config files to start from."""
     from ml_collections import ConfigDict
 
     return ConfigDict(_with_tuples(to_dict(Config())))
 
 
-def packaged_config(name: str):
+def packaged_config(name: str) -> Any:
     """The ConfigDict of a packaged config, for config files that build on another."""
     return _run_get_config(_find(name))
 
 
-def source(**settings: Any):
+def source(**settings: Any) -> Any:
     """A ConfigDict of one source, for `config.data.train.NAME = source(...)`.
 
     Args:
-      settings: fields of `SourceConfig`, all but `name`.
+      settings: `kind`, and fields of that kind in `config/sources.py`, except `name`.
     """
     from ml_collections import ConfigDict
 
-    return ConfigDict(to_dict(SourceConfig()) | settings)
+    return ConfigDict(_source_defaults(settings, "source") | settings)
 
 
 def load_config(name_or_file: str, overrides: Iterable[Override] = ()) -> Config:
     """The frozen config of a run.
 
     Args:
-      name_or_file: a packaged config ("scenes"), or the path of a file of one's own
-        (which ends in .py or has a folder in it).
-      overrides: (dotted key, text) pairs; the text is read as the type of the value
+      name_or_file: a packaged config ("scenes"), or the path of your own file (it
+        ends in .py or contains a folder).
+      overrides: (dotted key, text) pairs; the text is parsed as the type of the value
         that it replaces.
 
     Raises:
       UserError: no such config, an error in the file, an unknown key (with the nearest
         known one), a value of another type, or settings that contradict each other.
     """
-    file = _find(name_or_file)
-    settings = _complete(_run_get_config(file))
-    for key, text in overrides:
+    settings = _complete(_run_get_config(_find(name_or_file)))
+    # The kind of a source comes first: it decides which other keys the source has.
+    for key, text in sorted(overrides, key=lambda o: not o[0].endswith(".kind")):
         _override(settings, key, text)
     return freeze(settings)
 
@@ -93,18 +95,16 @@ def _find(name_or_file: str) -> Path:
 
 
 def _run_get_config(file: Path) -> Mapping[str, Any]:
-    names: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
     try:
-        # Not by import, which would leave a __pycache__ beside a file that is not ours.
-        exec(compile(file.read_bytes(), str(file), "exec"), names)
-        get_config = names.get("get_config")
+        # An import would leave a __pycache__ beside the user's file.
+        get_config = runpy.run_path(str(file)).get("get_config")
         if get_config is None:
             raise UserError(f"{file} has no get_config()")
         settings = get_config()
     except UserError:
         raise
     except Exception as error:
-        raise UserError(_where(file, error)) from error
+        raise UserError(_describe(file, error)) from error
     if not hasattr(settings, "items"):
         raise UserError(
             f"get_config() in {file} returned {settings!r}, not a ConfigDict"
@@ -112,8 +112,8 @@ def _run_get_config(file: Path) -> Mapping[str, Any]:
     return settings
 
 
-def _where(file: Path, error: Exception) -> str:
-    """FILE:LINE of the innermost frame in the config file, and what went wrong."""
+def _describe(file: Path, error: Exception) -> str:
+    """FILE:LINE of the innermost frame in the config file, and the error."""
     line = getattr(error, "lineno", None)
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename == str(file):
@@ -128,16 +128,16 @@ def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     data = complete["data"] if isinstance(complete["data"], dict) else {}
     for part in ("train", "validation", "test"):
         sources = data.get(part)
-        if hasattr(sources, "items"):
+        if sources is not None and hasattr(sources, "items"):
             data[part] = {
-                name: _merge(to_dict(SourceConfig()), one)
+                name: _merge(_source_defaults(one, f"config.data.{part}.{name}"), one)
                 for name, one in sources.items()
             }
     return complete
 
 
 def _merge(base: dict[str, Any], settings: Any) -> Any:
-    """`base` with `settings` put in; what does not fit is kept for `freeze` to name."""
+    """`base` updated by `settings`; `freeze` refuses what does not fit."""
     if not hasattr(settings, "items"):
         return settings
     merged = dict(base)
@@ -147,18 +147,34 @@ def _merge(base: dict[str, Any], settings: Any) -> Any:
     return merged
 
 
+def _source_defaults(settings: Any, where: str) -> dict[str, Any]:
+    """All keys of a source of the kind that `settings` names, at their defaults."""
+    return to_dict(source_class(settings, where)())
+
+
 def _override(settings: dict[str, Any], key: str, text: str) -> None:
-    section, where = settings, "config"
-    *path, last = key.split(".")
-    for part in (*path, last):
-        if not isinstance(section, dict):
+    value, section, where = settings, {}, "config"
+    parts = key.split(".")
+    for part in parts:
+        if not isinstance(value, dict):
             raise UserError(f"{where} is one value, so --config.{key} has no meaning")
-        if not section:
+        if not value:
             raise UserError(f"{where} is empty; name sources in a config file")
-        if part not in section:
-            raise unknown_key(part, list(section), where)
-        holder, section, where = section, section[part], f"{where}.{part}"
-    holder[last] = _parse(text, section, where)
+        if part not in value:
+            raise unknown_key(part, list(value), where)
+        section, value, where = value, value[part], f"{where}.{part}"
+    if parts[-1] == "kind":
+        _change_kind(section, text, where.removesuffix(".kind"))
+    else:
+        section[parts[-1]] = _parse(text, value, where)
+
+
+def _change_kind(source: dict[str, Any], kind: str, where: str) -> None:
+    """Gives `source` the keys of another kind; those that a file sets stay."""
+    unset = _source_defaults(source, where).items()
+    kept = {key: value for key, value in source.items() if (key, value) not in unset}
+    source.clear()
+    source.update(_source_defaults({"kind": kind}, where) | kept | {"kind": kind})
 
 
 def _parse(text: str, current: Any, where: str) -> Any:

@@ -5,13 +5,14 @@ import difflib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from math import inf, isfinite
-from typing import Any, Literal
+from math import isfinite
+from typing import Annotated, Any, Literal
 
-from vilem_jax.config.schema import Config, SourceConfig
+from vilem_jax.config.schema import Config
+from vilem_jax.config.sources import SOURCE_KINDS, SourceConfig
 from vilem_jax.errors import UserError
 
-# A resumed run may differ from the one that began in these keys and no others.
+# A resumed run may differ from its start in these keys and no others.
 MAY_DIFFER_ON_RESUME = (
     "data.num_workers",
     "data.prefetch",
@@ -31,7 +32,7 @@ def freeze(settings: Mapping[str, Any]) -> Config:
     """Turns nested settings into a validated `Config`.
 
     Args:
-      settings: a ConfigDict or a dict; keys that are absent take the default.
+      settings: a ConfigDict or a dict; absent keys take the default.
 
     Raises:
       UserError: an unknown key (with the nearest known one), a value of another type,
@@ -87,50 +88,65 @@ def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
     return UserError(f"{where}.{key} is not a setting; {hint}")
 
 
-def _build(cls: type, settings: Mapping[str, Any], where: str) -> Any:
-    if not isinstance(settings, Mapping) and not hasattr(settings, "items"):
+def source_class(settings: Any, where: str) -> type[SourceConfig]:
+    """The config class of a source's `kind`, "json" if it names none.
+
+    Raises:
+      UserError: there is no such kind.
+    """
+    kind = settings.get("kind", "json") if hasattr(settings, "items") else "json"
+    if kind not in tuple(SOURCE_KINDS):  # a tuple: `kind` may be unhashable
+        raise UserError(f"{where}.kind must be one of {(*SOURCE_KINDS,)}, not {kind!r}")
+    return SOURCE_KINDS[kind]
+
+
+def _build(cls: type[Any], settings: Any, where: str) -> Any:
+    if not hasattr(settings, "items"):  # a ConfigDict is no Mapping
         raise UserError(f"{where} must be a section of settings, not {settings!r}")
-    fields = {f.name: f.type for f in dataclasses.fields(cls)}
-    for key in settings:
-        if key not in fields:
-            raise unknown_key(key, fields, where)
-    return cls(
-        **{
-            key: _convert(fields[key], value, f"{where}.{key}")
-            for key, value in settings.items()
-        }
-    )
+    types = {f.name: f.type for f in dataclasses.fields(cls)}
+    values = {}
+    for key, value in settings.items():
+        if key not in types:
+            raise unknown_key(key, types, where)
+        values[key] = _convert(types[key], value, f"{where}.{key}")
+    return cls(**values)
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`, one of the types that the dataclasses above use."""
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where)
+    """`value` as `kind`, one of the types of the schema's fields."""
+    origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return _convert(kind.__origin__, value, where)
     if kind == tuple[SourceConfig, ...]:
         return _sources(value, where)
-    origin = typing.get_origin(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)
     if origin is Literal:
         allowed = typing.get_args(kind)
         if value not in allowed:
             raise UserError(f"{where} must be one of {allowed}, not {value!r}")
         return value
     if origin is tuple:
-        kinds = typing.get_args(kind)
-        is_sequence = isinstance(value, list | tuple)
-        if is_sequence and kinds[-1] is Ellipsis:
-            kinds = kinds[:1] * len(value)
-        if not is_sequence or len(value) != len(kinds):
-            number = "any number of" if kinds[-1] is Ellipsis else len(kinds)
-            raise UserError(f"{where} must have {number} values, not {value!r}")
-        return tuple(
-            _convert(k, v, f"{where}[{i}]")
-            for i, (k, v) in enumerate(zip(kinds, value, strict=True))
-        )
+        return _convert_tuple(typing.get_args(kind), value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{where} must be {_type_name(kind)}, not {value!r}")
+        raise UserError(f"{where} must be {_TYPE_NAMES[kind]}, not {value!r}")
     return value
+
+
+def _convert_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    is_sequence = isinstance(value, list | tuple)
+    has_any_length = kinds[-1] is Ellipsis
+    if is_sequence and has_any_length:
+        kinds = kinds[:1] * len(value)
+    if not is_sequence or len(value) != len(kinds):
+        number = "any number of" if has_any_length else len(kinds)
+        raise UserError(f"{where} must have {number} values, not {value!r}")
+    return tuple(
+        _convert(kind, part, f"{where}[{i}]")
+        for i, (kind, part) in enumerate(zip(kinds, value, strict=True))
+    )
 
 
 def _sources(value: Any, where: str) -> tuple[SourceConfig, ...]:
@@ -139,106 +155,152 @@ def _sources(value: Any, where: str) -> tuple[SourceConfig, ...]:
             f"{where} must map a name to a source, for example "
             "{'coco': {'kind': 'json', 'path': 'captions.json'}}"
         )
-    return tuple(
-        dataclasses.replace(_build(SourceConfig, source, f"{where}.{name}"), name=name)
-        for name, source in value.items()
-    )
+    sources = []
+    for name, settings in value.items():
+        key = f"{where}.{name}"
+        source = _build(source_class(settings, key), settings, key)
+        sources.append(dataclasses.replace(source, name=name))
+    return tuple(sources)
 
 
-def _type_name(kind: Any) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "True or False",
-        str: "text",
-    }
-    return names.get(kind, str(kind))
+_TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+}
+
+
+# ---- settings that contradict each other ----
 
 
 def validate(config: Config) -> None:
-    """Raises a UserError for the first setting that cannot work."""
-    for sentence, is_wrong in _checks(config):
-        if is_wrong:
-            raise UserError(sentence)
+    """Raises UserError for the first setting that cannot work."""
+    for problems in (_out_of_bounds(config, "config"), _contradictions(config)):
+        if problem := next(problems, None):
+            raise UserError(problem)
 
 
-def _checks(config: Config) -> Iterator[tuple[str, bool]]:
-    vision, text, train = config.model.vision, config.model.text, config.train
-    yield from _range_checks(config)
-    yield (
-        f"config.model.vision.image_size={vision.image_size} is not a multiple of "
-        f"config.model.vision.patch_size={vision.patch_size}",
-        vision.image_size % vision.patch_size != 0,
-    )
-    for name, tower in (("vision", vision), ("text", text)):
+def _out_of_bounds(section: Any, where: str) -> Iterator[str]:
+    """What is not finite or outside its `Range`."""
+    for f in dataclasses.fields(section):
+        value, key = getattr(section, f.name), f"{where}.{f.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _out_of_bounds(value, key)
+            continue
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, SourceConfig):
+                yield from _out_of_bounds(part, f"{key}.{part.name}")
+            elif isinstance(part, float) and not isfinite(part):
+                yield f"{key}={value} is not finite"
+            for bounds in getattr(f.type, "__metadata__", ()):
+                if part not in bounds:
+                    yield f"{key}={value} must be {bounds}"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    data, loss, train, editor = config.data, config.loss, config.train, config.editor
+    yield from _model_contradictions(config)
+    yield from _text_length_contradictions(config)
+    yield from _start_contradictions(config)
+    low, high = data.crop_scale
+    if not 0 < low <= high <= 1:
         yield (
-            f"config.model.{name}.width={tower.width} is not a multiple of "
-            f"config.model.{name}.num_heads={tower.num_heads}",
-            tower.width % tower.num_heads != 0,
+            f"config.data.crop_scale={data.crop_scale} must be two fractions of the "
+            "area, the smaller first, above 0 and at most 1"
         )
-    m1 = config.model.num_proofread_layers
-    yield (
-        f"config.model.num_proofread_layers={m1} must be at most the number of vision "
-        f"layers ({vision.num_layers}) and of text layers ({text.num_layers}); "
-        "otherwise Eq. (11) has no level left to choose",
-        m1 > min(vision.num_layers, text.num_layers),
-    )
-    yield (
-        f"config.train.batch_size={train.batch_size} does not divide into "
-        f"config.train.num_microbatches={train.num_microbatches}",
-        train.batch_size % train.num_microbatches != 0,
-    )
-    queue = config.loss.queue_length
-    yield (
-        f"config.loss.queue_length={queue} is shorter than config.train.batch_size="
-        f"{train.batch_size}; make it 0 (no queue) or at least the batch",
-        config.task == "vilem" and 0 < queue < train.batch_size,
-    )
+    if train.batch_size % train.num_microbatches:
+        yield (
+            f"config.train.batch_size={train.batch_size} does not divide into "
+            f"config.train.num_microbatches={train.num_microbatches}"
+        )
+    if config.task == "vilem" and 0 < loss.queue_length < train.batch_size:
+        yield (
+            f"config.loss.queue_length={loss.queue_length} is shorter than "
+            f"config.train.batch_size={train.batch_size}; make it 0 (no queue) or at "
+            "least the batch"
+        )
+    if loss.min_temperature > loss.max_temperature:
+        yield (
+            f"config.loss.min_temperature={loss.min_temperature} is above "
+            f"config.loss.max_temperature={loss.max_temperature}"
+        )
+    if editor.min_edits > editor.max_edits:
+        yield (
+            f"config.editor.min_edits={editor.min_edits} is above "
+            f"config.editor.max_edits={editor.max_edits}"
+        )
+    compute = config.compute
+    if compute.attention == "cudnn" and compute.dtype != "bfloat16":
+        yield (
+            f"config.compute.attention='cudnn' cannot compute in {compute.dtype}: set "
+            "config.compute.dtype='bfloat16', or attention='xla'"
+        )
+    if config.checkpoint.keep_best and not data.validation:
+        yield (
+            "config.checkpoint.keep_best needs data to judge by: name a source in "
+            "config.data.validation, or set it to False"
+        )
+
+
+def _model_contradictions(config: Config) -> Iterator[str]:
+    vision, text = config.model.vision, config.model.text
+    if vision.image_size % vision.patch_size:
+        yield (
+            f"config.model.vision.image_size={vision.image_size} is not a multiple of "
+            f"config.model.vision.patch_size={vision.patch_size}"
+        )
+    for name, tower in (("vision", vision), ("text", text)):
+        if tower.width % tower.num_heads:
+            yield (
+                f"config.model.{name}.width={tower.width} is not a multiple of "
+                f"config.model.{name}.num_heads={tower.num_heads}"
+            )
+    num_proofread = config.model.num_proofread_layers
+    if num_proofread > min(vision.num_layers, text.num_layers):
+        yield (
+            f"config.model.num_proofread_layers={num_proofread} must be at most the "
+            f"number of vision layers ({vision.num_layers}) and of text layers "
+            f"({text.num_layers}); otherwise Eq. (11) has no level left to choose"
+        )
+
+
+def _text_length_contradictions(config: Config) -> Iterator[str]:
+    longest, keeps_sep = config.model.text.max_positions, config.data.keeps_sep
     for section, length in (
         ("data", config.data.text_length),
         ("evaluation", config.evaluation.text_length),
     ):
+        if length < 2 + keeps_sep:
+            yield (
+                f"config.{section}.text_length={length} leaves no room for a token "
+                f"beside [CLS]{' and [SEP]' if keeps_sep else ''}; use at least "
+                f"{2 + keeps_sep}"
+            )
+        if length > longest:
+            yield (
+                f"config.{section}.text_length={length} is more than "
+                f"config.model.text.max_positions={longest}"
+            )
+    shorter, whole = config.compute.text_lengths, config.data.text_length
+    if any(low >= high for low, high in pairwise((0, *shorter, whole))):
         yield (
-            f"config.{section}.text_length={length} is more than "
-            f"config.model.text.max_positions={text.max_positions}",
-            length > text.max_positions,
+            f"config.compute.text_lengths={shorter} must rise, from above 0 to below "
+            f"config.data.text_length={whole}"
         )
-    lengths = (0, *config.compute.text_lengths, config.data.text_length)
-    yield (
-        f"config.compute.text_lengths={config.compute.text_lengths} must rise, from "
-        f"above 0 to below config.data.text_length={config.data.text_length}",
-        any(low >= high for low, high in pairwise(lengths)),
-    )
-    yield from _start_checks(config)
-    compute = config.compute
-    yield (
-        f"config.compute.attention='cudnn' cannot compute in {compute.dtype}: set "
-        "config.compute.dtype='bfloat16', or attention='xla'",
-        compute.attention == "cudnn" and compute.dtype != "bfloat16",
-    )
-    yield (
-        "config.checkpoint.keep_best needs data to judge by: name a source in "
-        "config.data.validation, or set it to False",
-        config.checkpoint.keep_best and not config.data.validation,
-    )
-    yield (
-        f"config.editor.min_edits={config.editor.min_edits} is above "
-        f"config.editor.max_edits={config.editor.max_edits}",
-        config.editor.min_edits > config.editor.max_edits,
-    )
 
 
-def _start_checks(config: Config) -> Iterator[tuple[str, bool]]:
+def _start_contradictions(config: Config) -> Iterator[str]:
     origin = config.model.start_from
-    for name in ("vision", "text"):
-        tower = getattr(config.model, name).start_from
-        yield (
-            f"config.model.start_from={origin} brings both towers, and "
-            f"config.model.{name}.start_from={tower} brings one: leave one of them "
-            "empty",
-            bool(origin and tower),
-        )
-    is_vilem = config.task == "vilem"
+    for name, tower in (("vision", config.model.vision), ("text", config.model.text)):
+        if origin and tower.start_from:
+            yield (
+                f"config.model.start_from={origin} brings both towers, and "
+                f"config.model.{name}.start_from={tower.start_from} brings one: leave "
+                "one of them empty"
+            )
+    if config.task == "vilem":
+        return
     for key, value, rest in (
         ("model.start_from", origin, ""),
         ("checkpoint.keep_best", config.checkpoint.keep_best, False),
@@ -247,116 +309,8 @@ def _start_checks(config: Config) -> Iterator[tuple[str, bool]]:
         ("train.num_microbatches", config.train.num_microbatches, 1),
         ("data.test", config.data.test, ()),
     ):
-        yield (
-            f"config.{key} has no meaning for the run of an editor "
-            f"(config.task='editor'): leave it at {rest!r}",
-            value != rest and not is_vilem,
-        )
-
-
-def _range_checks(config: Config) -> Iterator[tuple[str, bool]]:
-    flat = flatten(config)
-    for key, value in flat.items():
-        is_float = isinstance(value, float)
-        yield f"config.{key}={value} is not finite", is_float and not isfinite(value)
-    for key in _FRACTIONS:
-        value = flat[key]
-        yield f"config.{key}={value} must lie between 0 and 1", not 0 <= value <= 1
-    for key in ("optimizer.beta1", "optimizer.beta2", "model.text.dropout_rate"):
-        yield f"config.{key}={flat[key]} must be below 1", flat[key] == 1
-    for key in _POSITIVE:
-        yield f"config.{key}={flat[key]} must be more than 0", not flat[key] > 0
-    for key in _NOT_NEGATIVE:
-        yield f"config.{key}={flat[key]} must be 0 or more", not flat[key] >= 0
-    yield f"config.seed={config.seed} must be below 2**31", config.seed >= 2**31
-    for key in ("data.text_length", "evaluation.text_length"):
-        least = 2 + config.data.keeps_sep
-        yield (
-            f"config.{key}={flat[key]} leaves no room for a word beside [CLS]"
-            f"{' and [SEP]' if config.data.keeps_sep else ''}; use at least {least}",
-            flat[key] < least,
-        )
-    yield (
-        f"config.loss.min_temperature={config.loss.min_temperature} is above "
-        f"config.loss.max_temperature={config.loss.max_temperature}",
-        config.loss.min_temperature > config.loss.max_temperature,
-    )
-    augment = config.augment
-    yield (
-        f"config.augment.std={augment.std} must be more than 0 in every channel, and "
-        "finite",
-        not all(0 < value < inf for value in augment.std),
-    )
-    yield f"config.augment.level={augment.level} is above 10", augment.level > 10
-    low, high = config.data.crop_scale
-    yield (
-        f"config.data.crop_scale={config.data.crop_scale} must be two fractions of the "
-        "area, the smaller first, above 0 and at most 1",
-        not 0 < low <= high <= 1,
-    )
-
-
-_FRACTIONS = (
-    "augment.flip_rate",
-    "augment.op_rate",
-    "data.max_corrupt_fraction",
-    "editor.edit_rate",
-    "editor.mask_rate",
-    "evaluation.edit_rate",
-    "loss.momentum",
-    "loss.soft_target_weight",
-    "optimizer.beta1",
-    "optimizer.beta2",
-    "model.text.dropout_rate",
-)
-_POSITIVE = (
-    "train.batch_size",
-    "train.num_microbatches",
-    "train.max_skipped_in_a_row",
-    "model.embedding_width",
-    "model.num_proofread_layers",
-    "model.initial_temperature",
-    "model.text.vocab_size",
-    "model.text.max_positions",
-    "model.text.num_token_types",
-    "model.vision.image_size",
-    "model.vision.patch_size",
-    *(
-        f"model.{tower}.{name}"
-        for tower in ("vision", "text")
-        for name in ("width", "num_layers", "num_heads", "mlp_width", "layer_norm_eps")
-    ),
-    "editor.max_edits",
-    "editor.num_candidates",
-    "evaluation.batch_size",
-    "evaluation.num_proofread_images",
-    "log.every_steps",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "loss.min_temperature",
-    "optimizer.eps",
-    "optimizer.muon_rms",
-)
-_NOT_NEGATIVE = (
-    "seed",
-    "augment.num_ops",
-    "augment.level",
-    "data.num_workers",
-    "data.prefetch",
-    "editor.min_edits",
-    "compute.fsdp_devices",
-    "evaluation.every_steps",
-    "loss.local_weight",
-    "loss.global_weight",
-    "loss.queue_length",
-    "loss.proofread_ramp_steps",
-    "loss.soft_target_ramp_steps",
-    "model.init_std",
-    "optimizer.learning_rate",
-    "optimizer.final_learning_rate",
-    "optimizer.warmup_steps",
-    "optimizer.weight_decay",
-    "optimizer.clip_norm",
-    "train.num_epochs",
-    "train.num_steps",
-)
+        if value != rest:
+            yield (
+                f"config.{key} has no meaning for the run of an editor "
+                f"(config.task='editor'): leave it at {rest!r}"
+            )

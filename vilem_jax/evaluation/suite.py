@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.sources.missing import present_images
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.video.clips import MSRVTT_1KA, VideoClips
@@ -124,9 +124,8 @@ def _retrieval(title: str) -> Callable[[Setting, Place], dict]:
         # Karpathy's files hold all splits; those of one split are named after it.
         split = "" if file.stem.endswith("_test") else "test"
         source = open_source(
-            SourceConfig(
+            JsonConfig(
                 name=title,
-                kind="json",
                 path=str(file),
                 images=str(place.images),
                 split=split,

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config.schema import Config, SourceConfig
+from vilem_jax.config.schema import Config
+from vilem_jax.config.sources import FileSourceConfig, SourceConfig
 
 # Of a run's validation metrics, those that a reader asks for first.
 _METRICS = {
@@ -109,11 +110,11 @@ def _data(config: Config) -> str:
 
 
 def _source(source: SourceConfig) -> str:
-    if source.kind == "scenes":
-        return f"**{source.name}** (drawn by the program), split {source.split}"
+    origin = "drawn by the program"
+    if isinstance(source, FileSourceConfig):
+        origin = f"{source.kind}: `{source.without_folders().path}`"
     split = f", split {source.split}" if source.split else ""
-    path = source.path if source.kind == "tfds" else Path(source.path).name
-    return f"**{source.name}** ({source.kind}: `{path}`){split}"
+    return f"**{source.name}** ({origin}){split}"
 
 
 def _training(config, weights, step, commands, made_by) -> str:

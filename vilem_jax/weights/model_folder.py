@@ -19,7 +19,7 @@ import safetensors.numpy
 from flax import nnx
 
 from vilem_jax.config.freeze import freeze, to_dict
-from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig, SourceConfig
+from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
 from vilem_jax.models.vilem import ViLEM
@@ -149,19 +149,14 @@ def without_paths(config: Config) -> Config:
     data = replace(
         config.data,
         tokenizer="",
-        train=tuple(map(_without_folder, config.data.train)),
-        validation=tuple(map(_without_folder, config.data.validation)),
-        test=tuple(map(_without_folder, config.data.test)),
+        train=tuple(s.without_folders() for s in config.data.train),
+        validation=tuple(s.without_folders() for s in config.data.validation),
+        test=tuple(s.without_folders() for s in config.data.test),
     )
     editor = replace(config.editor, path="", edit_table="")
     return replace(
         config, model=without_origins(config.model), data=data, editor=editor
     )
-
-
-def _without_folder(source: SourceConfig) -> SourceConfig:
-    path = source.path if source.kind == "tfds" else Path(source.path).name
-    return replace(source, path=path, images="")
 
 
 def _is_ours(settings: Mapping) -> bool:

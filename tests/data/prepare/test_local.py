@@ -18,7 +18,7 @@ from tests.data.make_files import (
     write_zip,
 )
 from vilem_jax.cli.main import main
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import JsonConfig, TfdsConfig
 from vilem_jax.data.images import decode, fit_short_side
 from vilem_jax.data.prepare import local as preparing
 from vilem_jax.data.prepare.local import prepare
@@ -33,7 +33,7 @@ def run(*arguments) -> int:
 
 
 def opened(folder, split=""):
-    return open_source(SourceConfig(kind="tfds", path=str(folder), split=split))
+    return open_source(TfdsConfig(path=str(folder), split=split))
 
 
 def listed(source) -> list[tuple[str, tuple[str, ...]]]:
@@ -86,7 +86,7 @@ def test_round_trip_of_names_captions_and_sizes(mixed, tmp_path, capsys):
     out = tmp_path / "packed" / "Mixed-32"
     assert run(file, f"--out={out}", "--short-side=32") == 0
     assert "7 images (5 resized, 2 kept" in capsys.readouterr().out
-    before = open_source(SourceConfig(kind="json", path=str(file)))
+    before = open_source(JsonConfig(path=str(file)))
     after = opened(out, "train")
     assert listed(after) == listed(before)
     for place, content in enumerate(contents.values()):

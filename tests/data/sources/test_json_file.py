@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import make_image, pair_folder, write_json, write_zip
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import JsonConfig, ScenesConfig
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources.packed_text import PackedRecords, PackedTexts
 from vilem_jax.data.sources.source import Source, caption_counts, open_source
@@ -56,8 +56,8 @@ def records(source) -> list[tuple[str, tuple[str, ...]]]:
     return [(source.image_name(i), source.captions(i)) for i in range(len(source))]
 
 
-def config(path, **settings) -> SourceConfig:
-    return SourceConfig(name="pairs", kind="json", path=str(path), **settings)
+def config(path, **settings) -> JsonConfig:
+    return JsonConfig(name="pairs", path=str(path), **settings)
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def test_packed_records_survive_storing():
 
 
 def test_scenes_open_as_any_source():
-    scenes = SourceConfig(name="s", kind="scenes", split="test", num_images=3)
+    scenes = ScenesConfig(name="s", split="test", num_images=3)
     source = open_source(scenes)
     assert len(source) == 3 and source.read_image(0).dtype == np.uint8
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import make_image
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import TfdsConfig
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources.source import caption_counts, open_source
 from vilem_jax.errors import UserError
@@ -84,10 +84,8 @@ def root(prepared, tmp_path):
     return tmp_path / "data"
 
 
-def config(root, path="coco_like", **settings) -> SourceConfig:
-    return SourceConfig(
-        name="coco", kind="tfds", path=path, images=str(root), **settings
-    )
+def config(root, path="coco_like", **settings) -> TfdsConfig:
+    return TfdsConfig(name="coco", path=path, images=str(root), **settings)
 
 
 def test_train_is_train_and_restval(root):
@@ -120,7 +118,7 @@ def test_needs_no_tensorflow(root):
 
 def test_a_folder_names_it_too(root):
     folder = root / "coco_like" / "1.2.0"
-    source = open_source(SourceConfig(kind="tfds", path=str(folder), split="test"))
+    source = open_source(TfdsConfig(path=str(folder), split="test"))
     assert source.captions(0) == ("ä 5 0", "ä 5 1")
 
 

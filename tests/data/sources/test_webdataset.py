@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import img2dataset_members, make_image, write_tar
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import WebDatasetConfig
 from vilem_jax.data.images import decode
 from vilem_jax.data.sources import webdataset
 from vilem_jax.data.sources.source import caption_counts, open_source
 from vilem_jax.errors import UserError
 
 
-def config(path, **settings) -> SourceConfig:
-    return SourceConfig(name="cc3m", kind="webdataset", path=str(path), **settings)
+def config(path, **settings) -> WebDatasetConfig:
+    return WebDatasetConfig(name="cc3m", path=str(path), **settings)
 
 
 def records(source) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import SourceConfig
 from vilem_jax.data.images import ImageError, fit_short_side
 from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.errors import UserError

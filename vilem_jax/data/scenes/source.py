@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vilem_jax.config.sources import ScenesConfig
 from vilem_jax.data.scenes.drawing import draw
 from vilem_jax.data.scenes.grammar import Meaning, Phrase, describe, holds, read
 from vilem_jax.data.scenes.layout import (
@@ -117,6 +118,16 @@ class ScenesSource:
         if self.split == "train":
             return _make_train(self.seed, self.num_images)[index]
         return _make_held_out(self.seed)[self.split][index]
+
+
+def open_scenes(config: ScenesConfig) -> ScenesSource:
+    """The source that a config names; without a split, the training split."""
+    return ScenesSource(
+        split=config.split or "train",
+        seed=config.seed,
+        num_images=config.num_images,
+        name=config.name,
+    )
 
 
 @lru_cache(maxsize=NUM_TRAIN + 2 * NUM_HELD_OUT)  # 86 MB at 64 x 64 pixels

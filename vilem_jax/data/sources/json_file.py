@@ -1,6 +1,6 @@
 """JSON annotations with images in a folder or a zip, as a source."""
 
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.sources.annotations import read_annotations, split_zip_path
 from vilem_jax.data.sources.image_files import open_images
 from vilem_jax.data.sources.packed_text import PackedRecords
@@ -18,7 +18,7 @@ class JsonSource:
       UserError: as `read_annotations` and `open_images`.
     """
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: JsonConfig):
         file, member = split_zip_path(config.path)
         self.name = config.name or file.stem
         captions_of = read_annotations(config.path, config.split)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import TfdsConfig
 from vilem_jax.data.sources import tfds_files
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedRecords
@@ -39,7 +39,7 @@ class TfdsSource:
       UserError: not prepared, not as ArrayRecord, no such split, no image or text.
     """
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: TfdsConfig):
         self.name = config.name or config.path
         self._folder = _find_prepared(config)
         self._opened, self._process = None, None
@@ -122,7 +122,7 @@ class TfdsSource:
         return f"{self._split}/{row}"
 
 
-def _find_prepared(config: SourceConfig) -> Path:
+def _find_prepared(config: TfdsConfig) -> Path:
     """The folder with dataset_info.json; of several versions the newest."""
     root = config.images or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     path = Path(config.path).expanduser()
@@ -149,7 +149,7 @@ def _find_prepared(config: SourceConfig) -> Path:
     return folder
 
 
-def _choose_split(config: SourceConfig, info) -> str:
+def _choose_split(config: TfdsConfig, info) -> str:
     if not config.split:
         return "+".join(info.splits)
     names = config.split.split("+")

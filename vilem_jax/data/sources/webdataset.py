@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax.config.schema import SourceConfig
+from vilem_jax.config.sources import WebDatasetConfig
 from vilem_jax.data.sources.image_files import MAX_FILE_BYTES
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedRecords
@@ -36,7 +36,7 @@ class WebDatasetSource:
       UserError: no tar matches, one is compressed, or none holds a pair.
     """
 
-    def __init__(self, config: SourceConfig):
+    def __init__(self, config: WebDatasetConfig):
         if config.split:
             raise UserError(
                 f"source {config.name!r}: tars have no split {config.split!r}; choose "

@@ -1,0 +1,105 @@
+"""Every kind of data set that image-caption pairs come from, declared once.
+
+A new kind needs its config class here, in `SOURCE_KINDS`, and the file of its reader.
+Command line, config files and `open_source` find it by this list.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from vilem_jax.config.bounds import NonNegativeFloat, NonNegativeInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """What all kinds of sources share.
+
+    A kind is declared in two places: its config class below, listed in `SOURCE_KINDS`,
+    and the file of its reader. Command line and config files know it from there.
+    """
+
+    name: str = ""  # the key under config.data.train, validation or test
+    kind: str = ""
+    split: str = ""  # Karpathy's or TFDS's name, several joined by "+"; "" takes all
+    weight: NonNegativeFloat = 0.0  # share in a mixture; 0: the number of pairs
+    num_images: NonNegativeInt = 0  # only the first ones; 0: all
+
+    # "module:function" from this config to a `Source`; imported when a source opens.
+    reader: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()  # of what `--data` recognizes
+
+    @classmethod
+    def recognizes(cls, data: str) -> bool:
+        """Whether `data`, the value of --data, is of this kind by its name alone."""
+        return data.endswith(cls.suffixes)
+
+    def without_folders(self) -> "SourceConfig":
+        """The same source for other machines: no folder of this one is named."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesConfig(SourceConfig):
+    """The embedded data set, drawn by the program; `num_images` 0: its default."""
+
+    kind: Literal["scenes"] = "scenes"
+    seed: NonNegativeInt = 0
+
+    reader = "vilem_jax.data.scenes.source:open_scenes"
+
+    @classmethod
+    def recognizes(cls, data: str) -> bool:
+        return data == cls.kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSourceConfig(SourceConfig):
+    """What the kinds share that read files."""
+
+    path: str = ""
+
+    def without_folders(self) -> "FileSourceConfig":
+        return replace(self, path=Path(self.path).name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonConfig(FileSourceConfig):
+    """An annotation file `path` with images in `images`."""
+
+    kind: Literal["json"] = "json"
+    images: str = ""  # a folder or a zip; "": the one that holds the annotations
+
+    reader = "vilem_jax.data.sources.json_file:JsonSource"
+    suffixes = (".json",)
+
+    def without_folders(self) -> "JsonConfig":
+        return replace(self, path=Path(self.path).name, images="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TfdsConfig(FileSourceConfig):
+    """A TFDS data set `path`, such as "coco_captions/2014", prepared in `images`."""
+
+    kind: Literal["tfds"] = "tfds"
+    images: str = ""  # TFDS's folder; "": TFDS_DATA_DIR or ~/tensorflow_datasets
+
+    reader = "vilem_jax.data.sources.tfds:TfdsSource"
+
+    def without_folders(self) -> "TfdsConfig":
+        return replace(self, images="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDatasetConfig(FileSourceConfig):
+    """Tars that match the glob `path`, as img2dataset writes them."""
+
+    kind: Literal["webdataset"] = "webdataset"
+
+    reader = "vilem_jax.data.sources.webdataset:WebDatasetSource"
+    suffixes = (".tar",)
+
+
+SOURCE_KINDS: dict[str, type[SourceConfig]] = {
+    cls.kind: cls for cls in (JsonConfig, WebDatasetConfig, TfdsConfig, ScenesConfig)
+}
