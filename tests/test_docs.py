@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from vilem_jax.cli.main import make_parser
-from vilem_jax.config.schema import Config, SourceConfig
+from vilem_jax.config.schema import Config
+from vilem_jax.config.sources import SOURCE_KINDS, SourceConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vilem_jax"
@@ -177,7 +178,8 @@ def has_key(key: str) -> bool:
         if typing.get_origin(kind) is tuple:  # sources: data.train.NAME.path
             kind = SourceConfig
         elif dataclasses.is_dataclass(kind):
-            hints = typing.get_type_hints(kind)
+            kinds = SOURCE_KINDS.values() if kind is SourceConfig else [kind]
+            hints = {k: v for c in kinds for k, v in typing.get_type_hints(c).items()}
             if part not in hints:
                 return part.isupper()
             kind = hints[part]
