@@ -1,8 +1,8 @@
-"""A caption editor: BERT learns to name the masked words of your captions.
+"""A caption editor: BERT learns to predict the masked tokens of your captions.
 
-For whom bert-base-uncased is out of reach, or whose captions are unlike its books. Any
-BERT serves as the start: a folder or hub name with config.json, model.safetensors and
-vocab.txt, with or without a masked-language head.
+For machines that bert-base-uncased is too large for, or captions unlike its training
+text. It can start from any BERT: a folder or hub name with config.json,
+model.safetensors and vocab.txt, with or without a masked-language head.
 
     vilem train --config=editor --workdir=runs/editor \\
         --config.model.text.start_from=all-MiniLM-L6-v2 \\
@@ -11,11 +11,11 @@ vocab.txt, with or without a masked-language head.
         --config.data.validation.captions.path=flickr8k.zip/captions.json \\
         --config.data.validation.captions.split=val
 
-Images are not read. The editor is then in runs/editor/editor: the `editor.path` and,
-as the paper starts both from one BERT, the `model.text.start_from` of a run of ViLEM.
+Images are not read. The editor is then in runs/editor/editor: the `editor.path` of a
+run of ViLEM and, as the paper starts both from one BERT, its `model.text.start_from`.
 
 Hardware: any GPU; a few CPU cores for a BERT as small as all-MiniLM-L6-v2.
-Expected result: `masked_top1` on validation; see docs/results.md for what was run.
+Expected result: `masked_top1` on validation; docs/results.md lists measured runs.
 """
 
 from vilem_jax.config.files import default_config, source

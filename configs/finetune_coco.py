@@ -3,11 +3,11 @@
     vilem train --config=finetune_coco --workdir=runs/coco \\
         --config.model.start_from=runs/cc4m
 
-5 epochs of 2,213 steps of 256 pairs, 113,287 images with 566,747 captions. Looked for
-in ./data: dataset_coco.json (Karpathy's) and data/coco/train2014, val2014. The best of
-five validations scores the 5,000 test images once, at the end: runs/coco/test.json
-(all 25,010 captions). What the targets are, and how to do without ViLEM's losses, is
-said in `finetune_json`.
+5 epochs of 2,213 steps of 256 pairs, 113,287 images with 566,747 captions. It reads
+data/dataset_coco.json (Karpathy's) and data/coco/train2014, val2014. The weights of the
+best of five validations are scored on the 5,000 test images once, at the end:
+runs/coco/test.json (all 25,010 captions). `finetune_json` explains the targets, and how
+to train without ViLEM's losses.
 
 Hardware: 8 GPUs with 40 GB, or fewer with `--config.train.num_microbatches=4`; not
 measured.

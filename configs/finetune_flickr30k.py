@@ -3,12 +3,12 @@
     vilem train --config=finetune_flickr30k --workdir=runs/flickr30k \\
         --config.model.start_from=runs/cc4m
 
-10 epochs of 566 steps of 256 pairs, 29,000 images with five captions each. Looked
-for in ./data: dataset_flickr30k.json (Karpathy's) and data/flickr30k, the images. The
-best of ten validations scores the 1,000 test images once, at the end:
-runs/flickr30k/test.json. What the targets are, and how to do without ViLEM's losses, is
-said in `finetune_json`. What the lineage calls zero-shot on Flickr30K is the model that
-`finetune_coco` leaves, scored on this test split.
+10 epochs of 566 steps of 256 pairs, 29,000 images with five captions each. It reads
+data/dataset_flickr30k.json (Karpathy's) and the images in data/flickr30k. The weights
+of the best of ten validations are scored on the 1,000 test images once, at the end:
+runs/flickr30k/test.json. `finetune_json` explains the targets, and how to train without
+ViLEM's losses. "Zero-shot on Flickr30K" in ALBEF and BLIP is the model of
+`finetune_coco`, scored on this test split.
 
 Hardware: 8 GPUs with 40 GB, or fewer with `--config.train.num_microbatches=4`; not
 measured.

@@ -1,4 +1,4 @@
-"""Fine-tuning on captions of your own, for retrieval: from a model to a better one.
+"""Fine-tuning a model on your own captions, for retrieval.
 
     vilem train --config=finetune_json --workdir=runs/tuned \\
         --config.model.start_from=runs/mine \\
@@ -8,29 +8,29 @@
         --config.data.test.mine.path=captions.json
 
 `start_from` is the work directory of a run, a folder of `vilem weights import` or
-`export`, or a hub name. EDITOR is the folder or hub name that its pre-training had as
-`editor.path`; bert-base-uncased is set. captions.json says the `split` of each image,
-"train", "val" or "test"; `...mine.images` names a folder or zip of images that do not
-lie beside it. Without a test split: --config.data.test.mine.split=val, which then tells
-nothing new.
+`export`, or a hub name. EDITOR is the folder or hub name that was `editor.path` in
+pre-training; the default is bert-base-uncased. captions.json gives each image a
+`split`, "train", "val" or "test"; `...mine.images` names the folder or zip of the
+images if they are not beside it. Without a test split, set
+--config.data.test.mine.split=val: its scores then repeat those of validation.
 
 What differs from pre-training: every caption of an image, in the batch and in the
 queue, is a positive (`loss.positives`); images of 384 pixels; the learning rate;
-crops of at least half of the image. ViLEM's losses stay; to fine-tune by contrast
-alone, which needs no editor and less time:
+crops of at least half of the image. ViLEM's losses stay; to fine-tune with the
+contrastive loss alone, which needs no editor and less time:
 
     ... --config.loss.local_detect=False --config.loss.local_correct=False \\
         --config.loss.global_detect=False --config.loss.global_correct=False
 
-The weights of the best validation (mean of the six recalls) are in runs/tuned/best,
-and `--step=best` takes them. They score the test split once, at the end:
+The weights of the best validation (mean of the six recalls) are in runs/tuned/best;
+`--step=best` selects them. They are scored on the test split once, at the end:
 runs/tuned/test.json.
 
-Few images: a queue that holds an epoch's pairs several times holds old keys of the
-same captions; `--config.loss.queue_length` of an epoch or less is enough.
+With few images, a queue longer than an epoch holds several old keys of the same
+captions; a `--config.loss.queue_length` of an epoch or less is enough.
 
 Hardware: one GPU with 24 GB, as 8 microbatches of 32; the memory was not measured. With
-more memory, fewer microbatches (`train.num_microbatches`) are faster and the same.
+more memory, fewer microbatches (`train.num_microbatches`) are faster and equivalent.
 Expected result: depends on your data; not measured.
 """
 

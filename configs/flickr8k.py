@@ -9,14 +9,14 @@ First an editor, with `--config=editor` (see there), then
         --config.editor.path=runs/editor/editor
 
 The captions may be in any of the layouts of ALBEF, BLIP, Karpathy or COCO, with splits
-named train and val; `...flickr8k.images` names a folder or zip of images where they
-do not lie beside the captions. The text tower must have 6 layers and width 384
-(all-MiniLM-L6-v2, or the editor made from it), which the start decides.
+named train and val; `...flickr8k.images` names the folder or zip of the images if they
+are not beside the captions. The text tower starts from a BERT of 6 layers and width 384
+(all-MiniLM-L6-v2, or the editor trained from it).
 
 Hardware: one GPU, or a CPU for hours with a smaller ViT
 (`--config.model.vision.num_layers=4 --config.train.batch_size=64`).
 Expected result: far below models that start from ImageNet weights; 6,000 images are
-few for a ViT from scratch. What was run is in docs/results.md.
+few for a ViT from scratch. docs/results.md lists measured runs.
 """
 
 from vilem_jax.config.files import default_config, source
@@ -26,23 +26,25 @@ def get_config():
     config = default_config()
     config.data.train.flickr8k = source(kind="json", split="train")
     config.data.validation.flickr8k = source(kind="json", split="val")
-    config.data.crop_scale = (0.5, 1.0)  # of images that are small already
+    config.data.crop_scale = (0.5, 1.0)  # the images are small already
 
     vision = config.model.vision
-    vision.image_size, vision.patch_size = 128, 16
-    vision.width, vision.num_layers, vision.num_heads, vision.mlp_width = (
-        384,
-        6,
-        6,
-        1536,
-    )
-    text = config.model.text
-    text.width, text.num_layers, text.num_heads, text.mlp_width = 384, 6, 12, 1536
+    vision.image_size = 128
+    vision.patch_size = 16
+    vision.width = 384
+    vision.num_layers = 6
+    vision.num_heads = 6
+    vision.mlp_width = 1536
+    text = config.model.text  # all-MiniLM-L6-v2
+    text.width = 384
+    text.num_layers = 6
+    text.num_heads = 12
+    text.mlp_width = 1536
     config.model.num_proofread_layers = 3  # half of the layers, as in the paper
 
-    # Of 2 steps, and a floor under the temperature: a small run without them collapsed
+    # With a longer queue and a lower minimum temperature a small run collapsed
     # (docs/results.md).
-    config.loss.queue_length = 512
+    config.loss.queue_length = 512  # two steps
     config.loss.min_temperature = 0.03
 
     config.optimizer.learning_rate = 3e-4

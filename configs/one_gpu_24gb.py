@@ -1,4 +1,4 @@
-"""Pre-training on one GPU with 24 GB, on captions of your own.
+"""Pre-training on one GPU with 24 GB, on your own captions.
 
     vilem train --config=one_gpu_24gb --workdir=runs/mine \\
         --config.data.train.mine.path=captions.json \\
@@ -6,21 +6,21 @@
         --config.data.validation.mine.path=captions.json \\
         --config.data.validation.mine.images=images
 
-captions.json says the `split` of each image, "train" or "val", as Karpathy's files
-do. Where yours are two files without splits, give each its own, and say
---config.data.train.mine.split= and --config.data.validation.mine.split= (nothing) too.
+captions.json gives each image a `split`, "train" or "val", as Karpathy's files do. For
+two files without splits, set the path of each, and leave the splits empty:
+--config.data.train.mine.split= and --config.data.validation.mine.split=.
 
 Batch: 256 pairs a step as 4 microbatches of 64. Microbatches are exact here (negatives
-are the whole batch and the queue), so use as many as your memory asks for: double
-`train.num_microbatches` where it runs out, halve it where half of the memory is idle.
-`compute.recompute=True` saves more, for about a third more work.
+are the whole batch and the queue): double `train.num_microbatches` if the GPU runs out
+of memory, halve it if half of the memory is free. `compute.recompute=True` saves more,
+for about a third more work.
 
-Learning rate: the paper's 3e-4 belongs to batch 2,048. With AdamW it goes with the
+Learning rate: the paper's 3e-4 belongs to batch 2,048. With AdamW it scales with the
 square root of the batch: 3e-4 * sqrt(256 / 2048) = 1.06e-4, which is set here. Change
-both together. The queue keeps the number of negatives, 65,536, whatever the batch.
+both together. The queue keeps 65,536 negatives for every batch size.
 
 Hardware: one GPU with 24 GB.
-Expected result: depends on your data; not run here, and neither is the memory measured.
+Expected result: depends on your data; neither the run nor its memory was measured.
 """
 
 from vilem_jax.config.files import default_config, source

@@ -1,9 +1,9 @@
-"""The paper's pre-training on CC13M: CC4M and what is left of CC12M.
+"""The paper's pre-training on CC13M: CC4M and what is still available of CC12M.
 
     vilem train --config=pretrain_cc13m --workdir=runs/cc13m
 
 13 million images, 14.1 million captions; everything else as in pretrain_cc4m.py. An
-epoch visits every pair once; other shares are set by each source's `weight`.
+epoch visits every pair once; the `weight` of a source changes its share.
 
 Hardware: 32 A100 in the paper; batch 2,048.
 Expected result: Table 1 of the paper after fine-tuning. Not run here.

@@ -2,9 +2,9 @@
 
     vilem train --config=pretrain_cc4m --workdir=runs/cc4m
 
-4 million images, 5.1 million captions, 20 epochs of 2,490 steps. The sources are
-looked for in ./data; `--config.data.train.sbu.path=...` names another place. Look at
-them with `vilem data check` first.
+4 million images, 5.1 million captions, 20 epochs of 2,490 steps. The sources are read
+from ./data; `--config.data.train.sbu.path=...` sets another path. Check them with
+`vilem data check` first.
 
 Hardware: 32 A100 in the paper; batch 2,048.
 Expected result: Table 1 of the paper after fine-tuning. Not run here.

@@ -1,14 +1,15 @@
 """ViLEM on the embedded data set `scenes`; no download.
 
-`vilem demo` runs this, with all that it needs made first. By hand:
+`vilem demo` runs this, after it has made everything that it needs. By hand:
 
     vilem train --config=scenes --workdir=runs/scenes \\
         --config.model.text.start_from=runs/scenes-editor/editor \\
         --config.editor.path=runs/scenes-editor/editor \\
         --config.data.tokenizer=VOCABULARY
 
-The folder that both start from is what `--config=scenes_editor` leaves; see there for
-VOCABULARY. The same run without ViLEM's losses, a plain dual encoder to compare with:
+Editor and text tower start from the result of `--config=scenes_editor`, which also
+explains VOCABULARY. The same run without ViLEM's losses, a plain dual encoder to
+compare with:
 
     ... --config.loss.local_detect=False --config.loss.local_correct=False \\
         --config.loss.global_detect=False --config.loss.global_correct=False
@@ -17,9 +18,7 @@ Hardware: 2 CPU cores.
 Expected result: docs/results.md.
 """
 
-from vilem_jax.config.files import default_config, source
-
-VOCABULARY_SIZE = 256  # WordPiece over the captions of the training split
+from vilem_jax.config.files import default_config, packaged_config, source
 
 
 def get_config():
@@ -29,42 +28,48 @@ def get_config():
     config.data.text_length = 18  # no caption is longer
     config.data.crop_scale = (1.0, 1.0)  # a crop loses objects and relations
 
-    # Colours, sizes and places are what the captions tell: leave them as they are.
-    # (Images are mirrored still, where the caption names no side.)
+    # The captions name colours, sizes and positions, so no operation changes them.
+    # (Images are still flipped, unless the caption names a side.)
     config.augment.num_ops = 0
 
     vision = config.model.vision
-    # Objects stand on a 2 x 2 grid: a patch of 32 pixels shows one of them, which
-    # is what lets so small a ViT learn from pixels in minutes.
-    vision.image_size, vision.patch_size = 64, 32
-    vision.width, vision.num_layers, vision.num_heads, vision.mlp_width = 128, 4, 4, 256
-    text = config.model.text
-    text.vocab_size, text.max_positions = VOCABULARY_SIZE, 32
-    # Three layers are slower a step and learn less from it, shapes above all
-    # (docs/scenes-experiments.md). Half of the two proofread, as in the paper.
-    text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 2, 4, 256
-    text.dropout_rate = 0.0  # four epochs: nothing is seen often
+    # Objects stand on a 2 x 2 grid: a patch of 32 pixels shows one of them, so even a
+    # small ViT learns from pixels in minutes.
+    vision.image_size = 64
+    vision.patch_size = 32
+    vision.width = 128
+    vision.num_layers = 4
+    vision.num_heads = 4
+    vision.mlp_width = 256
+    # The text tower starts from the editor. Three layers take longer per step and learn
+    # less, most of all about shapes (docs/scenes-experiments.md). Half of the two
+    # layers proofread, as in the paper.
+    config.model.text = packaged_config("scenes_editor").model.text
     config.model.embedding_width = 64
     config.model.num_proofread_layers = 1
     config.model.init_std = 0.0
 
-    # What the image does not tell yet, these losses teach the text tower to ignore:
-    # all shapes become one. At half of the paper's weights, reached by a ramp, and with
-    # embeddings that the decoder does not pull together, contrast finds shapes first.
-    config.loss.local_weight, config.loss.global_weight = 0.4, 0.1
+    # Before the image features are useful, these losses teach the text tower to ignore
+    # differences that the image does not show yet: all shapes become one. With half of
+    # the paper's weights, a ramp, and token embeddings that the decoder does not train,
+    # the contrastive loss finds shapes first.
+    config.loss.local_weight = 0.4
+    config.loss.global_weight = 0.1
     config.loss.proofread_ramp_steps = 200
     config.model.decoder_trains_embeddings = False
 
-    # A queue that is old against the momentum is told from the batch by its age alone,
-    # and the loss falls without learning: 1 step of queue, 25 of momentum.
+    # Keys that are much older than the momentum average can be told from the batch by
+    # their age, and the loss falls without learning. Here the queue holds 1 step and
+    # the momentum averages over 25.
     config.loss.queue_length = 128
     config.loss.momentum = 0.96
-    config.loss.min_temperature = 0.03  # a thousand steps are few for Adam to find it
+    config.loss.min_temperature = 0.03  # Adam does not find it in a thousand steps
 
-    # Muon learns from half of the pairs about what AdamW does from all, and most with
-    # several times the step that suits both (docs/scenes-experiments.md). What it costs
-    # it costs once a step, so the batch is large.
-    config.optimizer.name, config.optimizer.muon_rms = "muon", 0.85
+    # Muon learns from half of the pairs about as much as AdamW from all, most at a
+    # multiple of the update size that suits both (docs/scenes-experiments.md). Its cost
+    # is per step, so the batch is large.
+    config.optimizer.name = "muon"
+    config.optimizer.muon_rms = 0.85
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 25
     config.optimizer.beta2 = 0.98

@@ -1,9 +1,9 @@
-"""A small BERT that learns the captions of `scenes`: editor and text tower start here.
+"""A small BERT trained on the captions of `scenes`: the start of editor and text tower.
 
     vilem train --config=scenes_editor --workdir=runs/scenes-editor \\
         --config.data.tokenizer=VOCABULARY
 
-VOCABULARY is a folder with the vocab.txt of `scenes`; `vilem demo` leaves one beside
+VOCABULARY is a folder with the vocab.txt of `scenes`; `vilem demo` writes one beside
 its report. The editor is then in runs/scenes-editor/editor.
 
 Hardware: 2 CPU cores.
@@ -21,14 +21,18 @@ def get_config():
     config.data.text_length = 18
 
     text = config.model.text
-    text.vocab_size, text.max_positions = 256, 32
-    text.width, text.num_layers, text.num_heads, text.mlp_width = 128, 2, 4, 256
-    text.dropout_rate = 0.0
+    text.vocab_size = 256  # WordPiece over the captions of the training split
+    text.max_positions = 32
+    text.width = 128
+    text.num_layers = 2
+    text.num_heads = 4
+    text.mlp_width = 256
+    text.dropout_rate = 0.0  # a few epochs: no caption is seen often
     config.model.num_proofread_layers = 1  # no tower is trained; any value will do
     config.model.init_std = 0.0
 
-    # Half of the chosen words stay or change: nothing in a scene's caption tells which
-    # colour a thing has, and a BERT that only fills masks forgets which it read.
+    # Half of the chosen tokens are not masked: nothing else in a caption predicts the
+    # colour of an object, and a BERT that only fills masks forgets which it read.
     config.editor.edit_rate = 0.3
     config.editor.mask_rate = 0.5
 
