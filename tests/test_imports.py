@@ -17,7 +17,7 @@ MAX_LINES = 400
 LEVELS = [
     {"errors", "keys", "masking"},
     {"config"},
-    {"files"},
+    {"files", "templates"},
     {"data", "models", "objectives", "distributed"},
     {"weights"},
     {"editing"},
@@ -33,6 +33,7 @@ ONLY_IN = {
     "array_record": {"data/sources/tfds_files.py"},
     "apache_beam": {"data/prepare/beam.py"},
     "av": {"data/video/frames.py"},
+    "jinja2": {"templates.py"},
     "ml_collections": {"config/files.py"},
     "transformers": {"data/tokenizer.py"},
     "faiss": {"search/handover.py"},
@@ -159,7 +160,8 @@ def test_help_needs_neither_jax_nor_anything_slow():
         "import sys, vilem_jax, vilem_jax.cli.main\n"
         "try:\n    vilem_jax.cli.main.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "slow = {'jax', 'flax', 'transformers', 'torch', 'grain', 'PIL', 'orbax'}\n"
+        "slow = {'jax', 'flax', 'transformers', 'torch', 'grain', 'PIL', 'orbax',\n"
+        "        'jinja2'}\n"
         "sys.exit(', '.join(slow & set(sys.modules)) or 0)"
     )
     done = subprocess.run(

@@ -213,3 +213,11 @@ def test_the_wheel_holds_every_package():
     folders = {file.parent for file in (ROOT / "vilem_jax").rglob("*.py")}
     found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert listed == found | {"vilem_jax.configs"}
+
+
+def test_the_wheel_holds_every_template():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["*"]
+    files = [*(ROOT / "vilem_jax").rglob("*.css"), *(ROOT / "vilem_jax").rglob("*.j2")]
+    assert len(files) > 3
+    assert all(any(file.match(pattern) for pattern in patterns) for file in files)

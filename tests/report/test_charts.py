@@ -1,4 +1,4 @@
-"""Curves and bars stay inside their axes and say their values."""
+"""Curves stay inside their axes and show their values."""
 
 import math
 import re
@@ -11,10 +11,9 @@ from vilem_jax.report.charts import (
     MAX_POINTS,
     WIDTH,
     _ticks,
-    bar_chart,
     line_chart,
 )
-from vilem_jax.report.content import Bar, Bars, Chart, Curve
+from vilem_jax.report.content import Chart, Curve
 
 
 def points_of(svg):
@@ -56,16 +55,3 @@ def test_ticks_are_few_round_and_cover(low, high):
     ticks = _ticks(low, high, 4)
     assert 2 <= len(ticks) <= 7
     assert ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
-
-
-def test_bars_are_as_long_as_their_values():
-    bars = Bars(
-        ("own", "other <b>"),
-        (Bar("found", (0.5, 1.2), "F1"), Bar("corrected", (0, 0.333))),
-        chance=0.25,
-    )
-    html = bar_chart(bars)
-    widths = re.findall(r"width:([\d.]+)%", html)
-    assert widths == ["50.0", "100.0", "0.0", "33.3"]
-    assert html.count("left:25.0%") == 4 and "chance, 25 %" in html
-    assert "other &lt;b&gt;" in html and "<b>33 %</b>" in html

@@ -1,4 +1,4 @@
-"""From a tiny untrained model to a page: what is measured is what is shown."""
+"""From a tiny untrained model to a page: it shows the metrics."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from vilem_jax.data.scenes.hard_pairs import hard_pairs
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.editing.stored_edits import StoredEdits, _captions_digest
-from vilem_jax.report.collect import make_report, measure, run_charts
+from vilem_jax.report.collect import edited_words, evaluate, make_report, run_charts
 from vilem_jax.report.html import render
 from vilem_jax.training.state import initial_params
 
@@ -65,12 +65,12 @@ def edits(model, source):
 
 
 @pytest.fixture(scope="module")
-def measured(model, source, edits):
-    return measure(model, source, edits=edits, pairs=hard_pairs(source))
+def evaluated(model, source, edits):
+    return evaluate(model, source, edits=edits, pairs=hard_pairs(source))
 
 
-def test_figures_are_complete_and_json(measured, source):
-    metrics = json.loads(json.dumps(measured.metrics, allow_nan=False))
+def test_metrics_are_complete_and_json(evaluated, source):
+    metrics = json.loads(json.dumps(evaluated[0], allow_nan=False))
     assert metrics["retrieval"]["images"] == NUM_IMAGES
     assert metrics["chance"]["t2i"]["r1"] == pytest.approx(100 / NUM_IMAGES)
     assert metrics["proofread"]["edits"] == NUM_IMAGES
@@ -78,7 +78,7 @@ def test_figures_are_complete_and_json(measured, source):
     assert metrics["pairs"]["pairs"] == len(hard_pairs(source))
 
 
-def test_the_page_shows_them(model, source, edits, measured, tmp_path):
+def test_the_page_shows_the_metrics(model, source, edits, evaluated, tmp_path):
     records = [
         {"step": step, "loss_i2t": 5.0 - step, "loss_local_detect": "NaN"}
         for step in (1, 2)
@@ -88,7 +88,7 @@ def test_the_page_shows_them(model, source, edits, measured, tmp_path):
     report = make_report(
         model,
         source,
-        measured,
+        *evaluated,
         title="A title",
         summary="A summary",
         run=tmp_path,
@@ -96,33 +96,36 @@ def test_the_page_shows_them(model, source, edits, measured, tmp_path):
     )
     assert len(report.queries) == 6
     for query in report.queries:
-        assert query.words in measured.encoded.captions
+        assert query.caption in evaluated[1].captions
         assert len(query.images) == 5
         assert (query.right is None) == (query.rank > 5)
-        (own,) = (n for n in range(10) if query.words in source.captions(n))
+        (own,) = (n for n in range(10) if query.caption in source.captions(n))
         if query.right is not None:
             shown = query.images[query.right]
             np.testing.assert_array_equal(shown, source.read_image(own))
     assert len(report.proofread) == 9
-    for reading in report.proofread:
-        assert reading.words[0].word == "green"
-        assert reading.originals[0] in ("a", "two", "three", "four", "against")
-        assert set(reading.originals[1:]) == {None}
+    for example in report.proofread:
+        (first, original), *others = example.words
+        assert first.word == "green"
+        assert original in ("a", "two", "three", "four", "against")
+        assert {original for _, original in others} == {None}
     assert [chart.title for chart in report.charts] == ["Contrast: loss"]
     assert report.charts[0].curves[0].points == ((1, 4.0), (2, 3.0))
     assert "A title" in render(report)
 
 
-def test_the_place_of_a_query_is_its_rank_in_the_figures(model, source, measured):
-    """All embeddings alike: every right image comes last, as ties count against."""
+def test_the_rank_of_a_query_is_that_of_the_metrics(model, source):
+    """If all embeddings are equal, every right image comes last: ties count against."""
     zero = jax.tree.map(jnp.zeros_like, model.encoder.params)
     blind = dataclasses.replace(
         model, encoder=dataclasses.replace(model.encoder, params=zero)
     )
-    measured = measure(blind, source)
-    report = make_report(blind, source, measured, title="", summary="", run="/nowhere")
+    metrics, encoded = evaluate(blind, source)
+    report = make_report(
+        blind, source, metrics, encoded, title="", summary="", run="/nowhere"
+    )
     assert {query.rank for query in report.queries} == {NUM_IMAGES}
-    assert measured.metrics["retrieval"]["t2i"]["median_rank"] == NUM_IMAGES
+    assert metrics["retrieval"]["t2i"]["median_rank"] == NUM_IMAGES
     assert report.proofread == () and report.pairs is None
 
 
@@ -135,3 +138,13 @@ def test_curves_of_the_first_validation_source():
     assert chart.curves[0].name == "words to image"
     assert chart.curves[0].points == ((10, 1.0), (20, 2.0))
     assert run_charts([]) == ()
+
+
+def test_edited_words_have_their_originals(model):
+    encode = model.tokenizer.encode
+    (original,), (edited,) = (
+        encode([f"a {colour} circle"], 8) for colour in ("red", "blue")
+    )
+    words = edited_words(model.tokenizer, original, edited)
+    assert words == [("a", None), ("blue", "red"), ("circle", None)]
+    assert edited_words(model.tokenizer, edited, edited)[1] == ("blue", None)

@@ -31,10 +31,8 @@ def tiny(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_one_call_makes_everything_and_another_adds_nothing(
-    tiny, tmp_path, capsys, monkeypatch
-):
-    # Not on all the pretended devices of these tests: they take turns on few cores.
+def test_a_second_call_changes_nothing(tiny, tmp_path, capsys, monkeypatch):
+    # Not on all simulated devices of these tests: they take turns on few cores.
     monkeypatch.setattr(demo, "train", functools.partial(demo.train, num_devices=1))
     report = demo.run_demo(tmp_path / "demo", quick=True)
     assert report == tmp_path / "demo" / "report.html"
@@ -43,9 +41,9 @@ def test_one_call_makes_everything_and_another_adds_nothing(
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert set(metrics) == {"retrieval", "chance", "proofread", "pairs"}
     assert metrics["retrieval"]["images"] == 12
-    said = capsys.readouterr().out
-    assert all(f"[{number}/5]" in said for number in range(1, 6))
-    assert "median rank" in said and "All done in" in said
+    printed = capsys.readouterr().out
+    assert all(f"[{number}/5]" in printed for number in range(1, 6))
+    assert "median rank" in printed and "Done in" in printed
 
     demo.run_demo(tmp_path / "demo", quick=True)
     again = json.loads((tmp_path / "demo" / "metrics.json").read_text())
@@ -54,16 +52,16 @@ def test_one_call_makes_everything_and_another_adds_nothing(
         demo.run_demo(tmp_path / "demo", quick=True, seed=1)
 
 
-def test_a_stop_is_told(tiny, tmp_path, monkeypatch, capsys):
-    """`train` returns early on SIGTERM; the demo then says how to go on."""
+def test_a_stopped_demo_says_how_to_resume(tiny, tmp_path, monkeypatch, capsys):
+    """`train` returns early on SIGTERM."""
     monkeypatch.setattr(demo, "train", lambda config, workdir: {})
     assert demo.run_demo(tmp_path / "demo", quick=True) is None
-    said = capsys.readouterr().out
-    assert "[2/5]" in said and "[3/5]" not in said
-    assert "the same command goes on" in said
+    printed = capsys.readouterr().out
+    assert "[2/5]" in printed and "[3/5]" not in printed
+    assert "rerun the same command to resume" in printed
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(tiny, tmp_path):
+def test_a_folder_that_cannot_be_created_is_refused(tiny, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         demo.run_demo(tmp_path / "file" / "demo", quick=True)

@@ -1,9 +1,10 @@
-"""The page: one file, valid, nothing from outside, the wrong words in their colours."""
+"""The page: one valid file without external resources; wrong words in their colours."""
 
 import dataclasses
 import re
 from html.parser import HTMLParser
 
+import jinja2
 import numpy as np
 import pytest
 
@@ -28,6 +29,10 @@ def image(seed=0):
     return rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
 
+def proofread(words, originals):
+    return Proofread(image(), tuple(zip(words, originals, strict=True)))
+
+
 @pytest.fixture
 def report():
     corrections = (("dog", 0.9), ("cat", 0.08), ("cow", 0.001))
@@ -47,8 +52,8 @@ def report():
             Query("a cat", tuple(image(n) for n in range(5)), None, 17),
         ),
         proofread=(
-            Proofread(image(), words, (None, "dog", None, "under")),
-            Proofread(image(), words, (None, "cat", None, None)),
+            proofread(words, (None, "dog", None, "under")),
+            proofread(words, (None, "cat", None, None)),
         ),
         detection=Bars(("own", "another"), (Bar("found", (0.5, 0.25), "F1"),)),
         retrieval={
@@ -114,6 +119,35 @@ def test_text_is_escaped(report):
     assert page.count("<b>") == page.count("</b>")
 
 
+def test_no_value_can_add_a_tag(report):
+    """Quotation marks and `<script>` in every text of a report stay text."""
+    script = "\">'<script>alert(1)</script>"
+    words = ((Word(script, 0.9, ((script, 0.5),)), script), (Word("a", 0, ()), script))
+    everywhere = dataclasses.replace(
+        report,
+        title=script,
+        summary=script,
+        headlines=(Headline(script, script, script),),
+        queries=(Query(script, (image(),), None, 1),),
+        proofread=(Proofread(image(), words),) * 2,
+        detection=Bars((script,), (Bar(script, (0.5,), script),)),
+        charts=(Chart(script, (Curve(script, ((1, 1.0), (2, 2.0))),), script),),
+        facts={script: script},
+    )
+    page = render(everywhere)
+    Checker(page)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("missing", ["caption", "images", "rank"])
+def test_a_missing_value_is_an_error(report, missing):
+    query = {"caption": "a", "images": (), "rank": 1, "right": None}
+    del query[missing]
+    with pytest.raises(jinja2.UndefinedError, match=missing):
+        render(dataclasses.replace(report, queries=(query,)))
+
+
 def test_each_wrong_word_has_its_colour_and_its_box(report):
     page = render(report)
     first = page.split('<div class="headlines">')[0]
@@ -123,7 +157,7 @@ def test_each_wrong_word_has_its_colour_and_its_box(report):
     assert boxes == marks
     assert first.count("<li>") == 6
     right = re.findall(r"<span>(\w+) <i ", first)
-    assert right == ["dog"]  # the word that stood there, not that of the false alarm
+    assert right == ["dog"]  # the original word, not that of the false alarm
     assert first.count("a false alarm") == 1
     assert '<u title="missed: it was under">on</u>' in first
     assert "&lt;&thinsp;1" in first
@@ -133,7 +167,7 @@ def test_the_right_image_is_framed(report):
     page = render(report)
     assert page.count('<div class="right">') == 1
     assert "Image 3, the right one" in page
-    assert "right image: place 3" in page and "right image: place 17" in page
+    assert re.findall(r"right image: (.*?)<", page) == ["rank 3", "rank 17"]
 
 
 def test_sections_without_content_are_left_out(report):
@@ -145,6 +179,19 @@ def test_sections_without_content_are_left_out(report):
     assert full.count("<section>") == 7
     only = dataclasses.replace(report, pairs=None, detection=None)
     assert render(only).count("<section>") == 5
+
+
+def test_bars_are_as_long_as_their_values(report):
+    bars = Bars(
+        ("own", "other <b>"),
+        (Bar("found", (0.5, 1.2), "F1"), Bar("corrected", (0, 0.333))),
+        chance=0.25,
+    )
+    page = render(Report(title="Bars", summary="", pairs=bars)).split("</style>")[1]
+    widths = re.findall(r"width:([\d.]+)%", page)
+    assert widths == ["50.0", "100.0", "0.0", "33.3"]
+    assert page.count("left:25.0%") == 4 and "chance, 25 %" in page
+    assert "other &lt;b&gt;" in page and "<b>33 %</b>" in page
 
 
 def test_images_are_small_and_of_the_right_kind():

@@ -9,7 +9,7 @@ from vilem_jax.api import Word
 
 @dataclass(frozen=True)
 class Headline:
-    """One number on top of the page."""
+    """One number at the top of the page."""
 
     value: str  # "47 %"
     label: str
@@ -29,32 +29,30 @@ class Chart:
     title: str
     curves: tuple[Curve, ...]
     unit: str = ""  # of the values, as " %"
-    from_zero: bool = True
-    note: str = ""
 
 
 @dataclass(frozen=True)
 class Query:
     """A caption and the images that fit it best."""
 
-    words: str
+    caption: str
     images: tuple[np.ndarray, ...]  # uint8 [H, W, 3], best first
-    right: int | None  # which of them is the caption's own; None: none
-    rank: int  # of the right one, from 1
+    right: int | None  # index of the caption's own image in `images`; None: not there
+    rank: int  # of the caption's own image, from 1
 
 
 @dataclass(frozen=True)
 class Proofread:
-    """A caption with errors, judged beside its image."""
+    """An edited caption, judged beside its image."""
 
     image: np.ndarray  # uint8 [H, W, 3]
-    words: tuple[Word, ...]
-    originals: tuple[str | None, ...]  # what stood in place of each wrong word
+    # Each word of the edited caption, and the original word if the editor replaced it.
+    words: tuple[tuple[Word, str | None], ...]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of bars with one label: shares of 1, or per cent of 100."""
+    """A row of bars with one label."""
 
     label: str
     values: tuple[float, ...]  # 0..1, one a series
@@ -70,16 +68,16 @@ class Bars:
 
 @dataclass(frozen=True)
 class Report:
-    """All of one page; sections without content are left out."""
+    """The content of one page."""
 
     title: str
     summary: str  # a sentence or two
     headlines: tuple[Headline, ...] = ()
     queries: tuple[Query, ...] = ()
-    proofread: tuple[Proofread, ...] = ()
+    proofread: tuple[Proofread, ...] = ()  # the first is at the top of the page
     detection: Bars | None = None
     retrieval: dict | None = None  # of `evaluate_retrieval`
-    chance: dict | None = None  # of `chance_metrics`
+    chance: dict | None = None  # of `chance_metrics`; goes with `retrieval`
     pairs: Bars | None = None
     charts: tuple[Chart, ...] = ()
-    facts: dict[str, str] = field(default_factory=dict)  # how it was made
+    facts: dict[str, str] = field(default_factory=dict)  # how the model was trained
