@@ -101,6 +101,25 @@ def write_json(path: str | Path, values: Any) -> None:
     write_bytes(path, f"{text}\n".encode())
 
 
+def check_format_version(found: object, version: int, path: Path, rebuild: str) -> None:
+    """That what is stored at `path` has the layout that this release reads.
+
+    Args:
+      found: the stored `format_version`; None if there is none.
+      version: the one that this release reads and writes.
+      rebuild: how to write it again, for the message.
+
+    Raises:
+      UserError: another version, or none.
+    """
+    if found != version:
+        stored = "no format_version" if found is None else f"format_version {found!r}"
+        raise UserError(
+            f"{path} has {stored}, but this release reads format_version {version}: "
+            f"{rebuild}, or use the release that wrote it"
+        )
+
+
 def reason(error: BaseException) -> str:
     """The one line of an exception that tells a person what happened."""
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:

@@ -284,9 +284,27 @@ def test_folders_that_will_not_do(folder, tmp_path):
         vectors.open_vectors(tmp_path / "out")
     with pytest.raises(UserError, match="there are no embeddings"):
         vectors.open_vectors(tmp_path / "empty")
-    (tmp_path / "out" / "plan.json").write_text("{}")
-    with pytest.raises(UserError, match="not a plan"):
-        vectors.open_vectors(tmp_path / "out")
+    for text in ("[]", '{"format_version": 1}', "{"):
+        (tmp_path / "out" / "plan.json").write_text(text)
+        with pytest.raises(UserError, match="not a plan"):
+            vectors.open_vectors(tmp_path / "out")
+
+
+@pytest.mark.parametrize("version", [2, None])
+def test_another_format_version_is_refused(folder, tmp_path, version):
+    out = tmp_path / "vectors"
+    run(folder, out)
+    for name in ("plan.json", "manifest.json"):
+        assert json.loads((out / name).read_text())["format_version"] == 1
+    plan = json.loads((out / "plan.json").read_text())
+    plan["format_version"] = version
+    (out / "plan.json").write_text(json.dumps(plan))
+    before = files_in(out)
+    words = r"vectors has .*format_version.* reads format_version 1: rebuild it with"
+    for call in (lambda: vectors.open_vectors(out), lambda: run(folder, out)):
+        with pytest.raises(UserError, match=words):
+            call()
+    assert files_in(out) == before
 
 
 def test_an_unwritable_folder(folder, tmp_path, monkeypatch):

@@ -156,6 +156,23 @@ def test_another_model_is_refused(folder, tmp_path):
         search(out, ColourModel("two"), words="red")
 
 
+@pytest.mark.parametrize("version", [2, None])
+def test_another_format_version_is_refused(folder, tmp_path, monkeypatch, version):
+    model, out = ColourModel(), tmp_path / "photos.npz"
+    monkeypatch.setattr("vilem_jax.search.index.FORMAT_VERSION", version)
+    index(folder, model, out)
+    monkeypatch.undo()
+    before = out.read_bytes()
+    words = r"photos\.npz has .*format_version.* reads format_version 1: delete it and"
+    for call in (
+        lambda: search(out, model, words="red"),
+        lambda: index(folder, model, out),
+    ):
+        with pytest.raises(UserError, match=words):
+            call()
+    assert out.read_bytes() == before
+
+
 def test_bad_folders_and_files_get_a_sentence(folder, tmp_path):
     model = ColourModel()
     with pytest.raises(UserError, match="no folder"):

@@ -223,7 +223,19 @@ def wider(settings):
         (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
         (settings_of(model_type="bert"), "is a bert of Hugging Face's layout"),
         (settings_of(hidden_size=3), "is not a ViLEM's settings: it has no 'task'"),
-        (settings_of(**to_dict(tiny_config(task="editor"))), "of an editor"),
+        (
+            settings_of(format_version=1, **to_dict(tiny_config(task="editor"))),
+            "of an editor",
+        ),
+        (
+            lambda f: edit_settings(f, lambda s: s.update(format_version=2)),
+            "model has format_version 2, but this release reads format_version 1: "
+            r"write it again with .*, or use the release that wrote it",
+        ),
+        (
+            lambda f: edit_settings(f, lambda s: s.pop("format_version")),
+            "model has no format_version, but this release reads format_version 1",
+        ),
         (lambda f: edit_settings(f, lambda s: s.update(x=1)), "config.x is not a"),
         (lambda f: edit_settings(f, wider), r"is \[16\], but .* needs \[8\]"),
         (lambda f: (f / "vocab.txt").unlink(), r"no vocab\.txt"),

@@ -15,7 +15,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.runs.checkpoint_contents import check_same, flatten, shapes
 from vilem_jax.runs.checkpoints import CHECKPOINTS_FOLDER, restore_fields
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
-from vilem_jax.weights import positions
+from vilem_jax.weights import model_folder, positions
 from vilem_jax.weights.model_folder import model_tree
 
 TOKENIZER_FOLDER = "tokenizer"  # in a work directory
@@ -46,7 +46,6 @@ def find_origin(name: str) -> Path:
                 f"(config.model.text.start_from={Path(name) / 'editor'})"
             )
         return folder
-    from vilem_jax.weights import model_folder
 
     if folder.is_dir() and not model_folder.is_model_folder(folder):
         raise UserError(
@@ -82,7 +81,9 @@ def complete_model(model: ModelConfig, stored: ModelConfig | None) -> ModelConfi
     name = model.start_from
     if stored is not None and stored.start_from == name:
         return _fitted(model, stored, name)
-    return _fitted(model, read_config(find_origin(name)).model, name)
+    folder = find_origin(name)
+    read = read_config if _is_run(folder) else model_folder.read_config
+    return _fitted(model, read(folder).model, name)
 
 
 def _fitted(ours: Any, theirs: Any, name: str, path: str = "config.model") -> Any:

@@ -112,7 +112,7 @@ def _make_plan(source, model: Model, dtype: str, per_shard: int) -> dict[str, An
         for entry in source.entries:
             digest.update(f"{entry.size} {entry.modified}\n".encode())
     return {
-        "format": vectors.FORMAT,
+        "format_version": vectors.FORMAT_VERSION,
         "fingerprint": model.fingerprint,
         "image_size": model.encoder.image_size,
         "dimension": model.embedding_width,
@@ -216,6 +216,7 @@ def _finish(folder: Path, plan, model_name: str) -> dict[str, Any]:
     corrupt = [each for shard in shards for each in shard.corrupt]
     counts = [len(shard.names) for shard in shards]
     manifest = {
+        "format_version": plan["format_version"],
         "model": model_name,
         "fingerprint": plan["fingerprint"],
         "images": plan["images"],
@@ -230,7 +231,7 @@ def _finish(folder: Path, plan, model_name: str) -> dict[str, Any]:
         ],
     }
     lines = (json.dumps({"image": name, "why": why}) for name, why in corrupt)
-    write_bytes(folder / vectors.BROKEN, "".join(f"{x}\n" for x in lines).encode())
+    write_bytes(folder / vectors.CORRUPT, "".join(f"{x}\n" for x in lines).encode())
     if not manifest["embedded"]:
         name, why = corrupt[0]
         raise UserError(

@@ -16,10 +16,10 @@ import numpy as np
 from vilem_jax.api import Model
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import read_ahead
-from vilem_jax.files import check_writable, reason, write_bytes
+from vilem_jax.files import check_format_version, check_writable, reason, write_bytes
 from vilem_jax.search.folder import Entry, list_images
 
-FORMAT = 1
+FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def index(
 def save_index(made: Index, path: str | Path) -> None:
     """Writes an index as .npz, whole or not at all."""
     about = {
-        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
         "folder": made.folder,
         "fingerprint": made.fingerprint,
         "images": [dataclasses.astuple(entry) for entry in made.entries],
@@ -98,17 +98,25 @@ def save_index(made: Index, path: str | Path) -> None:
 
 
 def load_index(path: str | Path) -> Index:
-    """What `save_index` wrote; a UserError if it is not that."""
+    """What `save_index` wrote.
+
+    Raises:
+      UserError: no file, not an index, or one of another format version.
+    """
+    path = Path(path).expanduser()
     try:
-        content = io.BytesIO(Path(path).expanduser().read_bytes())
+        content = io.BytesIO(path.read_bytes())
         with np.load(content, allow_pickle=False) as stored:
             embedding, about = stored["embedding"], json.loads(bytes(stored["about"]))
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']}")
+        version = about.get("format_version")
+        rebuild = "delete it and rebuild it with `vilem index`"
+        check_format_version(version, FORMAT_VERSION, path, rebuild)
         entries = tuple(Entry(*entry) for entry in about["images"])
         if embedding.shape[:1] != (len(entries),) or embedding.ndim != 2:
             raise ValueError(f"{len(entries)} images, embeddings {embedding.shape}")
         return Index(about["folder"], about["fingerprint"], entries, embedding)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no index {path}; `vilem index` makes one") from None
     except OSError as error:

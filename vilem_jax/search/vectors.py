@@ -21,11 +21,11 @@ import safetensors.numpy
 
 from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason, write_bytes
+from vilem_jax.files import check_format_version, reason, write_bytes
 from vilem_jax.search.index import Index, load_index
 
-FORMAT = 1
-PLAN, MANIFEST, BROKEN = "plan.json", "manifest.json", "corrupt.jsonl"
+FORMAT_VERSION = 1
+PLAN, MANIFEST, CORRUPT = "plan.json", "manifest.json", "corrupt.jsonl"
 _KINDS = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I64": np.int64}
 
 
@@ -104,12 +104,15 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """FOLDER/plan.json; a UserError where it is none."""
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        if plan["format"] != FORMAT:
-            raise ValueError(f"format {plan['format']}")
+        version = plan.get("format_version")
+        rebuild = "rebuild it with `vilem embed` in a new folder"
+        check_format_version(version, FORMAT_VERSION, folder, rebuild)
         for key, kind in (("shards", int), ("fingerprint", str), ("root", str)):
             if not isinstance(plan[key], kind):
                 raise ValueError(key)
         return plan
+    except UserError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"there are no embeddings in {folder}, for it has no {PLAN}; `vilem embed` "
@@ -117,7 +120,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise UserError(f"{folder / PLAN} cannot be read: {reason(error)}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError) as error:
         raise UserError(
             f"{folder / PLAN} is not a plan that `vilem embed` wrote, or not a whole "
             "one: name another folder"

@@ -1,6 +1,6 @@
 """A whole ViLEM as one folder that `vilem_jax.load` and `--model` take.
 
-config.json            the frozen config, shapes complete
+config.json            format_version, and the frozen config, shapes complete
 model.safetensors      the parameters by dotted names, "text.layers.0.norm.scale"
 momentum.safetensors   their moving average, where it was kept
 queues.safetensors     image_queue and text_queue [Q, E], newest first, where kept
@@ -22,9 +22,11 @@ from vilem_jax.config.freeze import freeze, to_dict
 from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
+from vilem_jax.files import check_format_version
 from vilem_jax.models.vilem import ViLEM
 from vilem_jax.weights import folders, tables
 
+FORMAT_VERSION = 1  # of the whole folder, in config.json
 CARD = "README.md"
 MOMENTUM, QUEUES = "momentum.safetensors", "queues.safetensors"
 QUEUE_NAMES = ("image_queue", "text_queue")
@@ -106,7 +108,8 @@ def write_model_folder(
             safetensors.numpy.save_file(tensors, new / name, header)
         tokenizer.save(new)
         (new / CARD).write_text(card, encoding="utf-8")
-        text = json.dumps(to_dict(config), indent=2)
+        settings = {"format_version": FORMAT_VERSION, **to_dict(config)}
+        text = json.dumps(settings, indent=2)
         (new / folders.CONFIG).write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -115,10 +118,11 @@ def read_model_folder(name: str | Path) -> StoredModel:
 
     Raises:
       UserError: no such folder or repository, not a model folder, a file that is cut
-        short, tensors or a vocabulary that are not the config's.
+        short, another format version, tensors or a vocabulary that do not fit the
+        config.
     """
     folder = folders.read_folder(name, also=(MOMENTUM, QUEUES))
-    config = _read_config(folder)
+    config = read_config(folder)
     files = folders.open_tensors(folder)
     params = _read_params(files, config.model)
     _check_tokenizer(folder, config)
@@ -163,7 +167,8 @@ def _is_ours(settings: Mapping) -> bool:
     return all(name in settings for name in _SECTIONS)
 
 
-def _read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> Config:
+    """The config in a model folder; errors as of `read_model_folder`."""
     settings = folders.read_config(folder)
     file = folder / folders.CONFIG
     if "model_type" in settings and not _is_ours(settings):
@@ -178,6 +183,9 @@ def _read_config(folder: Path) -> Config:
             f"{next(name for name in _SECTIONS if name not in settings)!r}; give a "
             "folder that `vilem weights export` wrote"
         )
+    version = settings.pop("format_version", None)
+    rebuild = "write it again with `vilem weights export --format=vilem` or `import`"
+    check_format_version(version, FORMAT_VERSION, folder, rebuild)
     try:
         config = freeze(settings)
     except UserError as error:
