@@ -10,9 +10,9 @@ from vilem_jax.cli.options import (
     EMBEDDED,
     add_model,
     count,
+    named_source,
     open_model,
     refuse_options,
-    source_config,
 )
 from vilem_jax.config.sources import SOURCE_KINDS
 from vilem_jax.errors import UserError
@@ -176,8 +176,15 @@ def _open(options: argparse.Namespace) -> "Source | FolderImages":
         names = ("images", "split", "num_images")
         refuse_options(options, names, "has no meaning for a folder")
         return FolderImages(path)
-    options = argparse.Namespace(**vars(options), data=path, seed=0)
-    return open_source(source_config(options))
+    return open_source(
+        named_source(
+            path,
+            kind,
+            split=options.split,
+            images=options.images,
+            num_images=options.num_images,
+        )
+    )
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -46,7 +46,6 @@ def find_origin(name: str) -> Path:
                 f"(config.model.text.start_from={Path(name) / 'editor'})"
             )
         return folder
-
     if folder.is_dir() and not model_folder.is_model_folder(folder):
         raise UserError(
             f"{name} (config.model.start_from) is neither the work directory of a run "
