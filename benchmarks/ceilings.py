@@ -1,4 +1,4 @@
-"""What a matrix product and a copy reach here (G0): what a figure stands beside."""
+"""Speed of a matrix product and a copy on this machine (G0), to compare with."""
 
 import time
 from collections.abc import Callable
@@ -9,17 +9,17 @@ LABELS = {"matmul_tflops": "matmul, TFLOP/s", "copy_tb_s": "copy, TB/s"}
 
 
 def spreads(rounds: list[dict]) -> dict[str, dict]:
-    """Of rounds that hold `of_jax`'s or `of_torch`'s metrics among theirs."""
+    """Of rounds that contain the metrics of `of_jax` or `of_torch`."""
     return {name: reporting.spread([each[name] for each in rounds]) for name in LABELS}
 
 
 def rows(found: dict[str, dict]) -> list[list[str]]:
-    """What `spreads` found, as rows of a table."""
+    """The result of `spreads` as rows of a table."""
     return [[LABELS[name], reporting.cell(each)] for name, each in found.items()]
 
 
 def of_jax(options, dtype: str) -> dict[str, float]:
-    """By the names of `LABELS`; `options` of `shapes.add_options`."""
+    """Metrics by the names of `LABELS`; `options` of `shapes.add_options`."""
     import jax
     import jax.numpy as jnp
 
@@ -67,7 +67,7 @@ def _metrics(side: int, product: float, size: int, copy: float) -> dict[str, flo
 
 
 def _best_seconds(once: Callable[[], object]) -> float:
-    """Of five, the best."""
+    """The best of five."""
     once()
     seconds = []
     for _ in range(5):

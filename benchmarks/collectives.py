@@ -2,9 +2,9 @@
 
     python benchmarks/collectives.py --out=results
 
-Eight pretended processors of this machine; the program is read, not run. By default
-the shape of `tests/tiny.py`'s model; --config takes any config, such as pretrain_cc4m,
-whose three programs take minutes each.
+Eight simulated CPU devices of this machine; the program is analysed, not run. By
+default the model has the shape of `tests/tiny.py`; --config takes any config, such as
+pretrain_cc4m, whose three programs take minutes each.
 """
 
 import os
@@ -17,7 +17,9 @@ NUM_DEVICES = 8
 def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--config", default="", help="the tiny model by default")
-    parser.add_argument("--pairs", type=int, default=4, help="a device and microbatch")
+    parser.add_argument(
+        "--pairs", type=int, default=4, help="a device and microbatch"
+    )
     options = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
@@ -30,7 +32,7 @@ def main() -> None:
 
     metrics = {"machine": reporting.machine("jax", "jaxlib", "flax"), "programs": []}
     for num_devices, num_microbatches in ((1, 1), (NUM_DEVICES, 1), (NUM_DEVICES, 4)):
-        # One batch for all that are compared: keys and queue count in the work too.
+        # One batch for all programs: keys and queue are part of the work too.
         config = settings(options, num_microbatches)
         step = compile_step(config, jax.devices()[:num_devices])
         trained = 4 * memory.parameters(config)["trained"]
@@ -98,7 +100,7 @@ def tables(programs: list[dict]) -> str:
         )
     goals = (
         "Goals: work at most 1.03; all-reduce / gradients about 1 with any number of "
-        "microbatches; of all-gathers the keys alone."
+        "microbatches; all-gathers are the keys alone."
     )
     text = f"{reporting.markdown(head, rows)}\n\n{goals}"
     for one in programs[1:]:

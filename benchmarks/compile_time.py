@@ -2,7 +2,7 @@
 
     JAX_PLATFORMS=cpu python benchmarks/compile_time.py --out=results
 
-Each is a process of its own with one cache folder between them; on a GPU or TPU, drop
+Each runs in a separate process; both share one cache folder. On a GPU or TPU, drop
 JAX_PLATFORMS. Reported, never asserted.
 """
 
@@ -18,7 +18,7 @@ import reporting
 def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--config", default="pretrain_cc4m")
-    parser.add_argument("--pairs", type=int, default=2, help="a step")
+    parser.add_argument("--pairs", type=int, default=2, help="per step")
     parser.add_argument("--cache", help="used by the processes that this one starts")
     options = parser.parse_args()
     if options.cache:

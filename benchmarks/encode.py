@@ -1,19 +1,20 @@
-"""Images and texts encoded a second, against Hugging Face's eager torch (G5).
+"""Images and texts encoded per second, against Hugging Face's eager torch (G5).
 
     python benchmarks/encode.py [--shape=small --batch=8 --texts=32] [--out=FOLDER]
     python benchmarks/encode.py --shape=paper --device=cuda --attention=cudnn \
         --batch=256 --texts=1024 --matmul=8192 --out=FOLDER
 
-Ours are the project's `Encoder` programs with random weights: uint8 pixels or tokens,
-already on the device, to unit rows, [CLS] alone in the last layer. The peer's are
-ViTModel and BertModel of the same shape without pooler, not compiled, with SDPA: pixels
-normalised already, in the same dtype, to hidden states; so it has less to do at both
-ends, and computes the last layer of all patches. Two processes, a system each, take
-turns. The rows "from memory" are ours alone: `encode_pixels` and `encode_tokens`, with
-the copies to and from the device. On CPU float32, on CUDA bfloat16.
+Ours are the project's `Encoder` programs with random weights: from uint8 pixels or
+tokens, already on the device, to unit rows, with [CLS] alone in the last layer. The
+peer's are ViTModel and BertModel of the same shape without pooler, not compiled, with
+SDPA: from normalised pixels in the same dtype to hidden states. So the peer has less to
+do at both ends, and computes the last layer of all patches. Two processes, one per
+system, take turns. The rows "from memory" are ours alone: `encode_pixels` and
+`encode_tokens`, with the copies to and from the device. float32 on a CPU, bfloat16 on
+CUDA.
 
-Without transformers, or where torch does not see the CUDA that is asked for, the peer
-is left out.
+Without transformers, or if torch does not see the requested CUDA device, the peer is
+left out.
 """
 
 import importlib.util
@@ -96,7 +97,7 @@ def time_system(make: Callable, options) -> None:
 
 
 def make_ours(options) -> tuple[dict, dict, Callable]:
-    """About it; what is timed as {name: (function, rows)}; what finds the ceilings."""
+    """Description, {name: (function to time, rows)}, function of the ceilings."""
     import jax
 
     shapes.use_device(options.device)

@@ -8,21 +8,21 @@
 
 The evaluation is the project's, with random weights: `encode_pixels` of uint8 pixels in
 memory, `encode_tokens` of tokens, `retrieval_metrics` to recall both ways. Reading,
-decoding and tokenising are left out, and compiling; copies to and from the device are
-in.
+decoding, tokenising and compiling are left out; copies to and from the device are
+included.
 
-Re-ranking, as ALBEF does it: for each query its k best candidates go through the upper
-half of BERT's layers with cross-attention on all of an image's tokens (reranker.py).
-Timed are --queries queries in a turn, one after the other, from a text's hidden states
-and candidates' numbers on the device to k scores on the host, mean per query.
-"recomputed": keys and values anew for each pair, as ALBEF does; "cached": gathered from
-a cache on the device, whose making is not counted. Candidates are drawn from a pool of
---pool images.
+Re-ranking as in ALBEF: for each query its k best candidates pass the upper half of
+BERT's layers with cross-attention on all tokens of an image (reranker.py). A turn times
+--queries queries, one after the other, from a text's hidden states and candidates'
+indices on the device to k scores on the host; the result is the mean per query.
+"recomputed": keys and values are computed again for each pair, as in ALBEF; "cached":
+they are gathered from a cache on the device, whose creation is not counted. Candidates
+are sampled from a pool of --pool images.
 
-The ratio is the re-ranking of one query over the whole evaluation divided by its
-queries, images and captions. What the re-ranker's own towers and its first ranking
-cost is not counted, which is in its favour. All take turns; on CPU float32, on CUDA
-bfloat16.
+The ratio is the time of re-ranking one query over that of the whole evaluation divided
+by its queries, images and captions. The cost of the re-ranker's towers and of its first
+ranking is not counted, which favours it. All take turns; float32 on a CPU, bfloat16 on
+CUDA.
 """
 
 import time
@@ -85,7 +85,7 @@ def parse():
 
 
 class Evaluation:
-    """Images and captions in memory, and what encodes and ranks them."""
+    """Images and captions in memory, and the functions that encode and rank them."""
 
     def __init__(self, config, options):
         self._encoder = shapes.make_encoder(config, batch_size=options.batch)
@@ -114,7 +114,7 @@ class Evaluation:
 
 
 def make_rerankings(config, options) -> dict:
-    """{name: what re-ranks --queries queries and gives the seconds of one}."""
+    """{name: function that re-ranks --queries queries, returns seconds of one}."""
     import jax.numpy as jnp
     from reranker import make_reranker
 
@@ -130,8 +130,8 @@ def make_rerankings(config, options) -> dict:
             np.asarray(rank(reranker.text, drawn[0]), np.float32)  # compiles
             for rank in (reranker.recomputed, reranker.cached)
         ]
-        # One model twice. Random weights tell images apart by 1e-4 alone: bfloat16,
-        # whose steps are larger, would show nothing.
+        # One model twice. With random weights, scores of images differ by 1e-4 only:
+        # bfloat16, whose resolution is coarser, would show nothing.
         if config.compute.dtype == "float32":
             np.testing.assert_allclose(*scores, rtol=1e-5)
         for name in ("recomputed", "cached"):

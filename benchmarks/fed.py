@@ -1,17 +1,17 @@
-"""Training fed by the loader against batches that lie on the device already (G8).
+"""Training fed by the loader against batches that are on the device already (G8).
 
     python benchmarks/fed.py [--shape=small --batch=4 --workers=0] [--out=FOLDER]
     python benchmarks/fed.py --shape=paper --device=cuda --attention=cudnn \
         --batch=512 --workers=14 --images=4096 --steps=10 --matmul=8192 --out=FOLDER
 
-The same compiled step and the same loop as a run's, which waits for the device one step
-late. Fed: JPEGs of 384 x 288, as `vilem data prepare` leaves them, drawn and written to
+The same compiled step and the same loop as in a run, which waits for the device one
+step late. Fed: JPEGs of 384 x 288, as `vilem data prepare` writes them, generated into
 a folder (so from the page cache), cropped, tokenised and copied to the device by
-`train_batches` and `put_batch`. On the device: one such batch again and again. They
-take turns; the first steps of a turn are not timed, so that what was read ahead while
-the other ran does not count. Augmentation, dropout and editing are on, as in training.
+`train_batches` and `put_batch`. On the device: the same batch in every step. They take
+turns; the first steps of a turn are not timed, so that batches prefetched while the
+other ran do not count. Augmentation, dropout and editing are on, as in training.
 
-On a CPU both share the cores, so that the loader's work itself is in the ratio.
+On a CPU both share the cores, so the ratio includes the work of the loader.
 
 Not shown: disks and networks, logging, checkpoints.
 """
@@ -63,7 +63,7 @@ def parse():
 
 
 def measure(data: Path, options) -> dict:
-    """Seconds a step of both by round; what the loader gives alone; the ceiling."""
+    """Seconds per step of both by round; the loader alone; the ceiling."""
     from vilem_jax.data.tokenizer import Tokenizer
     from vilem_jax.distributed.mesh import one_device, put_batch
 
@@ -80,9 +80,9 @@ def measure(data: Path, options) -> dict:
     with open_batches(data, tokenizer, config, options) as reader:
         fed = (put_batch(batch, layout.mesh) for batch in reader)
         there = itertools.repeat(next(fed))
-        # Past what is read ahead, or a turn would be timed on batches that lay ready;
-        # Grain's own queues hold about as many again.
-        ahead = 2 + 2 * reading_ahead(options)
+        # Skip the prefetched batches, or a turn would be timed on batches that were
+        # ready; Grain's queues hold about as many again.
+        ahead = 2 + 2 * num_prefetched(options)
         run.steps(there, 3)  # compiles
         for _ in range(options.rounds):
             one = {}
@@ -98,8 +98,8 @@ def measure(data: Path, options) -> dict:
     return found
 
 
-def reading_ahead(options) -> int:
-    """Batches on their way: two a worker, as many as the config's default without."""
+def num_prefetched(options) -> int:
+    """Prefetched batches: two per worker; without workers the config's default."""
     return max(2, 2 * options.workers)
 
 
@@ -113,7 +113,7 @@ def open_batches(data: Path, tokenizer, config, options):
         train=(source,),
         text_length=config.data.text_length,
         num_workers=options.workers,
-        prefetch=reading_ahead(options),
+        prefetch=num_prefetched(options),
     )
     return train_batches(
         open_corpus(settings),

@@ -2,9 +2,9 @@
 
     JAX_PLATFORMS=cpu python benchmarks/flops.py --out=results
 
-Counts matrix products in the program XLA makes of the paper's step for a CPU: ViT-B/16
-at 256 pixels, BERT-base, K = 5, 30 tokens, one microbatch. Nothing is run. A minute or
-two for each of the two programs.
+Counts matrix products in the paper's step compiled by XLA for a CPU: ViT-B/16 at 256
+pixels, BERT-base, K = 5, 30 tokens, one microbatch. Nothing is run. One or two minutes
+for each of the two programs.
 """
 
 import reporting
@@ -19,7 +19,7 @@ OFF = [
 def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--config", default="pretrain_cc4m")
-    parser.add_argument("--pairs", type=int, default=2, help="a step; 1 to 4")
+    parser.add_argument("--pairs", type=int, default=2, help="per step; 1 to 4")
     options = parser.parse_args()
     import jax
 

@@ -11,7 +11,7 @@ from PIL import Image
 from vilem_jax.data.tokenizer import train_vocabulary
 
 WORDS = ("a", "red", "small", "old", "dog", "cat", "house", "on", "under", "two")
-PRE_RESIZED = (384, 288)  # what `vilem data prepare` leaves of 500 x 375
+PRE_RESIZED = (384, 288)  # 500 x 375 after `vilem data prepare`
 
 
 def write_pairs(folder: Path, side: tuple[int, int], count: int) -> Path:

@@ -3,16 +3,16 @@
     python benchmarks/loader.py [--images=256 --batch=64 --rounds=5] [--out=FOLDER]
 
 Images and captions become batches of 256 x 256 uint8 crops (RandomResizedCrop, 0.2 to
-1 of the area, antialiased bicubic) and 30 tokens. All systems run on one core, their
-one worker process and what collects its batches, and take turns; each turn is a fresh
-iterator, whose first batches are not timed. Images are drawn: coloured noise with the
-spectrum of photographs, as JPEG of quality 90, 500 x 375 and with a shorter side of
-288, which is what `vilem data prepare` leaves. The files stay in the page cache.
+1 of the area, antialiased bicubic) and 30 tokens. All systems run on one core, with one
+worker process and the process that collects its batches, and take turns; each turn is a
+fresh iterator, whose first batches are not timed. Images are synthetic: coloured noise
+with the spectrum of photographs, as JPEG of quality 90, 500 x 375 and with a shorter
+side of 288, as `vilem data prepare` writes them. The files stay in the page cache.
 
 The rows "to float" also do what most recipes do in the worker: pixels to float32,
 channels first, normalised; here that is the accelerator's work.
 
-Not shown: disks and networks, and how loaders scale past one core but for --workers.
+Not shown: disks and networks, and scaling past one core except by --workers.
 """
 
 import io
@@ -76,7 +76,7 @@ def _options():
 
 
 def _systems(data: Path, options, *, workers: int) -> dict[str, Callable]:
-    """name -> what opens a fresh endless iterator of batches and closes it."""
+    """name -> context manager of a fresh endless iterator of batches."""
     import loader_peers
 
     tokenizer = Tokenizer(data / "words")
@@ -110,7 +110,7 @@ def _ours(source, tokenizer, options, workers: int):
 
 
 def crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """The peers': what torchvision's RandomResizedCrop does, by Pillow."""
+    """The peers' crop: torchvision's RandomResizedCrop by Pillow."""
     box = crop_box(*image.size, SCALE, rng)
     part = image.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.asarray(part)
@@ -133,7 +133,7 @@ def _compare(systems: dict[str, Callable], options) -> dict:
 def _images_a_second(system: Callable, options) -> float:
     batches = system()
     try:
-        _take(batches, 3)  # what was read ahead while nobody timed
+        _take(batches, 3)  # prefetched before the timer started
         start = time.perf_counter()
         _take(batches, options.batches)
         return options.batches * options.batch / (time.perf_counter() - start)

@@ -14,7 +14,7 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 
 class Peers:
-    """Opens either on the data that the benchmark made."""
+    """Opens either loader on the data of the benchmark."""
 
     def __init__(self, data: Path, tokenizer, batch: int, workers: int, crop: Callable):
         self._data, self._tokenizer, self._crop = data, tokenizer, crop
@@ -87,7 +87,7 @@ class Pairs(torch.utils.data.Dataset):
 
 
 class Endless:
-    """Epoch after epoch; `close` ends the workers."""
+    """Repeats epochs; `close` ends the workers."""
 
     def __init__(self, loader):
         self._loader = loader

@@ -1,6 +1,6 @@
-"""What the benchmarks here share: the machine in words, tables, JSON and Markdown.
+"""Shared by the benchmarks: the description of the machine, tables, JSON, Markdown.
 
-A benchmark prints a table and, with --out=FOLDER, leaves FOLDER/NAME.json and NAME.md.
+A benchmark prints a table and, with --out=FOLDER, writes FOLDER/NAME.json and NAME.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def arguments(doc: str) -> argparse.ArgumentParser:
 
 
 def machine(*packages: str) -> dict:
-    """What the metrics come from; versions of Python and of `packages`."""
+    """The machine of the metrics; versions of Python and of `packages`."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -53,13 +53,13 @@ def cell(spread: dict[str, float], digits: int = 3) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; the first column to the left, the others to the right."""
+    """A table; the first column left-aligned, the others right-aligned."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
 def write(name: str, out: str | None, metrics: dict, text: str) -> None:
-    """Prints `text`; with `out` writes both files, the command and machine in them."""
+    """Prints `text`; with `out` writes both files, with command and machine."""
     script = Path(sys.argv[0]).name
     command = shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])
     print(text)

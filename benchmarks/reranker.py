@@ -1,9 +1,9 @@
-"""A cross-encoder that re-ranks as ALBEF's evaluation does: what evaluate.py measures.
+"""A cross-encoder that re-ranks as in ALBEF's evaluation; evaluate.py times it.
 
-A measuring device with random weights, and no part of the package: the upper half of
+For timing alone, with random weights, and not part of the package: the upper half of
 BERT's layers, each with cross-attention on all tokens of the image, and a head that
-says whether image and text belong together. A query is a text with k images; from
-images to texts the work of a pair is the same.
+classifies whether image and text match. A query is a text with k images; from images
+to texts the work of a pair is the same.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from vilem_jax.models.text import TextLayer
 
 
 class Fusion(nnx.Module):
-    """The fusing layers and the head of matching."""
+    """The fusion layers and the matching head."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         text, compute = config.model.text, config.compute
@@ -72,7 +72,7 @@ class Reranker:
 
     recomputed: Callable[[jax.Array, jax.Array], jax.Array]  # text, candidates -> [k]
     cached: Callable[[jax.Array, jax.Array], jax.Array]
-    text: jax.Array  # [L, W], what the lower layers made of a caption
+    text: jax.Array  # [L, W], a caption after the lower layers
 
 
 def make_reranker(config: Config, pool: int) -> Reranker:

@@ -3,13 +3,13 @@
     python benchmarks/search.py [--queries=5000 --rows=25000 --width=256 --top=10]
         [--rounds=7] [--out=FOLDER]
 
-Every round times each way once, so that all see the same machine; the ratio is taken
-within a round. Each is a process of its own: the threads of NumPy go on spinning for a
-tenth of a second when they have nothing to do, and beside them JAX gets half of two
-cores. Needs faiss: pip install '.[search]'. Both find the same rows, or the benchmark
-says how many differ. Two more rows say what the machine gives: the scores and their
-maxima alone by JAX, one product after the other, and the scores alone by NumPy. On a
-GPU faiss-cpu remains on the CPU: the ratio then compares machines, those rows count.
+Every round times each method once, so that all run on the same machine state; the ratio
+is taken within a round. Each method is a separate process: NumPy's threads spin for a
+tenth of a second after their work, and beside them JAX gets half of two cores. Needs
+faiss: pip install '.[search]'. Both find the same rows, or the benchmark reports how
+many differ. Two more rows show the limits of the machine: the scores and their maxima
+alone by JAX, one product after the other, and the scores alone by NumPy. On a GPU
+faiss-cpu stays on the CPU: the ratio then compares machines; read those two rows.
 """
 
 import sys
@@ -58,10 +58,10 @@ def _options():
         ("seed", 0),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=str(value))
-    parser.add_argument("--serve", choices=WAYS, help="be one of the processes")
+    parser.add_argument("--serve", choices=WAYS, help="run one of the processes")
     options = parser.parse_args()
     if options.rounds < 5:
-        parser.error("--rounds: a median wants 5 or more")
+        parser.error("--rounds: a median needs 5 or more")
     return options
 
 
@@ -86,7 +86,7 @@ def _unit(rng, count: int, width: int) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-# ---- the ways: queries, rows, top -> what is told of it, what is timed ----
+# ---- the methods: queries, rows, top -> description, function to time ----
 
 
 def _ours(queries, rows, top: int) -> tuple[dict, Callable]:
@@ -112,7 +112,7 @@ def _faiss(queries, rows, top: int) -> tuple[dict, Callable]:
 
 
 def _jax_scores(queries, rows, top: int) -> tuple[dict, Callable]:
-    """All scores in the chunks of the search, of which only the largest is kept."""
+    """All scores in the chunks of the search; only the largest is kept."""
     import jax
     import jax.numpy as jnp
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# In the words of the PyTorch peer, which has the same ones (`step.py` checks it).
+# By the PyTorch peer's names; it has the same shapes (`step.py` checks that).
 SHAPES = {
     "paper": dict(
         image=256, patch=16, width=768, heads=12, vision=12, text=12, proofread=6,
@@ -12,7 +12,7 @@ SHAPES = {
         image=128, patch=16, width=384, heads=6, vision=6, text=6, proofread=3,
         vocab=30522, length=24, edits=4, queue=4096, embed=256,
     ),
-    # For trying a benchmark out; its metrics mean nothing.
+    # To try a benchmark; its metrics mean nothing.
     "case": dict(
         image=32, patch=8, width=32, heads=4, vision=7, text=5, proofread=4,
         vocab=97, length=12, edits=3, queue=10, embed=16,
@@ -21,7 +21,7 @@ SHAPES = {
 
 
 def add_options(parser, *, batch: int) -> None:
-    """What every benchmark of a model asks."""
+    """The options of every benchmark of a model."""
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=batch)
@@ -36,7 +36,7 @@ def add_options(parser, *, batch: int) -> None:
 
 
 def use_device(name: str) -> None:
-    """Lets JAX see nothing but `name`; before its first use."""
+    """Restricts JAX to `name`; call it before JAX is first used."""
     import jax
 
     jax.config.update("jax_platforms", name)
@@ -60,7 +60,7 @@ def make_config(
             "augment": {"flip_rate": 0.0, "num_ops": 0} if is_plain else {},
             "data": {"text_length": shape["length"]},
             "model": _model(shape, image_size or shape["image"], is_plain),
-            # Every caption has more words than positions: all positions are edited.
+            # Every caption has more tokens than K: all K positions are edited.
             "editor": {"edit_rate": 1.0, "max_edits": shape["edits"]},
             "loss": {"queue_length": shape["queue"]},
             "train": {"batch_size": options.batch, "num_microbatches": microbatches},

@@ -2,10 +2,10 @@
 
     JAX_PLATFORMS=cpu python benchmarks/steady.py [--steps=10000] [--out=FOLDER]
 
-The train step of the tests' tiny model as training runs it: jitted once, its state
-donated, a new host batch put on the device each time, metrics read one step late.
-Compilations are those that JAX reports of the whole process; memory is what the kernel
-counts as resident (Linux). The goal is no compilation and level memory.
+The train step of the tests' tiny model as in training: jitted once, its state donated,
+a new host batch copied to the device each time, metrics read one step late.
+Compilations are those that JAX reports for the whole process; memory is the resident
+set of the kernel (Linux). The goal is no compilation and constant memory.
 """
 
 import os
@@ -18,13 +18,13 @@ import reporting
 from tests import tiny
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-NUM_BATCHES = 16  # different ones, again and again
+NUM_BATCHES = 16  # different batches, repeated
 
 
 def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--steps", type=int, default=10000)
-    parser.add_argument("--every", type=int, default=500, help="steps a row")
+    parser.add_argument("--every", type=int, default=500, help="steps per row")
     options = parser.parse_args()
     if options.steps < 3:
         parser.error("--steps: compilations are counted after the second one")
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def run(num_steps: int, every: int) -> list[dict]:
-    """A record every so many steps, and at the end."""
+    """A record every few steps, and at the end."""
     compiled = count_compilations()
     config = tiny.tiny_config()
     runner = tiny.Runner(config)
@@ -52,7 +52,7 @@ def run(num_steps: int, every: int) -> list[dict]:
     for step in range(1, num_steps + 1):
         state, metrics = runner.step(state, batches[step % NUM_BATCHES])
         if before is not None:
-            jax.device_get(before)  # as a run waits: one step late
+            jax.device_get(before)  # one step late, as in a run
         before = metrics
         if step == 2:
             after_two = len(compiled)
@@ -71,7 +71,7 @@ def run(num_steps: int, every: int) -> list[dict]:
 
 
 def count_compilations() -> list[float]:
-    """Seconds of each compilation from now on; the list grows."""
+    """Seconds of each compilation after this call; the list grows."""
     seconds: list[float] = []
 
     def listen(event: str, duration: float, **_) -> None:

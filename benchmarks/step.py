@@ -5,13 +5,14 @@
     python benchmarks/step.py --against=deterministic [...]
 
 Editor, momentum towers, all losses, AdamW and queues, without dropout and augmentation,
-which the peer has not. Two processes, one a system; each in its turn takes the same
-number of steps, A/B/A/B, while the other sleeps, and then multiplies matrices
-and copies an array: its ceilings of that round. So every ratio compares neighbours in
-time. On CPU float32; on CUDA bfloat16, where --microbatches and --attention are ours
-alone. "Share of its own matmul" is by the work of a step without exact savings.
+which the peer does not have. Two processes, one per system, take turns (A/B/A/B): each
+takes the same number of steps while the other sleeps, and then multiplies matrices and
+copies an array, which are its ceilings of that round. So every ratio compares
+neighbours in time. float32 on a CPU; bfloat16 on CUDA, where --microbatches and
+--attention apply to ours alone. "Share of its own matmul" uses the work of a step
+without exact savings.
 
-With --against=deterministic (G4) the other system is ours again, compiled with
+With --against=deterministic (G4) the other system is ours, compiled with
 --xla_gpu_deterministic_ops=true, which changes nothing on a CPU.
 
 Not shown: reading images (loader.py, fed.py), dropout, several devices.
@@ -96,12 +97,12 @@ def summary(rounds: list[dict], batch: int, other: str, about: dict) -> dict:
             **ceilings.spreads([each[name] for each in rounds]),
         }
     ratios = [each[other]["step"] / each["ours"]["step"] for each in rounds]
-    # Pairs/s over one's own matmul ceiling, ours over the other's.
+    # Pairs/s over the system's matmul ceiling, ours over the other's.
     own = [
         ratio * each[other]["matmul_tflops"] / each["ours"]["matmul_tflops"]
         for ratio, each in zip(ratios, rounds, strict=True)
     ]
-    # Of the matrix product beside it, by the work of a step without exact savings.
+    # Of the matrix product of that round; work of a step without exact savings.
     gflop = batch * about["gflop_a_pair"]
     share = [
         gflop / 1e3 / each["ours"]["step"] / each["ours"]["matmul_tflops"]

@@ -1,4 +1,4 @@
-"""The systems that `step.py` times, a function of the options each -> `System`."""
+"""The systems that `step.py` times; each is a function of the options -> `System`."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ import shapes
 @dataclass(frozen=True)
 class System:
     about: dict
-    steps: Callable[[int], float]  # takes so many steps, seconds
+    steps: Callable[[int], float]  # takes N steps, returns seconds
     ceilings: Callable[[], dict[str, float]]  # by the names of `ceilings.LABELS`
 
 

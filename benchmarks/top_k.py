@@ -1,14 +1,13 @@
-"""The editor's candidates: the 20 likeliest of 30,522 words at each edited place.
+"""The editor's candidates: the 20 likeliest of 30,522 tokens at each edited position.
 
-    python benchmarks/top_k.py [--positions=256 --words=30522 --candidates=20]
+    python benchmarks/top_k.py [--positions=256 --tokens=30522 --candidates=20]
         [--rounds=7] [--out=FOLDER]
 
-A step of 2,048 pairs with 5 edits and 30 tokens asks at 10,240 positions
-(--positions=10240).
-`lax.top_k` is what the step uses; the others are what could replace it: 16 candidates,
-blocks (the best lie in the blocks of the best maxima, so two short searches), and the
-largest taken away so many times. All ways take turns. All find the same candidates, or
-the benchmark stops.
+A step of 2,048 pairs with 5 edits and 30 tokens has 10,240 positions
+(--positions=10240). The step uses `lax.top_k`; the others could replace it: 16
+candidates, blocks (the best are in the blocks of the best maxima, so two short
+searches), and the largest removed N times. All methods take turns. All find the same
+candidates, or the benchmark stops.
 """
 
 import sys
@@ -27,12 +26,12 @@ IN_USE = "lax.top_k"
 def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--positions", type=int, default=256)
-    parser.add_argument("--words", type=int, default=30522)
+    parser.add_argument("--tokens", type=int, default=30522)
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     key = jax.random.key(0)
-    logits = jax.random.normal(key, (options.positions, options.words))
+    logits = jax.random.normal(key, (options.positions, options.tokens))
     ways = {
         IN_USE: partial(jax.lax.top_k, k=options.candidates),
         "lax.top_k of 16": partial(jax.lax.top_k, k=16),
@@ -53,7 +52,7 @@ def main() -> None:
     metrics = {
         "machine": reporting.machine("jax", "jaxlib"),
         "device": jax.devices()[0].device_kind,
-        "shape": [options.positions, options.words, options.candidates],
+        "shape": [options.positions, options.tokens, options.candidates],
         "seconds": found,
         "speed_over_top_k": ratios,
         "rounds": rounds,
@@ -74,7 +73,7 @@ def in_blocks(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def one_by_one(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """The same by k maxima, each taken away before the next."""
+    """The same by k maxima, each removed before the next."""
     rows = jnp.arange(len(logits))
 
     def take(rest, _):
@@ -86,7 +85,7 @@ def one_by_one(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def check(ways: dict, logits: jax.Array) -> None:
-    """Compiles each way, and ends the program where one finds other candidates."""
+    """Compiles each method, and exits if one finds other candidates."""
     expected = np.asarray(ways[IN_USE](logits)[1])
     for name, way in ways.items():
         found = np.asarray(way(logits)[1])
@@ -101,7 +100,7 @@ def seconds(way, logits: jax.Array) -> float:
 
 
 def page(metrics: dict) -> str:
-    positions, words, candidates = metrics["shape"]
+    positions, tokens, candidates = metrics["shape"]
     rows = [
         [
             name,
@@ -113,7 +112,7 @@ def page(metrics: dict) -> str:
     head = ["", "ms, median (range)", f"speed over {IN_USE}"]
     return "\n".join(
         [
-            f"{candidates} of {words} words at {positions} positions, float32, on "
+            f"{candidates} of {tokens} tokens at {positions} positions, float32, on "
             f"{metrics['device']}.",
             "",
             reporting.markdown(head, rows),

@@ -1,13 +1,13 @@
-"""The paper's step compiled for TPUs that are not here (C6).
+"""The paper's step compiled for TPUs that are not present (C6).
 
     JAX_PLATFORMS=cpu python benchmarks/tpu.py --out=results
 
-Needs libtpu (pip install 'vilem-jax[tpu]'), and minutes and gigabytes a topology. Each
-is compiled in a process of its own. Where 64 pairs a chip do not fit as they are,
-blocks are recomputed, then fewer pairs are tried.
+Needs libtpu (pip install 'vilem-jax[tpu]'), and minutes and gigabytes per topology.
+Each is compiled in a separate process. If 64 pairs per chip do not fit, blocks are
+recomputed, then fewer pairs are tried.
 
-The compiler is asked for its least effort: a run's own program (--effort=0) takes three
-to four times as long to compile, needs about as much memory and may gather more.
+The compiler runs at its least effort: the program of a real run (--effort=0) takes
+three to four times as long to compile, needs about as much memory and may gather more.
 """
 
 import json
@@ -23,7 +23,7 @@ TRIES = ((64, False), (64, True), (32, False), (32, True), (16, True))
 def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--config", default="pretrain_cc4m")
-    parser.add_argument("--topology", action="append", help="again for more")
+    parser.add_argument("--topology", action="append", help="repeat for more")
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--effort", type=float, default=-1.0, help="XLA's, -1 to 1")
     parser.add_argument("--one", help="used by the processes that this one starts")

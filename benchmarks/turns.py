@@ -1,6 +1,6 @@
 """Measuring in turns, so that every ratio compares neighbours in time.
 
-Each system wants the machine's threads or its memory for itself, so each is a process:
+Each system needs the machine's threads or its memory alone, so each is a process:
 `Child` asks, `serve` answers.
 """
 
@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 def in_turns(
     children: Mapping[str, "Child"], rounds: int, pause: float = 0.0
 ) -> list[dict]:
-    """Per round {name: what the child measured}; the others sleep meanwhile.
+    """Per round {name: the child's result}; the others sleep meanwhile.
 
     Args:
-      pause: seconds before each, in which the threads of the last come to rest.
+      pause: seconds before each, so that the threads of the last stop spinning.
     """
     found = []
     for _ in range(rounds):
@@ -37,11 +37,11 @@ def told(one_round: dict[str, dict]) -> str:
 
 
 class Child:
-    """This program again, with --serve=NAME: a process that measures when asked to."""
+    """This program with --serve=NAME: a process that measures on request."""
 
     def __init__(self, name: str, **environment: str):
         pipe = subprocess.PIPE
-        # Two processes share a GPU: neither may take its memory beforehand.
+        # Two processes share a GPU: neither may reserve its memory.
         shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self._process = subprocess.Popen(
             [sys.executable, *sys.argv, f"--serve={name}"],
@@ -58,11 +58,11 @@ class Child:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        sys.exit(f"the process that was asked to {what} ended")
+        sys.exit(f"the process for {what} ended")
 
 
 def serve(about: dict, measure: Callable[[], dict]) -> None:
-    """Answers a parent's `Child` until it is gone."""
+    """Answers the parent's `Child` until the parent exits."""
     for line in sys.stdin:
         answer = about if line.strip() == "about" else measure()
         print(json.dumps(answer), flush=True)

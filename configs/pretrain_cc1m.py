@@ -4,8 +4,9 @@
 
 The rows of Table 5 are the four switches (`--config.loss.local_detect=False` ...), of
 Table 6 `--config.model.num_proofread_layers=M`, of Table 7 `--config.model.levels=last`
-(D) and `--config.editor.sampling=vocabulary` (F). The paper does not say which million,
-nor batch and epochs of these runs: here the first million, and the main run's values.
+(D) and `--config.editor.sampling=vocabulary` (F). The paper does not name the million
+pairs, nor batch and epochs of these runs: here the first million, and the main run's
+values.
 
 Hardware: 32 A100 in the paper's main run.
 Expected result: Table 5, zero-shot on COCO. Not run here.
