@@ -17,9 +17,7 @@ NUM_DEVICES = 8
 def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--config", default="", help="the tiny model by default")
-    parser.add_argument(
-        "--pairs", type=int, default=4, help="a device and microbatch"
-    )
+    parser.add_argument("--pairs", type=int, default=4, help="a device and microbatch")
     options = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
