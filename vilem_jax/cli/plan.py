@@ -1,6 +1,7 @@
-"""`vilem plan`: what a run costs on a device, before it is rented."""
+"""`vilem plan`: FLOPs, memory and time of a run on a device, before it is rented."""
 
 import argparse
+from typing import Any
 
 from vilem_jax.cli.options import add_config
 from vilem_jax.config.files import load_config
@@ -18,8 +19,8 @@ def add_verbs(verbs) -> None:
     plan.add_argument(
         "--device",
         required=True,
-        help="h200, h100, a100 (a100-32: so many), v4-N, v5e-N, v5p-N, v6e-N as Google "
-        "names slices, a topology such as v5e:4x4, or cpu",
+        help="h200, h100, a100 (a100-32: 32 of them), v4-N, v5e-N, v5p-N, v6e-N as "
+        "Google names slices, a topology such as v5e:4x4, or cpu",
     )
     plan.add_argument(
         "--pairs",
@@ -29,133 +30,133 @@ def add_verbs(verbs) -> None:
     plan.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="compile the step and say what the compiler says, which takes minutes; "
-        "by default for TPUs, where libtpu is installed",
+        help="compile the step, which takes minutes, and report its memory, FLOPs and "
+        "collectives; by default for TPUs if libtpu is installed",
     )
     plan.add_argument("--out", help="JSON file with all metrics")
     plan.set_defaults(verb=_plan)
 
 
 def _plan(options: argparse.Namespace) -> None:
+    # Here, because they import JAX, which no other verb should wait for.
     from vilem_jax.files import check_writable, write_json
-    from vilem_jax.planning import devices
+    from vilem_jax.planning.compiled import has_libtpu
+    from vilem_jax.planning.devices import find_device
+    from vilem_jax.planning.plan import KNOWN_PAIRS, make_plan
 
-    device = devices.find_device(options.device)
+    device = find_device(options.device)
     config = load_config(options.config, options.overrides)
     if options.out:
         check_writable(options.out)
-    from vilem_jax.planning.compiled import has_libtpu
-    from vilem_jax.planning.plan import KNOWN_PAIRS, make_plan
-
     with_compiler = options.compile
     if with_compiler is None:
         with_compiler = device.is_tpu and has_libtpu()
-    plan = make_plan(
-        config,
-        device,
-        pairs=options.pairs or KNOWN_PAIRS.get(options.config),
-        with_compiler=with_compiler,
-    )
+    pairs = options.pairs or KNOWN_PAIRS.get(options.config)
+    plan = {"config": options.config, "overrides": dict(options.overrides)}
+    plan |= make_plan(config, device, pairs=pairs, with_compiler=with_compiler)
     if device.is_tpu and not with_compiler and options.compile is None:
         plan["notes"].append(
             "not compiled: libtpu is not installed, which compiles for TPUs on any "
             "Linux machine (pip install 'vilem-jax[tpu]')"
         )
-    plan = {"config": options.config, "overrides": dict(options.overrides), **plan}
     print(plan_tables(plan))
     if options.out:
         write_json(options.out, plan)
         print(f"\n{options.out}")
 
 
-def plan_tables(plan: dict) -> str:
-    """A plan for people: work, memory, what moves, prediction, the compiler's word."""
-    parts = [_head(plan), _work_table(plan), _memory_table(plan)]
-    if plan["collectives_a_step"]:
-        parts.append(_collectives_table(plan["collectives_a_step"]))
+def plan_tables(plan: dict[str, Any]) -> str:
+    """What `make_plan` found, for the terminal: a part for each of its keys."""
+    from vilem_jax.report.tables import format_table
+
+    work, held, compiled = plan["gflop_a_pair"], plan["bytes_a_chip"], plan["compiled"]
+    fit = f"\n{_fit(plan)}" if held["memory"] is not None else ""
+    parts = [
+        _head(plan),
+        format_table(["work, a pair", "GFLOP", "share"], _work_rows(work)),
+        format_table(["memory, a chip", "GB"], _memory_rows(held)) + fit,
+    ]
+    if moved := plan["collectives_a_step"]:
+        rows = [[m["kind"], m["what"], f"{m['bytes'] / 1e6:.1f}"] for m in moved]
+        head = ["between chips, a step", "what", "MB"]
+        parts.append(format_table(head, rows, left=(0, 1)))
     parts.append(_prediction(plan))
-    if plan["compiled"]:
-        parts.append(_compiled(plan["compiled"]))
-    parts += ["\n".join(f"note: {note}" for note in plan["notes"])]
-    return "\n\n".join(part for part in parts if part)
+    if compiled and not compiled["fits"]:
+        parts.append(f"compiled for {compiled['platform']}: {compiled['error']}")
+    elif compiled:
+        head = [f"compiled for {compiled['platform']}", ""]
+        parts.append(format_table(head, _compiled_rows(compiled)))
+        if moved := compiled["collectives"]:
+            head = ["collectives, a step", "times", "MB", "largest"]
+            parts.append(format_table(head, _collective_rows(moved), left=(0, 3)))
+    if plan["notes"]:
+        parts.append("\n".join(f"note: {note}" for note in plan["notes"]))
+    return "\n\n".join(parts)
 
 
-def _head(plan: dict) -> str:
-    device, batch = plan["device"], plan["batch_size"]
-    where = device["name"]
-    if device["topology"] and device["topology"] != where:
-        where += f" ({device['topology']})"
-    chips = device["num_chips"]
-    count = ", ".join(
-        f"{number / 1e6:.1f} M {name}" for name, number in plan["parameters"].items()
+def _head(plan: dict[str, Any]) -> str:
+    device, batch, number = plan["device"], plan["batch_size"], plan["num_microbatches"]
+    name, topology, chips = device["name"], device["topology"], device["num_chips"]
+    if topology not in ("", name):
+        name += f" ({topology})"
+    counts = ", ".join(
+        f"{n / 1e6:.1f} M {kind}" for kind, n in plan["parameters"].items()
     )
     return (
-        f"{plan['config']} on {where}: {chips} chip{'s' if chips > 1 else ''}\n"
-        f"parameters: {count}\n"
+        f"{plan['config']} on {name}: {chips} chip{'s' if chips > 1 else ''}\n"
+        f"parameters: {counts}\n"
         f"batch {batch:,}: {batch // chips:,} pairs a chip in "
-        f"{plan['num_microbatches']} microbatch"
-        f"{'es' if plan['num_microbatches'] > 1 else ''}"
+        f"{number} microbatch{'es' if number > 1 else ''}"
     )
 
 
-def _work_table(plan: dict) -> str:
-    from vilem_jax.report.tables import format_table
-
-    work = plan["gflop_a_pair"]
+def _work_rows(work: dict[str, Any]) -> list[list[str]]:
+    total, plain = work["sum"], work["without_savings"]
     rows = [
-        [name, f"{value:.2f}", f"{100 * value / work['sum']:.1f} %"]
-        for name, value in work["parts"].items()
+        [name, f"{g:.2f}", f"{100 * g / total:.1f} %"]
+        for name, g in work["parts"].items()
     ]
-    rows.append(["sum", f"{work['sum']:.1f}", ""])
-    rows.append(["with nothing saved", f"{work['without_savings']:.1f}", ""])
-    return format_table(["work, a pair", "GFLOP", "share"], rows)
+    return [
+        *rows,
+        ["sum", f"{total:.1f}", ""],
+        ["with nothing saved", f"{plain:.1f}", ""],
+    ]
 
 
-def _memory_table(plan: dict) -> str:
-    from vilem_jax.report.tables import format_table
-
-    held = plan["bytes_a_chip"]
-    rows = [[name, _gb(size)] for name, size in held["state"].items() if size]
-    rows.append(["all of these last", _gb(held["state_sum"])])
-    rows.append(["images of the batch", _gb(held["batch"])])
+def _memory_rows(held: dict[str, Any]) -> list[list[str]]:
     a_pair = held["activations_a_pair_sum"] / 1e6
-    name = f"activations of a microbatch, {a_pair:.0f} MB a pair"
-    rows.append([name, _gb(held["activations"])])
-    total = held["state_sum"] + held["batch"] + held["activations"]
-    rows.append(["sum", _gb(total)])
-    table = format_table(["memory, a chip", "GB"], rows)
-    if held["memory"] is None:
-        return table
-    return f"{table}\n{_fit(plan, held, total)}"
+    sizes = {name: size for name, size in held["state"].items() if size} | {
+        "all of these last": held["state_sum"],
+        "images of the batch": held["batch"],
+        f"activations of a microbatch, {a_pair:.0f} MB a pair": held["activations"],
+        "sum": _total(held),
+    }
+    return [[name, _gb(size)] for name, size in sizes.items()]
 
 
-def _fit(plan: dict, held: dict, total: float) -> str:
-    memory, chips = held["memory"], plan["device"]["num_chips"]
-    free = 100 * held["margin"]
-    is_within = total <= (1 - held["margin"]) * memory
+def _fit(plan: dict[str, Any]) -> str:
+    """Whether the sum fits the chip, and the microbatches with which it would."""
+    held, needed = plan["bytes_a_chip"], plan["bytes_a_chip"]["microbatches_needed"]
+    memory, margin = held["memory"], held["margin"]
+    fits = "fits" if _total(held) <= (1 - margin) * memory else "DOES NOT FIT"
     sentence = (
-        f"{'fits' if is_within else 'DOES NOT FIT'} {_gb(memory)} GB with {free:.0f} % "
-        f"left free; largest microbatch: {held['largest_microbatch']:,} pairs a chip"
+        f"{fits} {_gb(memory)} GB with {100 * margin:.0f} % left free; "
+        f"largest microbatch: {held['largest_microbatch']:,} pairs a chip"
     )
-    needed = held["microbatches_needed"]
     if needed is None:
         return f"{sentence}; no number of microbatches makes this batch fit"
-    a_chip = plan["batch_size"] // chips // needed
+    a_chip = plan["batch_size"] // plan["device"]["num_chips"] // needed
     return (
         f"{sentence}\nfewest microbatches for this batch: {needed} "
         f"(config.train.num_microbatches), of {a_chip:,} pairs a chip"
     )
 
 
-def _collectives_table(moved: list[dict]) -> str:
-    from vilem_jax.report.tables import format_table
-
-    rows = [[one["kind"], one["what"], f"{one['bytes'] / 1e6:.1f}"] for one in moved]
-    head = ["between chips, a step", "what", "MB"]
-    return format_table(head, rows, left=(0, 1))
+def _total(held: dict[str, Any]) -> float:
+    return held["state_sum"] + held["batch"] + held["activations"]
 
 
-def _prediction(plan: dict) -> str:
+def _prediction(plan: dict[str, Any]) -> str:
     device, found = plan["device"], plan["prediction"]
     if not found:
         return f"{device['name']}: {device['source']}"
@@ -165,20 +166,16 @@ def _prediction(plan: dict) -> str:
         f"{device['num_chips']} x {device['peak'] / 1e12:.0f} TFLOP/s\n"
         f"({device['source']})"
     )
-    if "hours" in found:
-        return (
-            f"{sentence}\n{found['epochs']} epochs of {found['pairs']:,.0f} pairs: "
-            f"{found['hours']:.1f} hours"
-        )
-    return f"{sentence}\nfor the hours of 20 epochs say --pairs=N"
+    if "hours" not in found:
+        return f"{sentence}\nfor the hours of 20 epochs say --pairs=N"
+    return (
+        f"{sentence}\n{found['epochs']} epochs of {found['pairs']:,.0f} pairs: "
+        f"{found['hours']:.1f} hours"
+    )
 
 
-def _compiled(found: dict) -> str:
-    from vilem_jax.report.tables import format_table
-
-    if not found["fits"]:
-        return f"compiled for {found['platform']}: {found['error']}"
-    rows = [
+def _compiled_rows(found: dict[str, Any]) -> list[list[str]]:
+    return [
         ["arguments, GB a chip", _gb(found["argument_bytes"])],
         ["temporaries, GB a chip", _gb(found["temporary_bytes"])],
         ["together, GB a chip", _gb(found["peak_bytes"])],
@@ -187,20 +184,18 @@ def _compiled(found: dict) -> str:
         ["seconds to trace", f"{found['lower_seconds']:.0f}"],
         ["seconds to compile", f"{found['compile_seconds']:.0f}"],
     ]
-    table = format_table([f"compiled for {found['platform']}", ""], rows)
-    moved = [
+
+
+def _collective_rows(moved: list[dict[str, Any]]) -> list[list[str]]:
+    return [
         [
-            one["kind"] + (", in a loop" if one["in_loop"] else ""),
-            str(one["times"]),
-            f"{one['bytes'] / 1e6:.1f}",
-            one["largest"],
+            f"{row['kind']}{', in a loop' if row['in_loop'] else ''}",
+            str(row["times"]),
+            f"{row['bytes'] / 1e6:.1f}",
+            row["largest"],
         ]
-        for one in found["collectives"]
+        for row in moved
     ]
-    if not moved:
-        return table
-    head = ["collectives, a step", "times", "MB", "largest"]
-    return f"{table}\n\n{format_table(head, moved, left=(0, 3))}"
 
 
 def _gb(size: float) -> str:
@@ -208,10 +203,11 @@ def _gb(size: float) -> str:
 
 
 def _pairs(text: str) -> float:
+    """An argument of 1 or more; argparse reports the error."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 1 <= value < float("inf"):
+    if not 1 <= value < float("inf"):  # NaN too
         raise argparse.ArgumentTypeError(f"{text} is not a number of 1 or more")
     return value
