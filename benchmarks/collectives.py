@@ -1,10 +1,10 @@
-"""Work and traffic of eight devices, with one microbatch and with four (C5).
+"""FLOPs and collectives of eight devices, with one microbatch and with four (C5).
 
     python benchmarks/collectives.py --out=results
 
-Eight simulated CPU devices of this machine; the program is analysed, not run. By
-default the model has the shape of `tests/tiny.py`; --config takes any config, such as
-pretrain_cc4m, whose three programs take minutes each.
+The devices are eight virtual CPU devices; the program is read, not run. The default
+model is that of `tests/tiny.py`; --config takes any config, such as pretrain_cc4m, each
+of whose three programs takes minutes to compile.
 """
 
 import os
@@ -16,8 +16,10 @@ NUM_DEVICES = 8
 
 def main() -> None:
     parser = reporting.arguments(__doc__)
-    parser.add_argument("--config", default="", help="the tiny model by default")
-    parser.add_argument("--pairs", type=int, default=4, help="a device and microbatch")
+    parser.add_argument("--config", default="", help="default: the tiny model")
+    parser.add_argument(
+        "--pairs", type=int, default=4, help="per device and microbatch"
+    )
     options = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
@@ -28,27 +30,32 @@ def main() -> None:
     from vilem_jax.planning import memory, plan
     from vilem_jax.planning.compiled import compile_step
 
-    metrics = {"machine": reporting.machine("jax", "jaxlib", "flax"), "programs": []}
+    programs = []
     for num_devices, num_microbatches in ((1, 1), (NUM_DEVICES, 1), (NUM_DEVICES, 4)):
-        # One batch for all programs: keys and queue are part of the work too.
+        # The same batch for all: keys and queue are a part of the work.
         config = settings(options, num_microbatches)
         step = compile_step(config, jax.devices()[:num_devices])
         trained = 4 * memory.parameters(config)["trained"]
-        metrics["programs"].append(
+        programs.append(
             {
                 "num_devices": num_devices,
                 "num_microbatches": num_microbatches,
                 "batch_size": config.train.batch_size,
                 "flops_a_device": step.program.flops,
                 "gradient_bytes": trained,
-                "key_bytes": 2 * 4 * config.train.batch_size * embedding(config),
+                "key_bytes": 2
+                * 4
+                * config.train.batch_size
+                * config.model.embedding_width,
             }
             | plan.describe(step, config)
         )
-    reporting.write("collectives", options.out, metrics, tables(metrics["programs"]))
+    metrics = {"programs": programs}
+    reporting.write("collectives", options.out, metrics, table(programs))
 
 
 def settings(options, num_microbatches: int):
+    """The config of one program; all have the same batch size."""
     batch_size = options.pairs * NUM_DEVICES * 4
     if not options.config:
         from tests.tiny import tiny_config
@@ -68,11 +75,7 @@ def settings(options, num_microbatches: int):
     )
 
 
-def embedding(config) -> int:
-    return config.model.embedding_width
-
-
-def tables(programs: list[dict]) -> str:
+def table(programs: list[dict]) -> str:
     alone = programs[0]["flops_a_device"]
     head = ["devices", "microbatches", "work x devices / one", "all-reduce, MB"]
     head += ["/ gradients", "in a loop", "all-gather, MB", "/ keys", "other, MB"]
@@ -98,7 +101,7 @@ def tables(programs: list[dict]) -> str:
         )
     goals = (
         "Goals: work at most 1.03; all-reduce / gradients about 1 with any number of "
-        "microbatches; all-gathers are the keys alone."
+        "microbatches; all-gathers of the keys alone."
     )
     text = f"{reporting.markdown(head, rows)}\n\n{goals}"
     for one in programs[1:]:

@@ -2,8 +2,8 @@
 
     JAX_PLATFORMS=cpu python benchmarks/compile_time.py --out=results
 
-Each runs in a separate process; both share one cache folder. On a GPU or TPU, drop
-JAX_PLATFORMS. Reported, never asserted.
+Each runs in a process of its own, and both share one cache folder. On a GPU or TPU,
+leave JAX_PLATFORMS out. The seconds are reported, never asserted.
 """
 
 import json
@@ -19,29 +19,30 @@ def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--config", default="pretrain_cc4m")
     parser.add_argument("--pairs", type=int, default=2, help="per step")
-    parser.add_argument("--cache", help="used by the processes that this one starts")
+    parser.add_argument("--cache", help="set by this program for its child processes")
     options = parser.parse_args()
     if options.cache:
         print(json.dumps(seconds(options)))
         return
-    metrics = {"machine": reporting.machine("jax", "jaxlib", "flax"), "runs": {}}
+    runs = {}
     with tempfile.TemporaryDirectory() as cache:
         for name in ("cold", "from the cache"):
             command = [sys.executable, *sys.argv, f"--cache={cache}"]
             done = subprocess.run(
                 command, stdout=subprocess.PIPE, text=True, check=True
             )
-            metrics["runs"][name] = json.loads(done.stdout.splitlines()[-1])
+            runs[name] = json.loads(done.stdout.splitlines()[-1])
     head = ["", "import, s", "trace and lower, s", "compile, s"]
     rows = [
         [name, *(f"{found[key]:.1f}" for key in ("import", "lower", "compile"))]
-        for name, found in metrics["runs"].items()
+        for name, found in runs.items()
     ]
-    text = reporting.markdown(head, rows)
-    reporting.write("compile_time", options.out, metrics, text)
+    table = reporting.markdown(head, rows)
+    reporting.write("compile_time", options.out, {"runs": runs}, table)
 
 
-def seconds(options) -> dict:
+def seconds(options) -> dict[str, float]:
+    """Seconds of one process, which uses the cache of --cache."""
     began = time.monotonic()
     import jax
 

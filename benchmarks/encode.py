@@ -1,20 +1,19 @@
-"""Images and texts encoded per second, against Hugging Face's eager torch (G5).
+"""Images and texts encoded a second, against Hugging Face's eager torch (G5).
 
     python benchmarks/encode.py [--shape=small --batch=8 --texts=32] [--out=FOLDER]
     python benchmarks/encode.py --shape=paper --device=cuda --attention=cudnn \
         --batch=256 --texts=1024 --matmul=8192 --out=FOLDER
 
 Ours are the project's `Encoder` programs with random weights: from uint8 pixels or
-tokens, already on the device, to unit rows, with [CLS] alone in the last layer. The
-peer's are ViTModel and BertModel of the same shape without pooler, not compiled, with
-SDPA: from normalised pixels in the same dtype to hidden states. So the peer has less to
-do at both ends, and computes the last layer of all patches. Two processes, one per
-system, take turns. The rows "from memory" are ours alone: `encode_pixels` and
-`encode_tokens`, with the copies to and from the device. float32 on a CPU, bfloat16 on
-CUDA.
+tokens on the device to unit rows, with [CLS] alone in the last layer. The peer's are
+ViTModel and BertModel of the same shape without pooler, eager, with SDPA: from
+normalised pixels, in the same dtype, to hidden states. So the peer has less to do at
+both ends, and computes the last layer for all patches. Each system has a process, and
+they take turns. The rows "from memory" are ours alone: `encode_pixels` and
+`encode_tokens`, with the copies to and from the device. On CPU float32, on CUDA
+bfloat16.
 
-Without transformers, or if torch does not see the requested CUDA device, the peer is
-left out.
+The peer is left out without transformers, or if torch does not find the CUDA device.
 """
 
 import importlib.util
@@ -46,26 +45,27 @@ def main() -> None:
     children = {"ours": Child("ours")} | ({} if missing else {"peer": Child("peer")})
     rounds = in_turns(children, options.rounds)
     metrics = {
-        "machine": reporting.machine("jax", "jaxlib", "flax", "torch", "transformers"),
         "about": {name: child.about for name, child in children.items()},
         "peer_left_out": missing,
         "rounds": rounds,
         **summary(rounds),
         "goals": GOALS,
     }
-    reporting.write("encode", options.out, metrics, table(metrics))
+    packages = ("jax", "jaxlib", "flax", "torch", "transformers")
+    reporting.write("encode", options.out, metrics, table(metrics), packages)
 
 
 def parse():
     parser = reporting.arguments(__doc__)
     shapes.add_options(parser, batch=8)
-    parser.add_argument("--texts", type=int, default=32, help="a batch")
-    parser.add_argument("--batches", type=int, default=3, help="a turn")
+    parser.add_argument("--texts", type=int, default=32, help="per batch")
+    parser.add_argument("--batches", type=int, default=3, help="per turn")
     parser.add_argument("--serve", help="used by the benchmark itself")
     return parser.parse_args()
 
 
 def why_no_peer(device: str) -> str:
+    """The reason why the peer cannot run; "" if it can."""
     for name in ("torch", "transformers"):
         if not importlib.util.find_spec(name):
             return f"{name} is not installed: nothing to compare with."
@@ -73,7 +73,7 @@ def why_no_peer(device: str) -> str:
 
     if device == "cuda" and not torch.cuda.is_available():
         return (
-            f"torch {torch.__version__} sees no CUDA device: nothing to compare with."
+            f"torch {torch.__version__} finds no CUDA device: nothing to compare with."
         )
     return ""
 
@@ -97,7 +97,7 @@ def time_system(make: Callable, options) -> None:
 
 
 def make_ours(options) -> tuple[dict, dict, Callable]:
-    """Description, {name: (function to time, rows)}, function of the ceilings."""
+    """Facts about it, {name: (timed function, rows)} and a function of the ceilings."""
     import jax
 
     shapes.use_device(options.device)
@@ -108,9 +108,9 @@ def make_ours(options) -> tuple[dict, dict, Callable]:
     texts = shapes.make_encoder(config, batch_size=options.texts)
 
     def on_device(encoder, program, rows):
-        there = jax.device_put(rows)
+        rows = jax.device_put(rows)
         run = encoder.programs[program]
-        return lambda: jax.block_until_ready(run(encoder.params, there))
+        return lambda: jax.block_until_ready(run(encoder.params, rows))
 
     ways = {
         "images": (on_device(images, "images", pixels), options.batch),

@@ -7,25 +7,24 @@
         --matmul=8192 --out=FOLDER
 
 The evaluation is the project's, with random weights: `encode_pixels` of uint8 pixels in
-memory, `encode_tokens` of tokens, `retrieval_metrics` to recall both ways. Reading,
-decoding, tokenising and compiling are left out; copies to and from the device are
-included.
+memory, `encode_tokens` of tokens, `retrieval_metrics` to recall both ways. It includes
+copies to and from the device, but no reading, decoding, tokenising or compiling.
 
-Re-ranking as in ALBEF: for each query its k best candidates pass the upper half of
-BERT's layers with cross-attention on all tokens of an image (reranker.py). A turn times
---queries queries, one after the other, from a text's hidden states and candidates'
-indices on the device to k scores on the host; the result is the mean per query.
-"recomputed": keys and values are computed again for each pair, as in ALBEF; "cached":
-they are gathered from a cache on the device, whose creation is not counted. Candidates
-are sampled from a pool of --pool images.
+Re-ranking follows ALBEF: the k best candidates of each query go through the upper half
+of BERT's layers with cross-attention on all of an image's tokens (reranker.py). A turn
+times --queries queries, one after the other, from a text's hidden states and the
+candidates' indices on the device to k scores on the host, and takes the mean.
+"recomputed" computes keys and values for each pair, as ALBEF does. "cached" gathers
+them from a cache on the device, whose creation is not timed. Candidates are sampled
+from a pool of --pool images.
 
-The ratio is the time of re-ranking one query over that of the whole evaluation divided
-by its queries, images and captions. The cost of the re-ranker's towers and of its first
-ranking is not counted, which favours it. All take turns; float32 on a CPU, bfloat16 on
-CUDA.
+The ratio is the re-ranking of one query over the whole evaluation divided by its
+queries, images and captions. The re-ranker's own towers and its first ranking are not
+timed, which is in its favour. All take turns; on CPU float32, on CUDA bfloat16.
 """
 
 import time
+from functools import partial
 
 import ceilings
 import numpy as np
@@ -33,7 +32,7 @@ import reporting
 import shapes
 
 GOALS = (
-    "on an H200 2.2 s in all; re-ranking over ours 64 at k = 128 and 130 at k = 256, "
+    "on an H200 2.2 s in total; re-ranking over ours 64 at k = 128 and 130 at k = 256, "
     "recomputed; 30 cached"
 )
 
@@ -51,7 +50,6 @@ def main() -> None:
         rounds.append(one | ceilings.of_jax(options, config.compute.dtype))
         print(rounds[-1], flush=True)
     metrics = {
-        "machine": reporting.machine("jax", "jaxlib", "flax", "numpy"),
         "about": {
             "images": options.images,
             "captions": options.captions,
@@ -64,7 +62,8 @@ def main() -> None:
         **summary(rounds, list(ways), options.images + options.captions),
         "goals": GOALS,
     }
-    reporting.write("evaluate", options.out, metrics, table(metrics))
+    packages = ("jax", "jaxlib", "flax", "numpy")
+    reporting.write("evaluate", options.out, metrics, table(metrics), packages)
 
 
 def parse():
@@ -73,19 +72,19 @@ def parse():
     parser.add_argument("--image-size", type=int, default=0, help="0: the shape's")
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--captions", type=int, default=250)
-    parser.add_argument("--queries", type=int, default=1, help="re-ranked, a turn")
+    parser.add_argument("--queries", type=int, default=1, help="re-ranked per turn")
     parser.add_argument("--pool", type=int, default=256, help="images re-ranked")
     parser.add_argument("--candidates", type=int, nargs="+", default=[128, 256])
     options = parser.parse_args()
     if options.captions < options.images:
-        parser.error("--captions: every image has one at least")
+        parser.error("--captions: every image needs at least one")
     if options.pool < max(options.candidates):
-        parser.error("--pool: no fewer images than candidates")
+        parser.error("--pool: at least as many images as candidates")
     return options
 
 
 class Evaluation:
-    """Images and captions in memory, and the functions that encode and rank them."""
+    """Images and captions in memory, and the encoder that ranks them."""
 
     def __init__(self, config, options):
         self._encoder = shapes.make_encoder(config, batch_size=options.batch)
@@ -114,7 +113,7 @@ class Evaluation:
 
 
 def make_rerankings(config, options) -> dict:
-    """{name: function that re-ranks --queries queries, returns seconds of one}."""
+    """{name: function that re-ranks --queries queries and returns seconds a query}."""
     import jax.numpy as jnp
     from reranker import make_reranker
 
@@ -122,31 +121,31 @@ def make_rerankings(config, options) -> dict:
     rng = np.random.default_rng(0)
     ways = {}
     for count in options.candidates:
-        drawn = [
+        samples = [
             jnp.asarray(rng.choice(options.pool, count, replace=False))
             for _ in range(options.queries)
         ]
         scores = [
-            np.asarray(rank(reranker.text, drawn[0]), np.float32)  # compiles
+            np.asarray(rank(reranker.text, samples[0]), np.float32)  # compiles
             for rank in (reranker.recomputed, reranker.cached)
         ]
-        # One model twice. With random weights, scores of images differ by 1e-4 only:
-        # bfloat16, whose resolution is coarser, would show nothing.
+        # Both are the same model. With random weights, scores of images differ by 1e-4
+        # only: in bfloat16, whose steps are larger, the check would show nothing.
         if config.compute.dtype == "float32":
             np.testing.assert_allclose(*scores, rtol=1e-5)
         for name in ("recomputed", "cached"):
             rank = getattr(reranker, name)
-            ways[f"k = {count}, {name}"] = lambda rank=rank, drawn=drawn: (
-                seconds_a_query(rank, reranker.text, drawn)
+            ways[f"k = {count}, {name}"] = partial(
+                seconds_a_query, rank, reranker.text, samples
             )
     return ways
 
 
-def seconds_a_query(rank, text, drawn: list) -> float:
+def seconds_a_query(rank, text, samples: list) -> float:
     start = time.perf_counter()
-    for candidates in drawn:
+    for candidates in samples:
         np.asarray(rank(text, candidates))
-    return (time.perf_counter() - start) / len(drawn)
+    return (time.perf_counter() - start) / len(samples)
 
 
 def summary(rounds: list[dict], ways: list[str], num_queries: int) -> dict:
@@ -175,10 +174,8 @@ def table(metrics: dict) -> str:
     cell = reporting.cell
     stages = [[name, cell(each)] for name, each in metrics["stage_seconds"].items()]
     stages += ceilings.rows(metrics["ceilings"])
-    rows = [
-        ["ours, the whole over its queries", milli(metrics["ours_seconds_a_query"])]
-    ]
-    rows[0].append("")
+    ours = milli(metrics["ours_seconds_a_query"])
+    rows = [["ours, the whole over its queries", ours, ""]]
     for way, each in metrics["rerank_seconds_a_query"].items():
         rows.append([way, milli(each), cell(metrics["rerank_over_ours"][way], 1)])
     head = ["re-ranking", "ms a query", "over ours"]

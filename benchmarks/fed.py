@@ -4,16 +4,16 @@
     python benchmarks/fed.py --shape=paper --device=cuda --attention=cudnn \
         --batch=512 --workers=14 --images=4096 --steps=10 --matmul=8192 --out=FOLDER
 
-The same compiled step and the same loop as in a run, which waits for the device one
-step late. Fed: JPEGs of 384 x 288, as `vilem data prepare` writes them, generated into
-a folder (so from the page cache), cropped, tokenised and copied to the device by
-`train_batches` and `put_batch`. On the device: the same batch in every step. They take
-turns; the first steps of a turn are not timed, so that batches prefetched while the
-other ran do not count. Augmentation, dropout and editing are on, as in training.
+Both use the compiled step and the loop of a run, which waits for the device one step
+late. Fed by the loader: synthetic JPEGs of 384 x 288, the size that `vilem data
+prepare` writes, are read from a folder (from the page cache), cropped, tokenised and
+copied to the device by `train_batches` and `put_batch`. On the device: one such batch,
+repeated. They take turns; the first steps of a turn are not timed, as their batches
+were read ahead. Augmentation, dropout and editing are on, as in training.
 
-On a CPU both share the cores, so the ratio includes the work of the loader.
+On a CPU both share the cores, so the ratio contains the loader's own work.
 
-Not shown: disks and networks, logging, checkpoints.
+Not measured: disks and networks, logging, checkpoints.
 """
 
 import itertools
@@ -42,7 +42,6 @@ def main() -> None:
     ratios = [a / b for a, b in zip(seconds[FED], seconds[ON_DEVICE], strict=True)]
     spread = reporting.spread
     metrics = {
-        "machine": reporting.machine("jax", "jaxlib", "flax", "grain", "simplejpeg"),
         "rounds": found["rounds"],
         "seconds_a_step": {name: spread(each) for name, each in seconds.items()},
         "images_per_second_alone": spread(found["loader"]),
@@ -50,20 +49,22 @@ def main() -> None:
         "fed_over_on_device": spread(ratios),
         "goal": GOAL,
     }
-    reporting.write("fed", options.out, metrics, table(metrics, options.batch))
+    packages = ("jax", "jaxlib", "flax", "grain", "simplejpeg")
+    text = table(metrics, options.batch)
+    reporting.write("fed", options.out, metrics, text, packages)
 
 
 def parse():
     parser = reporting.arguments(__doc__)
     shapes.add_options(parser, batch=4)
-    parser.add_argument("--steps", type=int, default=3, help="timed, a turn")
+    parser.add_argument("--steps", type=int, default=3, help="timed per turn")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--workers", type=int, default=0, help="0: a thread")
     return parser.parse_args()
 
 
 def measure(data: Path, options) -> dict:
-    """Seconds per step of both by round; the loader alone; the ceiling."""
+    """Seconds per step of both, images/s of the loader alone and ceilings, by round."""
     from vilem_jax.data.tokenizer import Tokenizer
     from vilem_jax.distributed.mesh import one_device, put_batch
 
@@ -79,14 +80,13 @@ def measure(data: Path, options) -> dict:
     found = {"rounds": [], "loader": [], "ceilings": []}
     with open_batches(data, tokenizer, config, options) as reader:
         fed = (put_batch(batch, layout.mesh) for batch in reader)
-        there = itertools.repeat(next(fed))
-        # Skip the prefetched batches, or a turn would be timed on batches that were
-        # ready; Grain's queues hold about as many again.
-        ahead = 2 + 2 * num_prefetched(options)
-        run.steps(there, 3)  # compiles
+        repeated = itertools.repeat(next(fed))
+        # Skips what was read ahead; Grain's own queues hold about as many again.
+        ahead = 2 + 2 * reading_ahead(options)
+        run.steps(repeated, 3)  # compiles
         for _ in range(options.rounds):
             one = {}
-            for name, batches, skipped in ((FED, fed, ahead), (ON_DEVICE, there, 2)):
+            for name, batches, skipped in ((FED, fed, ahead), (ON_DEVICE, repeated, 2)):
                 run.steps(batches, skipped)
                 one[name] = timed(run.steps, batches, options.steps) / options.steps
             found["rounds"].append(one)
@@ -98,22 +98,21 @@ def measure(data: Path, options) -> dict:
     return found
 
 
-def num_prefetched(options) -> int:
-    """Prefetched batches: two per worker; without workers the config's default."""
+def reading_ahead(options) -> int:
+    """Batches read ahead: two per worker; without workers the config's default."""
     return max(2, 2 * options.workers)
 
 
 def open_batches(data: Path, tokenizer, config, options):
-    from vilem_jax.config.schema import DataConfig
-    from vilem_jax.config.sources import JsonConfig
+    from vilem_jax.config.schema import DataConfig, SourceConfig
     from vilem_jax.data.batches import open_corpus, train_batches
 
-    source = JsonConfig(path=str(data / "captions.json"), images=str(data / "images"))
+    source = SourceConfig(path=str(data / "captions.json"), images=str(data / "images"))
     settings = DataConfig(
         train=(source,),
         text_length=config.data.text_length,
         num_workers=options.workers,
-        prefetch=num_prefetched(options),
+        prefetch=reading_ahead(options),
     )
     return train_batches(
         open_corpus(settings),
@@ -137,7 +136,7 @@ class Run:
         before = None
         for _ in range(count):
             self._state, metrics = self._step(self._state, next(batches))
-            if before is not None:  # waits for the step before, as a run does
+            if before is not None:  # waits for the previous step, as a run does
                 jax.device_get(before)
             before = metrics["skipped_in_a_row"]
         jax.block_until_ready(self._state)

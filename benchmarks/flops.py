@@ -1,10 +1,10 @@
-"""Work of the compiled step against the count of `vilem plan`, savings off and on (C2).
+"""FLOPs of the compiled step over the count of `vilem plan`, savings off and on (C2).
 
     JAX_PLATFORMS=cpu python benchmarks/flops.py --out=results
 
-Counts matrix products in the paper's step compiled by XLA for a CPU: ViT-B/16 at 256
-pixels, BERT-base, K = 5, 30 tokens, one microbatch. Nothing is run. One or two minutes
-for each of the two programs.
+Counts the matrix products in XLA's program for a CPU of the paper's step: ViT-B/16 at
+256 pixels, BERT-base, K = 5, 30 tokens, one microbatch. The two programs are not run;
+each takes a minute or two to compile.
 """
 
 import reporting
@@ -27,16 +27,16 @@ def main() -> None:
     from vilem_jax.planning import compiled, costs, plan
 
     settings = [("train.batch_size", str(options.pairs)), ("editor.max_edits", "5")]
-    metrics = {"machine": reporting.machine("jax", "jaxlib", "flax"), "steps": {}}
+    steps = {}
     for name, switches in (("savings off", OFF), ("savings on", [])):
         config = load_config(options.config, [*settings, *switches])
         step = compiled.compile_step(config, jax.devices()[:1])
-        metrics["steps"][name] = plan.describe(step, config) | {
+        steps[name] = plan.describe(step, config) | {
             "counted": {
                 part.name: part.total / 1e9 for part in costs.step_costs(config)
             }
         }
-    reporting.write("flops", options.out, metrics, table(metrics["steps"]))
+    reporting.write("flops", options.out, {"steps": steps}, table(steps))
 
 
 def table(steps: dict) -> str:

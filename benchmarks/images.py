@@ -11,11 +11,15 @@ from PIL import Image
 from vilem_jax.data.tokenizer import train_vocabulary
 
 WORDS = ("a", "red", "small", "old", "dog", "cat", "house", "on", "under", "two")
-PRE_RESIZED = (384, 288)  # 500 x 375 after `vilem data prepare`
+PRE_RESIZED = (384, 288)  # what `vilem data prepare` makes of 500 x 375
 
 
 def write_pairs(folder: Path, side: tuple[int, int], count: int) -> Path:
-    """Into `folder`: images/, captions.json, 0.tar with both, words/vocab.txt."""
+    """Writes `folder`: images/, captions.json, 0.tar with both, words/vocab.txt.
+
+    Args:
+      side: width and height, pixels.
+    """
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     records = []

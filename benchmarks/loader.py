@@ -4,15 +4,15 @@
 
 Images and captions become batches of 256 x 256 uint8 crops (RandomResizedCrop, 0.2 to
 1 of the area, antialiased bicubic) and 30 tokens. All systems run on one core, with one
-worker process and the process that collects its batches, and take turns; each turn is a
-fresh iterator, whose first batches are not timed. Images are synthetic: coloured noise
-with the spectrum of photographs, as JPEG of quality 90, 500 x 375 and with a shorter
-side of 288, as `vilem data prepare` writes them. The files stay in the page cache.
+worker process, and take turns; each turn has a fresh iterator, whose first batches are
+not timed. The images are synthetic: coloured noise with the spectrum of photographs, as
+JPEG of quality 90, 500 x 375 and with a shorter side of 288, the size that `vilem data
+prepare` writes. The files stay in the page cache.
 
 The rows "to float" also do what most recipes do in the worker: pixels to float32,
-channels first, normalised; here that is the accelerator's work.
+channels first, normalised. Here the accelerator does that.
 
-Not shown: disks and networks, and scaling past one core except by --workers.
+Not measured: disks and networks; and more than one core only with --workers.
 """
 
 import io
@@ -28,8 +28,7 @@ import reporting
 from images import PRE_RESIZED, jpeg, photo, write_pairs
 from PIL import Image
 
-from vilem_jax.config.schema import DataConfig
-from vilem_jax.config.sources import JsonConfig, WebDatasetConfig
+from vilem_jax.config.schema import DataConfig, SourceConfig
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.images import crop_box, decode, random_crop
 from vilem_jax.data.tokenizer import Tokenizer
@@ -42,61 +41,59 @@ FLOAT = {name: f"{name}, to float" for name in PEERS}
 
 
 def main() -> None:
-    options = _options()
-    everything = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, everything[:1])
-    metrics = {
-        "machine": reporting.machine(
-            "jax", "grain", "simplejpeg", "pillow", "torch", "webdataset"
-        ),
-        "shapes": {},
-    }
+    options = parse()
+    all_cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, all_cores[:1])
+    metrics: dict = {"shapes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, side in SIDES.items():
             data = write_pairs(Path(folder) / name.split()[0], side, options.images)
-            systems = _systems(data, options, workers=1)
-            metrics["shapes"][name] = _compare(systems, options)
-        os.sched_setaffinity(0, everything)
-        systems = _systems(data, options, workers=options.workers)
+            systems = make_systems(data, options, workers=1)
+            metrics["shapes"][name] = compare(systems, options)
+        os.sched_setaffinity(0, all_cores)
+        systems = make_systems(data, options, workers=options.workers)
         chosen = {OURS[0]: systems[OURS[0]]}
-        metrics["all_cores"] = {"workers": options.workers} | _compare(chosen, options)
-        metrics["pixels"] = _pixel_error(options.photos, options.images)
-    reporting.write("loader", options.out, metrics, _page(metrics))
+        metrics["all_cores"] = {"workers": options.workers} | compare(chosen, options)
+        metrics["pixels"] = pixel_error(options.photos, options.images)
+    packages = ("jax", "grain", "simplejpeg", "pillow", "torch", "webdataset")
+    reporting.write("loader", options.out, metrics, table(metrics), packages)
 
 
-def _options():
+def parse():
     parser = reporting.arguments(__doc__)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=6, help="timed, a turn")
+    parser.add_argument("--batches", type=int, default=6, help="timed per turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--photos", help="folder of JPEGs for the pixels' error")
+    parser.add_argument("--photos", help="folder of JPEGs for the pixel error")
     return parser.parse_args()
 
 
-def _systems(data: Path, options, *, workers: int) -> dict[str, Callable]:
-    """name -> context manager of a fresh endless iterator of batches."""
+def make_systems(data: Path, options, *, workers: int) -> dict[str, Callable]:
+    """name -> function that opens a fresh endless iterator of batches."""
     import loader_peers
 
     tokenizer = Tokenizer(data / "words")
     peers = loader_peers.Peers(data, tokenizer, options.batch, workers, crop)
     sources = {
-        OURS[0]: JsonConfig(
+        OURS[0]: SourceConfig(
             path=str(data / "captions.json"), images=str(data / "images")
         ),
-        OURS[1]: WebDatasetConfig(path=str(data / "*.tar")),
+        OURS[1]: SourceConfig(kind="webdataset", path=str(data / "*.tar")),
     }
     systems = {}
     for name, source in sources.items():
-        systems[name] = lambda source=source: _ours(source, tokenizer, options, workers)
+        systems[name] = lambda source=source: open_ours(
+            source, tokenizer, options, workers
+        )
     for name, opened in zip(PEERS, (peers.torch, peers.webdataset), strict=True):
         systems[name] = lambda opened=opened: opened(to_float=False)
         systems[FLOAT[name]] = lambda opened=opened: opened(to_float=True)
     return systems
 
 
-def _ours(source, tokenizer, options, workers: int):
+def open_ours(source, tokenizer, options, workers: int):
     config = DataConfig(
         train=(source,),
         text_length=LENGTH,
@@ -110,16 +107,16 @@ def _ours(source, tokenizer, options, workers: int):
 
 
 def crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """The peers' crop: torchvision's RandomResizedCrop by Pillow."""
+    """torchvision's RandomResizedCrop by Pillow, for the peers."""
     box = crop_box(*image.size, SCALE, rng)
     part = image.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.asarray(part)
 
 
-def _compare(systems: dict[str, Callable], options) -> dict:
+def compare(systems: dict[str, Callable], options) -> dict:
     rounds = []
     for _ in range(options.rounds):
-        rounds.append({n: _images_a_second(s, options) for n, s in systems.items()})
+        rounds.append({n: images_per_second(s, options) for n, s in systems.items()})
         print({name: round(value) for name, value in rounds[-1].items()}, flush=True)
     rates = {n: reporting.spread([each[n] for each in rounds]) for n in systems}
     ratios = {}
@@ -130,24 +127,24 @@ def _compare(systems: dict[str, Callable], options) -> dict:
     return {"images_per_second": rates, "ours_over": ratios, "rounds": rounds}
 
 
-def _images_a_second(system: Callable, options) -> float:
+def images_per_second(system: Callable, options) -> float:
     batches = system()
     try:
-        _take(batches, 3)  # prefetched before the timer started
+        take(batches, 3)  # read ahead, so not timed
         start = time.perf_counter()
-        _take(batches, options.batches)
+        take(batches, options.batches)
         return options.batches * options.batch / (time.perf_counter() - start)
     finally:
         batches.close()
 
 
-def _take(batches: Iterator, count: int) -> None:
+def take(batches: Iterator, count: int) -> None:
     for _ in range(count):
         next(batches)
 
 
-def _pixel_error(photos: str | None, count: int) -> dict:
-    """Mean error of crops against those of the whole image by Pillow's bicubic."""
+def pixel_error(photos: str | None, count: int) -> dict:
+    """Errors of our crops against Pillow's bicubic of the image at its full size."""
     rng = np.random.default_rng(1)
     contents = [jpeg(photo(rng, 1600, 1200)) for _ in range(min(8, count))]
     if photos:
@@ -172,14 +169,14 @@ def _pixel_error(photos: str | None, count: int) -> dict:
     }
 
 
-def _page(metrics: dict) -> str:
+def table(metrics: dict) -> str:
     parts = []
     for name, found in metrics["shapes"].items():
         rows = []
         for system, rate in found["images_per_second"].items():
             ratio = found["ours_over"].get(system)
-            told = reporting.cell(ratio, 2) if ratio else ""
-            rows.append([system, reporting.cell(rate, 0), told])
+            over = reporting.cell(ratio, 2) if ratio else ""
+            rows.append([system, reporting.cell(rate, 0), over])
         head = [name, "images/s on one core", "the better of ours over it"]
         parts.append(reporting.markdown(head, rows))
     cores = metrics["all_cores"]

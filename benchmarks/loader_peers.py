@@ -1,4 +1,4 @@
-"""The loaders that benchmarks/loader.py compares with: torch's and webdataset's."""
+"""The loaders that loader.py compares with: torch's and webdataset's."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,12 +9,13 @@ import torch
 import webdataset
 from PIL import Image
 
+# CLIP's; any others would take the same time.
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 
 class Peers:
-    """Opens either loader on the data of the benchmark."""
+    """Opens either of them on the data of the benchmark."""
 
     def __init__(self, data: Path, tokenizer, batch: int, workers: int, crop: Callable):
         self._data, self._tokenizer, self._crop = data, tokenizer, crop
@@ -87,7 +88,7 @@ class Pairs(torch.utils.data.Dataset):
 
 
 class Endless:
-    """Repeats epochs; `close` ends the workers."""
+    """Batches of one epoch after another; `close` stops the workers."""
 
     def __init__(self, loader):
         self._loader = loader

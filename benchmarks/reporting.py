@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: the description of the machine, tables, JSON, Markdown.
+"""How every benchmark here reports: the machine, tables, JSON and Markdown.
 
 A benchmark prints a table and, with --out=FOLDER, writes FOLDER/NAME.json and NAME.md.
 """
@@ -19,14 +19,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-def arguments(doc: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with --out; `doc` is the docstring of the benchmark's file."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--out", help="folder for NAME.json and NAME.md")
     return parser
 
 
 def machine(*packages: str) -> dict:
-    """The machine of the metrics; versions of Python and of `packages`."""
+    """The processor, and the versions of Python and of `packages`."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -37,6 +38,7 @@ def machine(*packages: str) -> dict:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most of what the rounds measured."""
     return {
         "median": statistics.median(values),
         "least": min(values),
@@ -45,7 +47,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def cell(spread: dict[str, float], digits: int = 3) -> str:
-    """A spread as "median (least-most)"."""
+    """A spread as text: "median (least-most)"."""
     middle, low, high = (
         f"{spread[key]:.{digits}f}" for key in ("median", "least", "most")
     )
@@ -53,29 +55,41 @@ def cell(spread: dict[str, float], digits: int = 3) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table; the first column left-aligned, the others right-aligned."""
+    """A table; the first column is aligned left, the others right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
 
 
-def write(name: str, out: str | None, metrics: dict, text: str) -> None:
-    """Prints `text`; with `out` writes both files, with command and machine."""
-    script = Path(sys.argv[0]).name
-    command = shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])
+def write(
+    name: str,
+    out: str | None,
+    metrics: dict,
+    text: str,
+    packages: Sequence[str] = ("jax", "jaxlib", "flax"),
+) -> None:
+    """Prints `text`; with `out` writes both files.
+
+    Args:
+      name: of the two files.
+      metrics: for the JSON file; the command and the machine are added.
+      packages: whose versions are reported.
+    """
     print(text)
     if not out:
         return
+    script = Path(sys.argv[0]).name
+    command = shlex.join(["python", f"benchmarks/{script}", *sys.argv[1:]])
+    found = machine(*packages)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {"command": command, **metrics}
-    (folder / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
-    found = metrics.get("machine", {})
+    everything = {"command": command, "machine": found, **metrics}
+    (folder / f"{name}.json").write_text(json.dumps(everything, indent=2) + "\n")
     about = ", ".join(
         [
-            f"{found.get('processor')}, {found.get('cores')} cores",
-            f"Python {found.get('python')}",
-            *(f"{key} {value}" for key, value in found.get("packages", {}).items()),
-            str(found.get("date")),
+            f"{found['processor']}, {found['cores']} cores",
+            f"Python {found['python']}",
+            *(f"{key} {value}" for key, value in found["packages"].items()),
+            found["date"],
         ]
     )
     (folder / f"{name}.md").write_text(f"`{command}`\n\n{about}\n\n{text}\n")

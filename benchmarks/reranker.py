@@ -1,9 +1,9 @@
-"""A cross-encoder that re-ranks as in ALBEF's evaluation; evaluate.py times it.
+"""The cross-encoder that evaluate.py times: it re-ranks as ALBEF's evaluation does.
 
-For timing alone, with random weights, and not part of the package: the upper half of
-BERT's layers, each with cross-attention on all tokens of the image, and a head that
-classifies whether image and text match. A query is a text with k images; from images
-to texts the work of a pair is the same.
+It has random weights and is no part of the package: the upper half of BERT's layers,
+each with cross-attention on all tokens of the image, and a head that decides whether
+image and text match. A query is a text with k images; a pair costs the same if an image
+is the query.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from vilem_jax.models.text import TextLayer
 
 
 class Fusion(nnx.Module):
-    """The fusion layers and the matching head."""
+    """The layers that fuse image and text, and the matching head."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         text, compute = config.model.text, config.compute
@@ -30,7 +30,7 @@ class Fusion(nnx.Module):
         self.match = layers.linear(text.width, 2, compute, rngs)
 
     def scores(self, hidden, attention_mask, patches) -> jax.Array:
-        """[k, L, W], bool [k, L] and images' tokens [k, P + 1, W'] -> float32 [k].
+        """[k, L, W], bool [k, L] and image tokens [k, P + 1, W'] -> float32 [k].
 
         Keys and values of the images are computed for each pair, as ALBEF does.
         """
@@ -39,7 +39,7 @@ class Fusion(nnx.Module):
         return self._score(hidden)
 
     def keys_and_values(self, patches) -> list[tuple[jax.Array, jax.Array]]:
-        """Per layer, of images' tokens [N, P + 1, W']: what can be cached."""
+        """Per layer, what can be cached of image tokens [N, P + 1, W']."""
         cross = [layer.cross_attention for layer in self.layers]
         return [
             tuple(
@@ -50,7 +50,7 @@ class Fusion(nnx.Module):
         ]
 
     def cached_scores(self, hidden, attention_mask, cached) -> jax.Array:
-        """`scores` with keys and values [k, P + 1, H, D] per layer at hand."""
+        """`scores` with given keys and values, [k, P + 1, H, D] per layer."""
         for layer, (key, value) in zip(self.layers, cached, strict=True):
             hidden = layer.attention(hidden, hidden, context_here=attention_mask)
             cross = layer.cross_attention
@@ -68,11 +68,11 @@ class Fusion(nnx.Module):
 
 @dataclass(frozen=True)
 class Reranker:
-    """Compiled re-ranking of one query at a time, out of a pool of images."""
+    """Compiled re-ranking of one query at a time, over a pool of images."""
 
     recomputed: Callable[[jax.Array, jax.Array], jax.Array]  # text, candidates -> [k]
     cached: Callable[[jax.Array, jax.Array], jax.Array]
-    text: jax.Array  # [L, W], a caption after the lower layers
+    text: jax.Array  # [L, W], hidden states of a caption after the lower layers
 
 
 def make_reranker(config: Config, pool: int) -> Reranker:

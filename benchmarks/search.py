@@ -3,13 +3,13 @@
     python benchmarks/search.py [--queries=5000 --rows=25000 --width=256 --top=10]
         [--rounds=7] [--out=FOLDER]
 
-Every round times each method once, so that all run on the same machine state; the ratio
-is taken within a round. Each method is a separate process: NumPy's threads spin for a
-tenth of a second after their work, and beside them JAX gets half of two cores. Needs
-faiss: pip install '.[search]'. Both find the same rows, or the benchmark reports how
-many differ. Two more rows show the limits of the machine: the scores and their maxima
-alone by JAX, one product after the other, and the scores alone by NumPy. On a GPU
-faiss-cpu stays on the CPU: the ratio then compares machines; read those two rows.
+Every round times each way once, so that all run on the machine in the same state; the
+ratio is taken within a round. Each has a process of its own: idle threads of NumPy spin
+for a tenth of a second, and leave JAX one of two cores meanwhile. Needs faiss: pip
+install '.[search]'. The benchmark reports for how many queries the two find other rows.
+Two more rows show the machine's limits: only the scores and their maxima by JAX, one
+product after the other, and only the scores by NumPy. On a GPU faiss-cpu still runs on
+the CPU: then compare with those two rows.
 """
 
 import sys
@@ -21,21 +21,19 @@ import reporting
 from turns import Child, in_turns, serve
 
 OURS, PEER = "vilem_jax, exact", "faiss-cpu, flat"
-CHUNK = 256  # queries of one product by NumPy
+CHUNK = 256  # queries per product by NumPy
 
 
 def main() -> None:
-    options = _options()
+    options = parse()
     if options.serve:
-        _serve(options)
-        return
+        return time_system(options)
     children = {name: Child(name) for name in WAYS}
     rounds = in_turns(children, options.rounds, pause=0.5)
     seconds = {name: [each[name]["seconds"] for each in rounds] for name in WAYS}
     ratios = [b / a for a, b in zip(seconds[OURS], seconds[PEER], strict=True)]
     found = [np.array(children[name].about["rows"]) for name in (OURS, PEER)]
     metrics = {
-        "machine": reporting.machine("jax", "numpy", "faiss-cpu"),
         "what": f"{options.queries} queries x {options.rows} rows x {options.width}, "
         f"top {options.top}, float32",
         "device": children[OURS].about["device"],
@@ -44,10 +42,11 @@ def main() -> None:
         "faiss_over_ours": reporting.spread(ratios),
         "goal": "faiss_over_ours >= 1.0 on a CPU",
     }
-    reporting.write("search", options.out, metrics, _page(metrics))
+    packages = ("jax", "numpy", "faiss-cpu")
+    reporting.write("search", options.out, metrics, table(metrics), packages)
 
 
-def _options():
+def parse():
     parser = reporting.arguments(__doc__)
     for name, value in (
         ("queries", 5000),
@@ -58,18 +57,18 @@ def _options():
         ("seed", 0),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=str(value))
-    parser.add_argument("--serve", choices=WAYS, help="run one of the processes")
+    parser.add_argument("--serve", choices=WAYS, help="used by the benchmark itself")
     options = parser.parse_args()
     if options.rounds < 5:
         parser.error("--rounds: a median needs 5 or more")
     return options
 
 
-def _serve(options) -> None:
-    """Answers the parent: the rows found, then seconds."""
+def time_system(options) -> None:
+    """Reports the rows found, then the seconds of each search."""
     rng = np.random.default_rng(options.seed)
-    rows = _unit(rng, options.rows, options.width)
-    queries = _unit(rng, options.queries, options.width)
+    rows = unit_rows(rng, options.rows, options.width)
+    queries = unit_rows(rng, options.queries, options.width)
     about, way = WAYS[options.serve](queries, rows, options.top)
 
     def measure() -> dict[str, float]:
@@ -81,15 +80,15 @@ def _serve(options) -> None:
     serve(about, measure)
 
 
-def _unit(rng, count: int, width: int) -> np.ndarray:
+def unit_rows(rng, count: int, width: int) -> np.ndarray:
     rows = rng.standard_normal((count, width), dtype=np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-# ---- the methods: queries, rows, top -> description, function to time ----
+# ---- ways to search: (queries, rows, top) -> (report about it, timed function) ----
 
 
-def _ours(queries, rows, top: int) -> tuple[dict, Callable]:
+def ours(queries, rows, top: int) -> tuple[dict, Callable]:
     import jax
 
     from vilem_jax.search.exact import place
@@ -100,7 +99,7 @@ def _ours(queries, rows, top: int) -> tuple[dict, Callable]:
     return {"device": device, "rows": found}, lambda: search.top(queries, top)
 
 
-def _faiss(queries, rows, top: int) -> tuple[dict, Callable]:
+def faiss_flat(queries, rows, top: int) -> tuple[dict, Callable]:
     try:
         import faiss
     except ImportError:
@@ -111,8 +110,8 @@ def _faiss(queries, rows, top: int) -> tuple[dict, Callable]:
     return {"rows": found}, lambda: index.search(queries, top)
 
 
-def _jax_scores(queries, rows, top: int) -> tuple[dict, Callable]:
-    """All scores in the chunks of the search; only the largest is kept."""
+def jax_scores(queries, rows, top: int) -> tuple[dict, Callable]:
+    """All scores in the chunks of the search, and only the maximum of each row."""
     import jax
     import jax.numpy as jnp
 
@@ -135,20 +134,20 @@ def _jax_scores(queries, rows, top: int) -> tuple[dict, Callable]:
     return {}, all_scores
 
 
-def _numpy_scores(queries, rows, top: int) -> tuple[dict, Callable]:
+def numpy_scores(queries, rows, top: int) -> tuple[dict, Callable]:
     starts = range(0, len(queries), CHUNK)
     return {}, lambda: [queries[i : i + CHUNK] @ rows.T for i in starts]
 
 
 WAYS = {
-    OURS: _ours,
-    PEER: _faiss,
-    "JAX, scores and maxima": _jax_scores,
-    "NumPy, scores": _numpy_scores,
+    OURS: ours,
+    PEER: faiss_flat,
+    "JAX, scores and maxima": jax_scores,
+    "NumPy, scores": numpy_scores,
 }
 
 
-def _page(metrics: dict) -> str:
+def table(metrics: dict) -> str:
     rows = [[name, reporting.cell(each)] for name, each in metrics["seconds"].items()]
     ratio = reporting.cell(metrics["faiss_over_ours"], 2)
     return "\n".join(
@@ -158,7 +157,7 @@ def _page(metrics: dict) -> str:
             reporting.markdown(["", "s, median (range)"], rows),
             "",
             f"faiss over ours, by round: {ratio}. "
-            "Queries for which the two find other rows, or another order: "
+            "Queries for which the two find other rows or another order: "
             f"{metrics['queries_found_differently']}.",
         ]
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# By the PyTorch peer's names; it has the same shapes (`step.py` checks that).
+# By the PyTorch peer's names, which has the same shapes (`step.py` checks them).
 SHAPES = {
     "paper": dict(
         image=256, patch=16, width=768, heads=12, vision=12, text=12, proofread=6,
@@ -12,7 +12,7 @@ SHAPES = {
         image=128, patch=16, width=384, heads=6, vision=6, text=6, proofread=3,
         vocab=30522, length=24, edits=4, queue=4096, embed=256,
     ),
-    # To try a benchmark; its metrics mean nothing.
+    # To try a benchmark; its numbers mean nothing.
     "case": dict(
         image=32, patch=8, width=32, heads=4, vision=7, text=5, proofread=4,
         vocab=97, length=12, edits=3, queue=10, embed=16,
@@ -28,15 +28,15 @@ def add_options(parser, *, batch: int) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--attention", choices=("xla", "cudnn"), default="xla")
     parser.add_argument(
-        "--matmul", type=int, default=2048, help="side of the ceiling's"
+        "--matmul", type=int, default=2048, help="ceiling: side of the matrices"
     )
     parser.add_argument(
-        "--copy", type=float, default=0.25, help="GB read by the ceiling's"
+        "--copy", type=float, default=0.25, help="ceiling: GB that a copy reads"
     )
 
 
 def use_device(name: str) -> None:
-    """Restricts JAX to `name`; call it before JAX is first used."""
+    """Restricts JAX to platform `name`; call it before JAX is used."""
     import jax
 
     jax.config.update("jax_platforms", name)
@@ -60,7 +60,7 @@ def make_config(
             "augment": {"flip_rate": 0.0, "num_ops": 0} if is_plain else {},
             "data": {"text_length": shape["length"]},
             "model": _model(shape, image_size or shape["image"], is_plain),
-            # Every caption has more tokens than K: all K positions are edited.
+            # Every caption has more editable tokens than `max_edits`: all are edited.
             "editor": {"edit_rate": 1.0, "max_edits": shape["edits"]},
             "loss": {"queue_length": shape["queue"]},
             "train": {"batch_size": options.batch, "num_microbatches": microbatches},
@@ -114,6 +114,7 @@ def make_encoder(config, *, batch_size: int):
 
 
 def random_pixels(count: int, side: int) -> np.ndarray:
+    """uint8 [N, side, side, 3]."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
@@ -128,6 +129,7 @@ def random_tokens(config, count: int) -> np.ndarray:
 
 
 def random_batch(config) -> dict[str, np.ndarray]:
+    """A host batch of the train step, with the names of `data/batches.py`."""
     size = config.train.batch_size
     return {
         "pixels": random_pixels(size, config.model.vision.image_size),

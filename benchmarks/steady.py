@@ -1,11 +1,11 @@
-"""Ten thousand steps: compilations after the second one, and memory (R18).
+"""Ten thousand steps: compilations after the second step, and memory (R18).
 
     JAX_PLATFORMS=cpu python benchmarks/steady.py [--steps=10000] [--out=FOLDER]
 
-The train step of the tests' tiny model as in training: jitted once, its state donated,
-a new host batch copied to the device each time, metrics read one step late.
-Compilations are those that JAX reports for the whole process; memory is the resident
-set of the kernel (Linux). The goal is no compilation and constant memory.
+The train step of the tests' tiny model as training runs it: compiled once, its state
+donated, a new host batch for each step, metrics read one step late. Compilations are
+those that JAX reports for the whole process; memory is the resident size that the
+kernel reports (Linux). The goal is no compilation and constant memory.
 """
 
 import os
@@ -18,7 +18,7 @@ import reporting
 from tests import tiny
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-NUM_BATCHES = 16  # different batches, repeated
+NUM_BATCHES = 16  # different ones, repeated
 
 
 def main() -> None:
@@ -31,18 +31,17 @@ def main() -> None:
     found = run(options.steps, options.every)
     first, last = found[0], found[-1]
     metrics = {
-        "machine": reporting.machine("jax", "jaxlib", "flax"),
         "device": jax.devices()[0].device_kind,
         "records": found,
         "compilations_after_step_2": last["compilations_after_step_2"],
         "growth_mib": last["resident_mib"] - first["resident_mib"],
-        "goal": "no compilation after step 2; level memory",
+        "goal": "no compilation after step 2; constant memory",
     }
     reporting.write("steady", options.out, metrics, table(metrics))
 
 
 def run(num_steps: int, every: int) -> list[dict]:
-    """A record every few steps, and at the end."""
+    """A record every `every` steps, and one at the end."""
     compiled = count_compilations()
     config = tiny.tiny_config()
     runner = tiny.Runner(config)
@@ -52,7 +51,7 @@ def run(num_steps: int, every: int) -> list[dict]:
     for step in range(1, num_steps + 1):
         state, metrics = runner.step(state, batches[step % NUM_BATCHES])
         if before is not None:
-            jax.device_get(before)  # one step late, as in a run
+            jax.device_get(before)  # one step late, like a run
         before = metrics
         if step == 2:
             after_two = len(compiled)
@@ -71,12 +70,12 @@ def run(num_steps: int, every: int) -> list[dict]:
 
 
 def count_compilations() -> list[float]:
-    """Seconds of each compilation after this call; the list grows."""
+    """A list that gets the seconds of each later compilation."""
     seconds: list[float] = []
 
-    def listen(event: str, duration: float, **_) -> None:
+    def listen(event: str, duration_secs: float, **_) -> None:
         if event == COMPILED:
-            seconds.append(duration)
+            seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return seconds
@@ -94,11 +93,11 @@ def table(metrics: dict) -> str:
     ]
     head = ["step", "compilations after step 2", "resident, MiB"]
     first, last = metrics["records"][0], metrics["records"][-1]
-    told = (
+    growth = (
         f"From step {first['step']} to step {last['step']}: "
         f"{metrics['growth_mib']:+.1f} MiB. Goal: {metrics['goal']}."
     )
-    return f"{reporting.markdown(head, rows)}\n\n{told}"
+    return f"{reporting.markdown(head, rows)}\n\n{growth}"
 
 
 if __name__ == "__main__":

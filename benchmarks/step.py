@@ -4,18 +4,17 @@
         [--compile] [--out=FOLDER]
     python benchmarks/step.py --against=deterministic [...]
 
-Editor, momentum towers, all losses, AdamW and queues, without dropout and augmentation,
-which the peer does not have. Two processes, one per system, take turns (A/B/A/B): each
-takes the same number of steps while the other sleeps, and then multiplies matrices and
-copies an array, which are its ceilings of that round. So every ratio compares
-neighbours in time. float32 on a CPU; bfloat16 on CUDA, where --microbatches and
---attention apply to ours alone. "Share of its own matmul" uses the work of a step
-without exact savings.
+The step has editor, momentum towers, all losses, AdamW and queues, but no dropout and
+no augmentation, as the peer has neither. Each system has a process. In turns, each
+takes the same number of steps while the other waits, then multiplies matrices and
+copies an array: its ceilings of that round. So every ratio compares measurements close
+in time. On CPU float32; on CUDA bfloat16. --microbatches and --attention apply to ours
+alone. "Share of its own matmul" counts the work of a step without exact savings.
 
-With --against=deterministic (G4) the other system is ours, compiled with
---xla_gpu_deterministic_ops=true, which changes nothing on a CPU.
+With --against=deterministic (G4) the other system is ours again, compiled with
+--xla_gpu_deterministic_ops=true, which has no effect on a CPU.
 
-Not shown: reading images (loader.py, fed.py), dropout, several devices.
+Not measured: reading images (loader.py, fed.py), dropout, several devices.
 """
 
 import os
@@ -46,14 +45,14 @@ def main() -> None:
     children = {"ours": Child("ours"), other: child}
     rounds = in_turns(children, options.rounds)
     metrics = {
-        "machine": reporting.machine("jax", "jaxlib", "flax", "torch", "transformers"),
         "about": {name: child.about for name, child in children.items()},
         "rounds": rounds,
         **summary(rounds, options.batch, other, children["ours"].about),
         "goal": f"speed_ours_over_{other} {GOALS[other]}",
     }
     name = "step" if other == "peer" else other
-    reporting.write(name, options.out, metrics, table(metrics, other))
+    packages = ("jax", "jaxlib", "flax", "torch", "transformers")
+    reporting.write(name, options.out, metrics, table(metrics, other), packages)
 
 
 def parse():
@@ -61,7 +60,7 @@ def parse():
     parser.add_argument("--against", choices=GOALS, default="peer")
     parser.add_argument("--peer", default="", help="path of torch_vilem.py")
     shapes.add_options(parser, batch=8)
-    parser.add_argument("--steps", type=int, default=5, help="a turn")
+    parser.add_argument("--steps", type=int, default=5, help="per turn")
     parser.add_argument("--compile", action="store_true", help="torch.compile the peer")
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--serve", help="used by the benchmark itself")
@@ -97,12 +96,12 @@ def summary(rounds: list[dict], batch: int, other: str, about: dict) -> dict:
             **ceilings.spreads([each[name] for each in rounds]),
         }
     ratios = [each[other]["step"] / each["ours"]["step"] for each in rounds]
-    # Pairs/s over the system's matmul ceiling, ours over the other's.
+    # Each system's pairs/s over its own matmul ceiling, ours over the other's.
     own = [
         ratio * each[other]["matmul_tflops"] / each["ours"]["matmul_tflops"]
         for ratio, each in zip(ratios, rounds, strict=True)
     ]
-    # Of the matrix product of that round; work of a step without exact savings.
+    # FLOP/s over those of the matrix product of the same round.
     gflop = batch * about["gflop_a_pair"]
     share = [
         gflop / 1e3 / each["ours"]["step"] / each["ours"]["matmul_tflops"]
@@ -127,14 +126,12 @@ def table(metrics: dict, other: str) -> str:
         for name in ("ours", other)
     ]
     head = ["system", "s a step", "pairs/s", *ceilings.LABELS.values()]
-    ratios = [
-        ["ours, share of its own matmul", cell(metrics["share_of_ceiling"])],
-        [f"pairs/s, ours over {other}'s", cell(metrics[f"speed_ours_over_{other}"])],
-        [
-            "the same, each over its own matmul",
-            cell(metrics[f"share_of_own_ceiling_ours_over_{other}"]),
-        ],
-    ]
+    names = {
+        "share_of_ceiling": "ours, share of its own matmul",
+        f"speed_ours_over_{other}": f"pairs/s, ours over {other}'s",
+        f"share_of_own_ceiling_ours_over_{other}": "the same, each over its own matmul",
+    }
+    ratios = [[label, cell(metrics[name])] for name, label in names.items()]
     return "\n\n".join(
         [
             f"{metrics['about']}",

@@ -1,4 +1,4 @@
-"""The systems that `step.py` times; each is a function of the options -> `System`."""
+"""The systems that `step.py` times: functions of the options that return a `System`."""
 
 import importlib.util
 import os
@@ -32,7 +32,7 @@ def make_peer(options) -> System:
     peer = peer_module(options.peer)
     shape, device = shapes.SHAPES[options.shape], options.device
     if peer.SHAPES[options.shape] != shape:
-        sys.exit(f"the peer's shape {options.shape!r} is another than ours")
+        sys.exit(f"the peer's shape {options.shape!r} differs from ours")
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     is_cuda = device == "cuda"

@@ -1,13 +1,13 @@
 """The editor's candidates: the 20 likeliest of 30,522 tokens at each edited position.
 
-    python benchmarks/top_k.py [--positions=256 --tokens=30522 --candidates=20]
+    python benchmarks/top_k.py [--positions=256 --vocab-size=30522 --candidates=20]
         [--rounds=7] [--out=FOLDER]
 
-A step of 2,048 pairs with 5 edits and 30 tokens has 10,240 positions
-(--positions=10240). The step uses `lax.top_k`; the others could replace it: 16
-candidates, blocks (the best are in the blocks of the best maxima, so two short
-searches), and the largest removed N times. All methods take turns. All find the same
-candidates, or the benchmark stops.
+A step of 2,048 pairs with 5 edits has 10,240 positions (--positions=10240). The step
+uses `lax.top_k`. The alternatives are 16 candidates; blocks (the largest values lie in
+the blocks with the largest maxima, so two short searches suffice); and removing the
+maximum 20 times. They take turns, and the benchmark stops if one finds other
+candidates.
 """
 
 import sys
@@ -26,17 +26,17 @@ IN_USE = "lax.top_k"
 def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--positions", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=30522)
+    parser.add_argument("--vocab-size", type=int, default=30522)
     parser.add_argument("--candidates", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     key = jax.random.key(0)
-    logits = jax.random.normal(key, (options.positions, options.tokens))
+    logits = jax.random.normal(key, (options.positions, options.vocab_size))
     ways = {
         IN_USE: partial(jax.lax.top_k, k=options.candidates),
         "lax.top_k of 16": partial(jax.lax.top_k, k=16),
         f"blocks of {BLOCK}": partial(in_blocks, k=options.candidates),
-        "the largest, again and again": partial(one_by_one, k=options.candidates),
+        "the maximum, removed each time": partial(one_by_one, k=options.candidates),
     }
     ways = {name: jax.jit(way) for name, way in ways.items()}
     check(ways, logits)
@@ -50,14 +50,13 @@ def main() -> None:
         for name in ways
     }
     metrics = {
-        "machine": reporting.machine("jax", "jaxlib"),
         "device": jax.devices()[0].device_kind,
-        "shape": [options.positions, options.tokens, options.candidates],
+        "shape": [options.positions, options.vocab_size, options.candidates],
         "seconds": found,
         "speed_over_top_k": ratios,
         "rounds": rounds,
     }
-    reporting.write("top_k", options.out, metrics, page(metrics))
+    reporting.write("top_k", options.out, metrics, table(metrics))
 
 
 def in_blocks(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -85,7 +84,7 @@ def one_by_one(logits: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def check(ways: dict, logits: jax.Array) -> None:
-    """Compiles each method, and exits if one finds other candidates."""
+    """Compiles each way, and ends the program if one finds other candidates."""
     expected = np.asarray(ways[IN_USE](logits)[1])
     for name, way in ways.items():
         found = np.asarray(way(logits)[1])
@@ -99,8 +98,8 @@ def seconds(way, logits: jax.Array) -> float:
     return time.perf_counter() - start
 
 
-def page(metrics: dict) -> str:
-    positions, tokens, candidates = metrics["shape"]
+def table(metrics: dict) -> str:
+    positions, vocab_size, candidates = metrics["shape"]
     rows = [
         [
             name,
@@ -112,8 +111,8 @@ def page(metrics: dict) -> str:
     head = ["", "ms, median (range)", f"speed over {IN_USE}"]
     return "\n".join(
         [
-            f"{candidates} of {tokens} tokens at {positions} positions, float32, on "
-            f"{metrics['device']}.",
+            f"{candidates} of {vocab_size} tokens at {positions} positions, float32, "
+            f"on {metrics['device']}.",
             "",
             reporting.markdown(head, rows),
         ]

@@ -1,13 +1,13 @@
-"""The paper's step compiled for TPUs that are not present (C6).
+"""The paper's step compiled for TPUs, on a machine without one (C6).
 
     JAX_PLATFORMS=cpu python benchmarks/tpu.py --out=results
 
 Needs libtpu (pip install 'vilem-jax[tpu]'), and minutes and gigabytes per topology.
-Each is compiled in a separate process. If 64 pairs per chip do not fit, blocks are
-recomputed, then fewer pairs are tried.
+Each is compiled in a process of its own. If 64 pairs a chip do not fit, the benchmark
+tries to recompute blocks, then fewer pairs.
 
-The compiler runs at its least effort: the program of a real run (--effort=0) takes
-three to four times as long to compile, needs about as much memory and may gather more.
+The default is the compiler's least effort: a run's own program (--effort=0) takes three
+to four times as long to compile, needs about as much memory and may gather more.
 """
 
 import json
@@ -23,38 +23,40 @@ TRIES = ((64, False), (64, True), (32, False), (32, True), (16, True))
 def main() -> None:
     parser = reporting.arguments(__doc__)
     parser.add_argument("--config", default="pretrain_cc4m")
-    parser.add_argument("--topology", action="append", help="repeat for more")
+    parser.add_argument("--topology", action="append", help="may be repeated")
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--effort", type=float, default=-1.0, help="XLA's, -1 to 1")
-    parser.add_argument("--one", help="used by the processes that this one starts")
+    parser.add_argument("--one", help="set by this program for its child processes")
     options = parser.parse_args()
     if options.one:
         topology, pairs, recompute = json.loads(options.one)
         print(json.dumps(compile_one(options, topology, pairs, recompute)))
         return
     metrics = {
-        "machine": reporting.machine("jax", "jaxlib", "flax", "libtpu"),
         "config": options.config,
         "effort": options.effort,
         "programs": [],
     }
     for topology in options.topology or TOPOLOGIES:
         for pairs, recompute in TRIES:
-            found = in_a_process(topology, pairs, recompute)
+            found = in_process(topology, pairs, recompute)
             metrics["programs"].append(found)
-            print(f"{topology}, {pairs} pairs, recompute {recompute}: {state(found)}")
+            print(f"{topology}, {pairs} pairs, recompute {recompute}: {summary(found)}")
             if found.get("fits"):
                 break
-    reporting.write("tpu", options.out, metrics, tables(metrics["programs"]))
+    packages = ("jax", "jaxlib", "flax", "libtpu")
+    text = table(metrics["programs"])
+    reporting.write("tpu", options.out, metrics, text, packages)
 
 
-def in_a_process(topology: str, pairs: int, recompute: bool) -> dict:
+def in_process(topology: str, pairs: int, recompute: bool) -> dict:
+    """`compile_one` in a child process, whose memory is free afterwards."""
     one = json.dumps([topology, pairs, recompute])
     done = subprocess.run(
         [sys.executable, *sys.argv, f"--one={one}"], stdout=subprocess.PIPE, text=True
     )
     if done.returncode:
-        sys.exit(f"no answer for {topology}: exit code {done.returncode}")
+        sys.exit(f"compiling for {topology} ended with exit code {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -91,12 +93,12 @@ def compile_one(options, topology: str, pairs: int, recompute: bool) -> dict:
     return found | {"fits": True} | plan.describe(step, config)
 
 
-def state(found: dict) -> str:
+def summary(found: dict) -> str:
     fits = "fits" if found["fits"] else "does not fit"
     return f"{fits}, {found['peak_bytes'] / 2**30:.2f} GiB"
 
 
-def tables(programs: list[dict]) -> str:
+def table(programs: list[dict]) -> str:
     head = ["topology", "pairs a chip", "recompute", "fits", "GiB", "of GiB"]
     head += ["GFLOP a pair", "/ the count", "collectives, MB", "compile, s"]
     rows = []

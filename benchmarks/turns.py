@@ -1,7 +1,7 @@
-"""Measuring in turns, so that every ratio compares neighbours in time.
+"""Measuring in turns, so that every ratio compares measurements close in time.
 
-Each system needs the machine's threads or its memory alone, so each is a process:
-`Child` asks, `serve` answers.
+Each system needs the machine's threads or memory for itself, so each is a process:
+`Child` sends requests, `serve` answers them.
 """
 
 import json
@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 def in_turns(
     children: Mapping[str, "Child"], rounds: int, pause: float = 0.0
 ) -> list[dict]:
-    """Per round {name: the child's result}; the others sleep meanwhile.
+    """Per round {name: what the child measured}; the others wait meanwhile.
 
     Args:
-      pause: seconds before each, so that the threads of the last stop spinning.
+      pause: seconds before each, in which the threads of the previous one stop.
     """
     found = []
     for _ in range(rounds):
@@ -26,43 +26,45 @@ def in_turns(
         for name, child in children.items():
             time.sleep(pause)
             found[-1][name] = child.ask("time")
-        print(told(found[-1]), flush=True)
+        print(rounded(found[-1]), flush=True)
     return found
 
 
-def told(one_round: dict[str, dict]) -> str:
+def rounded(one_round: dict[str, dict]) -> str:
+    """One round as a line of JSON."""
     return json.dumps(
         {n: {k: round(v, 4) for k, v in each.items()} for n, each in one_round.items()}
     )
 
 
 class Child:
-    """This program with --serve=NAME: a process that measures on request."""
+    """This program again, with --serve=NAME: a process that measures on request."""
 
     def __init__(self, name: str, **environment: str):
         pipe = subprocess.PIPE
         # Two processes share a GPU: neither may reserve its memory.
         shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *sys.argv, f"--serve={name}"],
             stdin=pipe,
             stdout=pipe,
             text=True,
             env=shared | os.environ | environment,
         )
-        self.about = self.ask("about")  # ready: compiled and warm
+        assert process.stdin and process.stdout
+        self._requests, self._answers = process.stdin, process.stdout
+        self.about = self.ask("about")  # after it has compiled
 
     def ask(self, what: str) -> dict:
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
+        print(what, file=self._requests, flush=True)
+        for line in self._answers:
             if line.startswith("{"):
                 return json.loads(line)
-        sys.exit(f"the process for {what} ended")
+        sys.exit(f"a process ended before it answered {what!r}")
 
 
 def serve(about: dict, measure: Callable[[], dict]) -> None:
-    """Answers the parent's `Child` until the parent exits."""
+    """Answers the `Child` of the parent process until that ends."""
     for line in sys.stdin:
         answer = about if line.strip() == "about" else measure()
         print(json.dumps(answer), flush=True)
