@@ -28,13 +28,13 @@ def main() -> None:
     import jax
 
     from vilem_jax.planning import memory, plan
-    from vilem_jax.planning.compiled import compile_step
+    from vilem_jax.planning.compiled import compile_ahead
 
     programs = []
     for num_devices, num_microbatches in ((1, 1), (NUM_DEVICES, 1), (NUM_DEVICES, 4)):
         # The same batch for all: keys and queue are a part of the work.
         config = settings(options, num_microbatches)
-        step = compile_step(config, jax.devices()[:num_devices])
+        step = compile_ahead(config, jax.devices()[:num_devices])
         trained = 4 * memory.parameters(config)["trained"]
         programs.append(
             {

@@ -30,7 +30,7 @@ def main() -> None:
     steps = {}
     for name, switches in (("savings off", OFF), ("savings on", [])):
         config = load_config(options.config, [*settings, *switches])
-        step = compiled.compile_step(config, jax.devices()[:1])
+        step = compiled.compile_ahead(config, jax.devices()[:1])
         steps[name] = plan.describe(step, config) | {
             "counted": {
                 part.name: part.total / 1e9 for part in costs.step_costs(config)

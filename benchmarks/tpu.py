@@ -87,7 +87,7 @@ def compile_one(options, topology: str, pairs: int, recompute: bool) -> dict:
         "memory": device.memory,
     }
     try:
-        step = compiled.compile_step(config, compiled.devices_of(device))
+        step = compiled.compile_ahead(config, compiled.devices_of(device))
     except compiled.DoesNotFitError as error:
         return found | {"fits": False, "peak_bytes": error.used}
     return found | {"fits": True} | plan.describe(step, config)

@@ -100,7 +100,7 @@ def test_the_count_is_that_of_the_compiled_step(name):
     The tiny model's products are small, so that a forgotten one shows.
     """
     config = tiny_config(**CASES[name])
-    program = compiled.compile_step(config, jax.devices()[:1]).program
+    program = compiled.compile_ahead(config, jax.devices()[:1]).program
     assert program.unknown_loops == 0
     counted, expected = program.flops / BATCH, costs.flops(config)
     assert counted == pytest.approx(expected, rel=5e-3)
@@ -110,7 +110,7 @@ def test_the_count_is_that_of_the_compiled_step(name):
 def test_what_is_recomputed_is_a_bound():
     """The compiler finds some of it still there: 3 % of the tiny step is left out."""
     config = tiny_config(compute={"recompute": True})
-    program = compiled.compile_step(config, jax.devices()[:1]).program
+    program = compiled.compile_ahead(config, jax.devices()[:1]).program
     counted = program.flops / BATCH
     plain = costs.flops(with_compute(config, recompute=False))
     assert 1.05 * plain < counted <= costs.flops(config)

@@ -120,7 +120,7 @@ def has_libtpu() -> bool:
     return True
 
 
-def compile_step(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
+def compile_ahead(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
     """Compiles the training step of `config` for these devices.
 
     Args:
