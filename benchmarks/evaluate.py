@@ -97,7 +97,7 @@ class Evaluation:
 
     def seconds(self) -> dict[str, float]:
         """By stage of `timing.STAGES`; "all" is the wall clock of the whole."""
-        from vilem_jax.evaluation.retrieval import retrieval_metrics
+        from vilem_jax.evaluation.recall import retrieval_metrics
         from vilem_jax.evaluation.timing import Stopwatch
 
         clock = Stopwatch()

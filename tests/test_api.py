@@ -155,18 +155,21 @@ def test_the_branches_differ(model, photo):
 
 
 def test_what_a_branch_has_not_learnt_is_not_said(model, photo):
-    def trained(**branches):
-        encoder = dataclasses.replace(model.encoder, trained=branches)
+    def trained(switch):
+        names = ("local_detect", "local_correct", "global_detect", "global_correct")
+        loss = LossConfig(**{name: name == switch for name in names})
+        config = dataclasses.replace(model.config, loss=loss)
+        encoder = dataclasses.replace(model.encoder, config=config)
         return dataclasses.replace(model, encoder=encoder)
 
-    words = trained(local=("detect",)).proofread(photo, "a red dog")
+    words = trained("local_detect").proofread(photo, "a red dog")
     whole = model.proofread(photo, "a red dog")
     assert [w.p_wrong for w in words] == [w.p_wrong for w in whole]
     assert {w.corrections for w in words} == {()}
     with pytest.raises(UserError, match="not to find wrong ones"):
-        trained(local=("correct",)).proofread(photo, "a red dog")
+        trained("local_correct").proofread(photo, "a red dog")
     with pytest.raises(UserError, match=r"local branch .*use branch=global"):
-        trained(**{"global": ("detect",)}).proofread(photo, "a red dog")
+        trained("global_detect").proofread(photo, "a red dog")
 
 
 def test_online_and_momentum_weights(run, model, photo):
@@ -205,9 +208,9 @@ def test_normalisation_is_the_run_s(model, photo):
     square = model.read_image(photo)
     expected = resize_square(np.asarray(Image.open(photo)), 16)
     np.testing.assert_array_equal(square, expected)
-    with_other_mean = dataclasses.replace(
-        model, config=dataclasses.replace(model.config, augment=AugmentConfig())
-    )
+    config = dataclasses.replace(model.config, augment=AugmentConfig())
+    encoder = dataclasses.replace(model.encoder, config=config)
+    with_other_mean = dataclasses.replace(model, encoder=encoder)
     assert with_other_mean.fingerprint != model.fingerprint
     assert np.isfinite(model.encode_image(grey)).all()
 

@@ -19,11 +19,7 @@ from PIL import Image
 
 from vilem_jax.config.schema import Config
 from vilem_jax.data.images import ImageError, decode, from_pillow, resize_square
-from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.editing.editor import FrozenEditor, editor_graph
-from vilem_jax.editing.loading import check_editor, load_editor, token_tables
-from vilem_jax.editing.stored_edits import StoredEdits, make_edits
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.mixed_towers import mixed_encoder
@@ -51,9 +47,12 @@ class Word:
 class Model:
     """Trained towers and heads, ready to use. Made by `load`."""
 
-    config: Config
     encoder: Encoder
     weights: str  # "online", "momentum" or "mixed"
+
+    @property
+    def config(self) -> Config:
+        return self.encoder.config
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -254,35 +253,7 @@ def make_model(
     """A `Model` of parameters at hand."""
     params = jax.device_put(params)
     encoder = make_encoder(config, params, tokenizer, batch_size=batch_size)
-    return Model(config, encoder, weights)
-
-
-def make_run_edits(
-    model: Model, source: Source, *, seed: int, num_images: int | None = None
-) -> StoredEdits:
-    """Captions of `source`, edited by the editor of the model's run.
-
-    Raises:
-      UserError: the run has no editor, or it is no longer where the run found it, or
-        another has taken its position.
-    """
-    if not model.config.editor.path:
-        raise UserError(
-            "this model has no editor to make wrong captions with (config.editor.path "
-            "is empty, as in every exported model): give a stored set of edits"
-        )
-    check_editor(model.config)
-    own, params = load_editor(model.config, model.tokenizer)
-    return make_edits(
-        editor_graph(own),
-        FrozenEditor(params, token_tables(model.tokenizer)),
-        model.tokenizer,
-        source,
-        model.config.evaluation_editor,
-        seed=seed,
-        text_length=model.config.evaluation.text_length,
-        num_images=num_images,
-    )
+    return Model(encoder, weights)
 
 
 def _for_this_machine(config: Config) -> Config:

@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 import pytest
 
 from vilem_jax.cli.main import main
-from vilem_jax.cli.options import add_data, describe_split, kind_of, source_config
+from vilem_jax.cli.options import add_data, kind_of, source_config
 from vilem_jax.config.freeze import freeze
 from vilem_jax.config.schema import Config, DataConfig
 from vilem_jax.config.sources import (
@@ -17,6 +17,7 @@ from vilem_jax.config.sources import (
     SourceConfig,
 )
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.benchmark import describe_split
 from vilem_jax.runs.workdir import claim_workdir
 
 

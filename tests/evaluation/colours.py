@@ -8,6 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+from vilem_jax.config.schema import (
+    ComputeConfig,
+    Config,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from vilem_jax.evaluation.encoding import Encoder
 
 COLOURS = {"red": 1, "green": 2, "blue": 3}
@@ -36,24 +43,27 @@ def colour_encoder(text_length=12):
             for position, token in enumerate(caption[caption > 0]):
                 if token < WORD:  # earlier words weigh more
                     row[token - 1] += 1 / (1 + position)
-        return (unit(rows),)
+        return unit(rows)
 
     def frames(params, pixels):
-        return (pixels.mean(axis=(1, 2)),)
+        return pixels.mean(axis=(1, 2))
 
+    vision = VisionConfig(image_size=8, patch_size=8)
+    config = Config(
+        model=ModelConfig(vision=vision, text=TextConfig(max_positions=40)),
+        compute=ComputeConfig(dtype="float32"),
+    )
     return Encoder(
+        config=config,
         params={},
         tokenizer=ColourTokenizer(),
         text_length=text_length,
-        image_size=8,
-        max_text_length=40,
         batch_size=4,
         programs={
-            "images": lambda params, pixels: (unit(pixels.mean(axis=(1, 2))),),
+            "images": lambda params, pixels: unit(pixels.mean(axis=(1, 2))),
             "frames": frames,
             "texts": texts,
         },
-        trained={},
     )
 
 

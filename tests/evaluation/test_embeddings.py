@@ -5,7 +5,7 @@ import pytest
 
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.embeddings import Features, evaluate_embeddings, read_features
-from vilem_jax.evaluation.retrieval import retrieval_metrics
+from vilem_jax.evaluation.recall import retrieval_metrics
 
 
 def features(dtype=np.float32):

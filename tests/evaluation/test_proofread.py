@@ -208,10 +208,18 @@ def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
     np.testing.assert_array_equal(few.edited, edits.edited[:2])
 
 
+def trained_only(encoder, *switches):
+    """The encoder of a run with these of the four losses."""
+    names = ("local_detect", "local_correct", "global_detect", "global_correct")
+    loss = LossConfig(**{name: name in switches for name in names})
+    return dataclasses.replace(
+        encoder, config=dataclasses.replace(encoder.config, loss=loss)
+    )
+
+
 def test_what_was_not_trained_has_no_figures(encoder, edits, source):
     whole = evaluate_proofreading(encoder, edits, source)
-    trained = {"global": ("correct",)}
-    part = dataclasses.replace(encoder, trained=trained)
+    part = trained_only(encoder, "global_correct")
     metrics = evaluate_proofreading(part, edits, source)
     assert "local" not in metrics and "local" not in metrics["shuffled"]
     assert set(metrics["global"]) == {"correct"}
@@ -221,6 +229,6 @@ def test_what_was_not_trained_has_no_figures(encoder, edits, source):
         part.proofread(
             [], edits.edited, edits.positions, edits.labels, branches=("local",)
         )
-    none = dataclasses.replace(encoder, trained={})
+    none = trained_only(encoder)
     with pytest.raises(UserError, match="without ViLEM's losses"):
         evaluate_proofreading(none, edits, source)

@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation import retrieval
-from vilem_jax.evaluation.retrieval import (
-    chance_metrics,
-    encode_source,
-    evaluate_retrieval,
-    ranks,
-    retrieval_metrics,
-)
+from vilem_jax.evaluation import recall
+from vilem_jax.evaluation.recall import chance_metrics, ranks, retrieval_metrics
+from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
 
 
 def unit(rows):
@@ -65,7 +60,7 @@ def ranks_by_loop(images, texts, image_of_text):
 @pytest.mark.parametrize("with_ties", [False, True])
 @pytest.mark.parametrize("block", [2048, 4, 1])
 def test_ranks_are_those_of_the_loop(monkeypatch, with_ties, block):
-    monkeypatch.setattr(retrieval, "BLOCK", block)
+    monkeypatch.setattr(recall, "BLOCK", block)
     for seed in range(20):
         images, texts, image_of_text = problem(seed, with_ties=with_ties)
         expected = ranks_by_loop(images, texts, image_of_text)

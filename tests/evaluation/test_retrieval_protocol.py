@@ -11,12 +11,8 @@ from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.sources.missing import check_complete, present_images
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.retrieval import (
-    TOPS,
-    evaluate_retrieval,
-    folded_metrics,
-    retrieval_metrics,
-)
+from vilem_jax.evaluation.recall import TOPS, folded_metrics, retrieval_metrics
+from vilem_jax.evaluation.retrieval import evaluate_retrieval
 
 
 def unit(rows):

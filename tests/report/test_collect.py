@@ -13,7 +13,7 @@ from vilem_jax.api import make_model
 from vilem_jax.data.scenes.hard_pairs import hard_pairs
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
-from vilem_jax.editing.stored_edits import StoredEdits, _captions_digest
+from vilem_jax.editing.stored_edits import StoredEdits, captions_digest
 from vilem_jax.report.collect import edited_words, evaluate, make_report, run_charts
 from vilem_jax.report.html import render
 from vilem_jax.training.state import initial_params
@@ -51,7 +51,7 @@ def edits(model, source):
     positions = np.tile(np.array([[1, 2]], np.int32), (NUM_IMAGES, 1))
     return StoredEdits(
         source="test",
-        captions=_captions_digest(source, np.arange(NUM_IMAGES)),
+        captions=captions_digest(source, np.arange(NUM_IMAGES)),
         vocabulary="",
         editor="",
         manner="{}",

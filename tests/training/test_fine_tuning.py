@@ -23,7 +23,7 @@ from tests.training.tiny_runs import (
 from vilem_jax.cli.main import main
 from vilem_jax.config.freeze import freeze
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.retrieval import retrieval_metrics
+from vilem_jax.evaluation.recall import retrieval_metrics
 from vilem_jax.runs.best import best_step
 from vilem_jax.runs.checkpoint_contents import flatten, read_fields
 from vilem_jax.runs.checkpoints import restore_params

@@ -1,14 +1,12 @@
 """What a run starts from: its tokenizer's copy, and the editor it began with."""
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from tests.tiny import CONTRAST_ALONE
-from vilem_jax.api import make_run_edits
 from vilem_jax.config.freeze import differences, freeze
 from vilem_jax.config.schema import (
     Config,
@@ -20,6 +18,7 @@ from vilem_jax.config.schema import (
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.editing.loading import check_editor
+from vilem_jax.editing.stored_edits import make_run_edits
 from vilem_jax.errors import UserError
 from vilem_jax.runs.origin import TOKENIZER_FOLDER
 from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
@@ -90,6 +89,5 @@ def test_another_editor_in_the_run_s_place(tmp_path):
     found = check_editor(Config(editor=EditorConfig(path=str(tmp_path))))
     assert len(found) == 64
     editor = EditorConfig(path=str(tmp_path), sha256="0" * 64)
-    model = types.SimpleNamespace(config=Config(editor=editor))
     with pytest.raises(UserError, match=f"another than this run's.*{found}"):
-        make_run_edits(model, ScenesSource("test"), seed=0)
+        make_run_edits(Config(editor=editor), None, ScenesSource("test"), seed=0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vilem_jax.config.sources import SOURCE_KINDS, ScenesConfig, SourceConfig
 from vilem_jax.distributed.launcher import SWITCHES, Membership, find_membership
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.benchmark import count
 
 if TYPE_CHECKING:
     from vilem_jax.api import Model
@@ -196,13 +197,6 @@ def named_source(
     return cls(**{key: value for key, value in settings.items() if key in names})
 
 
-def describe_split(source: SourceConfig) -> str:
-    """The split, and of `scenes` also the seed."""
-    if isinstance(source, ScenesConfig):
-        return f"{source.split}, seed {source.seed}"
-    return source.split
-
-
 def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
     """Raises UserError if one of these options was given."""
     for name in names:
@@ -242,17 +236,6 @@ def _validation_of(options: argparse.Namespace) -> SourceConfig:
             f"one set of validation data, but {names}"
         )
     return sources[0]
-
-
-def count(text: str) -> int:
-    """An argument's type: a whole number of 1 or more."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
-    return value
 
 
 def hours(text: str) -> float:

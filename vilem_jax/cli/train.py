@@ -72,9 +72,10 @@ def _train(options: argparse.Namespace) -> None:
 
 def _print_test(workdir: str) -> None:
     """The scores of the test split, if the run has reached its end."""
-    from vilem_jax.report.tables import retrieval_table
+    from vilem_jax.evaluation.retrieval import retrieval_tables
+    from vilem_jax.report.tables import render
     from vilem_jax.training.final_scores import read_scores
 
     for name, metrics in read_scores(workdir).items():
         print(f"{name}, the test split, scored once:")
-        print(retrieval_table(metrics))
+        print(render(retrieval_tables(metrics)))

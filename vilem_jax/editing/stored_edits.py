@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config.schema import EditorConfig
+from vilem_jax.config.schema import Config, EditorConfig
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
-from vilem_jax.editing.editor import FrozenEditor, edit_captions
+from vilem_jax.editing.editor import FrozenEditor, edit_captions, editor_graph
+from vilem_jax.editing.loading import check_editor, load_editor, token_tables
 from vilem_jax.errors import UserError
 from vilem_jax.files import write_bytes
 
@@ -100,7 +101,7 @@ def make_edits(
     image = np.arange(count, dtype=np.int32)[keep]
     return StoredEdits(
         source=source.name,
-        captions=_captions_digest(source, image),
+        captions=captions_digest(source, image),
         vocabulary=vocabulary_digest(tokenizer),
         editor=config.sha256,
         manner=json.dumps(config.manner),
@@ -110,6 +111,38 @@ def make_edits(
         edited=edited[keep],
         positions=positions[keep],
         is_edit=is_edit[keep],
+    )
+
+
+def make_run_edits(
+    config: Config,
+    tokenizer: Tokenizer,
+    source: Source,
+    *,
+    seed: int,
+    num_images: int | None = None,
+) -> StoredEdits:
+    """`make_edits` by the editor of the run that `config` and `tokenizer` are of.
+
+    Raises:
+      UserError: the run has no editor, or its file has moved, or was replaced.
+    """
+    if not config.editor.path:
+        raise UserError(
+            "this model has no editor to make wrong captions with (config.editor.path "
+            "is empty, as in every exported model): give a stored set of edits"
+        )
+    check_editor(config)
+    own, params = load_editor(config, tokenizer)
+    return make_edits(
+        editor_graph(own),
+        FrozenEditor(params, token_tables(tokenizer)),
+        tokenizer,
+        source,
+        config.evaluation_editor,
+        seed=seed,
+        text_length=config.evaluation.text_length,
+        num_images=num_images,
     )
 
 
@@ -158,6 +191,6 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
     return edits
 
 
-def _captions_digest(source: Source, images: np.ndarray) -> str:
+def captions_digest(source: Source, images: np.ndarray) -> str:
     said = [source.captions(int(index)) for index in np.unique(images)]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()

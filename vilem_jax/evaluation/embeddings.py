@@ -2,13 +2,16 @@
 
 import pickle
 import zipfile
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.retrieval import whole_and_folds
+from vilem_jax.evaluation.benchmark import Benchmark, Opened, option
+from vilem_jax.evaluation.recall import retrieval_metrics
+from vilem_jax.evaluation.retrieval import FOLDS, retrieval_tables
 from vilem_jax.evaluation.timing import Stopwatch
 
 ARRAYS = ("image_embedding", "text_embedding", "image_of_text")
@@ -38,7 +41,7 @@ def evaluate_embeddings(features: Features, *, name: str, folds: int = 1) -> dic
         _unit_rows(features.image_embedding, "image_embedding"),
         _unit_rows(features.text_embedding, "text_embedding"),
     )
-    metrics = whole_and_folds(*rows, features.image_of_text, folds=folds, clock=clock)
+    metrics = retrieval_metrics(*rows, features.image_of_text, folds=folds, clock=clock)
     protocol = {
         "data": name,
         "width": int(rows[0].shape[1]),
@@ -136,3 +139,25 @@ def _unit_rows(rows: np.ndarray, name: str) -> np.ndarray:
             f"row {int(np.argmin(length))} of {name} is all zeros: it has no direction"
         )
     return rows / length
+
+
+def _open(options: Namespace, _) -> Opened:
+    settings = {"name": options.features, "folds": options.folds}
+    return Opened((read_features(options.features),), settings)
+
+
+BENCHMARK = Benchmark(
+    options=(
+        option(
+            "--features",
+            required=True,
+            metavar="FILE.npz",
+            help="image_embedding [I, E], text_embedding [T, E], image_of_text [T]",
+        ),
+        FOLDS,
+        "out",
+    ),
+    open=_open,
+    evaluate=evaluate_embeddings,
+    tabulate=retrieval_tables,
+)

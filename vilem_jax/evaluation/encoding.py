@@ -6,6 +6,7 @@ of images or captions causes a recompilation; a single row has a program of its 
 
 import collections
 import dataclasses
+import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vilem import model_graph
 from vilem_jax.models.vision import normalize
 
+Array = Any  # NumPy on the host, JAX on the device
 Branch = Literal["local", "global"]
 BRANCHES: tuple[Branch, ...] = ("local", "global")
 NUM_BEST = 4  # three corrections, and one in case the word itself is among them
@@ -53,11 +55,11 @@ class Images(Protocol):
 class Proofreading(NamedTuple):
     """One branch's judgement of N captions, each beside an image."""
 
-    p_wrong: np.ndarray  # [N, L], probability that a token is not the original
-    rank: np.ndarray  # int32 [N, K], of the label among all words; ties count against
+    p_wrong: Array  # [N, L], probability that a token is not the original
+    rank: Array  # int32 [N, K], of the label among all words; ties count against
     # int32 [N, K, 4], the most probable words at the positions; pieces for pieces.
-    best: np.ndarray
-    p_best: np.ndarray  # [N, K, 4], their probabilities
+    best: Array
+    p_best: Array  # [N, K, 4], their probabilities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +70,26 @@ class Encoder:
     in this process alone; `share_rows` splits the rows of one of them over several.
     """
 
+    config: Config  # of the run that trained it
     params: dict[str, Any]
     tokenizer: Tokenizer
     text_length: int  # L, tokens of a caption; longer captions are cut
-    image_size: int  # R
-    max_text_length: int  # positions of the text tower
     batch_size: int  # rows of a chunk
     programs: dict[str, Callable]
-    trained: dict[Branch, tuple[str, ...]]  # of the run, see `LossConfig.trained`
-    dtype: str = "float32"  # the towers compute in
     parts: int = 1  # an embedding is that many of equal length side by side
     clock: Stopwatch | None = None
     # Programs and shapes that have run: a clock must not count their compilation.
     warm: set = dataclasses.field(default_factory=set)
+
+    @property
+    def image_size(self) -> int:
+        """R, in pixels."""
+        return self.config.model.vision.image_size
+
+    @property
+    def trained(self) -> dict[str, tuple[str, ...]]:
+        """What each branch learnt, see `LossConfig.trained`."""
+        return self.config.loss.trained
 
     def timed(self, clock: Stopwatch) -> "Encoder":
         """The same encoder, measured by `clock`; what is compiled is kept."""
@@ -105,18 +114,21 @@ class Encoder:
 
     def encode_pixels(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
         """Images uint8 [R, R, 3], one after another -> float32 [N, E], unit rows."""
-        return self._encode_chunks("images", pixels, "image")
+        chunks = (self._run("images", np.stack(part)) for part in self._read(pixels))
+        return _joined(chunks, "image")
 
     def project_frames(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
         """As `encode_pixels`, before rows get unit length: float32 [N, E]."""
-        return self._encode_chunks("frames", pixels, "frame")
+        chunks = (self._run("frames", np.stack(part)) for part in self._read(pixels))
+        return _joined(chunks, "frame")
 
     def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """int32 [N, L] -> float32 [N, E], unit rows."""
         self._check_length(tokens)
+        starts = range(0, len(tokens), self.batch_size)
         chunks = (
-            self._run("texts", (tokens[start : start + self.batch_size],))[0]
-            for start in range(0, len(tokens), self.batch_size)
+            self._run("texts", tokens[start : start + self.batch_size])
+            for start in starts
         )
         return _joined(chunks, "caption")
 
@@ -127,8 +139,8 @@ class Encoder:
         positions: np.ndarray,
         labels: np.ndarray,
         *,
-        branches: Sequence[Branch] | None = None,
-    ) -> dict[Branch, Proofreading]:
+        branches: Sequence[str] | None = None,
+    ) -> dict[str, Proofreading]:
         """Judges every token, and names words for the positions.
 
         Args:
@@ -154,17 +166,12 @@ class Encoder:
             rows = slice(start, start + len(chunk))
             start = rows.stop
             texts = (tokens[rows], positions[rows], labels[rows])
-            parts.append(self._run(program, (np.stack(chunk), *texts)))
+            parts.append(self._run(program, np.stack(chunk), *texts))
         if not parts:
             raise UserError("there is no caption to proofread")
-        joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        size = len(Proofreading._fields)
-        return {
-            branch: Proofreading(*joined[number * size : (number + 1) * size])
-            for number, branch in enumerate(branches)
-        }
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
-    def check_trained(self, branches: Sequence[Branch] = ()) -> None:
+    def check_trained(self, branches: Sequence[str] = ()) -> None:
         """Raises UserError if the run has not trained proofreading, or a branch."""
         if not self.trained:
             raise UserError(
@@ -179,22 +186,15 @@ class Encoder:
                     f"branch={next(iter(self.trained))}"
                 )
 
-    def _encode_chunks(
-        self, program: str, pixels: Iterable[np.ndarray], name: str
-    ) -> np.ndarray:
-        chunks = self._read(pixels)
-        return _joined(
-            (self._run(program, (np.stack(chunk),))[0] for chunk in chunks), name
-        )
-
     def _check_length(self, tokens: np.ndarray) -> None:
-        if tokens.shape[1] > self.max_text_length:
+        limit = self.config.model.text.max_positions
+        if tokens.shape[1] > limit:
             raise UserError(
                 f"captions of {tokens.shape[1]} tokens are longer than the text tower, "
-                f"which has {self.max_text_length} positions"
+                f"which has {limit} positions"
             )
 
-    def _run(self, program: str, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    def _run(self, program: str, *rows: np.ndarray) -> Any:
         """One chunk of at most `batch_size` rows, padded with its last row."""
         count = len(rows[0])
         padding = (1 if count == 1 else self.batch_size) - count
@@ -206,7 +206,7 @@ class Encoder:
         self.warm.add(shape)
         with measure(self.clock, _STAGE.get(program, "proofread")):
             outputs = self.programs[program](self.params, *padded)
-            return tuple(np.asarray(output)[:count] for output in outputs)
+            return jax.tree.map(lambda array: np.asarray(array)[:count], outputs)
 
     def _read(self, pixels: Iterable[np.ndarray]) -> Iterator[list]:
         """Chunks of `pixels`, timing the wait for them."""
@@ -236,59 +236,52 @@ def make_encoder(
     pad_id, is_editable = vocabulary.pad_id, jnp.asarray(vocabulary.is_editable)
     is_piece = jnp.asarray(vocabulary.is_piece)
 
+    @jax.jit
     def images(params, pixels):
         model = nnx.merge(graph, params)
-        return (model.encode_image(normalize(pixels, config.augment)),)
+        return model.encode_image(normalize(pixels, config.augment))
 
+    @jax.jit
     def frames(params, pixels):
         model = nnx.merge(graph, params)
-        return (model.map_image(normalize(pixels, config.augment)),)
+        return model.map_image(normalize(pixels, config.augment))
 
+    @jax.jit
     def texts(params, tokens):
         model = nnx.merge(graph, params)
-        return (model.encode_text(tokens, make_attention_mask(tokens, pad_id)),)
+        return model.encode_text(tokens, make_attention_mask(tokens, pad_id))
 
-    def proofread(branches):
-        def run(params, pixels, tokens, positions, labels):
-            model = nnx.merge(graph, params)
-            features = model.image_features(normalize(pixels, config.augment))
-            attention_mask = make_attention_mask(tokens, pad_id)
-            was_piece = is_piece[jnp.take_along_axis(tokens, positions, axis=1)]
-            is_like = is_piece[None, None, :] == was_piece[..., None]
-            may_stand = is_like & is_editable[None, None, :]  # [B, K, V]
-            outputs = []
-            for branch in branches:
-                if branch == "local":
-                    hidden = model.proofread_local(
-                        tokens, attention_mask, features.levels
-                    )
-                    logits = model.local_logits(hidden, positions)
-                else:
-                    feature = model.image_global(features)
-                    hidden = model.proofread_global(tokens, attention_mask, feature)
-                    logits = model.global_logits(hidden, positions)
-                outputs += _judgement(logits.detect, logits.correct, labels, may_stand)
-            return outputs
+    @functools.partial(jax.jit, static_argnums=0)
+    def proofread(branches, params, pixels, tokens, positions, labels):
+        model = nnx.merge(graph, params)
+        features = model.image_features(normalize(pixels, config.augment))
+        attention_mask = make_attention_mask(tokens, pad_id)
+        # A word is corrected by words, a ## piece by pieces.
+        was_piece = is_piece[jnp.take_along_axis(tokens, positions, axis=1)]
+        is_like = is_piece[None, None, :] == was_piece[..., None]
+        may_stand = is_like & is_editable[None, None, :]  # [B, K, V]
+        found = {}
+        for branch in branches:
+            if branch == "local":
+                hidden = model.proofread_local(tokens, attention_mask, features.levels)
+                logits = model.local_logits(hidden, positions)
+            else:
+                feature = model.image_global(features)
+                hidden = model.proofread_global(tokens, attention_mask, feature)
+                logits = model.global_logits(hidden, positions)
+            found[branch] = _judgement(logits.detect, logits.correct, labels, may_stand)
+        return found
 
-        return jax.jit(run)
-
-    asked = (("local",), ("global",), BRANCHES)
-    programs = {"+".join(branches): proofread(branches) for branches in asked}
-    programs |= {
-        "images": jax.jit(images),
-        "frames": jax.jit(frames),
-        "texts": jax.jit(texts),
-    }
+    programs: dict[str, Callable] = {"images": images, "frames": frames, "texts": texts}
+    for branches in (("local",), ("global",), BRANCHES):
+        programs["+".join(branches)] = functools.partial(proofread, branches)
     return Encoder(
+        config=config,
         params=params,
         tokenizer=tokenizer,
         text_length=config.evaluation.text_length,
-        image_size=config.model.vision.image_size,
-        max_text_length=config.model.text.max_positions,
         batch_size=batch_size or config.evaluation.batch_size,
         programs=programs,
-        trained=config.loss.trained,
-        dtype=config.compute.dtype,
     )
 
 
@@ -351,7 +344,9 @@ def read_ahead(read: Callable, items: Iterable) -> Iterator:
             yield waiting.popleft().result()
 
 
-def _judgement(detect, correct, labels, may_stand):
+def _judgement(
+    detect: jax.Array, correct: jax.Array, labels: jax.Array, may_stand: jax.Array
+) -> Proofreading:
     """`Proofreading` on the device; detect [B, L, 2], correct, may_stand [B, K, V]."""
     p_wrong = jax.nn.softmax(detect, axis=-1)[..., 0]
     score = jnp.take_along_axis(correct, labels[..., None], axis=-1)
@@ -359,7 +354,7 @@ def _judgement(detect, correct, labels, may_stand):
     total = jax.nn.logsumexp(correct, axis=-1, keepdims=True)
     num_best = min(NUM_BEST, correct.shape[-1])
     best_logits, best = jax.lax.top_k(jnp.where(may_stand, correct, NEG_INF), num_best)
-    return p_wrong, rank, best, jnp.exp(best_logits - total)
+    return Proofreading(p_wrong, rank, best, jnp.exp(best_logits - total))
 
 
 def _chunks(items: Iterable, size: int) -> Iterator[list]:

@@ -24,10 +24,12 @@ def mixed_encoder(online: Encoder, momentum_params: dict[str, Any]) -> Encoder:
       momentum_params: the tree of `online.params`.
     """
 
-    def both(program: Callable, first: str, second: str, root: float = 2**0.5):
+    def both(
+        program: Callable, first: str, second: str, root: float = 2**0.5
+    ) -> Callable:
         def run(params, rows):
-            (one,), (other,) = (program(params[w], rows) for w in (first, second))
-            return (jnp.concatenate([one, other], axis=-1) / root,)
+            parts = [program(params[weights], rows) for weights in (first, second)]
+            return jnp.concatenate(parts, axis=-1) / root
 
         return jax.jit(run)
 

@@ -34,8 +34,8 @@ class NamedImages:
                 f"{path}, the first is {missing[0]}{advice}"
             )
 
-    def image_name(self, name: str) -> str:
+    def image_name(self, name: str, /) -> str:
         return name
 
-    def read_image(self, name: str) -> bytes | np.ndarray:
+    def read_image(self, name: str, /) -> bytes | np.ndarray:
         return self._files.read(name)

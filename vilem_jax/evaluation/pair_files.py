@@ -23,7 +23,6 @@ from vilem_jax.data.images import decode
 from vilem_jax.data.sources.annotations import parse_json
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.named_images import NamedImages
-from vilem_jax.evaluation.pairs import CaptionPair
 
 LAYOUT = (
     "an entry of SugarCrepe has 'filename', 'caption' and 'negative_caption', one of "
@@ -32,6 +31,17 @@ LAYOUT = (
 )
 MIN_VOTES = 2  # of VALSE's three annotators: "valid foils"
 _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+
+
+@dataclass(frozen=True)
+class CaptionPair:
+    """One question: which caption is true of the image?"""
+
+    image: Any  # what `Images.read_image` takes: a file name, or an index
+    caption: str
+    wrong_caption: str | tuple[str, ...]  # where several, the true one must beat all
+    kind: str  # what was changed: "object", "swap", or a file's name
+    group: str = ""  # of its kind: the relation, say
 
 
 class Boxed(NamedTuple):
@@ -106,10 +116,10 @@ class PairImages(NamedImages):
         names = dict.fromkeys(self.image_name(pair.image) for pair in pairs)
         super().__init__(path, list(names), "the pairs")
 
-    def image_name(self, image: str | Boxed) -> str:
+    def image_name(self, image: str | Boxed, /) -> str:
         return image.name if isinstance(image, Boxed) else image
 
-    def read_image(self, image: str | Boxed) -> bytes | np.ndarray:
+    def read_image(self, image: str | Boxed, /) -> bytes | np.ndarray:
         content = super().read_image(self.image_name(image))
         return _cut(decode(content), image) if isinstance(image, Boxed) else content
 
@@ -162,10 +172,11 @@ def _read_boxed(where: str, entry: dict, kind: str) -> CaptionPair:
     names = ("image_path", "true_caption", "false_caption")
     image, caption, wrong = (_text(where, entry, name) for name in names)
     if any(name in entry for name in _BOX):
-        box = tuple(entry.get(name) for name in _BOX)
-        if not all(isinstance(side, int | float) for side in box):
+        sides = [entry.get(name, "") for name in _BOX]
+        if not all(isinstance(side, int | float) for side in sides):
             raise UserError(f"{where}: no number in {' or '.join(map(repr, _BOX))}")
-        image = Boxed(image, box)
+        left, top, width, height = sides
+        image = Boxed(image, (left, top, width, height))
     words = entry.get("attributes") or []
     if not isinstance(words, list):
         raise UserError(f"{where}: 'attributes' is no list of words")

@@ -3,26 +3,30 @@
 Such pairs come from the hard test of scenes, or from files (`pair_files.py`).
 """
 
+from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
+from vilem_jax.config.sources import ScenesConfig, SourceConfig
+from vilem_jax.data.scenes.hard_pairs import HardPair, hard_pairs
+from vilem_jax.data.scenes.source import open_scenes
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.benchmark import (
+    Benchmark,
+    Cell,
+    DataSet,
+    Opened,
+    Table,
+    describe_split,
+)
 from vilem_jax.evaluation.encoding import Encoder, Images, share_rows
+from vilem_jax.evaluation.pair_files import CaptionPair, open_pairs, read_pairs
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 
-
-@dataclass(frozen=True)
-class CaptionPair:
-    """One question: which caption is true of the image?"""
-
-    image: Any  # what `Images.read_image` takes: a file name, or an index
-    caption: str
-    wrong_caption: str | tuple[str, ...]  # where several, the true one must beat all
-    kind: str  # what was changed: "object", "swap", or a file's name
-    group: str = ""  # of its kind: the relation, say
+# What was changed in a hard pair of scenes has no groups.
+Pair = CaptionPair | HardPair
 
 
 def pairs_metrics(
@@ -55,17 +59,16 @@ def pairs_metrics(
         raise UserError("a score is not finite: has the run diverged?")
     is_right = score_true > score_wrong
     by_group = _by_group(is_right, kinds, groups) if any(groups) else {}
-    kinds = np.asarray(kinds)
-    accuracy = {
-        str(kind): 100.0 * float(is_right[kinds == kind].mean())
-        for kind in dict.fromkeys(kinds.tolist())
+    of_kind = {
+        kind: is_right[np.asarray(kinds) == kind] for kind in dict.fromkeys(kinds)
     }
-    counts = {kind: int(np.sum(kinds == kind)) for kind in accuracy}
     return {
         "accuracy": 100.0 * float(is_right.mean()),
-        "by_type": accuracy,
+        "by_type": {
+            kind: 100.0 * float(right.mean()) for kind, right in of_kind.items()
+        },
         "pairs": len(kinds),
-        "pairs_by_type": counts,
+        "pairs_by_type": {kind: len(right) for kind, right in of_kind.items()},
         **by_group,
     }
 
@@ -92,7 +95,7 @@ def _by_group(
 
 
 def pair_scores(
-    pairs: Sequence[CaptionPair],
+    pairs: Sequence[Pair],
     encode_images: Callable[[list], np.ndarray],
     encode_texts: Callable[[list[str]], np.ndarray],
     clock: Stopwatch | None = None,
@@ -128,14 +131,14 @@ def pair_scores(
     return score_true, score_wrong
 
 
-def _wrong_captions(pair: CaptionPair) -> tuple[str, ...]:
+def _wrong_captions(pair: Pair) -> tuple[str, ...]:
     wrong = pair.wrong_caption
     return (wrong,) if isinstance(wrong, str) else tuple(wrong)
 
 
 def evaluate_pairs(
     encoder: Encoder,
-    pairs: Sequence[CaptionPair],
+    pairs: Sequence[Pair],
     images: Images,
     *,
     show_progress: bool = False,
@@ -180,3 +183,117 @@ def evaluate_pairs(
     )
     metrics["images"] = len({pair.image for pair in pairs})
     return metrics | {"measured": measured(encoder, clock)}
+
+
+def pairs_tables(metrics: dict) -> list[Table]:
+    """Accuracy by type of pair."""
+    rows: list[list[Cell]] = [
+        [kind, accuracy, str(metrics["pairs_by_type"][kind])]
+        for kind, accuracy in metrics["by_type"].items()
+    ]
+    for kind, mean in metrics.get("mean_over_groups", {}).items():
+        groups = len(metrics["by_group"][kind])
+        rows.append([f"{kind}, mean of groups", mean, f"{groups} groups"])
+    rows.append(["all", metrics["accuracy"], str(metrics["pairs"])])
+    return [Table(("caption pairs", "accuracy, %", "pairs"), rows)]
+
+
+def _summarize(title: str, metrics: dict) -> Table:
+    means = metrics.get("mean_over_groups", {})
+    rows: list[list[Cell]] = [
+        [
+            f"{title}: {kind}",
+            str(metrics["pairs_by_type"][kind]),
+            accuracy,
+            means.get(kind),
+        ]
+        for kind, accuracy in metrics["by_type"].items()
+    ]
+    rows.append([f"{title}: all", str(metrics["pairs"]), metrics["accuracy"], None])
+    head = ("Pairs", "number", "accuracy", "mean over groups")
+    return Table(head, rows, title="True against wrong captions")
+
+
+def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened:
+    if options.data in (None, "scenes"):
+        return _open_scenes(read_config())
+    for name in ("split", "num_images", "kind"):
+        if value := getattr(options, name):
+            raise UserError(
+                f"--{name.replace('_', '-')}={value} has no meaning for pairs: all of "
+                "--data are used"
+            )
+    if not options.images:
+        read_pairs(options.data)  # a corrupt file is reported first
+        raise UserError("say where the images of the pairs are with --images")
+    return _open_files((options.data,), options.images)
+
+
+def _open_scenes(config: SourceConfig) -> Opened:
+    if not isinstance(config, ScenesConfig):
+        raise UserError(
+            "say which pairs with --data: a JSON file of SugarCrepe, ARO or VALSE, a "
+            "folder of them, or 'scenes'"
+        )
+    source = open_scenes(config)
+    protocol = {
+        "data": config.name,
+        "split": describe_split(config),
+        "ties": "count against the model",
+    }
+    return Opened((hard_pairs(source), source), protocol=protocol)
+
+
+def _open_files(paths: Sequence[str | Path], images: str | Path) -> Opened:
+    protocol, *data = open_pairs(images, *paths)
+    return Opened(tuple(data), protocol=protocol)
+
+
+def _evaluate(
+    encoder: Encoder, pairs: Sequence[Pair], images: Images, *, show_progress: bool
+) -> dict:
+    metrics = evaluate_pairs(encoder, pairs, images, show_progress=show_progress)
+    return metrics | {"protocol": {"text_length": encoder.text_length}}
+
+
+BENCHMARK = Benchmark(
+    options=("model", "data", "distributed", "out", "text_length"),
+    open=_open,
+    evaluate=_evaluate,
+    tabulate=pairs_tables,
+    data_sets=(
+        DataSet(
+            "sugarcrepe",
+            "SugarCrepe",
+            ("sugarcrepe/*.json",),
+            ("sugarcrepe/images", "sugarcrepe/val2017", "coco/val2017", "sugarcrepe"),
+        ),
+        DataSet(
+            "aro",
+            "ARO, Visual Genome relation and attribution",
+            ("aro/visual_genome_relation.json", "aro/visual_genome_attribution.json"),
+            ("aro/images", "aro"),
+            all_files=True,
+        ),
+        DataSet(
+            "aro_coco_order",
+            "ARO, order of COCO's captions",
+            ("aro/coco_order.json",),
+            ("coco/images", "coco"),
+        ),
+        DataSet(
+            "aro_flickr30k_order",
+            "ARO, order of Flickr30K's captions",
+            ("aro/flickr30k_order.json",),
+            ("flickr30k/flickr30k-images", "flickr30k/images", "flickr30k"),
+        ),
+        DataSet(
+            "valse",
+            "VALSE",
+            ("valse/*.json", "valse/data/*.json"),
+            ("valse/images", "valse"),
+        ),
+    ),
+    open_data_set=lambda _, files, images, *__: _open_files(files, images),
+    summarize=_summarize,
+)

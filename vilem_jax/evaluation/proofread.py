@@ -5,13 +5,36 @@ the images shuffled, what remains is what language alone betrays; the difference
 what is seen.
 """
 
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 
-from vilem_jax.data.sources.source import Source
+from vilem_jax.config.sources import SourceConfig
+from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.distributed import processes
-from vilem_jax.editing.stored_edits import StoredEdits, _captions_digest
+from vilem_jax.editing.stored_edits import (
+    StoredEdits,
+    captions_digest,
+    load_edits,
+    make_run_edits,
+    save_edits,
+)
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import Encoder, Proofreading, read_images
+from vilem_jax.evaluation.benchmark import (
+    Benchmark,
+    Cell,
+    Opened,
+    Table,
+    describe_split,
+    option,
+)
+from vilem_jax.evaluation.encoding import BRANCHES, Encoder, Proofreading, read_images
+from vilem_jax.evaluation.timing import Stopwatch, measured
+
+SCORES = {"detect": ("precision", "recall", "f1"), "correct": ("top1", "top3")}
 
 
 def evaluate_proofreading(
@@ -88,13 +111,13 @@ def _branches(
 
 
 def _check_source(edits: StoredEdits, source: Source) -> None:
-    """A UserError where the edits are of other captions than the source's."""
+    """Raises UserError if the edits are of other captions than the source's."""
     if edits.image.max() >= len(source):
         raise UserError(
             f"the stored edits are of {edits.image.max() + 1} or more images, "
             f"but {source.name} has {len(source)}"
         )
-    if _captions_digest(source, edits.image) != edits.captions:
+    if captions_digest(source, edits.image) != edits.captions:
         raise UserError(
             f"the stored edits were made of other captions than those of {source.name} "
             f"(of {edits.source}): give that data set, or make new edits"
@@ -160,3 +183,75 @@ def other_images(image: np.ndarray, *, seed: int) -> np.ndarray:
 
 def _ratio(part, whole) -> float:
     return float(part) / float(whole) if whole else 0.0
+
+
+def proofread_tables(metrics: dict) -> list[Table]:
+    """The trained branches, with the right images and with shuffled ones."""
+    rows: list[list[Cell]] = []
+    parts = {"": metrics}
+    if "shuffled" in metrics:
+        parts[", another image"] = metrics["shuffled"]
+    for branch in (name for name in BRANCHES if name in metrics):
+        for suffix, part in parts.items():
+            cells = [
+                f"{part[branch][task][name]:.3f}" if task in part[branch] else "-"
+                for task in SCORES
+                for name in SCORES[task]
+            ]
+            rows.append([branch + suffix, *cells])
+    head = ("proofreading", "precision", "recall", "F1", "top-1", "top-3")
+    counts = f"({metrics['captions']} captions, {metrics['edits']} wrong words)"
+    return [Table(head, rows, counts)]
+
+
+def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened:
+    config = read_config()
+    source = open_source(config)
+    settings = {"edits_file": options.edits, "seed": options.seed}
+    protocol = {"data": source.name, "split": describe_split(config)}
+    return Opened((source,), settings, protocol)
+
+
+def _evaluate(
+    encoder: Encoder,
+    source: Source,
+    *,
+    edits_file: str | None,
+    seed: int,
+    show_progress: bool,
+) -> dict:
+    edits = _open_edits(encoder, source, edits_file, seed)
+    clock = Stopwatch()
+    encoder = encoder.timed(clock)
+    metrics = evaluate_proofreading(encoder, edits, source, show_progress=show_progress)
+    protocol = {"editing": json.loads(edits.manner)}
+    return metrics | {"protocol": protocol, "measured": measured(encoder, clock)}
+
+
+def _open_edits(
+    encoder: Encoder, source: Source, file: str | None, seed: int
+) -> StoredEdits:
+    """Those in `file`; if there is no such file, they are made and stored there."""
+    if processes.broadcast(bool(file and Path(file).expanduser().exists())):
+        return load_edits(str(file), encoder.tokenizer)
+    encoder.check_trained()  # before the editor is loaded
+    edits = make_run_edits(encoder.config, encoder.tokenizer, source, seed=seed)
+    if file:
+        processes.on_process_0(lambda: save_edits(edits, file))
+    return edits
+
+
+BENCHMARK = Benchmark(
+    options=(
+        *("model", "data", "distributed", "out"),
+        option(
+            "--edits",
+            metavar="FILE.npz",
+            help="stored edits, so that models are compared on the same; where there "
+            "is no such file, the run's editor makes them and they are stored there",
+        ),
+    ),
+    open=_open,
+    evaluate=_evaluate,
+    tabulate=proofread_tables,
+)

@@ -1,23 +1,43 @@
-"""Image-text retrieval: recall at 1, 5 and 10 both ways, and their sum R@S.
+"""Image-text retrieval of a data set, by the metrics of `recall.py`."""
 
-The protocol of the lineage: image to text, any caption of the image counts and the
-best-ranked one decides; text to image, the one image. Ties count against the model.
-"""
-
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import comb
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from vilem_jax.config.sources import JsonConfig, SourceConfig
 from vilem_jax.data.sources.missing import no_caption, present_images
-from vilem_jax.data.sources.source import Source
+from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.benchmark import (
+    Benchmark,
+    Cell,
+    DataSet,
+    Opened,
+    Table,
+    count,
+    describe_split,
+    option,
+)
 from vilem_jax.evaluation.encoding import Encoder, share_rows
-from vilem_jax.evaluation.timing import Stopwatch, measure, measured
+from vilem_jax.evaluation.recall import (
+    RECALL_HEAD,
+    TOPS,
+    check_folds,
+    recall_row,
+    retrieval_metrics,
+)
+from vilem_jax.evaluation.timing import Stopwatch, measured
 
-TOPS = (1, 5, 10)
-BLOCK = 2048  # rows and columns of scores held at a time: 32 MB in float64
+COCO_TEST = 5000  # images of Karpathy's test split; their five folds are "1K"
+WAYS = (("t2i", "text to image"), ("i2t", "image to text"))
+SUMMARY_HEAD = (
+    *(f"{way} R@{top}" for way in ("i→t", "t→i") for top in TOPS),
+    "R@S",
+)
 
 
 @dataclass(frozen=True)
@@ -31,9 +51,9 @@ class EncodedSource:
     has_word: np.ndarray  # bool [T], a word that the vocabulary knows
 
     def metrics(self, *, folds: int = 1, clock: Stopwatch | None = None) -> dict:
-        """`retrieval_metrics` of it; with folds, `folded_metrics` as "folds" too."""
+        """`retrieval_metrics` of it."""
         rows = (self.image_embedding, self.text_embedding, self.image_of_text)
-        return whole_and_folds(*rows, folds=folds, clock=clock)
+        return retrieval_metrics(*rows, folds=folds, clock=clock)
 
 
 def encode_source(
@@ -75,7 +95,7 @@ def encode_source(
         ),
         captions=captions,
         image_of_text=np.repeat(np.arange(len(said)), [len(each) for each in said]),
-        has_word=encoder.tokenizer.vocabulary.is_editable[tokens].any(axis=1),
+        has_word=np.any(encoder.tokenizer.vocabulary.is_editable[tokens], axis=1),
     )
 
 
@@ -103,7 +123,7 @@ def evaluate_retrieval(
       UserError: as `encode_source`, `present_images` and `folded_metrics`.
     """
     source, missing = present_images(source, allow_missing=allow_missing)
-    _check_folds(len(source), folds)  # before an hour of encoding
+    check_folds(len(source), folds)  # before an hour of encoding
     clock = Stopwatch()
     encoder = encoder.timed(clock)
     encoded = encode_source(
@@ -130,256 +150,126 @@ def evaluate_retrieval(
     return metrics | {"protocol": protocol, "measured": measured(encoder, clock)}
 
 
-def whole_and_folds(
-    image_embedding: np.ndarray,
-    text_embedding: np.ndarray,
-    image_of_text: np.ndarray,
-    *,
-    folds: int = 1,
-    clock: Stopwatch | None = None,
-) -> dict:
-    """`retrieval_metrics` of all; of 2 or more folds `folded_metrics` beside them."""
-    rows = (image_embedding, text_embedding, image_of_text)
-    metrics = retrieval_metrics(*rows, clock=clock)
-    if folds > 1:
-        metrics["folds"] = folded_metrics(*rows, folds=folds)
-    return metrics
+def retrieval_tables(metrics: dict, chance: dict | None = None) -> list[Table]:
+    """Recalls both ways, and those of random order if `chance` is given."""
+    rows = [recall_row(name, metrics[way]) for way, name in WAYS]
+    if chance:
+        rows += [recall_row(f"  by chance, {name}", chance[way]) for way, name in WAYS]
+    counts = f"{metrics['images']} images, {metrics['captions']} captions"
+    tables = [_with_sum(rows, metrics["rsum"], counts)]
+    if folds := metrics.get("folds"):
+        rows = [recall_row(name, folds[way]) for way, name in WAYS]
+        counts = f"mean of {folds['folds']} folds of {folds['images']} images"
+        tables.append(_with_sum(rows, folds["rsum"], counts))
+    return tables
 
 
-def retrieval_metrics(
-    image_embedding: np.ndarray,
-    text_embedding: np.ndarray,
-    image_of_text: np.ndarray,
-    *,
-    image_ids: np.ndarray | None = None,
-    clock: Stopwatch | None = None,
-) -> dict:
-    """Recall of every caption's image, and of every image's captions.
+def _with_sum(rows: list[list[Cell]], rsum: float, counts: str) -> Table:
+    return Table(RECALL_HEAD, rows, f"rsum {rsum:.1f}  ({counts})")
 
-    Args:
-      image_embedding: [I, E], unit rows.
-      text_embedding: [T, E], unit rows.
-      image_of_text: int [T], the id of each caption's image; any number an image, in
-        any order, at least one.
-      image_ids: int [I], all different; None stands for 0 .. I - 1.
-      clock: is told the time of similarity and of ranking.
 
-    Returns:
-      {"i2t": {"r1", "r5", "r10", "median_rank"}, "t2i": {the same}, "rsum", "images",
-      "captions"}: recalls in per cent, ranks from 1, rsum the sum of the six recalls.
+def summary_cells(metrics: dict | None) -> list[Cell]:
+    """The seven numbers of `SUMMARY_HEAD`, or dashes."""
+    if metrics is None:
+        return [None] * 7
+    recalls = [metrics[way][f"r{top}"] for way in ("i2t", "t2i") for top in TOPS]
+    return [*recalls, metrics["rsum"]]
 
-    Raises:
-      UserError: ids that are double or have no image, an image without a caption, NaN
-        or infinity in an embedding, shapes that do not fit.
-    """
-    column = _image_index(len(image_embedding), image_of_text, image_ids)
-    rows = (image_embedding, text_embedding)
-    image_ranks, text_ranks = ranks(*rows, column, clock=clock)
-    i2t, t2i = _metrics(image_ranks), _metrics(text_ranks)
-    recalls = [way[f"r{top}"] for way in (i2t, t2i) for top in TOPS]
-    return {
-        "i2t": i2t,
-        "t2i": t2i,
-        "rsum": float(sum(recalls)),
-        "images": len(image_ranks),
-        "captions": len(text_ranks),
+
+def _summarize(title: str, metrics: dict) -> Table:
+    head = ("Data", "images", "captions", *SUMMARY_HEAD)
+    counts = [metrics["images"], metrics["captions"]]
+    rows = [[title, *map(str, counts), *summary_cells(metrics)]]
+    if folds := metrics.get("folds"):
+        counts = [f"{folds['folds']} x {folds['images']}", str(folds["captions"])]
+        rows.append([f"{title}, mean of folds", *counts, *summary_cells(folds)])
+    return Table(head, rows, title="Retrieval, all that was measured")
+
+
+def _warnings(metrics: dict) -> Iterator[str]:
+    protocol = metrics["protocol"]
+    if missing := protocol["missing_images"]:
+        captions = f"with their {protocol['missing_captions']} captions"
+        yield f"{missing} images were missing and left out, {captions}"
+    if silent := protocol["captions_without_a_word"]:
+        yield f"{silent} captions without a word were scored"
+
+
+def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened:
+    config = read_config()
+    settings = {
+        name: getattr(options, name)
+        for name in ("captions_per_image", "folds", "allow_missing")
     }
+    split = {"split": describe_split(config)}
+    return Opened((open_source(config),), settings, split)
 
 
-def folded_metrics(
-    image_embedding: np.ndarray,
-    text_embedding: np.ndarray,
-    image_of_text: np.ndarray,
-    *,
-    folds: int,
-    clock: Stopwatch | None = None,
-) -> dict:
-    """`retrieval_metrics` of equal parts of the images, and their mean.
-
-    COCO's "1K" is the mean of five parts of 1,000. The images are cut in the order
-    given; a part has their captions and no others.
-
-    Args:
-      image_of_text: int [T], row of each caption's image.
-      folds: number of parts, of which the number of images is a multiple.
-      Others as of `retrieval_metrics`.
-
-    Returns:
-      {"i2t": {"r1", "r5", "r10", "median_rank"}, "t2i", "rsum": means over the parts,
-      "folds", "images": images of one part, "captions": of all, "each": [the metrics
-      of each part]}.
-
-    Raises:
-      UserError: parts of unequal size, and as `retrieval_metrics`.
-    """
-    num_images = len(image_embedding)
-    _check_folds(num_images, folds)
-    size = num_images // folds
-    each = []
-    for start in range(0, num_images, size):
-        texts = np.flatnonzero(
-            (image_of_text >= start) & (image_of_text < start + size)
-        )
-        each.append(
-            retrieval_metrics(
-                image_embedding[start : start + size],
-                text_embedding[texts],
-                image_of_text[texts] - start,
-                clock=clock,
-            )
-        )
-    names = [*(f"r{top}" for top in TOPS), "median_rank"]
-    ways = {
-        way: {
-            name: float(np.mean([part[way][name] for part in each])) for name in names
-        }
-        for way in ("i2t", "t2i")
-    }
-    return ways | {
-        "rsum": float(np.mean([part["rsum"] for part in each])),
-        "folds": folds,
-        "images": size,
-        "captions": sum(part["captions"] for part in each),
-        "each": each,
-    }
+def _open_data_set(
+    data_set: DataSet, files: tuple[Path, ...], images: Path, allow_missing: bool
+) -> Opened:
+    # Karpathy's files hold all splits; those of one split are named after it.
+    split = "" if files[0].stem.endswith("_test") else "test"
+    name, _, _ = data_set.title.partition(",")
+    source = open_source(
+        JsonConfig(name=name, path=str(files[0]), images=str(images), split=split)
+    )
+    _, missing = present_images(source, allow_missing=allow_missing)
+    is_whole = len(source) == COCO_TEST and not missing["missing_images"]
+    folds = 5 if name == "COCO" and is_whole else 1
+    settings = {"folds": folds, "allow_missing": allow_missing}
+    return Opened((source,), settings, {"split": "test"})
 
 
-def ranks(
-    image_embedding: np.ndarray,
-    text_embedding: np.ndarray,
-    image_of_text: np.ndarray,
-    *,
-    clock: Stopwatch | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rank 1 + the number of other candidates that score at least as high.
-
-    An image's own captions do not count against each other. Scores are taken block by
-    block, so that memory does not grow with I times T. They are summed in float64 and
-    compared in float32: equal embeddings then tie whatever the order of summation.
-
-    Args:
-      image_of_text: int [T], row of each caption's image in image_embedding.
-
-    Returns:
-      ranks of the images' best captions int64 [I], of the captions' images int64 [T].
-    """
-    _check_embeddings(image_embedding, text_embedding)
-    own = np.empty(len(text_embedding), np.float32)
-    for texts in _blocks(len(own)):
-        with measure(clock, "similarity"):
-            images = image_embedding[image_of_text[texts]].astype(np.float64)
-            own[texts] = np.einsum(
-                "te,te->t", images, text_embedding[texts].astype(np.float64)
-            )
-    best = np.full(len(image_embedding), -np.inf, np.float32)
-    np.maximum.at(best, image_of_text, own)
-
-    image_ranks = np.ones(len(best), np.int64)
-    text_ranks = np.ones(len(own), np.int64)
-    for images in _blocks(len(best)):
-        image_rows = image_embedding[images].astype(np.float64)
-        numbers = np.arange(images.start, images.stop)
-        for texts in _blocks(len(own)):
-            with measure(clock, "similarity"):
-                scores = image_rows @ text_embedding[texts].astype(np.float64).T
-                scores = scores.astype(np.float32)
-            with measure(clock, "ranking"):
-                is_other = image_of_text[texts][None, :] != numbers[:, None]
-                is_above_text = (scores >= best[images, None]) & is_other
-                is_above_image = (scores >= own[None, texts]) & is_other
-                image_ranks[images] += is_above_text.sum(axis=1)
-                text_ranks[texts] += is_above_image.sum(axis=0)
-    return image_ranks, text_ranks
-
-
-def chance_metrics(image_of_text: np.ndarray) -> dict:
-    """The recalls of random order, in the form of `retrieval_metrics`.
-
-    Args:
-      image_of_text: int [T], row of each caption's image.
-    """
-    captions_of = np.bincount(image_of_text)
-    captions_of = captions_of[captions_of > 0]
-    num_images, num_texts = len(captions_of), len(image_of_text)
-    counts, images_with = np.unique(captions_of, return_counts=True)
-    i2t, t2i = {}, {}
-    for top in TOPS:
-        missed = sum(
-            images * comb(num_texts - count, top) / comb(num_texts, top)
-            for count, images in zip(counts.tolist(), images_with.tolist(), strict=True)
-            if top <= num_texts
-        )
-        i2t[f"r{top}"] = 100.0 * (1.0 - missed / num_images)
-        t2i[f"r{top}"] = 100.0 * min(1.0, top / num_images)
-    rsum = sum(i2t.values()) + sum(t2i.values())
-    return {"i2t": i2t, "t2i": t2i, "rsum": rsum}
-
-
-def _check_folds(num_images: int, folds: int) -> None:
-    if folds < 1 or num_images % folds:
-        raise UserError(
-            f"{num_images} images cannot be cut into {folds} equal folds: COCO's 1K "
-            "is 5 folds of its 5,000 test images"
-        )
-
-
-def _metrics(found_at: np.ndarray) -> dict[str, float]:
-    metrics = {f"r{top}": 100.0 * float(np.mean(found_at <= top)) for top in TOPS}
-    return metrics | {"median_rank": float(np.median(found_at))}
-
-
-def _blocks(count: int):
-    for start in range(0, count, BLOCK):
-        yield slice(start, min(start + BLOCK, count))
-
-
-def _image_index(num_images, image_of_text, image_ids) -> np.ndarray:
-    """Rows of the images that `image_of_text` names by id, after all checks."""
-    image_of_text = np.asarray(image_of_text)
-    ids = np.arange(num_images) if image_ids is None else np.asarray(image_ids)
-    if len(ids) != num_images:
-        raise UserError(f"{len(ids)} image ids for {num_images} image embeddings")
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
-    is_double = ordered[1:] == ordered[:-1]
-    if is_double.any():
-        double = ordered[1:][is_double][0]
-        raise UserError(f"image id {double} stands for several images: make ids unique")
-    place = np.searchsorted(ordered, image_of_text)
-    is_known = place < num_images
-    is_known[is_known] = ordered[place[is_known]] == image_of_text[is_known]
-    if not is_known.all():
-        text = int(np.argmin(is_known))
-        raise UserError(
-            f"caption {text} belongs to image {image_of_text[text]}, "
-            "which is not among the images"
-        )
-    rows = order[place]
-    has_caption = np.zeros(num_images, bool)
-    has_caption[rows] = True
-    if not has_caption.all():
-        lonely = ids[int(np.argmin(has_caption))]
-        raise UserError(f"image {lonely} has no caption: leave it out, or caption it")
-    return rows
-
-
-def _check_embeddings(image_embedding: np.ndarray, text_embedding: np.ndarray):
-    if image_embedding.ndim != 2 or text_embedding.ndim != 2:
-        raise UserError(
-            f"embeddings must be [N, E], not {image_embedding.shape} (images) and "
-            f"{text_embedding.shape} (captions)"
-        )
-    if image_embedding.shape[1] != text_embedding.shape[1]:
-        raise UserError(
-            f"image embeddings of width {image_embedding.shape[1]} cannot be compared "
-            f"with text embeddings of width {text_embedding.shape[1]}"
-        )
-    for name, rows in (("image", image_embedding), ("caption", text_embedding)):
-        if len(rows) == 0:
-            raise UserError(f"there is no {name} to evaluate")
-        is_finite = np.isfinite(rows).all(axis=1)
-        if not is_finite.all():
-            raise UserError(
-                f"the embedding of {name} {int(np.argmin(is_finite))} is not finite: "
-                "has the run diverged?"
-            )
+FOLDS = option(
+    "--folds",
+    type=count,
+    default=1,
+    metavar="N",
+    help="also the mean over N equal parts: 5 gives COCO's 1K",
+)
+BENCHMARK = Benchmark(
+    options=(
+        *("model", "data", "distributed", "out"),
+        option(
+            "--captions-per-image",
+            type=lambda text: text if text == "all" else count(text),
+            default="all",
+            metavar="all|N",
+            help="the first N of each image",
+        ),
+        FOLDS,
+        option(
+            "--allow-missing",
+            action="store_true",
+            help="leave out images that are not there, with their captions, and count",
+        ),
+        "text_length",
+    ),
+    open=_open,
+    evaluate=evaluate_retrieval,
+    tabulate=retrieval_tables,
+    warnings=_warnings,
+    data_sets=(
+        DataSet(
+            "coco",
+            "COCO, Karpathy's test split",
+            ("coco/dataset_coco.json", "coco/coco_karpathy_test.json"),
+            ("coco/images", "coco"),  # the names in the file begin with val2014/
+        ),
+        DataSet(
+            "flickr30k",
+            "Flickr30K, Karpathy's test split",
+            ("flickr30k/dataset_flickr30k.json", "flickr30k/flickr30k_test.json"),
+            ("flickr30k/flickr30k-images", "flickr30k/images", "flickr30k"),
+        ),
+        DataSet(
+            "flickr8k",
+            "Flickr8K, Karpathy's test split",
+            ("flickr8k/dataset_flickr8k.json", "flickr8k/captions.json"),
+            ("flickr8k/images", "flickr8k/Flicker8k_Dataset", "flickr8k"),
+        ),
+    ),
+    open_data_set=_open_data_set,
+    summarize=_summarize,
+)

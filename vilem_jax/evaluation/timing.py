@@ -10,7 +10,10 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vilem_jax.evaluation.encoding import Encoder
 
 # In the order in which they are told. The two towers are timed without what compiling
 # and the first run of a shape cost; that is "warm_up".
@@ -58,7 +61,7 @@ def measure(clock: Stopwatch | None, stage: str):
     return clock.measure(stage) if clock else contextlib.nullcontext()
 
 
-def measured(encoder: Any, clock: Stopwatch) -> dict:
+def measured(encoder: "Encoder", clock: Stopwatch) -> dict:
     """On what an `Encoder` was measured, and the seconds of each stage.
 
     Returns:
@@ -69,7 +72,7 @@ def measured(encoder: Any, clock: Stopwatch) -> dict:
     """
     return {
         "image_size": encoder.image_size,
-        "dtype": encoder.dtype,
+        "dtype": encoder.config.compute.dtype,
         "device": device_name(),
         "batch_size": encoder.batch_size,
         "scores_on": "host, NumPy, summed in float64",

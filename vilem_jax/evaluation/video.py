@@ -5,17 +5,26 @@ through the image tower and its projection; the projected frames are averaged, a
 mean is brought to unit length. Then clips are retrieved as images are.
 """
 
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from vilem_jax.data.images import resize_square
 from vilem_jax.data.sources.missing import refuse_missing
-from vilem_jax.data.video.clips import VideoClips
+from vilem_jax.data.video.clips import MSRVTT_1KA, VideoClips
 from vilem_jax.data.video.frames import VideoError
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.benchmark import (
+    Benchmark,
+    DataSet,
+    Opened,
+    Table,
+    count,
+    option,
+)
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
-from vilem_jax.evaluation.retrieval import retrieval_metrics
+from vilem_jax.evaluation.recall import RECALL_HEAD, recall_row, retrieval_metrics
 from vilem_jax.evaluation.timing import Stopwatch, measured
 
 NUM_FRAMES = 8
@@ -155,3 +164,86 @@ def _good_frames(
     if not taken:
         first = f"{left_out[0]['clip']}: {left_out[0]['why']}"
         raise UserError(f"not one clip of {clips.name} can be decoded ({first})")
+
+
+def video_tables(metrics: dict) -> list[Table]:
+    """Recalls of clips by captions, and back."""
+    ways = {"t2v": "text to video", "v2t": "video to text"}
+    rows = [recall_row(name, metrics[way]) for way, name in ways.items()]
+    protocol = metrics["protocol"]
+    counts = f"{metrics['clips']} clips, {metrics['captions']} captions"
+    if left_out := protocol["clips_left_out"]:
+        counts += f"; {left_out} LEFT OUT"
+    counts += f"; {protocol['name']}, {protocol['frames']} frames a clip"
+    return [Table(RECALL_HEAD, rows, f"rsum {metrics['rsum']:.1f}  ({counts})")]
+
+
+def _open(options: Namespace, _) -> Opened:
+    clips = VideoClips(options.data, options.videos, options.split)
+    clips.check_protocol(options.protocol)
+    settings = {
+        name: getattr(options, name)
+        for name in ("num_frames", "protocol", "allow_missing")
+    }
+    return Opened((clips,), settings)
+
+
+def _open_data_set(data_set, files, images, allow_missing: bool) -> Opened:
+    settings = {"protocol": MSRVTT_1KA, "allow_missing": allow_missing}
+    return Opened((VideoClips(files[0], images),), settings)
+
+
+BENCHMARK = Benchmark(
+    options=(
+        "model",
+        option(
+            "--data",
+            required=True,
+            metavar="FILE",
+            help="captions: JSON lines with 'clip_name', a CSV file with 'video_id', "
+            "or a JSON list with 'video'",
+        ),
+        option(
+            "--videos",
+            metavar="FOLDER",
+            help="of the clips, files or folders of frames; that of --data by default",
+        ),
+        option("--split", default="", help='rows of --data with this "split"'),
+        option(
+            "--protocol",
+            choices=(MSRVTT_1KA,),
+            default="",
+            help="insist on the benchmark's clips: 1,000 with one caption each",
+        ),
+        option(
+            "--frames",
+            dest="num_frames",
+            metavar="FRAMES",
+            type=count,
+            default=NUM_FRAMES,
+            help="of each clip; 8",
+        ),
+        "text_length",
+        option(
+            "--allow-missing",
+            action="store_true",
+            help="leave out clips that are missing or do not decode, and count them",
+        ),
+        "out",
+    ),
+    open=_open,
+    evaluate=evaluate_video,
+    tabulate=video_tables,
+    warnings=lambda metrics: (
+        f"left out {clip['clip']}: {clip['why']}" for clip in metrics["left_out"]
+    ),
+    data_sets=(
+        DataSet(
+            "msrvtt",
+            "MSR-VTT 1k-A, text and video",
+            ("msrvtt/MSRVTT_JSFUSION_test.csv", "msrvtt/msrvtt_test.jsonl"),
+            ("msrvtt/videos/all", "msrvtt/videos", "msrvtt"),
+        ),
+    ),
+    open_data_set=_open_data_set,
+)

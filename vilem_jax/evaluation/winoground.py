@@ -8,6 +8,7 @@ model (Thrush et al., CVPR 2022, Eqs. 1 to 3):
   group  both
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from vilem_jax.data.sources.annotations import parse_text
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.benchmark import Benchmark, DataSet, Opened, Table, option
 from vilem_jax.evaluation.encoding import Encoder
 from vilem_jax.evaluation.named_images import NamedImages
 from vilem_jax.evaluation.timing import Stopwatch, measured
@@ -67,16 +69,17 @@ def winoground_metrics(
     image = (own[0] > scores[:, 0, 1]) & (own[1] > scores[:, 1, 0])
     right = {"text": text, "image": image, "group": text & image}
 
-    def told(here) -> dict:
-        shares = {kind: 100.0 * float(right[kind][here].mean()) for kind in KINDS}
-        return shares | {"examples": int(np.sum(here))}
+    def shares(here: np.ndarray) -> dict:
+        scores = {kind: 100.0 * float(right[kind][here].mean()) for kind in KINDS}
+        return scores | {"examples": int(np.sum(here))}
 
-    tags, predicates = np.asarray(tags), np.asarray(predicates)
-    return told(np.ones(len(scores), bool)) | {
-        "by_tag": {str(tag): told(tags == tag) for tag in np.unique(tags)},
-        "by_predicates": {
-            str(count): told(predicates == count) for count in np.unique(predicates)
-        },
+    def parts(labels: Sequence) -> dict:
+        groups = np.asarray(labels)
+        return {str(label): shares(groups == label) for label in np.unique(groups)}
+
+    return shares(np.ones(len(scores), bool)) | {
+        "by_tag": parts(tags),
+        "by_predicates": parts(predicates),
     }
 
 
@@ -174,22 +177,17 @@ def _read_line(line: str, where: str) -> WinogroundExample:
             raise UserError(f"{where} has no text in {field!r}")
         return value
 
+    def image(field: str) -> str:
+        name = text(field)
+        return f"images/{name}" if Path(name).suffix else f"images/{name}.png"
+
     captions = (text("caption_0"), text("caption_1"))
-    images = (text("image_0"), text("image_1"))
+    images = (image("image_0"), image("image_1"))
     tag, count = text("collapsed_tag"), record.get("num_main_preds")
     if not isinstance(count, int) or isinstance(count, bool):
         raise UserError(f"{where} has no whole number in 'num_main_preds'")
-    return WinogroundExample(
-        name=str(record.get("id", where)),
-        images=tuple(f"images/{name}{_suffix(name)}" for name in images),
-        captions=captions,
-        collapsed_tag=tag,
-        num_predicates=count,
-    )
-
-
-def _suffix(name: str) -> str:
-    return "" if Path(name).suffix else ".png"
+    name = str(record.get("id", where))
+    return WinogroundExample(name, images, captions, tag, num_predicates=count)
 
 
 def _open_images(folder: str | Path, names: list[str]) -> NamedImages:
@@ -198,3 +196,43 @@ def _open_images(folder: str | Path, names: list[str]) -> NamedImages:
     is_packed = not (root / "images").is_dir() and packed.is_file()
     path = packed if is_packed else root
     return NamedImages(path, names, "Winoground", ": unpack images.zip there")
+
+
+def winoground_tables(metrics: dict) -> list[Table]:
+    """Text, image and group scores: of all, by tag, by number of predicates."""
+    parts = {"all": metrics, **metrics["by_tag"]}
+    for count, part in metrics["by_predicates"].items():
+        parts[f"{count} predicate{'s' if count != '1' else ''}"] = part
+    rows = [
+        [name, *(part[kind] for kind in KINDS), str(part["examples"])]
+        for name, part in parts.items()
+    ]
+    return [Table(("winoground, %", *KINDS, "examples"), rows)]
+
+
+def _open(options: Namespace, _) -> Opened:
+    read_winoground(options.data)  # a bad file is reported before the model is loaded
+    return Opened((options.data,))
+
+
+BENCHMARK = Benchmark(
+    options=(
+        "model",
+        option(
+            "--data", required=True, metavar="FOLDER", help="examples.jsonl and images/"
+        ),
+        *("text_length", "out"),
+    ),
+    open=_open,
+    evaluate=evaluate_winoground,
+    tabulate=winoground_tables,
+    data_sets=(
+        DataSet(
+            "winoground",
+            "Winoground",
+            (f"winoground/{EXAMPLES}", f"winoground/data/{EXAMPLES}"),
+            ("winoground",),
+        ),
+    ),
+    open_data_set=lambda data_set, files, *_: Opened((files[0].parent,)),
+)

@@ -13,13 +13,10 @@ from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.stored_edits import StoredEdits
 from vilem_jax.evaluation.encoding import BRANCHES, Branch
-from vilem_jax.evaluation.pairs import CaptionPair, evaluate_pairs
+from vilem_jax.evaluation.pairs import Pair, evaluate_pairs
 from vilem_jax.evaluation.proofread import evaluate_proofreading
-from vilem_jax.evaluation.retrieval import (
-    EncodedSource,
-    chance_metrics,
-    encode_source,
-)
+from vilem_jax.evaluation.recall import chance_metrics
+from vilem_jax.evaluation.retrieval import EncodedSource, encode_source
 from vilem_jax.report.content import (
     Bar,
     Bars,
@@ -62,7 +59,7 @@ def evaluate(
     source: Source,
     *,
     edits: StoredEdits | None = None,
-    pairs: Sequence[CaptionPair] = (),
+    pairs: Sequence[Pair] = (),
 ) -> tuple[dict, EncodedSource]:
     """Retrieval on `source`; proofreading if `edits` are given, and `pairs`.
 

@@ -13,19 +13,22 @@ from pathlib import Path
 import jax
 
 import vilem_jax
-from vilem_jax.api import load, make_run_edits
+from vilem_jax.api import load
 from vilem_jax.config.files import load_config
 from vilem_jax.config.schema import Config
 from vilem_jax.data.scenes.hard_pairs import hard_pairs
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
-from vilem_jax.editing.stored_edits import save_edits
+from vilem_jax.editing.stored_edits import make_run_edits, save_edits
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.pairs import pairs_tables
+from vilem_jax.evaluation.proofread import proofread_tables
+from vilem_jax.evaluation.retrieval import retrieval_tables
 from vilem_jax.files import write_json
-from vilem_jax.report import tables
 from vilem_jax.report.collect import evaluate, make_report
 from vilem_jax.report.html import write_report
+from vilem_jax.report.tables import render
 from vilem_jax.runs.metrics import METRICS_FILE, in_words, read_records
 from vilem_jax.training.run import train
 
@@ -87,7 +90,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
     with _stage("[4/5] the test split: retrieval, proofreading, hard pairs"):
         model = load(folder / "run")
         test = ScenesSource("test", seed=seed, num_images=images.get("test", 0))
-        edits = make_run_edits(model, test, seed=seed)
+        edits = make_run_edits(model.config, model.tokenizer, test, seed=seed)
         save_edits(edits, folder / "edits.npz")
         metrics, encoded = evaluate(model, test, edits=edits, pairs=hard_pairs(test))
         write_json(folder / "metrics.json", metrics)
@@ -161,9 +164,12 @@ def _train(config: Config, workdir: Path) -> bool:
 
 def _print_tables(metrics: dict) -> None:
     print()
-    print(tables.retrieval_table(metrics["retrieval"], metrics["chance"]), end="\n\n")
-    print(tables.proofread_table(metrics["proofread"]), end="\n\n")
-    print(tables.pairs_table(metrics["pairs"]), end="\n\n")
+    tables = [
+        *retrieval_tables(metrics["retrieval"], metrics["chance"]),
+        *proofread_tables(metrics["proofread"]),
+        *pairs_tables(metrics["pairs"]),
+    ]
+    print(render(tables), end="\n\n")
 
 
 def _facts(
