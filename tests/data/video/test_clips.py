@@ -1,4 +1,4 @@
-"""Captions of clips in the layouts people have, and the files that are meant."""
+"""Captions of clips in the common formats, and the files of the clips."""
 
 import json
 
@@ -27,13 +27,13 @@ def write(folder, name, content):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts(tmp_path, name):
+def test_layouts_give_the_same_clips(tmp_path, name):
     clips = VideoClips(write(tmp_path, name, LAYOUTS[name]), None)
     assert clips.clips == ("a", "b") and clips.num_pairs == 3
     assert clips.captions == (("a dog", "one dog"), ("two, ä",))
 
 
-def test_splits(tmp_path):
+def test_a_split_selects_its_clips(tmp_path):
     rows = [
         {"video": "a", "caption": "x", "split": "test"},
         {"video": "b", "caption": "y", "split": "val"},
@@ -44,7 +44,7 @@ def test_splits(tmp_path):
         VideoClips(file, None, "train")
 
 
-def test_clips_by_file_by_stem_and_by_folder(tmp_path):
+def test_clips_are_found_by_file_stem_and_folder(tmp_path):
     rows = [{"video": name, "caption": "x"} for name in ("a.mp4", "b", "c", "d")]
     file = write(tmp_path, "c.json", json.dumps(rows))
     for name in ("a.mp4", "b.avi", "b.txt"):
@@ -62,7 +62,7 @@ def test_clips_by_file_by_stem_and_by_folder(tmp_path):
         VideoClips(file, tmp_path).file(1)
 
 
-def test_the_protocol_demands_a_thousand(tmp_path):
+def test_the_protocol_needs_a_thousand_clips(tmp_path):
     def clips(rows):
         lines = [json.dumps({"clip_name": c, "caption": t}) for c, t in rows]
         return VideoClips(write(tmp_path, "c.jsonl", "\n".join(lines)), None)
@@ -79,7 +79,7 @@ def test_the_protocol_demands_a_thousand(tmp_path):
             clips(wrong).check_protocol(MSRVTT_1KA)
 
 
-def test_other_files_are_refused(tmp_path):
+def test_files_of_another_format_raise(tmp_path):
     wrong = {
         "": "is empty",
         "a,b\n1,2\n": "none of the known layouts",

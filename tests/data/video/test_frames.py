@@ -1,4 +1,4 @@
-"""Frames of videos: the right ones, whatever the codec, and exactly those."""
+"""Frames of videos: the right ones, for every codec."""
 
 import fractions
 import struct
@@ -14,8 +14,8 @@ from vilem_jax.errors import UserError
 SIZE = (48, 32)  # width, height
 
 
-def drawing(number: int) -> np.ndarray:
-    """An image that no other number has, and that survives compression."""
+def make_pixels(number: int) -> np.ndarray:
+    """An image that shows its number, also after compression."""
     width, height = SIZE
     pixels = np.full((height, width, 3), 40, np.uint8)
     for bit in range(8):
@@ -25,13 +25,13 @@ def drawing(number: int) -> np.ndarray:
 
 
 def number_of(pixels: np.ndarray) -> int:
-    """Which `drawing` this is."""
+    """The number that `make_pixels` has drawn."""
     cells = pixels[4:12].astype(float).mean(axis=(0, 2)).reshape(8, 6)[:, 2:4].mean(1)
     return sum(1 << bit for bit, level in enumerate(cells) if level > 135)
 
 
 def make_clip(file, times, *, codec="libx264", gop=6, options=None, sound=False):
-    """A video whose frame n is `drawing(n)`, seen from times[n] milliseconds on."""
+    """A video whose frame n is `make_pixels(n)`, visible from times[n] ms on."""
     av = pytest.importorskip("av", reason="no PyAV: decoding of videos NOT tested")
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV cannot encode {codec}")
@@ -46,7 +46,7 @@ def make_clip(file, times, *, codec="libx264", gop=6, options=None, sound=False)
         if sound:
             container.add_stream("aac", rate=16000)
         for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(drawing(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(make_pixels(number), format="rgb24")
             frame.pts = number if codec == "mpeg4" else time
             frame.time_base = (
                 fractions.Fraction(1, 25)
@@ -65,7 +65,7 @@ def all_frames(file) -> list[np.ndarray]:
         return [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
 
 
-def test_middles_of_equal_intervals_by_a_loop():
+def test_middle_frames_equal_a_loop():
     rng = np.random.default_rng(0)
     for _ in range(300):
         count, num_frames = rng.integers(1, 30), int(rng.integers(1, 12))
@@ -78,15 +78,15 @@ def test_middles_of_equal_intervals_by_a_loop():
                 (2 * i + 1) * (end - int(times[0])), 2 * num_frames
             )
             seen = 0
-            for place, time in enumerate(times.tolist()):
+            for index, time in enumerate(times.tolist()):
                 if time <= middle:
-                    seen = place
+                    seen = index
             expected.append(seen)
         found = middle_frames(times, end, num_frames)
         assert found.tolist() == expected
 
 
-def test_middles_at_a_constant_rate_are_the_usual_ones():
+def test_middle_frames_at_a_constant_rate():
     for count in range(1, 60):
         found = middle_frames(range(count), count, 8)
         assert found.tolist() == [int((i + 0.5) * count / 8) for i in range(8)]
@@ -122,7 +122,7 @@ def test_frames_are_those_of_a_full_decode(name, tmp_path):
     file = make_clip(tmp_path / f"clip.{suffix}", **settings)
     frames = all_frames(file)
     assert [number_of(frame) for frame in frames] == list(range(len(times)))
-    # What the last frame lasts is the container's to say: one frame's time, or more.
+    # The container decides the duration of the last frame: one frame's time, or more.
     last = {0: (40, 1)}.get(len(times) - 1, (40, 1100))
     for num_frames in (8, 3, 1):
         found = read_frames(file, num_frames)
@@ -136,7 +136,7 @@ def test_frames_are_those_of_a_full_decode(name, tmp_path):
         assert numbers in allowed
 
 
-def test_seeks_are_made_and_change_nothing(tmp_path, monkeypatch):
+def test_seeks_change_nothing(tmp_path, monkeypatch):
     file = make_clip(tmp_path / "clip.mp4", STEADY, options={"bf": "3"})
     monkeypatch.setattr(frames, "_decode_all", None)  # would fail if called
     sought = [number_of(frame) for frame in read_frames(file, 8)]
@@ -146,7 +146,7 @@ def test_seeks_are_made_and_change_nothing(tmp_path, monkeypatch):
     assert [number_of(frame) for frame in read_frames(file, 8)] == sought
 
 
-def test_a_seek_that_misses_is_not_believed(tmp_path, monkeypatch):
+def test_a_seek_that_misses_falls_back_to_decoding_all(tmp_path, monkeypatch):
     file = make_clip(tmp_path / "clip.mp4", STEADY)
     expected = [number_of(frame) for frame in read_frames(file, 8)]
     timeline = frames._timeline
@@ -159,21 +159,21 @@ def test_a_seek_that_misses_is_not_believed(tmp_path, monkeypatch):
     assert [number_of(frame) for frame in read_frames(file, 8)] == expected
 
 
-def test_turned_as_the_file_says(tmp_path):
-    """A phone held upright writes images on their side and a matrix."""
+def test_frames_are_rotated_as_the_file_asks(tmp_path):
+    """An upright phone writes rotated images and a matrix."""
     file = make_clip(tmp_path / "clip.mp4", STEADY[:4])
     upright = read_frames(file, 1)[0]
     content = bytearray(file.read_bytes())
     one = 1 << 16
     straight = struct.pack(">9i", one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
     clockwise = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
-    place = content.index(straight, content.index(b"tkhd"))
-    content[place : place + 36] = clockwise
+    start = content.index(straight, content.index(b"tkhd"))
+    content[start : start + 36] = clockwise
     file.write_bytes(content)
     np.testing.assert_array_equal(read_frames(file, 1)[0], np.rot90(upright, -1))
 
 
-def test_a_folder_of_frames(tmp_path):
+def test_a_folder_of_frames_is_a_clip(tmp_path):
     for number in range(12):
         (tmp_path / f"frame{number}.png").write_bytes(make_image(number))
     (tmp_path / "notes.txt").write_text("no frame")
@@ -187,7 +187,7 @@ def test_a_folder_of_frames(tmp_path):
         read_frames(tmp_path / "empty", 8)
 
 
-def test_what_does_not_decode_says_why(tmp_path):
+def test_files_that_do_not_decode_raise(tmp_path):
     whole = make_clip(tmp_path / "whole.mp4", STEADY, options={"movflags": "faststart"})
     content = whole.read_bytes()
     for name, corrupt in {
@@ -202,7 +202,7 @@ def test_what_does_not_decode_says_why(tmp_path):
         read_frames(tmp_path / "nowhere.mp4", 8)
 
 
-def test_only_sound_is_refused(tmp_path):
+def test_a_file_with_only_sound_raises(tmp_path):
     av = pytest.importorskip("av")
     file = tmp_path / "sound.wav"
     with av.open(str(file), "w") as container:
@@ -216,7 +216,7 @@ def test_only_sound_is_refused(tmp_path):
         read_frames(file, 8)
 
 
-def test_without_pyav_says_so(tmp_path, monkeypatch):
+def test_without_pyav_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(UserError, match=r"pip install 'vilem-jax\[video\]'"):
         read_frames(tmp_path / "a.mp4", 8)
@@ -229,7 +229,7 @@ def test_real_clips_are_sought_exactly(shared_folder):
     assert len(files) == 13
     for file in files:
         frames = all_frames(file)
-        places = [int((i + 0.5) * len(frames) / 8) for i in range(8)]
+        indices = [int((i + 0.5) * len(frames) / 8) for i in range(8)]
         found = read_frames(file, 8)
-        for frame, place in zip(found, places, strict=True):
-            np.testing.assert_array_equal(frame, frames[place])
+        for frame, index in zip(found, indices, strict=True):
+            np.testing.assert_array_equal(frame, frames[index])

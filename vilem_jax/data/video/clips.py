@@ -1,29 +1,29 @@
-"""Clips with captions: the annotation files people have, and where the clips lie.
+"""Clips with captions: the common formats of annotations, and the files of the clips.
 
-Told apart by content:
+Recognised by content:
 
-  JSON lines  {"clip_name": "video7010", "caption": text}, one a pair
-  CSV         columns `video_id` and `sentence`, one row a pair
-  JSON        [{"video": "a.mp4", "caption": text or [text]}], one a pair or a clip
+  JSON lines  {"clip_name": "video7010", "caption": text}, one line per pair
+  CSV         columns `video_id` and `sentence`, one row per pair
+  JSON        [{"video": "a.mp4", "caption": text or [text]}], one per pair or clip
 """
 
 import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vilem_jax.data.sources.annotations import parse_text, split_of
 from vilem_jax.data.video.frames import VideoError, read_frames
 from vilem_jax.errors import UserError
+from vilem_jax.files import reason
 
 SUFFIXES = (
     *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v"),
     *(".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".ts", ".3gp"),
 )
-# MSR-VTT's test split of JSFusion, "1k-A": one chosen caption a clip.
+# MSR-VTT's test split of JSFusion, "1k-A": one caption for each clip.
 MSRVTT_1KA, MSRVTT_1KA_PAIRS = "msrvtt-1ka", 1000
 
 _CLIP_KEYS = ("clip_name", "video", "video_id")
@@ -32,36 +32,39 @@ Pair = tuple[str, str, str | None]  # clip, caption, split
 
 
 class VideoClips:
-    """Clips with their captions, frames read when asked for.
+    """Clips with their captions; `read_frames` reads their frames.
 
     Args:
-      path: annotations, in one of the layouts above.
-      folder: where the clips are: files named as in the annotations, with or without
-        their ending, or folders of frames. None takes the folder of `path`.
-      split: rows with this "split"; "" takes all.
+      path: annotations, in one of the formats above.
+      folder: the clips: files named as in the annotations, with or without suffix, or
+        folders of frames. None for the folder of `path`.
+      split: selects rows by their "split"; "" for all.
 
     Raises:
-      UserError: no such file or folder, another layout, no pair of that split.
+      UserError: if a file or folder is missing, the format is another one, or no pair
+        is in the split.
     """
 
     def __init__(self, path: str | Path, folder: str | Path | None, split: str = ""):
         file = Path(path).expanduser()
         self.name, self.split = file.stem, split
+        pairs = read_pairs(file)
         captions_of: dict[str, list[str]] = {}
-        seen = set()
-        for clip, caption, row_split in read_pairs(file):
-            seen.add(row_split)
-            if not split or row_split == split:
+        for clip, caption, pair_split in pairs:
+            if split in ("", pair_split):
                 captions_of.setdefault(clip, []).append(caption)
         if not captions_of:
-            known = ", ".join(sorted(s for s in seen if s)) or "it names none"
+            known = ", ".join(sorted({s for *_, s in pairs if s})) or "it names none"
             raise UserError(f"{path} has no clip of the split {split!r} (has: {known})")
         self.clips = tuple(captions_of)
-        self.captions = tuple(tuple(each) for each in captions_of.values())
+        self.captions = tuple(map(tuple, captions_of.values()))
         self.folder = Path(folder).expanduser() if folder else file.parent
         if not self.folder.is_dir():
             raise UserError(f"{self.folder} is not a folder: say with --videos where")
-        self._files = _files_by_name(self.folder)
+        self._files_by_stem: dict[str, list[Path]] = {}
+        for file in sorted(self.folder.iterdir()):
+            if file.suffix.lower() in SUFFIXES:
+                self._files_by_stem.setdefault(file.stem, []).append(file)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -71,25 +74,25 @@ class VideoClips:
         return sum(map(len, self.captions))
 
     def file(self, index: int) -> Path | None:
-        """The file or folder of clip `index`; None where there is none.
+        """The file or folder of clip `index`, or None if there is none.
 
         Raises:
-          UserError: several files could be meant.
+          UserError: if several files have its name.
         """
         name = self.clips[index]
         if (self.folder / name).exists():
             return self.folder / name
-        found = self._files.get(name, [])
+        found = self._files_by_stem.get(name, [])
         if len(found) > 1:
             names = " and ".join(file.name for file in found[:2])
             raise UserError(f"{self.folder} holds {names}: which is clip {name}?")
         return found[0] if found else None
 
     def read_frames(self, index: int, num_frames: int) -> list[np.ndarray]:
-        """`video_frames.read_frames` of clip `index`.
+        """Frames of clip `index`, by `frames.read_frames`.
 
         Raises:
-          VideoError: it is missing, or cannot be decoded.
+          VideoError: if the clip is missing or cannot be decoded.
         """
         file = self.file(index)
         if file is None:
@@ -97,10 +100,10 @@ class VideoClips:
         return read_frames(file, num_frames)
 
     def check_protocol(self, protocol: str) -> None:
-        """That these are the clips of `protocol`: of "msrvtt-1ka", by their number.
+        """Checks the clips of the protocol "msrvtt-1ka", by their number.
 
         Raises:
-          UserError: they are not.
+          UserError: if they are others.
         """
         if protocol != MSRVTT_1KA:
             return
@@ -114,10 +117,10 @@ class VideoClips:
 
 
 def read_pairs(file: Path) -> list[Pair]:
-    """Clip, caption and split (None where the file names none), in the file's order.
+    """Clip, caption and split (None if it has none), in the file's order.
 
     Raises:
-      UserError: missing, empty, or of none of the layouts.
+      UserError: if the file is missing, empty, or in none of the formats.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig", "replace")
@@ -125,7 +128,7 @@ def read_pairs(file: Path) -> list[Pair]:
         raise UserError(f"annotation file {file} does not exist") from None
     except OSError as error:
         raise UserError(
-            f"annotation file {file} cannot be read: {error.strerror.lower()}"
+            f"annotation file {file} cannot be read: {reason(error)}"
         ) from None
     if not text.strip():
         raise UserError(f"{file} is empty; expected captions of clips")
@@ -161,23 +164,27 @@ def _csv_pairs(file: Path, text: str) -> Iterator[Pair]:
             )
         for row in rows:
             yield from _record_pairs(row, f"{file}: row at line {rows.line_num}")
-    except csv.Error:  # a quotation mark that never closes, say
+    except csv.Error:  # for example an open quotation mark
         raise UserError(
             f"{file} is not CSV from line {rows.line_num + 1} on: is a quotation mark "
             "left open?"
         ) from None
 
 
-def _record_pairs(record: Any, where: str) -> Iterator[Pair]:
+def _record_pairs(record: object, where: str) -> Iterator[Pair]:
     if not isinstance(record, dict):
         raise UserError(f"{where} is not an object with a clip and a caption")
     clip = _field(record, _CLIP_KEYS)
     captions = _field(record, _CAPTION_KEYS)
-    captions = [captions] if isinstance(captions, str) else captions
+    if isinstance(captions, str):
+        captions = [captions]
     if not isinstance(clip, str) or not clip:
         raise UserError(f"{where} names no clip ({' or '.join(_CLIP_KEYS)})")
-    is_list = isinstance(captions, list) and captions
-    if not is_list or not all(isinstance(caption, str) for caption in captions):
+    if (
+        not isinstance(captions, list)
+        or not captions
+        or not all(isinstance(caption, str) for caption in captions)
+    ):
         keys = " or ".join(_CAPTION_KEYS)
         raise UserError(f"{where} has no caption ({keys}), a text or a list of texts")
     split = split_of(record, where)
@@ -185,14 +192,5 @@ def _record_pairs(record: Any, where: str) -> Iterator[Pair]:
         yield clip, caption, split
 
 
-def _field(record: dict, keys: tuple[str, ...]) -> Any:
+def _field(record: dict, keys: tuple[str, ...]) -> object:
     return next((record[key] for key in keys if key in record), None)
-
-
-def _files_by_name(folder: Path) -> dict[str, list[Path]]:
-    """Clips in `folder` by their name without its ending."""
-    found: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in SUFFIXES:
-            found.setdefault(file.stem, []).append(file)
-    return found

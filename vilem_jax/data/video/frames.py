@@ -1,22 +1,24 @@
-"""Frames of a video: which are looked at, and how they are decoded, with PyAV.
+"""The frames of a video that represent it, and how they are decoded, with PyAV.
 
-`num_frames` are taken at the middle of as many equal intervals of the time that the
-clip lasts. Times are those that the file gives each frame, so a variable frame rate is
-no matter, and a clip of fewer frames shows some of them more than once.
+The frames are those at the middle of `num_frames` equal intervals of the clip's
+duration. Times are the timestamps in the file, so the frame rate may vary. If a clip
+has fewer frames, some are repeated.
 """
 
 import bisect
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vilem_jax.data.images import MAX_PIXELS, ImageError, decode
 from vilem_jax.errors import UserError
 
-# A folder with the frames of a clip, by their names in order.
+# Of a folder with the frames of a clip.
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
@@ -24,39 +26,59 @@ class VideoError(ValueError):
     """A video that cannot be decoded."""
 
 
+class _Timeline(NamedTuple):
+    """When the frames of a clip appear, in the stream's unit of time."""
+
+    times: list[int]  # ascending
+    keyframes: list[int]  # those of `times` from which decoding may start
+    end: int  # when the last frame disappears
+
+
 def read_frames(path: Path, num_frames: int) -> list[np.ndarray]:
-    """The frames of a video, or of a folder of images, that stand for it.
+    """The frames that represent a video, or a folder of images.
 
     Args:
       path: a file that FFmpeg reads, or a folder of frames at equal distances in time,
-        ordered by their names with numbers as numbers (2.jpg before 10.jpg).
+        in the order of their names with numbers as numbers (2.jpg before 10.jpg).
       num_frames: F, 1 or more.
 
     Returns:
-      F arrays uint8 [H, W, 3], upright, in order; the same array where one is repeated.
+      F arrays uint8 [H, W, 3], upright, in order; a repeated frame is the same array.
 
     Raises:
-      VideoError: it is missing, corrupt, cut short, or without an image.
-      UserError: a video file, and PyAV is not installed.
+      VideoError: if it is missing, corrupt, truncated, or has no images.
+      UserError: if it is a video file and PyAV is not installed.
     """
     if path.is_dir():
         return _frames_of_folder(path, num_frames)
-    return _frames_of_file(path, num_frames)
+    try:
+        import av.error
+    except ImportError:
+        raise UserError(
+            "decoding videos needs PyAV: pip install 'vilem-jax[video]', or give each "
+            "clip as a folder of its frames"
+        ) from None
+    try:
+        return _seek_frames(path, num_frames) or _decode_all(path, num_frames)
+    except VideoError:
+        raise
+    except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise VideoError(_first_line(error)) from error
 
 
 def middle_frames(times: Sequence[int], end: int, num_frames: int) -> np.ndarray:
-    """Which frame is seen at the middle of each of `num_frames` equal intervals.
+    """Indices of the frames visible at the middle of `num_frames` equal intervals.
 
     Args:
       times: int [N], when each frame appears, ascending, in any unit; N >= 1.
-      end: when the last one disappears, in that unit; not before it appears.
+      end: when the last frame disappears, in the same unit; at least times[-1].
       num_frames: F.
 
     Returns:
-      int64 [F], places in `times`, ascending: of the last frame that has appeared at
-      times[0] + (i + 1/2) (end - times[0]) / F, for i = 0 .. F - 1.
+      int64 [F], ascending: for i = 0 .. F - 1, the index of the last frame that has
+      appeared at times[0] + (i + 1/2) (end - times[0]) / F.
     """
-    # Both sides times 2 F: whole numbers, so that no frame is lost to rounding.
+    # Both sides times 2 F: integers, so that rounding cannot change a frame.
     since_start = (np.asarray(times, np.int64) - times[0]) * (2 * num_frames)
     middles = (2 * np.arange(num_frames, dtype=np.int64) + 1) * (end - times[0])
     return np.searchsorted(since_start, middles, side="right") - 1
@@ -66,108 +88,87 @@ def _frames_of_folder(path: Path, num_frames: int) -> list[np.ndarray]:
     files = [f for f in path.iterdir() if f.suffix.lower() in FRAME_SUFFIXES]
     if not files:
         raise VideoError("the folder holds no image")
-    files.sort(key=lambda file: _number_order(file.name))
-    places = middle_frames(range(len(files)), len(files), num_frames).tolist()
+    files.sort(key=lambda file: _numeric_order(file.name))
+    indices = middle_frames(range(len(files)), len(files), num_frames).tolist()
     frames = {}
-    for place in places:
+    for index in dict.fromkeys(indices):
         try:
-            if place not in frames:
-                frames[place] = decode(files[place].read_bytes())
+            frames[index] = decode(files[index].read_bytes())
         except (OSError, ImageError) as error:
-            raise VideoError(f"{files[place].name}: {error}") from error
-    return [frames[place] for place in places]
+            raise VideoError(f"{files[index].name}: {error}") from error
+    return [frames[index] for index in indices]
 
 
-def _number_order(name: str) -> list:
+def _numeric_order(name: str) -> list[str | int]:
     parts = re.split(r"(\d+)", name)
     return [int(part) if part.isdigit() else part for part in parts]
 
 
-def _frames_of_file(path: Path, num_frames: int) -> list[np.ndarray]:
-    try:
-        import av
-    except ImportError:
-        raise UserError(
-            "decoding videos needs PyAV: pip install 'vilem-jax[video]', or give each "
-            "clip as a folder of its frames"
-        ) from None
-    try:
-        times, starts, end = _timeline(av, path)
-        frames = _seek_frames(av, path, times, starts, end, num_frames)
-        return frames or _decode_all(av, path, num_frames)
-    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        if isinstance(error, VideoError):
-            raise
-        raise VideoError(_first_line(error)) from error
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container of a file, and its first video stream."""
+    import av
+
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise VideoError("it has no image, only sound or text")
+        stream = container.streams.video[0]
+        width, height = stream.width, stream.height
+        if width * height > MAX_PIXELS:
+            raise VideoError(f"{width}x{height} is above {MAX_PIXELS} pixels")
+        yield container, stream
 
 
-def _open(av, path: Path):
-    container = av.open(str(path))
-    if not container.streams.video:
-        container.close()
-        raise VideoError("it has no image, only sound or text")
-    stream = container.streams.video[0]
-    if stream.width * stream.height > MAX_PIXELS:
-        container.close()
-        raise VideoError(f"{stream.width}x{stream.height} is above {MAX_PIXELS} pixels")
-    return container, stream
-
-
-def _timeline(av, path: Path) -> tuple[list[int], list[int], int]:
-    """When frames appear, by the file and without decoding, in the stream's unit.
-
-    Returns:
-      times ascending; those of the frames where decoding may start; when the last one
-      disappears. No times where the file does not tell.
+def _timeline(path: Path) -> _Timeline | None:
+    """The times in the file, without decoding; None if the file lacks some.
 
     Raises:
-      VideoError: the file is cut short.
+      VideoError: if the file is truncated.
     """
-    container, stream = _open(av, path)
-    with container:
+    with _open(path) as (container, stream):
         packets = [packet for packet in container.demux(stream) if packet.size]
-        # Of MP4 and MOV the number is that of their index; other headers may guess.
-        promised = stream.frames if "mp4" in container.format.name else 0
-    if len(packets) < promised:
-        raise VideoError(f"it is cut short: {len(packets)} of {promised} frames")
+        # In MP4 and MOV this is the size of the index; in other formats, an estimate.
+        expected = stream.frames if "mp4" in container.format.name else 0
+    if len(packets) < expected:
+        raise VideoError(f"it is cut short: {len(packets)} of {expected} frames")
     shown = [packet for packet in packets if not packet.is_discard]
-    if any(packet.pts is None for packet in shown):
-        return [], [], 0
+    if not shown or any(packet.pts is None for packet in shown):
+        return None
     shown.sort(key=lambda packet: packet.pts)
     times = [packet.pts for packet in shown]
-    if not times or len(set(times)) < len(times):
-        return [], [], 0
-    starts = [packet.pts for packet in shown if packet.is_keyframe]
-    return times, starts, times[-1] + _last_duration(times, shown[-1].duration)
-
-
-def _last_duration(times: Sequence[int], told: int | None) -> int:
-    """How long the last frame is seen: as told, else as the others on average."""
-    if told and told > 0:
-        return told
-    if len(times) == 1:
-        return 0
-    return (times[-1] - times[0]) // (len(times) - 1)
-
-
-def _seek_frames(av, path, times, starts, end, num_frames) -> list[np.ndarray] | None:
-    """Frames by their times, jumping to where decoding may start; None if one fails.
-
-    A jump must change nothing: a frame that does not come out, or not whole, sends us
-    to `_decode_all`.
-    """
-    if not times:
+    if len(set(times)) < len(times):
         return None
-    places = middle_frames(times, end, num_frames)
-    wanted = [times[place] for place in places]
-    container, stream = _open(av, path)
+    keyframes = [packet.pts for packet in shown if packet.is_keyframe]
+    end = times[-1] + _last_duration(times, shown[-1].duration)
+    return _Timeline(times, keyframes, end)
+
+
+def _last_duration(times: Sequence[int], in_file: int | None) -> int:
+    """Duration of the last frame: as in the file, else the mean of the others."""
+    if in_file and in_file > 0:
+        return in_file
+    return (times[-1] - times[0]) // max(1, len(times) - 1)
+
+
+def _seek_frames(path: Path, num_frames: int) -> list[np.ndarray] | None:
+    """Frames by their times, with seeks to keyframes; None if one fails.
+
+    Seeking must not change the result: if a frame does not come out, or is corrupt,
+    `_decode_all` decides.
+    """
+    timeline = _timeline(path)
+    if timeline is None:
+        return None
+    times, keyframes, end = timeline
+    wanted = [times[index] for index in middle_frames(times, end, num_frames)]
     found: dict[int, np.ndarray] = {}
-    with container:
+    with _open(path) as (container, stream):
         decoded, last = container.decode(stream), None
         for time in dict.fromkeys(wanted):
-            jump = bisect.bisect_right(starts, time) - 1
-            if jump > 0 and (last is None or starts[jump] > last):
-                container.seek(starts[jump], stream=stream)
+            # The last keyframe up to `time`; a seek helps only if it is ahead.
+            index = bisect.bisect_right(keyframes, time) - 1
+            if index > 0 and (last is None or keyframes[index] > last):
+                container.seek(keyframes[index], stream=stream)
                 decoded = container.decode(stream)
             frame = next((f for f in decoded if f.pts is None or f.pts >= time), None)
             if frame is None or frame.pts != time or frame.is_corrupt:
@@ -176,35 +177,34 @@ def _seek_frames(av, path, times, starts, end, num_frames) -> list[np.ndarray] |
     return [found[time] for time in wanted]
 
 
-def _decode_all(av, path: Path, num_frames: int) -> list[np.ndarray]:
-    """Frames by what decoding the whole clip says: once for times, once for frames."""
+def _decode_all(path: Path, num_frames: int) -> list[np.ndarray]:
+    """Frames from decoding the whole clip twice: for the times, for the frames."""
     times, duration = [], None
-    for number, frame in enumerate(_all_frames(av, path)):
+    for number, frame in enumerate(_all_frames(path)):
         times.append(number if frame.pts is None else frame.pts)
         duration = frame.duration if frame.pts is not None else 1
     if not times:
         raise VideoError("not one frame of it can be decoded")
     if any(after <= before for before, after in itertools.pairwise(times)):
-        times, duration = list(range(len(times))), 1  # the file's times make no sense
+        times, duration = list(range(len(times))), 1  # timestamps are not ascending
     end = times[-1] + _last_duration(times, duration)
-    places = middle_frames(times, end, num_frames).tolist()
+    indices = middle_frames(times, end, num_frames).tolist()
     found = {}
-    for number, frame in enumerate(_all_frames(av, path)):
-        if number in places:
+    for number, frame in enumerate(_all_frames(path)):
+        if number in indices:
             if frame.is_corrupt:
                 raise VideoError(f"frame {number} is corrupt")
             found[number] = _pixels(frame)
-    return [found[place] for place in places]
+    return [found[index] for index in indices]
 
 
-def _all_frames(av, path: Path) -> Iterator:
-    container, stream = _open(av, path)
-    with container:
+def _all_frames(path: Path) -> Iterator[Any]:
+    with _open(path) as (container, stream):
         yield from container.decode(stream)
 
 
-def _pixels(frame) -> np.ndarray:
-    """uint8 [H, W, 3], turned as the file says."""
+def _pixels(frame: Any) -> np.ndarray:
+    """uint8 [H, W, 3], rotated as the file asks."""
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4  # counterclockwise
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
