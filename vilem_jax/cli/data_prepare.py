@@ -79,7 +79,6 @@ def _prepare(options: argparse.Namespace) -> None:
     from vilem_jax.data.sources.source import open_source
 
     settings = Settings(options.short_side, options.quality, options.images_per_shard)
-    settings.check()
     if options.beam_options and not options.beam_runner:
         raise UserError("--beam-options belongs to --beam-runner: give both")
     splits = source_configs(options)

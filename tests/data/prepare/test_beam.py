@@ -1,6 +1,6 @@
-"""A pipeline that fails: a sentence for what a user can mend, our mistakes as they are.
+"""A pipeline that fails: a sentence if a user can fix it, else the error as it is.
 
-Needs no Beam: what a runner raises is raised in its place.
+Needs no Beam: a stand-in raises the errors of a runner.
 """
 
 from pathlib import Path
@@ -37,11 +37,11 @@ def build(monkeypatch, error):
         ),
     ],
 )
-def test_what_a_user_can_mend_is_a_sentence(monkeypatch, error, reason):
-    with pytest.raises(UserError) as told:
+def test_errors_that_a_user_can_fix_are_a_sentence(monkeypatch, error, reason):
+    with pytest.raises(UserError) as raised:
         build(monkeypatch, error)
     expected = f"the pipeline of FlinkRunner failed ({reason}): nothing was written"
-    assert str(told.value) == expected
+    assert str(raised.value) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_a_user_can_mend_is_a_sentence(monkeypatch, error, reason):
         RuntimeError(REMOTE.format(last="KeyError: 'image_id'")),
     ],
 )
-def test_our_own_mistakes_are_not_hidden(monkeypatch, error):
-    with pytest.raises(type(error)) as told:
+def test_bugs_are_not_hidden(monkeypatch, error):
+    with pytest.raises(type(error)) as raised:
         build(monkeypatch, error)
-    assert told.value is error
+    assert raised.value is error

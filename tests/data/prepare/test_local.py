@@ -1,4 +1,4 @@
-"""`vilem data prepare`: what goes in comes out, once, and whole or not at all."""
+"""`vilem data prepare`: the result has all records once, or does not exist."""
 
 import io
 import json
@@ -48,8 +48,8 @@ def encoded(size, form="PNG", mode="RGB", **settings) -> bytes:
     return content.getvalue()
 
 
-def turned() -> bytes:
-    """80 x 40 pixels on the disk, 40 x 80 to look at."""
+def rotated() -> bytes:
+    """80 x 40 pixels in the file, 40 x 80 when shown."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded((80, 40), "JPEG", exif=exif)
@@ -68,15 +68,15 @@ def mixed(tmp_path):
         "tall.jpg": encoded((33, 200), "JPEG"),
         "alpha.png": encoded((64, 64), mode="RGBA"),
         "grey.png": encoded((40, 50), mode="L"),
-        "turned.jpg": turned(),
+        "rotated.jpg": rotated(),
         "equal.png": encoded((32, 90)),
         "small.webp": encoded((20, 10), "WEBP"),
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     rows = [
-        {"image": name, "caption": [f"ä {name}", "\U0001f600 two"][: 1 + place % 2]}
-        for place, name in enumerate(contents)
+        {"image": name, "caption": [f"ä {name}", "\U0001f600 two"][: 1 + index % 2]}
+        for index, name in enumerate(contents)
     ]
     return contents, write_json(tmp_path, rows)
 
@@ -89,9 +89,9 @@ def test_round_trip_of_names_captions_and_sizes(mixed, tmp_path, capsys):
     before = open_source(JsonConfig(path=str(file)))
     after = opened(out, "train")
     assert listed(after) == listed(before)
-    for place, content in enumerate(contents.values()):
+    for index, content in enumerate(contents.values()):
         height, width = decode(content).shape[:2]
-        found = after.read_image(place)
+        found = after.read_image(index)
         if min(height, width) <= 32:
             assert found == content
             continue
@@ -102,7 +102,7 @@ def test_round_trip_of_names_captions_and_sizes(mixed, tmp_path, capsys):
     assert "tensorflow" not in sys.modules
 
 
-def test_resized_by_pillow_s_bicubic():
+def test_images_are_resized_with_pillows_bicubic():
     content = encoded((90, 60))
     found, is_resized = fit_short_side(content, 30, 90)
     with Image.open(io.BytesIO(content)) as whole:
@@ -118,7 +118,7 @@ def test_resized_by_pillow_s_bicubic():
     assert not is_resized
 
 
-def test_scenes_the_same_by_any_number_of_workers(tmp_path):
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path):
     splits = {
         split: [ScenesSource(split, num_images=10)] for split in ("train", "test")
     }
@@ -135,18 +135,18 @@ def test_scenes_the_same_by_any_number_of_workers(tmp_path):
     assert ids == list(range(20))
 
 
-def test_stopped_it_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes(tmp_path, monkeypatch):
     source = ScenesSource("train", num_images=10)
     settings = Settings(short_side=40, images_per_shard=2)
     prepare({"train": [source]}, tmp_path / "whole" / "x", settings)
     written, fails_at = [], 3
     write = preparing._write_shard
 
-    def failing(partial, records, job):
+    def failing(partial, records, shard):
         if len(written) == fails_at:
             raise OSError(28, "No space left on device")
-        written.append(job[1])
-        return write(partial, records, job)
+        written.append(shard.number)
+        return write(partial, records, shard)
 
     monkeypatch.setattr(preparing, "_write_shard", failing)
     out = tmp_path / "again" / "x"
@@ -161,11 +161,11 @@ def test_stopped_it_goes_on(tmp_path, monkeypatch):
         prepare({"train": [other]}, out, settings)
     fails_at = None
     prepare({"train": [source]}, out, settings)
-    assert written == [0, 1, 2, 1, 3, 4]  # 1 was corrupt meanwhile
+    assert written == [0, 1, 2, 1, 3, 4]  # 1 was corrupted
     assert files_of(out) == files_of(tmp_path / "whole" / "x")
 
 
-def test_broken_images_are_left_out_and_counted(tmp_path, capsys):
+def test_corrupt_images_are_left_out_and_counted(tmp_path, capsys):
     file = pair_folder(tmp_path / "in", 6)
     (tmp_path / "in" / "1.png").write_bytes(b"no image")
     (tmp_path / "in" / "4.png").unlink()
@@ -203,7 +203,7 @@ def test_splits_by_name_and_by_source(tmp_path):
     assert len(opened(out, "train")) == 6 and len(opened(out, "val")) == 2
 
 
-def test_coco_s_zips(tmp_path):
+def test_zips_of_coco_are_read(tmp_path):
     """captions_*.json inside a zip, images in a folder inside another."""
     names = [f"COCO_{i}.jpg" for i in range(3)]
     coco = {
@@ -227,11 +227,11 @@ def test_coco_s_zips(tmp_path):
         ]
     }
     file = write_json(tmp_path, karpathy)
-    assert run(file, f"--out={tmp_path / 'b'}") == 0  # train2014.zip lies beside it
+    assert run(file, f"--out={tmp_path / 'b'}") == 0  # train2014.zip is next to it
     assert len(opened(tmp_path / "b")) == 3
 
 
-def test_tars(tmp_path):
+def test_tars_are_read(tmp_path):
     write_tar(tmp_path / "00000.tar", img2dataset_members(range(3)))
     write_tar(tmp_path / "00001.tar", img2dataset_members(range(3, 5)))
     assert run(tmp_path / "*.tar", f"--out={tmp_path / 'cc'}") == 0
@@ -239,7 +239,7 @@ def test_tars(tmp_path):
     assert listed(source)[4] == ("00001.tar/000000004", ("caption 4",))
 
 
-def test_what_it_refuses(tmp_path, capsys):
+def test_wrong_arguments_are_one_sentence(tmp_path, capsys):
     file = pair_folder(tmp_path / "in", 2)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -264,15 +264,15 @@ def test_what_it_refuses(tmp_path, capsys):
     }
     for sentence, arguments in cases.items():
         assert run(*arguments) == 2, sentence
-        said = capsys.readouterr().err
-        assert sentence in said and said.count("\n") == 1, said
+        errors = capsys.readouterr().err
+        assert sentence in errors and errors.count("\n") == 1, errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_file", "full", "in"]
     assert run(file, out) == 0 and run(file, out) == 2
     assert "is prepared already" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore")  # Beam's own, and of what it brings along
-def test_beam_writes_the_same(tmp_path, capsys, caplog):
+@pytest.mark.filterwarnings("ignore")  # those of Beam and its dependencies
+def test_beam_writes_the_same_records(tmp_path, capsys, caplog):
     pytest.importorskip(
         "apache_beam", reason="no apache-beam: preparing on many machines NOT tested"
     )
@@ -298,16 +298,16 @@ def test_beam_writes_the_same(tmp_path, capsys, caplog):
     capsys.readouterr()
     assert run(file, f"--out={tmp_path / 'c'}", "--beam-runner=NoSuchRunner") == 2
     assert "Beam has no runner 'NoSuchRunner'" in capsys.readouterr().err
-    nothing = f"--images={tmp_path / 'here'}"
-    assert run(file, nothing, f"--out={tmp_path / 'c'}", by_beam[1]) == 2
+    no_images = f"--images={tmp_path / 'here'}"
+    assert run(file, no_images, f"--out={tmp_path / 'c'}", by_beam[1]) == 2
     assert "no image of the split 'train' can be read" in capsys.readouterr().err
     assert not list(tmp_path.glob("c*"))
     (tmp_path / "c.partial").mkdir()
     assert run(file, f"--out={tmp_path / 'c'}", by_beam[1]) == 2
-    assert "which Beam cannot go on with: delete it" in capsys.readouterr().err
+    assert "which Beam cannot resume: delete it" in capsys.readouterr().err
 
 
-def test_without_beam_says_so(tmp_path, capsys, monkeypatch):
+def test_without_beam_the_error_names_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", None)
     file = pair_folder(tmp_path / "in", 1)

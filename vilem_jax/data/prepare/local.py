@@ -1,11 +1,11 @@
-"""Prepare once: any sources -> ArrayRecord with images no larger than needed.
+"""Packs any sources as ArrayRecord, with images no larger than needed.
 
     FOLDER/1.0.0/            a data set of TFDS, for kind="tfds": shards and metadata
-    FOLDER/prepared.json     what went in, what was left out and why
-    FOLDER.partial/          while it is made: finished shards, so that a run goes on
+    FOLDER/prepared.json     the sources, and which images were left out and why
+    FOLDER.partial/          finished shards, from which a rerun resumes
 
-What is written depends on the sources and the settings alone, not on the number of
-processes, and keeps the order of the sources.
+The result depends only on the sources and the settings, not on the number of processes.
+It has the order of the sources.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
@@ -38,7 +38,17 @@ from vilem_jax.files import reason, replacing, write_json
 
 REPORT = "prepared.json"
 _PLAN, _SHARDS = "plan.json", "shards"
-_VERSION = 1  # of what is written: a half-made folder of another is not gone on with
+_VERSION = 1  # of the format: a rerun does not resume from another version
+
+Records = Mapping[str, SplitRecords]  # by split
+
+
+class _Shard(NamedTuple):
+    """One file of a split, before images that cannot be read are left out."""
+
+    split: str
+    number: int
+    records: range  # numbers of its records in the split
 
 
 def prepare(
@@ -48,73 +58,71 @@ def prepare(
     *,
     num_workers: int = 1,
 ) -> dict[str, Any]:
-    """Writes the sources as one data set of TFDS, by processes of this machine.
+    """Writes the sources as one data set of TFDS, with processes of this machine.
 
-    A run that was stopped goes on when it is called again with the same sources and
-    settings; `folder` appears only when all is there.
+    After an interruption, the same call resumes. `folder` is created only when all is
+    complete.
 
     Args:
-      splits: sources by the split that they make up. An opened source is sent to each
-        process whole; one given by its config is opened there.
-      folder: must not exist, or be empty.
-      num_workers: processes that read, resize and write; 1 takes none but this.
+      splits: the sources of each split. An opened source is sent to each process; a
+        config is opened there.
+      folder: a new or empty folder.
+      num_workers: processes that read, resize and write; 1 uses only this process.
 
     Returns:
-      what `folder`/prepared.json holds: "settings"; "splits", by name: "images",
+      the content of `folder`/prepared.json: "settings"; "splits", by name: "images",
       "captions", "resized", "kept" (as they were), "left_out", "left_out_examples",
       "image_bytes", "shards", "sources" and "notes".
 
     Raises:
-      UserError: a setting out of range, a folder with something else in it or that
-        cannot be written, a split without an image.
+      UserError: if the folder has other content or cannot be written, or no image of a
+        split can be read.
     """
-    settings.check()
     folder = Path(folder).expanduser()
     partial = claim(folder)
     records = split_records(splits, settings)
     plan = make_plan(records, settings)
-    with told(folder):
-        _begin(partial, plan)
+    with disk_errors(folder):
+        _start_or_resume(partial, plan)
         tallies = _write_shards(partial, records, settings, num_workers)
-        files = _gather(partial, folder, tallies)
+        files = _collect_shards(partial, folder, tallies)
         return finish(partial, folder, plan, tallies, records, files)
 
 
 def claim(folder: Path) -> Path:
-    """The folder that is written to before it becomes `folder`.
+    """The partial folder, which is renamed to `folder` at the end.
 
     Raises:
-      UserError: `folder` holds something.
+      UserError: if `folder` is not empty.
     """
     if (folder / REPORT).is_file():
-        raise UserError(f"{folder} is prepared already; delete it to prepare it anew")
+        raise UserError(f"{folder} is prepared already; delete it to prepare it again")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} holds something else: give --out=NEW_FOLDER")
     return folder.absolute().with_name(f"{folder.absolute().name}.partial")
 
 
-def make_plan(records: Mapping[str, SplitRecords], settings: Settings) -> dict:
-    """What decides the result: settings, and the sources of every split."""
-    described = {split: part.described() for split, part in records.items()}
+def make_plan(records: Records, settings: Settings) -> dict[str, Any]:
+    """What determines the result: settings, and the sources of each split."""
     return {
         "version": _VERSION,
         "settings": dataclasses.asdict(settings),
-        "splits": described,
+        "splits": {split: part.described() for split, part in records.items()},
     }
 
 
 def finish(
     partial: Path,
     folder: Path,
-    plan: dict,
+    plan: dict[str, Any],
     tallies: Mapping[str, Sequence[dict]],
-    records: Mapping[str, SplitRecords],
+    records: Records,
     files: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Writes the report and gives `partial` its name.
+    """Writes the report, and renames `partial` to `folder`.
 
     Args:
-      tallies: of each split, as `tally` makes them.
+      tallies: of each split, results of `tally`.
       files: number of shards of each split.
     """
     report = {"settings": plan["settings"], "splits": {}}
@@ -139,10 +147,9 @@ def finish(
     return report
 
 
-def _begin(partial: Path, plan: dict) -> None:
-    """Makes `partial`, or goes on with one of the same plan."""
+def _start_or_resume(partial: Path, plan: dict[str, Any]) -> None:
     (partial / _SHARDS).mkdir(parents=True, exist_ok=True)
-    for inside in partial.iterdir():  # a folder of files that was being put together
+    for inside in partial.iterdir():  # results that were being collected
         if inside.is_dir() and inside.name != _SHARDS:
             shutil.rmtree(inside)
     file = partial / _PLAN
@@ -151,128 +158,129 @@ def _begin(partial: Path, plan: dict) -> None:
     elif json.loads(file.read_text(encoding="utf-8")) != plan:
         raise UserError(
             f"{partial} is half a preparation of other data or with other settings: "
-            "delete it, or give the same again to go on with it"
+            "delete it, or give the same data and settings to resume"
         )
 
 
 def _write_shards(
-    partial: Path,
-    records: Mapping[str, SplitRecords],
-    settings: Settings,
-    num_workers: int,
+    partial: Path, records: Records, settings: Settings, num_workers: int
 ) -> dict[str, list[dict]]:
-    """Writes the shards that are not there yet; the tally of each shard by split."""
+    """Writes the missing shards; returns the counts of all shards by split."""
     size = settings.images_per_shard
-    jobs = [
-        (split, number, range(start, min(start + size, len(part))))
+    shards = [
+        _Shard(split, number, range(start, min(start + size, len(part))))
         for split, part in records.items()
         for number, start in enumerate(range(0, len(part), size))
     ]
-    done = {}
-    total = sum(len(job[2]) for job in jobs)
+    done = {shard: _finished(partial, shard) for shard in shards}
+    waiting = [shard for shard in shards if done[shard] is None]
+    total = sum(map(len, records.values()))
     with tqdm(total=total, unit=" images", disable=None, leave=False) as bar:
-        for job in jobs:
-            if (found := _finished(partial, job)) is not None:
-                done[job[:2]] = found
-                bar.update(len(job[2]))
-        waiting = [job for job in jobs if job[:2] not in done]
-        for job, found in _run(partial, records, waiting, num_workers):
-            done[job[:2]] = found
-            bar.update(len(job[2]))
-    return {
-        split: [done[job[:2]] for job in jobs if job[0] == split] for split in records
-    }
+        bar.update(total - sum(len(shard.records) for shard in waiting))
+        for shard, counts in _run(partial, records, waiting, num_workers):
+            done[shard] = counts
+            bar.update(len(shard.records))
+    tallies: dict[str, list[dict]] = {split: [] for split in records}
+    for shard, counts in done.items():
+        assert counts is not None
+        tallies[shard.split].append(counts)
+    return tallies
 
 
-def _run(partial, records, jobs, num_workers) -> Iterator[tuple[tuple, dict]]:
-    if num_workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            yield job, _write_shard(partial, records[job[0]], job)
+def _run(
+    partial: Path, records: Records, shards: list[_Shard], num_workers: int
+) -> Iterator[tuple[_Shard, dict]]:
+    if num_workers == 1 or len(shards) < 2:
+        for shard in shards:
+            yield shard, _write_shard(partial, records, shard)
         return
     pool = ProcessPoolExecutor(
-        min(num_workers, len(jobs)),
+        min(num_workers, len(shards)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_take_records,
+        initializer=_init_worker,
         initargs=(partial, dict(records)),
     )
     try:
-        futures = {pool.submit(_write_taken, job): job for job in jobs}
+        futures = {pool.submit(_write_in_worker, shard): shard for shard in shards}
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for memory: run the same again, "
-            "which goes on, with fewer --workers"
+            "a worker process was killed, perhaps for memory: rerun the same command "
+            "to resume, with fewer --workers"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_taken: tuple[Path, dict[str, SplitRecords]] | None = None  # in a worker process
+# Sent once to each worker process, not with every shard.
+_worker_arguments: tuple[Path, Records]
 
 
-def _take_records(partial: Path, records: dict[str, SplitRecords]) -> None:
-    global _taken
-    _taken = partial, records
+def _init_worker(partial: Path, records: Records) -> None:
+    global _worker_arguments
+    _worker_arguments = partial, records
 
 
-def _write_taken(job: tuple[str, int, range]) -> dict:
-    partial, records = _taken
-    return _write_shard(partial, records[job[0]], job)
+def _write_in_worker(shard: _Shard) -> dict:
+    return _write_shard(*_worker_arguments, shard)
 
 
-def _write_shard(partial: Path, records: SplitRecords, job) -> dict:
-    file, note = _shard_files(partial, job)
+def _write_shard(partial: Path, records: Records, shard: _Shard) -> dict:
+    file, counts_file = _shard_paths(partial, shard.split, shard.number)
     draft = file.with_name(f"{file.name}.draft")
-    with tfds_files.ShardWriter(draft) as shard:
-        counts = tally(job[2], records, shard.write)
+    with tfds_files.ShardWriter(draft) as writer:
+        counts = tally(shard.records, records[shard.split], writer.write)
     with open(draft, "rb+") as opened:
-        os.fsync(opened.fileno())  # before the note says that it is there
+        os.fsync(opened.fileno())  # before the counts declare the shard finished
     os.replace(draft, file)
     counts["file_bytes"] = file.stat().st_size
-    with replacing(note) as target:
+    with replacing(counts_file) as target:
         target.write(json.dumps(counts).encode())
     return counts
 
 
-def _finished(partial: Path, job) -> dict | None:
-    """The tally of a shard that an earlier run wrote whole; None otherwise."""
-    file, note = _shard_files(partial, job)
+def _shard_paths(partial: Path, split: str, number: int) -> tuple[Path, Path]:
+    """A shard, and the file with its counts."""
+    stem = f"{split}-{number:05d}"
+    return partial / _SHARDS / stem, partial / _SHARDS / f"{stem}.json"
+
+
+def _finished(partial: Path, shard: _Shard) -> dict | None:
+    """The counts of a shard that an earlier run completed, else None."""
+    file, counts_file = _shard_paths(partial, shard.split, shard.number)
     try:
-        counts = json.loads(note.read_text(encoding="utf-8"))
+        counts = json.loads(counts_file.read_text(encoding="utf-8"))
         is_whole = counts["images"] and file.stat().st_size == counts["file_bytes"]
     except (OSError, ValueError, KeyError):
         return None
     return counts if is_whole else None
 
 
-def _shard_files(partial: Path, job) -> tuple[Path, Path]:
-    stem = f"{job[0]}-{job[1]:05d}"
-    return partial / _SHARDS / stem, partial / _SHARDS / f"{stem}.json"
-
-
-def _gather(partial: Path, folder: Path, tallies) -> dict[str, int]:
-    """Moves the shards to where TFDS looks for them; how many there are by split."""
-    place = partial / tfds_files.VERSION
-    place.mkdir()
+def _collect_shards(
+    partial: Path, folder: Path, tallies: Mapping[str, Sequence[dict]]
+) -> dict[str, int]:
+    """Renames the shards as TFDS expects; returns their number by split."""
+    version = partial / tfds_files.VERSION
+    version.mkdir()
     name = dataset_name(folder)
     splits = {}
     for split, parts in tallies.items():
         full = [number for number, part in enumerate(parts) if part["images"]]
         if not full:
-            shutil.rmtree(partial)  # with the images found it starts anew
+            shutil.rmtree(partial)  # a rerun, with readable images, starts again
             refuse_empty(split, parts[0]["left_out_examples"])
-        for place_of, number in enumerate(full):
-            file, _ = _shard_files(partial, (split, number))
-            target = tfds_files.shard_name(name, split, place_of, len(full))
-            os.replace(file, place / target)
+        for index, number in enumerate(full):
+            file, _ = _shard_paths(partial, split, number)
+            target = tfds_files.shard_name(name, split, index, len(full))
+            os.replace(file, version / target)
         lengths = [parts[number]["images"] for number in full]
         splits[split] = (lengths, sum(parts[number]["file_bytes"] for number in full))
-    tfds_files.write_metadata(place, name, splits)
+    tfds_files.write_metadata(version, name, splits)
     return {split: len(lengths) for split, (lengths, _) in splits.items()}
 
 
-def refuse_empty(split: str, left_out: Sequence[dict]) -> None:
+def refuse_empty(split: str, left_out: Sequence[dict]) -> NoReturn:
     first = f" ({left_out[0]['image']}: {left_out[0]['why']})" if left_out else ""
     raise UserError(
         f"no image of the split {split!r} can be read{first}: say with --images "
@@ -281,14 +289,14 @@ def refuse_empty(split: str, left_out: Sequence[dict]) -> None:
 
 
 def dataset_name(folder: Path) -> str:
-    """The folder's name as TFDS allows names: small letters, digits and _."""
+    """The folder's name as TFDS allows names: lower case letters, digits and _."""
     words = re.sub(r"[^a-z0-9]+", "_", folder.absolute().name.lower()).strip("_")
     return words if words[:1].isalpha() else f"data_{words}".strip("_")
 
 
 @contextlib.contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """What the disk refuses, as a sentence."""
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raises a UserError if the block cannot write."""
     try:
         yield
     except OSError as error:

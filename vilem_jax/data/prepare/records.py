@@ -1,12 +1,14 @@
-"""What a prepared data set holds, image by image, and what was left out.
+"""The records of a prepared data set, and the images that were left out.
 
-The records of a split are a function of its sources and the `Settings`: whoever makes
-record n, a process here or a worker of Beam, makes the same.
+The records of a split are a function of its sources and the `Settings`: record n is the
+same from each process of this machine and each worker of Beam.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,24 +20,27 @@ from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 
-SMALLEST_SIDE = 16  # pixels: below, no model of any use could read an image
-NUM_EXAMPLES = 100  # of images left out, named in the report of a split
+SMALLEST_SIDE = 16  # pixels; smaller images are of no use to a model
+NUM_EXAMPLES = 100  # images left out that the report of a split names
 COUNTS = ("images", "captions", "resized", "kept", "left_out", "image_bytes")
 
-# A source by its config is opened by whoever needs it, and travels as a few words.
+# A config is opened in each process that needs it, so sending it is cheap.
 Splits = Mapping[str, Sequence[Source | SourceConfig]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides the bytes of a prepared data set, besides its sources."""
+    """What determines a prepared data set, byte by byte, besides its sources.
 
-    short_side: int = 288  # pixels; shorter sides above it are resized to it
-    quality: int = 95  # of JPEG, where an image is resized
+    Raises:
+      UserError: if a setting is out of range.
+    """
+
+    short_side: int = 288  # pixels; images with a longer short side are resized to it
+    quality: int = 95  # of the JPEG of a resized image
     images_per_shard: int = 4096
 
-    def check(self) -> None:
-        """A UserError that names the setting which makes no sense."""
+    def __post_init__(self):
         if self.short_side < SMALLEST_SIDE:
             raise UserError(
                 f"--short-side={self.short_side} is below {SMALLEST_SIDE} pixels: give "
@@ -48,7 +53,7 @@ class Settings:
 
 
 class SplitRecords:
-    """The records of one split, its sources one after another; travels by pickle."""
+    """The records of one split, its sources one after another; can be pickled."""
 
     def __init__(
         self,
@@ -56,14 +61,13 @@ class SplitRecords:
         first_id: int,
         settings: Settings,
     ):
-        self._given, self.first_id, self.settings = list(sources), first_id, settings
-        self._starts = [0]
-        for source in self.sources:
-            self._starts.append(self._starts[-1] + len(source))
+        self._sources, self.first_id, self.settings = list(sources), first_id, settings
+        lengths = [len(source) for source in self.sources]
+        self._starts = [0, *itertools.accumulate(lengths)]
 
     @property
     def sources(self) -> list[Source]:
-        return [_opened(given) for given in self._given]
+        return [_opened(source) for source in self._sources]
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -72,9 +76,10 @@ class SplitRecords:
         """Record `number`, and whether its image was resized.
 
         Raises:
-          LeftOutError: the image is missing or corrupt.
+          LeftOutError: if the image is missing or corrupt.
         """
-        source, index = self._at(number)
+        which = bisect.bisect_right(self._starts, number) - 1
+        source, index = _opened(self._sources[which]), number - self._starts[which]
         settings, name = self.settings, source.image_name(index)
         try:
             content, is_resized = fit_short_side(
@@ -93,28 +98,23 @@ class SplitRecords:
         return record, is_resized
 
     def described(self) -> list[dict[str, Any]]:
-        """Name, size and digest of names and captions of each source."""
+        """Of each source: name, number of images, digest of names and captions."""
         return [
             {"name": source.name, "images": len(source), "sha256": _digest(source)}
             for source in self.sources
         ]
 
-    def _at(self, number: int) -> tuple[Source, int]:
-        place = next(i for i, stop in enumerate(self._starts[1:]) if number < stop)
-        return _opened(self._given[place]), number - self._starts[place]
-
 
 class LeftOutError(Exception):
-    """An image that cannot be prepared; args are its name and why."""
+    """An image that cannot be prepared; `described` is its entry in the report."""
 
-    @property
-    def described(self) -> dict[str, str]:
-        name, why = self.args
-        return {"image": name, "why": why}
+    def __init__(self, name: str, why: str):
+        super().__init__(name, why)
+        self.described = {"image": name, "why": why}
 
 
 def split_records(splits: Splits, settings: Settings) -> dict[str, SplitRecords]:
-    """The records of every split, image ids counted over all of them."""
+    """The records of each split; image ids are unique over all splits."""
     records, first_id = {}, 0
     for split, sources in splits.items():
         if not re.fullmatch("[a-z][a-z0-9_]*", split) or split == "all":
@@ -130,42 +130,44 @@ def split_records(splits: Splits, settings: Settings) -> dict[str, SplitRecords]
     return records
 
 
-def tally(numbers: Iterable[int], records: SplitRecords, keep: Callable) -> dict:
-    """Prepares records one by one, gives them to `keep`, and counts."""
-    counts = {key: 0 for key in COUNTS} | {"left_out_examples": []}
+def tally(
+    numbers: Iterable[int],
+    records: SplitRecords,
+    keep: Callable[[dict[str, Any]], object],
+) -> dict[str, Any]:
+    """Prepares records, passes each to `keep`, and returns the counts."""
+    counts = dict.fromkeys(COUNTS, 0)
+    left_out: list[dict[str, str]] = []
     for number in numbers:
         try:
             record, is_resized = records.record(number)
-        except LeftOutError as left_out:
-            counts["left_out"] += 1
-            if len(counts["left_out_examples"]) < NUM_EXAMPLES:
-                counts["left_out_examples"].append(left_out.described)
+        except LeftOutError as error:
+            left_out.append(error.described)
             continue
         counts["images"] += 1
         counts["captions"] += len(record["captions"])
         counts["resized" if is_resized else "kept"] += 1
         counts["image_bytes"] += len(record["image"])
         keep(record)
-    return counts
+    counts["left_out"] = len(left_out)
+    return counts | {"left_out_examples": left_out[:NUM_EXAMPLES]}
 
 
 def _clean(text: str) -> str:
-    """Halves of surrogate pairs, which no UTF-8 has, become "?"."""
+    """Replaces unpaired surrogates, which UTF-8 cannot encode, with "?"."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _digest(source: Source) -> str:
     digest = hashlib.sha256()
     for index in range(len(source)):
-        said = json.dumps([source.image_name(index), *source.captions(index)])
-        digest.update(said.encode())
+        texts = json.dumps([source.image_name(index), *source.captions(index)])
+        digest.update(texts.encode())
     return digest.hexdigest()
 
 
-def _opened(given: Source | SourceConfig) -> Source:
-    return _open_once(given) if isinstance(given, SourceConfig) else given
+def _opened(source: Source | SourceConfig) -> Source:
+    return _open_once(source) if isinstance(source, SourceConfig) else source
 
 
-@functools.cache
-def _open_once(config: SourceConfig) -> Source:
-    return open_source(config)
+_open_once = functools.cache(open_source)
