@@ -1,5 +1,6 @@
 """The Hugging Face layout: torch's embeddings are ours, and the way back is exact."""
 
+import copy
 import io
 import re
 
@@ -9,6 +10,8 @@ from PIL import ExifTags, Image
 
 from tests.export.conftest import CAPTIONS
 from vilem_jax.data.images import from_pillow
+from vilem_jax.data.tokenizer import clean_caption
+from vilem_jax.export.card import model_card
 from vilem_jax.export.model import export_model
 from vilem_jax.weights import tables
 from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
@@ -110,3 +113,17 @@ def test_the_way_back_is_exact(exported, stored, tmp_path):
         for file in part.iterdir():
             again = tmp_path / part.name / file.name
             assert file.read_bytes() == again.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("rule", ["albef", "blip"])
+def test_the_card_cleans_captions_as_we_do(stored, rule):
+    tokenizer = copy.copy(stored.tokenizer)
+    tokenizer.cleaning = rule
+    made = {"weights": "online", "made_by": ""}
+    changed = stored._replace(tokenizer=tokenizer)
+    card = model_card("/nowhere", changed, "huggingface", "title", **made)
+    code = re.search(r"(def clean.*?)\n\n\n", card, re.S)
+    names: dict = {"re": re}
+    exec(code[1], names)
+    for caption in (*CAPTIONS, 'It\'s "A-b/c": <person>, (d)? #1; e~f*.  g!'):
+        assert names["clean"](caption) == clean_caption(caption, rule)

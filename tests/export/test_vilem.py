@@ -1,5 +1,6 @@
 """Runs as model folders: bit for bit, taken wherever a run is, free of paths."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,8 +11,14 @@ import pytest
 import vilem_jax
 from tests.export.conftest import CAPTIONS, METRICS, QUEUE_COUNT
 from vilem_jax.cli.main import main
+from vilem_jax.config.sources import (
+    JsonConfig,
+    ScenesConfig,
+    TfdsConfig,
+    WebDatasetConfig,
+)
 from vilem_jax.errors import UserError
-from vilem_jax.export.card import harmless
+from vilem_jax.export.card import harmless, model_card
 from vilem_jax.export.model import export_model
 from vilem_jax.runs.checkpoints import BEST_FOLDER, MEAN_RECALL, Checkpoints
 from vilem_jax.runs.trained_model import is_run, read_stored
@@ -100,6 +107,29 @@ def test_nothing_of_this_machine_is_in_an_export(run, exported):
 )
 def test_paths_in_commands(said, harmlessly):
     assert harmless(said) == harmlessly
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (ScenesConfig(name="a"), "- trained on **a** (drawn by the program)\n"),
+        (JsonConfig(name="b", path="/m/b.json"), "**b** (json: `b.json`)\n"),
+        (
+            TfdsConfig(name="c", path="coco_captions/2014", split="val"),
+            "**c** (tfds: `coco_captions/2014`), split val\n",
+        ),
+        (
+            WebDatasetConfig(name="<d>", path="/m/*.tar"),
+            "**<d>** (webdataset: `*.tar`)",
+        ),
+    ],
+)
+def test_a_card_names_each_kind_of_source(stored, source, words):
+    data = dataclasses.replace(stored.config.data, train=(source,), validation=())
+    config = dataclasses.replace(stored.config, data=data)
+    changed = stored._replace(config=config)
+    made = {"weights": "online", "made_by": "vilem weights export"}
+    assert words in model_card("/nowhere", changed, "onnx", "title", **made)
 
 
 def test_the_card_says_data_command_and_metrics(exported):

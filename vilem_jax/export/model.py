@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vilem_jax.errors import UserError
-from vilem_jax.export import onnx_graph, stablehlo, use
+from vilem_jax.export import onnx_graph, stablehlo
 from vilem_jax.export.card import model_card
 from vilem_jax.export.towers import (
-    CARD,
     DESCRIPTION,
     describe,
     largest_difference,
@@ -16,9 +15,7 @@ from vilem_jax.export.towers import (
     names_of,
     write_towers,
 )
-from vilem_jax.runs.metrics import METRICS_FILE, read_records
-from vilem_jax.runs.trained_model import Stored, Weights, is_run, read_stored
-from vilem_jax.runs.workdir import read_commands
+from vilem_jax.runs.trained_model import Stored, Weights, read_stored
 from vilem_jax.weights import folders, model_folder
 from vilem_jax.weights.formats import huggingface_export
 
@@ -66,7 +63,9 @@ def export_model(
         )
     _check_out(name, out, kind)
     stored = read_stored(name, weights, step=step, for_training=for_training)
-    card = _make_card(name, stored, kind, Path(out).name, weights, made_by)
+    card = model_card(
+        name, stored, kind, Path(out).name, weights=weights, made_by=made_by
+    )
     if kind == "vilem":
         return _write_model(out, stored, card)
     if kind == "huggingface":
@@ -126,46 +125,3 @@ def _write_compiled(out, stored: Stored, kind: Format, card: str) -> list[str]:
         "of noise"
         for name, difference in differences.items()
     ]
-
-
-def _make_card(name, stored: Stored, kind, title: str, weights, made_by: str) -> str:
-    """Of a run, from its records; of a model folder, from the card that it has."""
-    config, tokenizer = stored.config, stored.tokenizer
-    own = _own_card(stored) if weights == "online" else ""
-    if own and kind == "vilem":
-        return own
-    if kind == "vilem":
-        section = use.use_of_model(title, proofreads=bool(config.loss.trained))
-    elif kind == "huggingface":
-        section = use.use_of_huggingface(config, tokenizer)
-    else:
-        section = use.use_of_towers(kind, config, tokenizer)
-    metrics, commands = {}, []
-    if is_run(name):
-        commands = read_commands(stored.folder)
-        records = read_records(stored.folder / METRICS_FILE)
-        measured = [r for r in records if any(k.startswith("validation/") for k in r)]
-        own_step = [r for r in measured if r.get("step") == stored.step]
-        metrics = (own_step or measured or [{}])[-1]
-    card = model_card(
-        title,
-        section,
-        config,
-        weights=weights,
-        step=stored.step,
-        commands=commands,
-        metrics=metrics,
-        made_by=made_by,
-    )
-    mark = "\n## Data\n"
-    if mark in own:  # what it says of data and metrics is more than we can know
-        return card.partition(mark)[0] + mark + own.partition(mark)[2]
-    return card
-
-
-def _own_card(stored: Stored) -> str:
-    """README.md of a model folder, "" where there is none or the model is a run's."""
-    file = stored.folder / CARD
-    if stored.step is not None or not file.is_file():
-        return ""
-    return file.read_text(encoding="utf-8", errors="replace")
