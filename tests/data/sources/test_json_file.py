@@ -10,7 +10,11 @@ import pytest
 from tests.data.make_files import make_image, pair_folder, write_json, write_zip
 from vilem_jax.config.sources import JsonConfig, ScenesConfig
 from vilem_jax.data.images import decode
-from vilem_jax.data.sources.packed_text import PackedRecords, PackedTexts
+from vilem_jax.data.sources.packed_text import (
+    PackedRecords,
+    PackedSource,
+    PackedTexts,
+)
 from vilem_jax.data.sources.source import Source, caption_counts, open_source
 from vilem_jax.errors import UserError
 
@@ -217,7 +221,7 @@ def test_missing_files_are_one_sentence(images):
         open_source(config(""))
     with pytest.raises(UserError, match="nowhere does not exist"):
         open_source(config(path, images=str(images / "nowhere")))
-    with pytest.raises(UserError, match="neither a folder nor an undamaged zip"):
+    with pytest.raises(UserError, match="neither a folder nor an intact zip"):
         open_source(config(path, images=str(path)))
 
 
@@ -241,6 +245,7 @@ def test_packed_texts_are_a_list():
     assert list(packed) == texts and len(packed) == 5
     assert list(PackedTexts.joined([packed, PackedTexts(), packed])) == texts * 2
     assert list(PackedTexts.from_arrays(*packed.arrays())) == texts
+    assert packed[1:4] == texts[1:4]
     with pytest.raises(IndexError):
         packed[5]
 
@@ -249,10 +254,14 @@ def test_packed_records_survive_storing():
     packed = PackedRecords([("a", ["x", "y"]), ("b", []), ("c", ["z"])])
     copy = PackedRecords.from_arrays(packed.arrays())
     both = PackedRecords.joined([copy, PackedRecords(), packed])
-    assert [both.names[i] for i in range(4)] == ["a", "c", "a", "c"]
-    assert [both.captions(i) for i in range(4)] == [("x", "y"), ("z",)] * 2
+    assert list(both.names) == ["a", "c", "a", "c"]
     assert both.num_without_caption == 2
-    assert len(PackedRecords()) == 0
+    source = PackedSource("both", "both.json", both)
+    assert [source.captions(i) for i in range(4)] == [("x", "y"), ("z",)] * 2
+    assert source.notes == ("2 images without a caption left out",)
+    assert len(PackedSource("three", "both.json", both, 3)) == 3
+    with pytest.raises(UserError, match=r"none\.json: no image has a caption"):
+        PackedSource("none", "none.json", PackedRecords())
 
 
 def test_scenes_open_as_any_source():

@@ -55,7 +55,7 @@ def test_reads_all_tars_in_order(folder):
 def test_indexes_once(folder, monkeypatch):
     before = records(open_source(config(folder / "*.tar")))
     assert (folder / "00000.tar.pairs.vilem-index.npz").exists()
-    monkeypatch.setattr(webdataset, "_go_through", None)
+    monkeypatch.setattr(webdataset, "_scan", None)
     source = open_source(config(folder / "*.tar"))
     assert records(source) == before
     copy = pickle.loads(pickle.dumps(source))
@@ -209,7 +209,7 @@ def test_what_is_no_tar_is_one_sentence(folder):
     with pytest.raises(UserError, match=r"c.tar is compressed"):
         open_source(config(folder / "c.tar"))
     (folder / "d.tar").write_bytes(b"<html>not found</html>" * 100)
-    with pytest.raises(UserError, match="no image with a caption"):
+    with pytest.raises(UserError, match="no image has a caption"):
         open_source(config(folder / "d.tar"))
 
 

@@ -1,19 +1,18 @@
-"""Annotation files: which captions belong to which image, in the layouts people have.
+"""Annotation files: which captions belong to which image, in the common layouts.
 
-Told apart by content:
+The content decides the layout:
 
   rows      ALBEF and BLIP: [{"image", "caption": text or [text], "image_id", "split"}],
-            one a pair or one an image; the last two keys may be absent
+            one per pair or one per image; the last two keys are optional
   Karpathy  {"images": [{"filepath", "filename", "split", "sentences": [{"raw"}]}]}
   COCO      {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vilem_jax.errors import UserError
 
@@ -25,11 +24,12 @@ def read_annotations(path: str, split: str = "") -> dict[str, list[str]]:
 
     Args:
       path: a JSON file, or one inside a zip: "data.zip/captions.json".
-      split: splits to take, joined by "+"; "" takes all. "train" takes "restval" too
-        where there is one: Karpathy's COCO training set is both.
+      split: splits to take, joined by "+"; "" takes all. "train" includes "restval"
+        if there is one: Karpathy's COCO training set is both.
 
     Raises:
-      UserError: missing, not JSON, empty, of another layout, or without that split.
+      UserError: the file is missing, not JSON, empty, of another layout, or has no such
+        split.
     """
     content = parse_json(path)
     wanted = set(split.split("+")) if split else set()
@@ -40,8 +40,10 @@ def read_annotations(path: str, split: str = "") -> dict[str, list[str]]:
         seen.add(row_split)
         if not wanted or row_split in taken:
             captions_of.setdefault(name, []).extend(captions)
-    if not wanted <= seen:
-        _refuse_split(path, wanted - seen, seen)
+    if missing := wanted - seen:
+        known = sorted(str(split) for split in seen if split is not None)
+        has = f"its splits are {', '.join(known)}" if known else "it names no splits"
+        raise UserError(f"{path} has no split {'+'.join(sorted(missing))!r}; {has}")
     return captions_of
 
 
@@ -49,33 +51,32 @@ def parse_json(path: str) -> Any:
     """The content of a JSON file, plain or inside a zip ("data.zip/captions.json").
 
     Raises:
-      UserError: missing, empty or not JSON (with the line).
+      UserError: the file is missing, empty or not JSON (with the line).
     """
-    raw = _read(path)
-    # Bad bytes become U+FFFD: one corrupt caption must not cost ten million.
-    text = raw.decode("utf-8-sig", "replace")
+    # Invalid bytes become U+FFFD: one corrupt caption must not refuse ten million.
+    text = _read(path).decode("utf-8-sig", "replace")
     if not text.strip():
         raise UserError(f"{path} is empty; expected JSON annotations")
     return parse_text(text, path)
 
 
-def parse_text(text: str, where: Any) -> Any:
-    """What JSON says.
+def parse_text(text: str, where: object) -> Any:
+    """The value of a JSON text.
 
     Args:
       where: file, or file and line, for the message.
 
     Raises:
-      UserError: it is not JSON, or nested more deeply than annotations are.
+      UserError: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        is_of_lines = error.msg == "Extra data"
+        is_json_lines = error.msg == "Extra data"
+        way_out = "; turn JSON lines into one list, [line, line]"
         raise UserError(
             f"{where} is not JSON: line {error.lineno}, column {error.colno}: "
-            f"{error.msg}"
-            + ("; of JSON lines make one list, [line, line]" if is_of_lines else "")
+            f"{error.msg}{way_out if is_json_lines else ''}"
         ) from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be annotations") from None
@@ -104,7 +105,7 @@ def _read(path: str) -> bytes:
             f"annotation file {path}: {file} has no member {member}"
         ) from None
     except (OSError, zipfile.BadZipFile) as error:
-        if os.path.isdir(file):
+        if file.is_dir():
             raise UserError(f"annotation file {path} is a folder") from None
         raise UserError(f"annotation file {path} cannot be read: {error}") from None
 
@@ -119,8 +120,8 @@ def _rows(path: str, content: Any) -> Iterator[Row]:
         return _karpathy_rows(path, images)
     raise UserError(
         f"{path} has none of the known layouts: a list of records with 'image' and "
-        "'caption', or an object with 'images' that have 'sentences' (Karpathy) or go "
-        "with 'annotations' (COCO)"
+        "'caption', or an object with 'images' that have 'sentences' (Karpathy), or "
+        "with 'images' and 'annotations' (COCO)"
     )
 
 
@@ -187,17 +188,13 @@ def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
 
 
 def _check_id(record: dict, field: str, name: str, named: dict, where: str) -> None:
-    """A UserError where the id of an image, if it has one, is another's already."""
+    """Raises UserError if the image's id, which is optional, belongs to another."""
     number = record.get(field)
     if isinstance(number, int | str) and named.setdefault(number, name) != name:
-        _refuse_double(field, number, named[number], name, where)
-
-
-def _refuse_double(field: str, number: Any, first: str, second: str, where: str):
-    raise UserError(
-        f"{where}: {field} {number!r} stands for two images, {first} and {second}: "
-        "give each its own"
-    )
+        raise UserError(
+            f"{where}: {field} {number!r} stands for two images, {named[number]} and "
+            f"{name}: give each its own"
+        )
 
 
 def _text(record: Any, field: str, where: str) -> str:
@@ -207,10 +204,10 @@ def _text(record: Any, field: str, where: str) -> str:
 
 
 def split_of(record: dict, where: str) -> str | None:
-    """The record's "split"; None where it has none.
+    """The record's "split", or None if it has none.
 
     Raises:
-      UserError: it is no text.
+      UserError: it is not a text.
     """
     split = record.get("split")
     if split is not None and not isinstance(split, str):
@@ -218,7 +215,7 @@ def split_of(record: dict, where: str) -> str | None:
     return split
 
 
-def _refuse_field(record: Any, field: str, expected: str, where: str):
+def _refuse_field(record: Any, field: str, expected: str, where: str) -> NoReturn:
     if not isinstance(record, dict):
         found = f"is {_short(record)}, not an object with {field!r}"
     elif field not in record:
@@ -231,9 +228,3 @@ def _refuse_field(record: Any, field: str, expected: str, where: str):
 def _short(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-def _refuse_split(path: str, missing: set, seen: set):
-    known = sorted(str(split) for split in seen if split is not None)
-    has = f"its splits are {', '.join(known)}" if known else "it names no splits"
-    raise UserError(f"{path} has no split {'+'.join(sorted(missing))!r}; {has}")

@@ -6,18 +6,19 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from vilem_jax.errors import UserError
 
-MAX_FILE_BYTES = 256 << 20  # no image of 50 megapixels is larger
-_opening = threading.Lock()  # several threads of one process share a handle
+MAX_FILE_BYTES = 256 << 20  # more than any image of 50 megapixels
+_opening = threading.Lock()  # the threads of a process share one handle per zip
 
 
 def open_images(path: str | os.PathLike, names: Sequence[str]) -> "ImageFiles":
     """The images `names` in the folder or zip `path`.
 
     Raises:
-      UserError: `path` does not exist or is neither.
+      UserError: `path` does not exist, or is neither a folder nor a zip.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -25,29 +26,28 @@ def open_images(path: str | os.PathLike, names: Sequence[str]) -> "ImageFiles":
     if not path.exists():
         raise UserError(f"images: {path} does not exist; give a folder or a zip")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"images: {path} is neither a folder nor an undamaged zip")
+        raise UserError(f"images: {path} is neither a folder nor an intact zip")
     return ImageZip(path, names)
 
 
 class ImageFiles:
     """Reads images by the names that an annotation file gives them.
 
-    Annotation files often carry paths of the machine that made them. As many leading
-    folders are dropped as make most of a sample of the names exist: one number for the
-    whole file, for names cut one by one could hit another image of the same name.
+    Annotation files often contain paths of another machine. The number of leading
+    folders to drop is the one with which most of a sample of the names exist. It is the
+    same for all names: cut one by one, a name could match another image's file.
     """
 
-    top = ""  # a folder that holds all and that no name says
+    top = ""  # the folder that contains all images and is not part of the names
 
     def __init__(self, path: Path, names: Sequence[str]):
         self.path = path
         self._num_dropped = 0
-        step = max(1, len(names) // 20)
-        sample = [names[i] for i in range(0, len(names), step)]
+        sample = names[:: max(1, len(names) // 20)]
         deepest = max((len(PurePosixPath(n).parts) for n in sample), default=1)
         found = []
         for self._num_dropped in range(deepest):
-            found.append(sum(self._exists(self._local(name)) for name in sample))
+            found.append(sum(self.exists(name) for name in sample))
         self._num_dropped = found.index(max(found)) if found else 0
 
     def read(self, name: str) -> bytes:
@@ -71,7 +71,7 @@ class ImageFiles:
 
 
 class ImageFolder(ImageFiles):
-    """Images in a folder, whose own folders may still be zips: X/1.jpg in X.zip."""
+    """Images in a folder, whose subfolders may be zips: X/1.jpg in X.zip."""
 
     def __init__(self, path: Path, names: Sequence[str]):
         self._zips: dict[str, ImageZip | None] = {}
@@ -97,12 +97,12 @@ class ImageFolder(ImageFiles):
             if (self.path / local).is_file():
                 return True
             packed = self._zip_of(local)
-        except (OSError, ValueError):  # no name that a file can have
+        except (OSError, ValueError):  # not a valid file name
             return False
         return packed is not None and packed.exists(local)
 
     def _zip_of(self, local: str) -> "ImageZip | None":
-        """The zip of the folder that `local` begins with, where there is one."""
+        """The zip that stands for the first folder of `local`, if there is one."""
         first, _, rest = local.partition("/")
         if not rest:
             return None
@@ -114,20 +114,17 @@ class ImageFolder(ImageFiles):
 
 
 class ImageZip(ImageFiles):
-    """Images in a zip; COCO's hold them in a folder that annotations do not name."""
+    """Images in a zip; in COCO's they are in a folder that annotations do not name."""
 
     def __init__(self, path: Path, names: Sequence[str]):
         self._archive, self._process = None, None
         super().__init__(path, names)
         tops = {member.partition("/")[0] for member in self._open().NameToInfo}
-        if len(tops) == 1 and names and not self._finds_any(names):
+        if len(tops) == 1 and names and not any(map(self.exists, names[:20])):
             self.top = tops.pop()
             super().__init__(path, names)
 
-    def _finds_any(self, names: Sequence[str]) -> bool:
-        return any(self.exists(names[i]) for i in range(min(20, len(names))))
-
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_archive": None, "_process": None}
 
     def read(self, name: str) -> bytes:
@@ -139,7 +136,7 @@ class ImageZip(ImageFiles):
             return archive.read(info)
         except KeyError:
             raise FileNotFoundError(f"{self.path} holds no {name}") from None
-        # RuntimeError: encrypted; NotImplementedError (its subclass): an odd method.
+        # RuntimeError: encrypted; its subclass NotImplementedError: another method.
         except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
             raise OSError(f"{name} in {self.path}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Indexes of large files: built once, stored as plain arrays, found again."""
+"""Indexes of large data files: built once and stored as plain arrays."""
 
 import hashlib
 import os
@@ -18,16 +18,16 @@ def load_or_build(
 ) -> dict[str, np.ndarray]:
     """The index of `data`, from its file or from `build`, which is then stored.
 
-    The file lies beside the data, or in the cache folder where that cannot be written;
-    where neither can, nothing is stored and the next run builds again.
+    The file is stored beside the data, or in the cache folder if that fails. If both
+    fail, nothing is stored and the next run builds the index again.
 
     Args:
       data: the file or folder that is indexed.
-      part: tells several indexes of one file apart; part of a file name.
-      version: what the index depends on; one of another version is built anew.
-      build: makes the arrays (no objects).
+      part: which of several indexes of `data`; part of a file name.
+      version: what the index depends on; an index of another version is rebuilt.
+      build: returns the arrays (no objects).
     """
-    files = index_places(data, part)
+    files = _index_files(data, part)
     for file in files:
         if (arrays := _load(file, version)) is not None:
             return arrays
@@ -41,20 +41,17 @@ def load_or_build(
     return arrays
 
 
-def index_places(data: Path, part: str) -> tuple[Path, Path]:
-    """Where the index of `data` may lie: beside it, or in the cache folder."""
+def _index_files(data: Path, part: str) -> tuple[Path, Path]:
+    """Beside `data`, and in the cache folder."""
     name = f"{data.name}.{part}.vilem-index.npz"
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     # Two tars of one name in different folders must not share an index.
-    where = hashlib.sha256(str(data.resolve().parent).encode()).hexdigest()[:16]
-    return (
-        data.parent / name,
-        Path(cache).expanduser() / "vilem_jax" / where / name,
-    )
+    folder = hashlib.sha256(str(data.resolve().parent).encode()).hexdigest()[:16]
+    return data.parent / name, cache / "vilem_jax" / folder / name
 
 
 def fingerprint(file: Path) -> str:
-    """Changes when the file does: its size and time of change."""
+    """The size and modification time of `file`."""
     stat = file.stat()
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
@@ -64,12 +61,12 @@ def _load(file: Path, version: str) -> dict[str, np.ndarray] | None:
         with open(file, "rb") as opened, np.load(opened) as stored:
             arrays = dict(stored)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None  # absent, or cut short by hand: build it again
+        return None  # missing or cut short
     return arrays if str(arrays.pop("version", "")) == version else None
 
 
 def _store(file: Path, version: str, arrays: Arrays) -> None:
-    """All or nothing: another run may read while this one writes."""
+    """Replaces `file` at once: another run may read it while this one writes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as target:
-        np.savez(target, version=np.array(version), **arrays)
+        np.savez(target, allow_pickle=False, version=np.array(version), **arrays)

@@ -1,7 +1,6 @@
-"""A test set without the images that are not there."""
+"""Images that annotations name and that do not exist."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -10,47 +9,43 @@ from vilem_jax.errors import UserError
 
 
 class PresentImages:
-    """`source` with the images `indices` only, in their order."""
+    """`source` restricted to the images `indices`, in their order."""
 
     def __init__(self, source: Source, indices: Sequence[int]):
-        self._source = source
-        self._indices = np.asarray(indices)
+        self._source, self._indices = source, indices
         self.name = source.name
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return tuple(getattr(self._source, "notes", ()))
+        self.notes: tuple[str, ...] = getattr(source, "notes", ())
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self._source.captions(int(self._indices[index]))
+        return self._source.captions(self._indices[index])
 
     def image_name(self, index: int) -> str:
-        return self._source.image_name(int(self._indices[index]))
+        return self._source.image_name(self._indices[index])
 
-    def read_image(self, index: int) -> Any:
-        return self._source.read_image(int(self._indices[index]))
+    def read_image(self, index: int) -> bytes | np.ndarray:
+        return self._source.read_image(self._indices[index])
 
 
 def present_images(
     source: Source, *, allow_missing: bool = False
 ) -> tuple[Source, dict[str, int]]:
-    """`source`, or what of it is there.
+    """`source` without its missing images.
 
-    A source says by `has_image(index)` whether an image's file exists; one without
-    that keeps images and captions together, and lacks none.
+    `Source.has_image` says whether an image's file exists; a source without that method
+    keeps images and captions together, so none can be missing.
 
     Args:
-      allow_missing: leave missing images out, with their captions; else they are an
-        error, for metrics of a part of a benchmark are not the benchmark's.
+      allow_missing: leave missing images out, with their captions. Otherwise they are
+        an error: metrics on a part of a benchmark are not the benchmark's.
 
     Returns:
-      the source, and {"missing_images", "missing_captions"}: what was left out.
+      the source, and {"missing_images", "missing_captions"}: how many were left out.
 
     Raises:
-      UserError: images are missing and that is not allowed, or all are.
+      UserError: images are missing and that is not allowed, or all are missing.
     """
     missing = _missing(source)
     counts = {
@@ -67,24 +62,24 @@ def present_images(
         option="--images",
         allow_missing=allow_missing,
     )
-    present = np.setdiff1d(np.arange(len(source)), missing)
+    present = sorted(set(range(len(source))) - set(missing))
     return PresentImages(source, present), counts
 
 
 def check_complete(source: Source, key: str) -> None:
-    """Before a run that judges by `source`, what would stop it in hours.
+    """Checks before a run that evaluation on `source` cannot fail hours later.
 
     Args:
       key: of the config that names the source.
 
     Raises:
-      UserError: images are missing, or one has no caption.
+      UserError: images are missing, or an image has no caption.
     """
     if missing := _missing(source):
         raise UserError(
             f"{len(missing)} of {len(source)} images of {key} are missing, the first "
             f"is {source.image_name(missing[0])}: put them there, set its `images` to "
-            "where they are, or leave them out of its annotations"
+            "their folder or zip, or remove them from its annotations"
         )
     for index in range(len(source)):
         if not source.captions(index):
@@ -92,16 +87,11 @@ def check_complete(source: Source, key: str) -> None:
 
 
 def no_caption(source: Source, index: int) -> UserError:
+    """The error for an image without caption."""
     return UserError(
         f"image {source.image_name(index)} of {source.name} has no caption: "
-        "leave it out of the data, or caption it"
+        "remove it from the data, or caption it"
     )
-
-
-def _missing(source: Source) -> list[int]:
-    """The images that `source` knows not to be there."""
-    has_image = getattr(source, "has_image", lambda index: True)
-    return [index for index in range(len(source)) if not has_image(index)]
 
 
 def refuse_missing(
@@ -113,24 +103,34 @@ def refuse_missing(
     option: str,
     allow_missing: bool,
 ) -> None:
-    """What is said of missing files, before any of the others is read.
+    """Raises the error for missing files, before any of the others is read.
 
     Args:
       what: they are, "images" or "clips".
-      names: of those that are missing.
-      number: of all that should be there.
-      where: "of NAME", "in FOLDER".
-      option: of the command line, which says where they are.
+      names: of the missing files.
+      number: of all files.
+      where: "of NAME" or "in FOLDER".
+      option: of the command line that sets their folder.
 
     Raises:
-      UserError: all are missing, or some, and that is not allowed.
+      UserError: some files are missing and that is not allowed, or all are missing.
     """
     if not names or (allow_missing and len(names) < number):
         return
-    told = f"{len(names)} of {number} {what} {where} are missing"
     way_out = (
-        f"say where the {what} are with {option}"
+        f"give the folder of the {what} with {option}"
         if len(names) == number
         else "put them there, or leave them and their captions out with --allow-missing"
     )
-    raise UserError(f"{told}, the first is {names[0]}: {way_out}")
+    raise UserError(
+        f"{len(names)} of {number} {what} {where} are missing, the first is "
+        f"{names[0]}: {way_out}"
+    )
+
+
+def _missing(source: Source) -> list[int]:
+    """The indices of the images whose files do not exist."""
+    has_image = getattr(source, "has_image", None)
+    if has_image is None:
+        return []
+    return [index for index in range(len(source)) if not has_image(index)]

@@ -1,19 +1,22 @@
-"""Many short texts in two arrays: what a source of millions of captions keeps."""
+"""Names and captions of millions of images in a few arrays."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import overload
 
 import numpy as np
 
+from vilem_jax.errors import UserError
+
 
 class PackedTexts(Sequence[str]):
-    """Texts end to end in one byte string.
+    """Texts concatenated in one byte string.
 
-    14 million captions as Python strings take 1.5 GB and seconds of pickling for each
-    worker process; packed they take what their letters take.
+    14 million captions as Python strings take 1.5 GB, and seconds of pickling for each
+    worker process; packed they take the size of their letters.
     """
 
     def __init__(self, texts: Iterable[str] = ()):
-        # JSON may hold half a surrogate pair, which plain UTF-8 refuses.
+        # JSON may contain half a surrogate pair, which plain UTF-8 refuses.
         encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
         self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
         self._letters = b"".join(encoded)
@@ -26,7 +29,7 @@ class PackedTexts(Sequence[str]):
 
     @classmethod
     def joined(cls, parts: Sequence["PackedTexts"]) -> "PackedTexts":
-        """All texts of `parts`, one after the other."""
+        """All texts of `parts`, in their order."""
         texts = cls()
         texts._letters = b"".join(part._letters for part in parts)
         starts = np.cumsum([0, *(len(part._letters) for part in parts)])
@@ -41,7 +44,13 @@ class PackedTexts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> str:
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of {len(self)} texts")
         start = self._ends[index - 1] if index else 0
@@ -49,76 +58,104 @@ class PackedTexts(Sequence[str]):
 
 
 class PackedRecords:
-    """One record an image: its name and its captions, in a fixed order.
+    """One record per image, its name and its captions, in a fixed order.
 
     Args:
-      records: (name, captions) pairs; an image without captions is left out and
+      records: (name, captions) pairs; images without captions are left out and
         counted in `num_without_caption`.
     """
 
     def __init__(self, records: Iterable[tuple[str, Sequence[str]]] = ()):
-        kept, self.num_without_caption = [], 0
-        for name, captions in records:
-            if captions:
-                kept.append((name, captions))
-            else:
-                self.num_without_caption += 1
+        records = list(records)
+        kept = [(name, captions) for name, captions in records if captions]
         self.names = PackedTexts(name for name, _ in kept)
-        self._captions = PackedTexts(text for _, texts in kept for text in texts)
-        counts = [len(captions) for _, captions in kept]
-        self._set_counts(np.array(counts, np.int64))
+        self.all_captions = PackedTexts(text for _, texts in kept for text in texts)
+        self.caption_counts = np.array([len(texts) for _, texts in kept], np.int64)
+        self.num_without_caption = len(records) - len(kept)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "PackedRecords":
-        """The records that `arrays` came from."""
+        """The records that `arrays()` gave."""
         records = cls()
         records.names = PackedTexts.from_arrays(arrays["names"], arrays["name_ends"])
-        records._captions = PackedTexts.from_arrays(
+        records.all_captions = PackedTexts.from_arrays(
             arrays["captions"], arrays["caption_ends"]
         )
-        records._set_counts(arrays["caption_counts"])
+        records.caption_counts = arrays["caption_counts"]
         records.num_without_caption = int(arrays["num_without_caption"])
         return records
 
     @classmethod
     def joined(cls, parts: Sequence["PackedRecords"]) -> "PackedRecords":
-        """All records of `parts`, one after the other."""
+        """All records of `parts`, in their order."""
         records = cls()
         records.names = PackedTexts.joined([part.names for part in parts])
-        records._captions = PackedTexts.joined([part._captions for part in parts])
-        counts = [part.caption_counts() for part in parts]
-        records._set_counts(np.concatenate([records.caption_counts(), *counts]))
+        records.all_captions = PackedTexts.joined([part.all_captions for part in parts])
+        records.caption_counts = np.concatenate([part.caption_counts for part in parts])
         records.num_without_caption = sum(part.num_without_caption for part in parts)
         return records
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything as plain arrays, to be stored without pickle."""
         names, name_ends = self.names.arrays()
-        captions, caption_ends = self._captions.arrays()
+        captions, caption_ends = self.all_captions.arrays()
         return {
             "names": names,
             "name_ends": name_ends,
             "captions": captions,
             "caption_ends": caption_ends,
-            "caption_counts": self.caption_counts(),
-            "num_without_caption": np.int64(self.num_without_caption),
+            "caption_counts": self.caption_counts,
+            "num_without_caption": np.array(self.num_without_caption, np.int64),
         }
 
+
+class PackedSource:
+    """What the sources share that keep their names and captions packed.
+
+    Args:
+      name: of the source.
+      path: what was read, for messages.
+      records: of all its images.
+      num_images: how many of the records it has, from the first; 0: all.
+      notes: see `Source`.
+
+    Raises:
+      UserError: no image has a caption.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: object,
+        records: PackedRecords,
+        num_images: int = 0,
+        notes: tuple[str, ...] = (),
+    ):
+        self.name, self.names = name, records.names
+        self._captions = records.all_captions
+        self._counts = records.caption_counts[: num_images or None]
+        # Captions of image i are those from _first[i] up to _first[i + 1].
+        self._first = np.concatenate([[0], np.cumsum(self._counts, dtype=np.int64)])
+        if not len(self):
+            raise UserError(f"{path}: no image has a caption")
+        if count := records.num_without_caption:
+            notes = (f"{count} images without a caption left out", *notes)
+        self.notes = notes
+
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._counts)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """All captions of record `index`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        return tuple(
-            self._captions[i] for i in range(self._first[index], self._first[index + 1])
-        )
+        first = self._first[self._checked(index)]
+        return tuple(self._captions[first : self._first[index + 1]])
 
     def caption_counts(self) -> np.ndarray:
-        """Number of captions of each record, int64 [N]."""
-        return np.diff(self._first)
+        return self._counts
 
-    def _set_counts(self, counts: np.ndarray) -> None:
-        # Captions of record i are those from _first[i] up to _first[i + 1].
-        self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    def image_name(self, index: int) -> str:
+        return self.names[self._checked(index)]
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has no image {index}, only {len(self)}")
+        return index

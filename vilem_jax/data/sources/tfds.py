@@ -3,7 +3,7 @@
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from tqdm import tqdm
 from vilem_jax.config.sources import TfdsConfig
 from vilem_jax.data.sources import tfds_files
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
-from vilem_jax.data.sources.packed_text import PackedRecords
+from vilem_jax.data.sources.packed_text import PackedRecords, PackedSource
+from vilem_jax.data.sources.tfds_files import Features
 from vilem_jax.errors import UserError
 
-# Which feature holds the captions, the likeliest name first; and inside a structure.
+# Names of the feature with the captions, also inside a structure; the likeliest first.
 CAPTION_NAMES = ("captions", "caption", "text", "texts", "sentences", "sentence", "raw")
 NAME_NAMES = ("image/filename", "filename", "file_name", "image/id", "image_id", "id")
 INFO_FILE = "dataset_info.json"
@@ -24,15 +25,15 @@ _INDEX_VERSION = "1"
 _opening = threading.Lock()
 
 
-class TfdsSource:
+class TfdsSource(PackedSource):
     """Any TFDS data set with an image and a text, such as "coco_captions/2014".
 
-    The captions are gone through once and stored beside the data. Where the data set
-    has a split "restval", "train" means both: Karpathy's COCO training set.
+    The captions are read once and stored beside the data. If the data set has a split
+    "restval", "train" means both: Karpathy's COCO training set.
 
     Args:
-      config: `path`, a data set's name (with its config, where there are several) or
-        its prepared folder; `images`, TFDS's folder (default: TFDS_DATA_DIR or
+      config: `path`, a data set's name (with its config, if it has several) or its
+        prepared folder; `images`, TFDS's folder (default: TFDS_DATA_DIR or
         ~/tensorflow_datasets); `split`; `num_images`.
 
     Raises:
@@ -43,51 +44,34 @@ class TfdsSource:
         self.name = config.name or config.path
         self._folder = _find_prepared(config)
         self._opened, self._process = None, None
-        info = tfds_files.open_builder(self._folder).info
-        self._split = _choose_split(config, info)
-        self._image = _image_feature(self._folder, info.features)
-        self._caption = _caption_feature(self._folder, info.features, self._image)
-        self._names = [name for name in NAME_NAMES if name in info.features]
+        splits, features = tfds_files.read_info(self._folder)
+        self._split = _choose_split(config, splits)
+        self._image = _image_feature(self._folder, features)
+        self._caption = _caption_feature(self._folder, features, self._image)
+        self._name_features = [name for name in NAME_NAMES if name in features]
         version = f"{_INDEX_VERSION}-{fingerprint(self._folder / INFO_FILE)}"
         part = re.sub(r"\W+", "_", self._split)
         index = load_or_build(self._folder, part, version, self._build_index)
-        self._rows = index.pop("rows")[: config.num_images or None]
-        self._records = PackedRecords.from_arrays(index)
-        self.notes = ()
-        if dropped := self._records.num_without_caption:
-            self.notes = (f"{dropped} images without a caption left out",)
-        if not len(self._rows):
-            raise UserError(f"{self._folder}: no image of {self._split} has a caption")
+        self._rows = index.pop("rows")
+        super().__init__(
+            self.name,
+            f"{self._folder}, split {self._split}",
+            PackedRecords.from_arrays(index),
+            config.num_images,
+        )
 
     def __getstate__(self):
         return self.__dict__ | {"_opened": None, "_process": None}
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self._records.captions(self._checked(index))
-
-    def caption_counts(self) -> np.ndarray:
-        return self._records.caption_counts()[: len(self)]
-
-    def image_name(self, index: int) -> str:
-        return self._records.names[self._checked(index)]
 
     def read_image(self, index: int) -> bytes:
         row = int(self._rows[self._checked(index)])
         try:
             return bytes(self._data()[row][self._image])
-        except Exception as error:  # ArrayRecord raises by kinds of its own
+        except Exception as error:  # ArrayRecord raises its own exceptions
             raise OSError(f"{self.image_name(index)}: {error}") from error
 
-    def _checked(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has no image {index}, only {len(self)}")
-        return index
-
-    def _data(self):
-        """This process's reader; images come out as encoded bytes."""
+    def _data(self) -> Any:
+        """This process's reader; it gives images as encoded bytes."""
         with _opening:
             if self._opened is None or self._process != os.getpid():
                 self._opened = tfds_files.open_records(
@@ -116,14 +100,14 @@ class TfdsSource:
         return PackedRecords(records).arrays() | {"rows": np.array(rows, np.int64)}
 
     def _record_name(self, record: dict, row: int) -> str:
-        for name in self._names:
-            value = record[name]
-            return value.decode("utf-8", "replace") if _is_bytes(value) else str(value)
-        return f"{self._split}/{row}"
+        if not self._name_features:
+            return f"{self._split}/{row}"
+        value = record[self._name_features[0]]
+        return value.decode("utf-8", "replace") if _is_bytes(value) else str(value)
 
 
 def _find_prepared(config: TfdsConfig) -> Path:
-    """The folder with dataset_info.json; of several versions the newest."""
+    """The folder with dataset_info.json; of several versions, the newest."""
     root = config.images or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     path = Path(config.path).expanduser()
     folder = path if path.is_dir() else Path(root).expanduser() / config.path
@@ -143,35 +127,34 @@ def _find_prepared(config: TfdsConfig) -> Path:
         else:
             raise UserError(
                 f"source {config.name!r}: no prepared data set {config.path} in "
-                f"{root}: prepare it with TFDS as docs/data.md shows, or give the "
-                "folder that holds it as `images`"
+                f"{root}: prepare it with TFDS as docs/data.md shows, or set `images` "
+                "to the folder that holds it"
             )
     return folder
 
 
-def _choose_split(config: TfdsConfig, info) -> str:
+def _choose_split(config: TfdsConfig, splits: Sequence[str]) -> str:
     if not config.split:
-        return "+".join(info.splits)
-    names = config.split.split("+")
-    for name in names:
-        if name.partition("[")[0] not in info.splits:
+        return "+".join(splits)
+    for name in config.split.split("+"):
+        if name.partition("[")[0] not in splits:
             raise UserError(
                 f"source {config.name!r}: no split {name!r} in {config.path}; its "
-                f"splits are {', '.join(info.splits)}"
+                f"splits are {', '.join(splits)}"
             )
-    if config.split == "train" and "restval" in info.splits:
+    if config.split == "train" and "restval" in splits:
         return "train+restval"
     return config.split
 
 
-def _image_feature(folder: Path, features) -> str:
+def _image_feature(folder: Path, features: Features) -> str:
     for name, feature in features.items():
         if tfds_files.is_image(feature):
             return name
     raise UserError(f"{folder} has no image; its features: {', '.join(features)}")
 
 
-def _caption_feature(folder: Path, features, image: str) -> str:
+def _caption_feature(folder: Path, features: Features, image: str) -> str:
     others = [name for name in features if name not in (image, *NAME_NAMES)]
     for name in sorted(others, key=_likelihood):
         if tfds_files.holds_text(features[name]):
@@ -188,7 +171,7 @@ def _is_bytes(value: Any) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All captions in a text, a list of texts, or a structure that has them."""
+    """All captions in a text, a list of texts, or a structure of them."""
     if isinstance(value, dict):
         found = (list(_texts(value[key])) for key in sorted(value, key=_likelihood))
         yield from next((texts for texts in found if texts), ())

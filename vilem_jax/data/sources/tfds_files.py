@@ -1,17 +1,22 @@
-"""TFDS's files, read and written without TensorFlow: all that imports the library.
+"""TFDS's files, read and written without TensorFlow. Only this file imports TFDS.
 
-What `prepare` writes is a data set of TFDS: ArrayRecord files of encoded images with
-captions, beside the metadata that `builder_from_directory` opens it by.
+`vilem data prepare` writes a TFDS data set: ArrayRecord files of encoded images with
+captions, and the metadata that `builder_from_directory` reads.
 """
 
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vilem_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from tensorflow_datasets.core.features import FeatureConnector, FeaturesDict
+
+Features = Mapping[str, "FeatureConnector"]  # by name
 VERSION = "1.0.0"  # of prepared data sets, a folder's name
 SUFFIX = "array_record"
 DESCRIPTION = (
@@ -22,15 +27,18 @@ DESCRIPTION = (
 _WRITER_OPTIONS = "group_size:1"
 
 
-def open_builder(folder: Path):
-    """The builder of a prepared data set: its `info`, and its records."""
+def read_info(folder: Path) -> tuple[list[str], Features]:
+    """The names of a prepared data set's splits, and its features by name."""
     import tensorflow_datasets as tfds
 
-    return tfds.builder_from_directory(folder)
+    info = tfds.builder_from_directory(folder).info
+    features = info.features
+    is_record = isinstance(features, tfds.features.FeaturesDict)
+    return list(info.splits), dict(features.items()) if is_record else {}
 
 
-def open_records(folder: Path, split: str, image: str):
-    """The records of a split by number, the image `image` as encoded bytes.
+def open_records(folder: Path, split: str, image: str) -> Sequence[dict[str, Any]]:
+    """The records of a split by number, the feature `image` as encoded bytes.
 
     Raises:
       UserError: the data set is not stored as ArrayRecord.
@@ -38,8 +46,9 @@ def open_records(folder: Path, split: str, image: str):
     import tensorflow_datasets as tfds
 
     decoders = {image: tfds.decode.SkipDecoding()}
+    builder: Any = tfds.builder_from_directory(folder)  # untyped by a decorator
     try:
-        return open_builder(folder).as_data_source(split, decoders=decoders)
+        return builder.as_data_source(split, decoders=decoders)
     except NotImplementedError:
         raise UserError(
             f"{folder} is not stored as ArrayRecord; prepare it again with "
@@ -47,14 +56,14 @@ def open_records(folder: Path, split: str, image: str):
         ) from None
 
 
-def is_image(feature) -> bool:
+def is_image(feature: "FeatureConnector") -> bool:
     import tensorflow_datasets as tfds
 
     return isinstance(feature, tfds.features.Image)
 
 
-def holds_text(feature) -> bool:
-    """Is it a text, a list of texts, or a list of structures with a text?"""
+def holds_text(feature: "FeatureConnector") -> bool:
+    """Whether it is a text, a list of texts, or a list of structures with a text."""
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.Text):
@@ -65,8 +74,8 @@ def holds_text(feature) -> bool:
     return isinstance(inner, tfds.features.Text)
 
 
-def caption_features():
-    """What a record of a prepared data set holds."""
+def caption_features() -> "FeaturesDict":
+    """The features of a record that `vilem data prepare` writes."""
     import numpy as np
     import tensorflow_datasets as tfds
 
@@ -81,23 +90,23 @@ def caption_features():
 
 
 def as_example(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the bytes of its image, as `caption_features` takes it."""
+    """A record with the bytes of its image, as `caption_features` encodes it."""
     return {**record, "image": io.BytesIO(record["image"])}
 
 
 class ShardWriter:
-    """One ArrayRecord file of records, whole when the `with` block ends well.
+    """One ArrayRecord file of records, complete if the `with` block ends without error.
 
     Raises:
-      OSError: the disk does not take it.
+      OSError: the file cannot be written.
     """
 
     def __init__(self, path: Path):
-        from array_record.python import array_record_module
-
-        self._module, self._path, self._count = array_record_module, str(path), 0
+        # By name: a native module, which type checkers cannot read.
+        self._module = import_module("array_record.python.array_record_module")
+        self._path, self._count = str(path), 0
         self._features = caption_features()
-        with _told():
+        with _as_os_error():
             self._writer = self._module.ArrayRecordWriter(self._path, _WRITER_OPTIONS)
 
     def __enter__(self) -> "ShardWriter":
@@ -105,7 +114,7 @@ class ShardWriter:
 
     def write(self, record: Mapping[str, Any]) -> None:
         example = _serialized(self._features, record)
-        with _told():
+        with _as_os_error():
             self._writer.write(example)
         self._count += 1
 
@@ -114,27 +123,28 @@ class ShardWriter:
             with contextlib.suppress(RuntimeError):
                 self._writer.close()
             return
-        with _told():
+        with _as_os_error():
             self._writer.close()
             reader = self._module.ArrayRecordReader(self._path)
             found = reader.num_records()
             reader.close()
         if found != self._count:
-            raise OSError(f"{found} of {self._count} records arrived on the disk")
+            raise OSError(f"only {found} of {self._count} records are on the disk")
 
 
-def _serialized(features, record: Mapping[str, Any]) -> bytes:
-    """The same bytes in every process: protobuf would order its maps by chance."""
+def _serialized(features: "FeaturesDict", record: Mapping[str, Any]) -> bytes:
+    """The same bytes in every process: protobuf orders its maps at random otherwise."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = features.serialize_example(as_example(record))
-    parsed = tf_example_pb2.Example.FromString(example)
+    # By name: a generated module, which type checkers cannot read.
+    parsed = vars(tf_example_pb2)["Example"].FromString(example)
     return parsed.SerializeToString(deterministic=True)
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """ArrayRecord's errors as OSError, without its own words around the reason."""
+def _as_os_error() -> Iterator[None]:
+    """Raises ArrayRecord's errors as OSError, with the reason only."""
     try:
         yield
     except RuntimeError as error:
@@ -143,7 +153,7 @@ def _told() -> Iterator[None]:
 
 
 def shard_name(name: str, split: str, number: int, count: int) -> str:
-    """The file of shard `number` of `count`, as TFDS calls it."""
+    """The file name of shard `number` of `count`, as TFDS expects it."""
     return f"{name}-{split}.{SUFFIX}-{number:05d}-of-{count:05d}"
 
 
@@ -163,7 +173,7 @@ def write_metadata(
             shard_lengths=list(lengths),
             num_bytes=num_bytes,
             filename_template=tfds.core.ShardedFileTemplate(
-                data_dir=folder,
+                data_dir=tfds.core.as_path(folder),
                 dataset_name=name,
                 split=split,
                 filetype_suffix=SUFFIX,
@@ -194,8 +204,8 @@ def build_with_beam(
 
     Args:
       folder: TFDS's folder; the data set goes to folder/name/`VERSION`.
-      splits: by name, a function that takes a pipeline and gives a collection of
-        (number, example); the order of the numbers is that of the records.
+      splits: by name, a function from a pipeline to a collection of
+        (number, example); records are ordered by number.
       options: Beam's `PipelineOptions`.
 
     Returns:
@@ -205,7 +215,7 @@ def build_with_beam(
 
     class Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
-        code_path = None  # TFDS would look for files of its own beside this one
+        code_path = None  # otherwise TFDS looks for its own files beside this one
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -216,7 +226,7 @@ def build_with_beam(
             )
 
         def _split_generators(self, _, pipeline):
-            return {split: begin(pipeline) for split, begin in splits.items()}
+            return {split: make(pipeline) for split, make in splits.items()}
 
         def _generate_examples(self):
             raise NotImplementedError
@@ -224,6 +234,6 @@ def build_with_beam(
     Captions.name = name
     builder = Captions(data_dir=folder, file_format=SUFFIX)
     download = tfds.download.DownloadConfig(beam_runner=runner, beam_options=options)
-    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloading
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports a download
         builder.download_and_prepare(download_config=download)
     return Path(builder.data_dir)

@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from vilem_jax.config.sources import WebDatasetConfig
 from vilem_jax.data.sources.image_files import MAX_FILE_BYTES
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
-from vilem_jax.data.sources.packed_text import PackedRecords
+from vilem_jax.data.sources.packed_text import PackedRecords, PackedSource
 from vilem_jax.errors import UserError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -22,18 +23,18 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gz bz2 
 _MAX_SHOWN = 5  # tars named in a note
 
 
-class WebDatasetSource:
+class WebDatasetSource(PackedSource):
     """Pairs in uncompressed tars, in the order of the tars' names.
 
-    Each tar is gone through once; its index is stored beside it. A tar that is cut
-    short or corrupt gives the members before the damage. Of members with one key and
-    ending the first counts. Names are never used as paths: nothing is unpacked.
+    Each tar is scanned once; its index is stored beside it. Of a tar that is cut short
+    or corrupt the intact members at its start are used. Of members with the same key
+    and ending the first counts. Names are never used as paths: nothing is unpacked.
 
     Args:
       config: `path`, a tar or a glob of tars; `num_images`.
 
     Raises:
-      UserError: no tar matches, one is compressed, or none holds a pair.
+      UserError: no tar matches, one is compressed, or none contains a pair.
     """
 
     def __init__(self, config: WebDatasetConfig):
@@ -42,56 +43,41 @@ class WebDatasetSource:
                 f"source {config.name!r}: tars have no split {config.split!r}; choose "
                 "the tars by `path`"
             )
-        self.name = config.name or Path(config.path).stem
+        name = config.name or Path(config.path).stem
         pattern = os.path.expanduser(config.path)
         self._tars = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
         if not self._tars:
-            raise UserError(f"source {self.name!r}: no tar matches {config.path}")
+            raise UserError(f"source {name!r}: no tar matches {config.path}")
         bar = tqdm(
-            self._tars,
-            desc=f"{self.name}: index",
-            unit="tar",
-            disable=None,
-            leave=False,
+            self._tars, desc=f"{name}: index", unit="tar", disable=None, leave=False
         )
         indexes = [_index(tar) for tar in bar]
-        self.notes = _notes(self._tars, indexes)
-        self._records = PackedRecords.joined(
-            [PackedRecords.from_arrays(index) for index in indexes]
-        )
         self._spans = np.concatenate([index["spans"] for index in indexes])  # [N, 2]
         lengths = [len(index["spans"]) for index in indexes]
-        self._tar_of = np.repeat(np.arange(len(indexes)), lengths)
-        self._length = min(len(self._spans), config.num_images or len(self._spans))
-        if not self._length:
-            raise UserError(f"{config.path}: no image with a caption in the tars")
-
-    def __len__(self) -> int:
-        return self._length
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self._records.captions(self._checked(index))
-
-    def caption_counts(self) -> np.ndarray:
-        return self._records.caption_counts()[: self._length]
+        self._tar_of = np.repeat(np.arange(len(indexes)), lengths)  # [N]
+        records = [PackedRecords.from_arrays(index) for index in indexes]
+        super().__init__(
+            name,
+            config.path,
+            PackedRecords.joined(records),
+            config.num_images,
+            _notes(self._tars, indexes),
+        )
 
     def image_name(self, index: int) -> str:
-        index = self._checked(index)
-        return f"{self._tars[self._tar_of[index]].name}/{self._records.names[index]}"
+        return f"{self._tar(index).name}/{super().image_name(index)}"
 
     def read_image(self, index: int) -> bytes:
-        offset, size = (int(value) for value in self._spans[self._checked(index)])
-        with open(self._tars[self._tar_of[index]], "rb") as file:
+        offset, size = self._spans[self._checked(index)].tolist()
+        with open(self._tar(index), "rb") as file:
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:
             raise OSError(f"{self.image_name(index)}: the tar has become shorter")
         return content
 
-    def _checked(self, index: int) -> int:
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.name} has no image {index}, only {len(self)}")
-        return index
+    def _tar(self, index: int) -> Path:
+        return self._tars[self._tar_of[self._checked(index)]]
 
 
 def _index(tar: Path) -> dict[str, np.ndarray]:
@@ -101,13 +87,13 @@ def _index(tar: Path) -> dict[str, np.ndarray]:
         if start.startswith(_COMPRESSED):
             raise UserError(f"{tar} is compressed; decompress it, to be read by offset")
         version = f"{_INDEX_VERSION}-{fingerprint(tar)}"
-        return load_or_build(tar, "pairs", version, lambda: _go_through(tar))
+        return load_or_build(tar, "pairs", version, lambda: _scan(tar))
     except OSError as error:
         raise UserError(f"{tar} cannot be read: {error}") from None
 
 
-def _go_through(tar: Path) -> dict[str, np.ndarray]:
-    """Pairs of one tar: packed records, spans [N, 2], and what was wrong with it."""
+def _scan(tar: Path) -> dict[str, np.ndarray]:
+    """Pairs of one tar: packed records, spans [N, 2], and counts of its faults."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     num_double = 0
     members, damage = _members(tar)
@@ -128,14 +114,14 @@ def _go_through(tar: Path) -> dict[str, np.ndarray]:
             spans.append((image.offset_data, image.size))
     return PackedRecords(records).arrays() | {
         "spans": np.array(spans, np.int64).reshape(-1, 2),
-        "damage": np.int64(damage),
-        "num_double": np.int64(num_double),
-        "num_incomplete": np.int64(len(samples) - len(records)),
+        "damage": np.array(damage, np.int64),
+        "num_double": np.array(num_double, np.int64),
+        "num_incomplete": np.array(len(samples) - len(records), np.int64),
     }
 
 
 def _members(tar: Path) -> tuple[list[tarfile.TarInfo], int]:
-    """Whole files of `tar`, and the offset of its damage in bytes or -1."""
+    """Intact files of `tar`, and the byte offset of its damage or -1."""
     size, members, end = tar.stat().st_size, [], 0
     try:
         with tarfile.open(tar, "r:") as archive:  # no compression: read by offset
@@ -149,14 +135,14 @@ def _members(tar: Path) -> tuple[list[tarfile.TarInfo], int]:
                 end = stop + -stop % tarfile.BLOCKSIZE
     except (tarfile.TarError, OSError, ValueError, EOFError):
         return members, end
-    # Two blocks of zeros end a tar; `tarfile` takes any odd block for the end.
+    # Two blocks of zeros end a tar; `tarfile` takes any invalid block as the end.
     with open(tar, "rb") as file:
         file.seek(end)
         tail = file.read(2 * tarfile.BLOCKSIZE)
     return members, -1 if tail == bytes(2 * tarfile.BLOCKSIZE) else end
 
 
-def _caption(file, parts: dict[str, tarfile.TarInfo]) -> str | None:
+def _caption(file: BinaryIO, parts: dict[str, tarfile.TarInfo]) -> str | None:
     """The text of KEY.txt, or "caption" of KEY.json."""
     for ending in ("txt", "json"):
         member = parts.get(ending)
@@ -186,7 +172,7 @@ def _notes(tars: list[Path], indexes: list[dict[str, np.ndarray]]) -> tuple[str,
     if corrupt:
         more = f" and {len(corrupt) - _MAX_SHOWN} more" if corrupt[_MAX_SHOWN:] else ""
         notes.append(
-            f"{len(corrupt)} tars are cut short or corrupt, what comes before is used: "
+            f"{len(corrupt)} tars are cut short or corrupt, the part before is used: "
             + ", ".join(corrupt[:_MAX_SHOWN])
             + more
         )
