@@ -1,1 +1,1 @@
-"""Trained models for elsewhere: model folders, Hugging Face, StableHLO, ONNX."""
+"""Exports of trained models: model folders, Hugging Face, StableHLO, ONNX."""

@@ -1,8 +1,8 @@
-"""A trained model out of a run, or of a model folder, in one of four formats."""
+"""Exports the model of a run or of a model folder in one of four formats."""
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from vilem_jax.errors import UserError
 from vilem_jax.export import onnx_graph, stablehlo
@@ -10,6 +10,7 @@ from vilem_jax.export.card import model_card
 from vilem_jax.export.towers import (
     DESCRIPTION,
     describe,
+    describe_tokenizer,
     largest_difference,
     make_towers,
     names_of,
@@ -25,8 +26,8 @@ _COMPILED = {"stablehlo": stablehlo, "onnx": onnx_graph}
 
 
 def export_model(
-    name: str | os.PathLike,
-    out: str | os.PathLike,
+    name: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     kind: Format,
     *,
     weights: Weights = "online",
@@ -40,15 +41,15 @@ def export_model(
       name: a run's work directory, a model folder, or its name on the hub.
       kind: "vilem", a model folder; "huggingface", a ViTModel and a BertModel;
         "stablehlo" or "onnx", each tower as a program.
-      weights: which are written: those that were trained, or their moving average.
+      weights: "online", the trained weights, or "momentum", their moving average.
       step: of a run, "last", its newest checkpoint, or "best", that of the best
-        validation, where the run kept it.
-      for_training: of kind "vilem", the moving average and the queues too (none are
-        kept of the best step).
+        validation, if the run kept it.
+      for_training: of kind "vilem", the moving average and the queues too (the best
+        step has none).
       made_by: the command line, for the card.
 
     Returns:
-      what was found out on the way, as sentences.
+      sentences on how far the exported towers differ from the model.
 
     Raises:
       UserError: no such model or weights, `out` holds something else or cannot be
@@ -58,26 +59,33 @@ def export_model(
         raise UserError(f"format must be one of {', '.join(FORMATS)}, not {kind!r}")
     if for_training and (kind != "vilem" or weights != "online"):
         raise UserError(
-            "what training on needs goes with --format=vilem and the online weights: "
-            "leave --for-training out"
+            "what further training needs goes with --format=vilem and the online "
+            "weights: leave --for-training out"
         )
+    out = Path(out).expanduser()
     _check_out(name, out, kind)
     stored = read_stored(name, weights, step=step, for_training=for_training)
-    card = model_card(
-        name, stored, kind, Path(out).name, weights=weights, made_by=made_by
-    )
-    if kind == "vilem":
-        return _write_model(out, stored, card)
+    config, params, tokenizer = stored.config, stored.params, stored.tokenizer
+    card = model_card(name, stored, kind, out.name, weights=weights, made_by=made_by)
+    if kind in _COMPILED:
+        return _write_compiled(out, stored, kind, card)
     if kind == "huggingface":
-        huggingface_export.write_huggingface(
-            out, stored.config, stored.params, stored.tokenizer, card=card
+        huggingface_export.write_huggingface(out, config, params, tokenizer, card=card)
+    else:
+        model_folder.write_model_folder(
+            out,
+            model_folder.without_paths(config),
+            params,
+            tokenizer,
+            momentum_params=stored.momentum_params,
+            queues=stored.queues,
+            card=card,
         )
-        return []
-    return _write_compiled(out, stored, kind, card)
+    return []
 
 
-def _check_out(name, out, kind: Format) -> None:
-    """What can be refused before a model is read."""
+def _check_out(name: str | os.PathLike[str], out: Path, kind: Format) -> None:
+    """Refuses what can be refused before a model is read."""
     if kind in _COMPILED:
         _COMPILED[kind].check_installed()
         files = [f"{tower}.{kind}" for tower in ("image", "text")]
@@ -86,42 +94,31 @@ def _check_out(name, out, kind: Format) -> None:
         ours, is_earlier = huggingface_export.FILES, huggingface_export.IS_EARLIER
     else:
         ours, is_earlier = model_folder.FILES, model_folder.is_model_folder
-    place = Path(out).expanduser()
-    if place.exists() and place.resolve() == Path(name).expanduser().resolve():
+    if out.exists() and out.resolve() == Path(name).expanduser().resolve():
         raise UserError(f"--out={out} is the model itself: name another folder")
-    folders.check_replaceable(place, ours, is_earlier=is_earlier)
+    folders.check_replaceable(out, ours, is_earlier=is_earlier)
 
 
-def _write_model(out, stored: Stored, card: str) -> list[str]:
-    model_folder.write_model_folder(
-        out,
-        model_folder.without_paths(stored.config),
-        stored.params,
-        stored.tokenizer,
-        momentum_params=stored.momentum_params,
-        queues=stored.queues,
-        card=card,
-    )
-    return []
-
-
-def _write_compiled(out, stored: Stored, kind: Format, card: str) -> list[str]:
-    maker = _COMPILED[kind]
-    towers = make_towers(stored.config, stored.params, stored.tokenizer)
-    file_of = {name: f"{name}.{maker.ENDING}" for name in towers}
-    files, differences = {}, {}
-    for name, tower in towers.items():
-        content = maker.to_bytes(tower)
-        run = maker.runner(content)
-        differences[name] = largest_difference(tower, run, file_of[name])
-        files[file_of[name]] = content
-    description = describe(
-        towers, file_of, differences, stored.config, stored.tokenizer
-    )
+def _write_compiled(out: Path, stored: Stored, kind: str, card: str) -> list[str]:
+    config, tokenizer, maker = stored.config, stored.tokenizer, _COMPILED[kind]
+    files: dict[str, bytes] = {}
+    description: dict[str, Any] = {}
+    sentences = []
+    for name, tower in make_towers(config, stored.params, tokenizer).items():
+        file = f"{name}.{kind}"
+        files[file] = maker.to_bytes(tower)
+        difference = largest_difference(tower, maker.runner(files[file]), file)
+        description[name] = {
+            "file": file,
+            **describe(tower, config.model.embedding_width),
+            "largest_difference": difference,
+        }
+        sentences.append(
+            f"{file}: differs from the model by {difference:.1e} at most, on rows of "
+            "noise"
+        )
+    text_length = config.evaluation.text_length
+    description["tokenizer"] = describe_tokenizer(tokenizer, text_length)
     description["format"] = maker.describe()
-    write_towers(out, files, description, stored.tokenizer, card=card)
-    return [
-        f"{file_of[name]}: differs from the model by {difference:.1e} at most, on rows "
-        "of noise"
-        for name, difference in differences.items()
-    ]
+    write_towers(out, files, description, tokenizer, card=card)
+    return sentences

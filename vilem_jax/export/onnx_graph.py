@@ -15,7 +15,7 @@ OUTPUT = "embedding"
 
 
 def check_installed() -> None:
-    """A UserError where a package is missing."""
+    """Raises UserError if a package is missing."""
     try:
         import jax2onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -26,7 +26,7 @@ def check_installed() -> None:
 
 
 def describe() -> dict[str, Any]:
-    """What a reader of the files must know."""
+    """What a reader of the files must know; JSON-ready."""
     return {
         "kind": ENDING,
         "opset": OPSET,

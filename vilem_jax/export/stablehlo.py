@@ -14,7 +14,7 @@ ENDING = "stablehlo"
 
 
 def check_installed() -> None:
-    """A UserError where the package is missing that writes such files."""
+    """Raises UserError if the package that writes such files is missing."""
     try:
         import flatbuffers  # noqa: F401
     except ImportError as error:
@@ -24,7 +24,7 @@ def check_installed() -> None:
 
 
 def describe() -> dict[str, Any]:
-    """What a reader of the files must know."""
+    """What a reader of the files must know; JSON-ready."""
     return {
         "kind": ENDING,
         "platforms": list(PLATFORMS),
