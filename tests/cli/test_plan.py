@@ -86,9 +86,9 @@ def test_what_does_not_fit_is_told_from_the_compilers_words():
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
         "memory space hbm. Used 21.50G of 15.75G hbm. Exceeded hbm capacity by 5.75G."
     )
-    error = compiled.in_our_words(RuntimeError(sentence))
+    error = compiled.compiler_error(RuntimeError(sentence))
     assert isinstance(error, compiled.DoesNotFitError)
     assert error.used == 21.5 * 2**30 and error.limit == 15.75 * 2**30
     assert "needs 21.50GiB of a chip that has 15.75GiB" in str(error)
-    other = compiled.in_our_words(RuntimeError("no such thing\nstack"))
+    other = compiled.compiler_error(RuntimeError("no such thing\nstack"))
     assert str(other) == "the compiler refused the step: no such thing"

@@ -49,8 +49,9 @@ def key() -> jax.ShapeDtypeStruct:
 
 
 def tables(config: Config) -> TokenTables:
-    row = jax.ShapeDtypeStruct((config.model.text.vocab_size,), jnp.bool_)
-    return TokenTables(row, row, row)
+    """Of the vocabulary."""
+    size = config.model.text.vocab_size
+    return jax.eval_shape(lambda: TokenTables(*[jnp.zeros(size, bool)] * 3))
 
 
 def editor_config(config: Config) -> Config:

@@ -1,10 +1,11 @@
-"""The step of a run, compiled from its settings alone, and what the compiler says.
+"""The step of a run, compiled from its config alone: its memory, products, collectives.
 
-No data, no weights, no accelerator: shapes come from the config. A TPU's compiler runs
-on any Linux machine where libtpu is installed.
+No data, no weights, no accelerator: shapes come from the config. The compiler for TPUs
+runs on any Linux machine with libtpu.
 """
 
 import dataclasses
+import importlib.util
 import os
 import re
 import time
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import (
@@ -34,68 +34,68 @@ from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import abstract_state, state_sharding
 from vilem_jax.training.step import make_train_step
 
-# Any token ids do: shapes do not depend on them.
+# Arbitrary: neither changes a shape.
 PAD, MASK = 0, 1
-ANY_STEPS = 100_000  # the schedule's; it is arithmetic on a scalar
+ANY_STEPS = 100_000  # of the schedule
 
-# Away from Google's machines libtpu would ask their metadata server, and wait; and it
-# locks out a second process, as if both were to use a chip.
+# Outside Google's cloud libtpu would wait for the metadata server. It also locks out a
+# second process, as if both used a chip.
 _NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # any: the topology is given
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",  # any type: the topology is given
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
+_UNOPTIMIZED: dict[str, str | bool] = {
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": True,
+}
+
+
 class DoesNotFitError(UserError):
-    """The compiler found no way to keep the step within a chip's memory."""
+    """The step needs more than a chip's memory; `used` and `limit` are bytes."""
 
     def __init__(self, sentence: str, *, used: float, limit: float):
         super().__init__(sentence)
-        self.used, self.limit = used, limit  # bytes
+        self.used, self.limit = used, limit
 
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """What the compiler says of one step, each figure of one device."""
+    """A compiled step; its bytes and its program are those of one device."""
 
-    platform: str
     num_devices: int
     argument_bytes: int  # state, editor, batch
-    output_bytes: int
-    alias_bytes: int  # outputs written over donated arguments
     temporary_bytes: int  # activations, gradients, copies
-    peak_bytes: int  # arguments, what outputs add to them, and temporaries
+    peak_bytes: int  # arguments, temporaries, and outputs without a donated buffer
     program: hlo.Program
     lower_seconds: float
     compile_seconds: float
 
 
-def devices_of(device: Device) -> list[jax.Device]:
-    """The chips of a slice of TPUs, or so many processors of this machine.
+def devices_of(device: Device) -> list:
+    """The JAX devices to compile for.
+
+    They are the chips of a TPU topology, which need not be here, or as many processors
+    of this machine as the device has chips.
 
     Raises:
-      UserError: no compiler for it is here.
+      UserError: there is no compiler for the device, or too few processors.
     """
     if device.topology:
-        return topology_devices(device.topology)
-    num_here = jax.device_count()
-    if jax.default_backend() != "cpu" or num_here < device.num_chips:
+        return _topology_devices(device.topology)
+    if jax.default_backend() != "cpu" or jax.device_count() < device.num_chips:
         raise UserError(
             f"--compile for {device.name} compiles for this machine's processors, as "
-            f"many as it has chips ({device.num_chips}): say JAX_PLATFORMS=cpu "
+            f"many as it has chips ({device.num_chips}): set JAX_PLATFORMS=cpu "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={device.num_chips}"
         )
     return jax.devices()[: device.num_chips]
 
 
-def topology_devices(topology: str) -> list[jax.Device]:
-    """The chips of a TPU topology such as "v5e:4x4", none of them here.
-
-    Raises:
-      UserError: libtpu is not installed, or does not know the topology.
-    """
+def _topology_devices(topology: str) -> list:
     from jax.experimental import topologies
 
     if not has_libtpu():
@@ -113,15 +113,11 @@ def topology_devices(topology: str) -> list[jax.Device]:
 
 
 def has_libtpu() -> bool:
-    try:
-        import libtpu  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("libtpu") is not None
 
 
-def compile_ahead(config: Config, devices: Sequence[jax.Device]) -> CompiledStep:
-    """Compiles the training step of `config` for these devices.
+def compile_ahead(config: Config, devices: Sequence) -> CompiledStep:
+    """Compiles the training step of `config` for JAX devices, without a run.
 
     Args:
       config: with the shapes of its towers; `train.batch_size` is of all devices.
@@ -130,40 +126,31 @@ def compile_ahead(config: Config, devices: Sequence[jax.Device]) -> CompiledStep
       UserError: the batch does not divide, or the step does not fit the device.
     """
     layout = make_layout(config.compute, devices=devices)
-    mesh = layout.mesh
-    check_batch(config.train.batch_size, config.train.num_microbatches, mesh)
-    began = time.monotonic()
+    check_batch(config.train.batch_size, config.train.num_microbatches, layout.mesh)
+    start = time.monotonic()
     lowered = lower_step(config, layout)
     lowered_at = time.monotonic()
+    # On a CPU the program is read, never run: its machine code may be slow.
+    is_cpu = layout.mesh.devices.flat[0].platform == "cpu"
     try:
-        compiled = lowered.compile(compiler_options=_options(mesh))
+        compiled = lowered.compile(compiler_options=_UNOPTIMIZED if is_cpu else None)
     except jax.errors.JaxRuntimeError as error:
-        raise in_our_words(error) from error
-    done = time.monotonic()
-    memory = compiled.memory_analysis()
-    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        raise compiler_error(error) from error
+    compiled_at = time.monotonic()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    if memory is None or text is None:
+        raise UserError(f"the compiler of {devices[0]} reports no memory or no program")
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return CompiledStep(
-        platform=mesh.devices.flat[0].platform,
-        num_devices=mesh.size,
-        argument_bytes=memory.argument_size_in_bytes,
-        output_bytes=memory.output_size_in_bytes,
-        alias_bytes=memory.alias_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=memory.argument_size_in_bytes + kept + memory.temp_size_in_bytes,
-        program=hlo.read(compiled.as_text()),
-        lower_seconds=lowered_at - began,
-        compile_seconds=done - lowered_at,
+        num_devices=layout.mesh.size,
+        argument_bytes=arguments,
+        temporary_bytes=temporaries,
+        peak_bytes=arguments + outputs + temporaries,
+        program=hlo.read(text),
+        lower_seconds=lowered_at - start,
+        compile_seconds=compiled_at - lowered_at,
     )
-
-
-def _options(mesh: Mesh) -> dict[str, object]:
-    """On a CPU the program is read, never run: no time goes into machine code."""
-    if mesh.devices.flat[0].platform != "cpu":
-        return {}
-    return {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    }
 
 
 def lower_step(config: Config, layout: Layout):
@@ -221,20 +208,16 @@ def _editor_step(config, layout, schedule):
     return arguments, step
 
 
-def in_our_words(error: Exception) -> UserError:
-    """That the step is too large, if that is what the compiler says."""
-    sentence = str(error)
-    used = re.search(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm", sentence)
-    if used:
-        return DoesNotFitError(
-            f"the step needs {used[1]}iB of a chip that has {used[2]}iB: use more "
-            "microbatches, or config.compute.recompute=True",
-            used=_bytes(used[1]),
-            limit=_bytes(used[2]),
-        )
-    return UserError(f"the compiler refused the step: {reason(error)}")
-
-
-def _bytes(text: str) -> float:
-    powers = {"K": 1, "M": 2, "G": 3, "T": 4}
-    return float(text.rstrip("KMGT")) * 1024.0 ** powers.get(text[-1], 0)
+def compiler_error(error: Exception) -> UserError:
+    """The compiler's error as a sentence; `DoesNotFitError` if it is about memory."""
+    size = r"([\d.]+)([KMGT]?)"
+    used = re.search(rf"Used {size} of {size} hbm", str(error))
+    if not used:
+        return UserError(f"the compiler refused the step: {reason(error)}")
+    powers = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+    return DoesNotFitError(
+        f"the step needs {used[1]}{used[2]}iB of a chip that has {used[3]}{used[4]}iB: "
+        "use more microbatches, or config.compute.recompute=True",
+        used=float(used[1]) * 1024.0 ** powers[used[2]],
+        limit=float(used[3]) * 1024.0 ** powers[used[4]],
+    )
