@@ -1,4 +1,4 @@
-"""What all tests share: eight pretended CPU devices, and where the real data lies.
+"""Shared by all tests: eight simulated CPU devices, and the folder of real data.
 
 Programs are compiled without LLVM's optimizations: most of the tests' time is spent
 compiling steps that then run for milliseconds.
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports JAX: it reads both when it starts.
+# Before anything imports JAX, which reads both when it starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
-        # Parts compile in parallel, which two test processes on two cores only pay for.
+        # Two test processes on two cores: compiling parts in parallel only costs.
         "--xla_cpu_parallel_codegen_split_count=1",
-        # A quarter less to compile; newer ones do not know it, and that is fatal.
+        # A quarter less compile time; a newer jaxlib aborts on the unknown flag.
         "--xla_cpu_use_fusion_emitters=false"
         if version("jaxlib").startswith("0.10.")
         else "",
@@ -31,8 +31,8 @@ import jax
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Tracing makes millions of objects, hardly one of them garbage: to look for it as often
-# as Python does by itself takes a fifteenth of all the tests' time.
+# Tracing creates millions of objects that live on: Python's default frequency of
+# garbage collection takes a fifteenth of the time of all tests.
 gc.set_threshold(100_000, 50, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -54,7 +54,7 @@ def shared_folder() -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first: at the end no process is left alone with one."""
+    """Files with slow tests first, so that both processes end at the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -58,7 +58,7 @@ TOLERANCE = {  # of the peer's README; a gradient's is in `gradient_errors`
 
 
 def peer_table(shape: dict) -> list[Entry]:
-    """The peer's name of every parameter -> its place in our tree."""
+    """The peer's name of every parameter -> its path in our tree."""
     table = []
     for prefix, part in (
         ("vision", huggingface_vit.vision_table(shape["vision"])),
@@ -66,8 +66,8 @@ def peer_table(shape: dict) -> list[Entry]:
     ):
         table += [Entry(f"{prefix}.{e.name}", (prefix, *e.path), e.form) for e in part]
     for number in range(shape["proofread"]):
-        place = ("text", "layers", number, "cross_attention")
-        table += huggingface_bert.attention_table(f"cross.{number}", place)
+        path = ("text", "layers", number, "cross_attention")
+        table += huggingface_bert.attention_table(f"cross.{number}", path)
     for head in ("local_head", "global_head"):
         for part in ("detect_transform", "correct_transform"):
             table += huggingface_bert.transform_table(f"{head}.{part}", (head, part))
@@ -197,7 +197,7 @@ def compare(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def first_gradients(state: TrainState, config: Config) -> dict:
-    """Of step 0, from the state after it: AdamW's first moment began at 0."""
+    """Of step 0, from the state after it: AdamW's first moment started at 0."""
     share = 1 - config.optimizer.beta1
     moments = optax.tree.get(state.opt_state, "mu")
     return jax.tree.map(lambda moment: np.asarray(moment) / share, moments)
@@ -227,7 +227,7 @@ def gradient_errors(ours: dict, theirs: dict) -> dict[str, float]:
 
 
 def _pairs(ours: dict, theirs: dict):
-    """Name and the two float64 arrays of each place; both trees must have the same."""
+    """Name and the two float64 arrays of each path; both trees must have the same."""
     mine, other = dict(tables.leaves(ours)), dict(tables.leaves(theirs))
     if mine.keys() != other.keys():
         raise ValueError(f"the trees differ in {mine.keys() ^ other.keys()}")
@@ -241,7 +241,7 @@ def _pairs(ours: dict, theirs: dict):
 
 
 def report(errors: dict[str, dict[str, float]]) -> bool:
-    """Prints the largest error of each kind; True where all are within tolerance."""
+    """Prints the largest error of each kind; True if all are within tolerance."""
     is_good = True
     for kind, values in errors.items():
         name = max(values, key=lambda name: _worst_first(values[name]))

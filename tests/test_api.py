@@ -1,4 +1,4 @@
-"""The Python API on a stored run: encode, proofread, and what bad input gets."""
+"""The Python API on a stored run: encode, proofread, and errors of wrong input."""
 
 import dataclasses
 import json
@@ -154,7 +154,7 @@ def test_the_branches_differ(model, photo):
         model.proofread(photo, "a red dog", branch="sideways")
 
 
-def test_what_a_branch_has_not_learnt_is_not_said(model, photo):
+def test_an_untrained_branch_is_refused(model, photo):
     def trained(switch):
         names = ("local_detect", "local_correct", "global_detect", "global_correct")
         loss = LossConfig(**{name: name == switch for name in names})
@@ -202,7 +202,7 @@ def test_a_run_without_sep_has_none_anywhere(run, model, photo, tmp_path):
     assert len(long) == len(model.proofread(photo, "dog " * 20)) + 1 == 9
 
 
-def test_normalisation_is_the_run_s(model, photo):
+def test_normalisation_is_that_of_the_run(model, photo):
     """Pixels at the run's mean become zero: a black or white image does not."""
     grey = np.full((16, 16, 3), 127, np.uint8)
     square = model.read_image(photo)
@@ -237,7 +237,7 @@ def test_captions_without_a_word(model, photo):
         model.encode_text([])
 
 
-def test_folders_that_hold_no_model(run, tmp_path):
+def test_folders_without_a_model_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         vilem_jax.load(tmp_path)
     settings = json.loads((run / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""Files on disk: whole, or not at all."""
+"""Files on disk: complete, or not at all."""
 
 import json
 
@@ -8,7 +8,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.files import check_writable, write_bytes, write_json
 
 
-def test_json_is_written_whole_and_leaves_nothing_beside(tmp_path):
+def test_json_is_written_completely_and_leaves_no_other_file(tmp_path):
     path = tmp_path / "new" / "metrics.json"
     write_json(path, {"r1": 1.5})
     write_json(path, {"r1": 2.5})

@@ -1,4 +1,4 @@
-"""The shape of the code: imports go one way, heavy ones are late, files stay short."""
+"""The code's structure: imports go one way, heavy ones are late, files are short."""
 
 import ast
 import subprocess
@@ -27,7 +27,7 @@ LEVELS = [
     {"report"},
     {"cli"},
 ]
-# Who may import what, wherever it stands in the file.
+# The files that may import a library, at any position in the file.
 ONLY_IN = {
     "tensorflow_datasets": {"data/sources/tfds_files.py"},
     "array_record": {"data/sources/tfds_files.py"},
@@ -89,7 +89,7 @@ def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
 
 
 def arrow_fault(importer: str, imported: str) -> str | None:
-    """Why module `importer` may not import `imported`; None where it may."""
+    """Why module `importer` may not import `imported`; None if it may."""
     if imported.split(".")[0] != "vilem_jax" or importer == "vilem_jax":
         return None
     ours, theirs = room_of(importer), room_of(imported)

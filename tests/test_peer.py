@@ -55,7 +55,7 @@ def test_case(seed, cases, peer_case, capsys):
 
 
 @pytest.mark.realdata
-def test_a_mistake_is_found(cases, tmp_path, peer_case, capsys):
+def test_a_wrong_loss_is_found(cases, tmp_path, peer_case, capsys):
     """The comparison itself: one loss changed by four tolerances."""
     folder = tmp_path / "changed"
     shutil.copytree(cases / "0", folder)

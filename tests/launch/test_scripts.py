@@ -1,6 +1,6 @@
-"""The launch scripts, run with stand-ins for what they call, and read by parsers.
+"""The launch scripts, run with stand-ins for the programs that they call, and parsed.
 
-A stand-in prints its arguments; those of `vilem` are then read by its own parser, so
+A stand-in prints its arguments; those of `vilem` are then parsed by its real parser, so
 that a renamed option is found here and not on a cluster.
 """
 
@@ -33,7 +33,7 @@ sys.exit(int(os.environ.get("CODE_" + name, "0")))
 
 @pytest.fixture
 def launch(tmp_path):
-    """launch(script, arguments, **environment) -> (exit code, what was called)."""
+    """launch(script, arguments, **environment) -> (exit code, calls)."""
     for name in ("vilem", "srun", "scontrol", "xpk", "gcloud"):
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)
@@ -56,7 +56,7 @@ def launch(tmp_path):
 
 
 def read_vilem(arguments):
-    """What the real parser makes of a command line of `vilem`, and its overrides."""
+    """A command line of `vilem` by the real parser: options and overrides."""
     rest, overrides = split_overrides(arguments)
     return make_parser().parse_args(rest), overrides
 
@@ -71,7 +71,7 @@ def assert_trains(arguments, **expected):
     return overrides
 
 
-def test_every_script_is_here_and_says_what_to_set():
+def test_every_script_is_documented_and_says_what_to_set():
     names = {path.name for path in LAUNCH.iterdir()}
     assert names == {*SCRIPTS, "jobset.yaml", "Dockerfile"}
     for name in SCRIPTS:
@@ -84,7 +84,7 @@ def test_every_script_is_here_and_says_what_to_set():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_shell_reads_it(script):
+def test_scripts_are_valid_shell(script):
     subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True)
     beside_python = os.path.dirname(sys.executable)
     checker = shutil.which("shellcheck", path=f"{beside_python}:{os.environ['PATH']}")
@@ -104,7 +104,7 @@ def test_one_node(launch):
 
 @pytest.mark.parametrize("left_out", list(RUN))
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_nothing_is_started_without_what_must_be_set(launch, script, left_out):
+def test_missing_variables_start_nothing(launch, script, left_out):
     names = ("DEVICE", "TYPE", "CLUSTER", "PROJECT", "ZONE", "NAME", "IMAGE", "TPU")
     settings = dict.fromkeys(names, "tpu") | RUN | {"SLURM_CPUS_PER_TASK": "4"}
     code, called = launch(script, **{k: settings[k] for k in settings if k != left_out})
@@ -119,7 +119,7 @@ def directives(script):
     text = (LAUNCH / script).read_text()
     before_commands = text.split("set -euo pipefail")[0]
     lines = re.findall(r"^#SBATCH (--[\w-]+)(?:=(\S+))?$", text, re.M)
-    # sbatch reads no further than the first command.
+    # sbatch stops reading at the first command.
     assert len(lines) == before_commands.count("#SBATCH --") == text.count("#SBATCH --")
     return dict(lines)
 
@@ -130,7 +130,7 @@ def test_slurm_directives():
     assert set(found) == {f"--{n}" for n in [*known.split(), "open-mode", "output"]}
     kind, name, count = found["--gres"].split(":")
     assert (kind, name) == ("gpu", "a100")
-    assert count == found["--ntasks-per-node"]  # a process a GPU, as JAX takes them
+    assert count == found["--ntasks-per-node"]  # one process per GPU, as JAX expects
     assert int(found["--nodes"]) * int(count) == 32
     signal, seconds = found["--signal"].split("@")
     assert (
@@ -142,7 +142,7 @@ def test_slurm_directives():
 @pytest.mark.parametrize(
     "code, is_queued_again", [(0, False), (75, True), (1, False), (2, False)]
 )
-def test_slurm_queues_again_what_was_stopped(launch, code, is_queued_again):
+def test_slurm_requeues_a_stopped_job(launch, code, is_queued_again):
     environment = RUN | SLURM | {"CODE_srun": str(code)}
     ended, [first, *others] = launch("slurm.sbatch", "--config.seed=3", **environment)
     assert first[0] == "srun"
@@ -176,7 +176,7 @@ def test_gke_on_tpus(launch):
     assert options["--restart-on-exit-codes"] == "3,75"
     assert int(options["--max-restarts"]) > 0
     command = shlex.split(options["--command"])
-    assert command[0] == "exec"  # else xpk's shell would keep SIGTERM
+    assert command[0] == "exec"  # otherwise xpk's shell would receive SIGTERM
     assert_trains(command[1:], distributed="auto", stop_code=75)
 
 
@@ -186,20 +186,20 @@ def test_gke_on_gpus(launch):
     options = as_options(call[3:])
     assert code == 0 and options["--device-type"] == "h100-80gb-8"
     assert options["--num-nodes"] == "4"
-    # What a pod's shell makes of it, with the variables that xpk sets there.
+    # The command as a pod's shell expands it, with the variables that xpk sets.
     pod = {
         "JAX_COORDINATOR_ADDRESS": "first-slice-job-0-0.first",
         "JAX_COORDINATOR_PORT": "6002",
         "NNODES": "4",
         "NODE_RANK": "2",
     }
-    assert '"' not in options["--command"]  # it stands in a quoted line of YAML
+    assert '"' not in options["--command"]  # it is in a quoted line of YAML
     printed = options["--command"].replace("exec vilem", "printf '%s\\n' vilem")
-    told = subprocess.run(
+    done = subprocess.run(
         ["bash", "-c", printed], env=pod, capture_output=True, text=True, check=True
     )
     assert_trains(
-        told.stdout.split(),
+        done.stdout.split(),
         coordinator="first-slice-job-0-0.first:6002",
         num_processes=4,
         process_id=2,
@@ -250,7 +250,7 @@ def test_the_image():
     assert set(words) == {
         "ARG", "FROM", "ENV", "WORKDIR", "COPY", "RUN", "ENTRYPOINT", "CMD"
     }  # fmt: skip
-    # An ARG before FROM is known to FROM alone, one after it to the rest alone.
+    # An ARG before FROM is visible to FROM alone, one after it to the rest alone.
     start = words.index("FROM")
     assert ("ARG", "PYTHON=3.12") in steps[:start] and "${PYTHON}" in steps[start][1]
     assert ("ARG", "EXTRA=cuda") in steps[start:]
