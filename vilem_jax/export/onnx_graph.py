@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from vilem_jax.errors import UserError
@@ -16,13 +17,19 @@ OUTPUT = "embedding"
 
 def check_installed() -> None:
     """Raises UserError if a package is missing."""
+    _packages()
+
+
+def _packages() -> tuple[ModuleType, ModuleType]:
+    """(jax2onnx, onnxruntime), which only this function imports."""
     try:
-        import jax2onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+        import jax2onnx  # pyright: ignore[reportMissingImports]  # an extra
+        import onnxruntime  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise UserError(
             "ONNX files need jax2onnx and onnxruntime: pip install 'vilem-jax[onnx]'"
         ) from error
+    return jax2onnx, onnxruntime
 
 
 def describe() -> dict[str, Any]:
@@ -36,8 +43,7 @@ def describe() -> dict[str, Any]:
 
 def to_bytes(tower: Tower) -> bytes:
     """The tower with its weights, opset 18, free dimensions by name."""
-    import jax2onnx
-
+    jax2onnx, _ = _packages()
     # It warns of values without a type, which onnxruntime infers.
     logger = logging.getLogger("onnx_ir")
     before = logger.level
@@ -58,8 +64,7 @@ def to_bytes(tower: Tower) -> bytes:
 
 def runner(content: bytes) -> Callable[[Any], Any]:
     """rows -> embeddings, by onnxruntime on the CPU."""
-    import onnxruntime
-
+    _, onnxruntime = _packages()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda rows: session.run(None, {name: rows})[0]
