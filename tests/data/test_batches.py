@@ -69,11 +69,11 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def maker(tokenizer):
     def make(corpus, **settings):
-        defaults = {"seed": 0, "batch_size": 7, "image_size": 8, "text_length": 6}
+        defaults = {"seed": 0, "batch_size": 7, "image_size": 8}
         return BatchMaker(
             corpus=corpus,
             tokenizer=tokenizer,
-            crop_scale=(0.5, 1.0),
+            config=DataConfig(text_length=6, crop_scale=(0.5, 1.0)),
             **defaults | settings,
         )
 
@@ -140,8 +140,8 @@ def test_pure_in_seed_and_step(maker):
     ids = sample_ids(make, range(5))
     assert (ids != sample_ids(other, range(5))).any()
     # One seed's second epoch is not the next seed's first.
-    second = [corpus.place(80 + i, 3).item for i in range(80)]
-    assert second != [corpus.place(i, 4).item for i in range(80)]
+    second = [corpus.item(80 + i, 3).index for i in range(80)]
+    assert second != [corpus.item(i, 4).index for i in range(80)]
 
 
 def test_crops_differ_between_visits(maker):
@@ -164,13 +164,13 @@ def test_a_host_makes_its_rows_of_the_batch(maker, rows):
 def test_weights_decide_the_shares():
     corpus = Corpus([Numbers(10), Numbers(30, name="more")], [3.0, 1.0])
     assert corpus.epoch_length == 80
-    places = [corpus.place(i, 0) for i in range(3 * 80)]
+    items = [corpus.item(i, 0) for i in range(3 * 80)]
     for epoch in range(3):
-        drawn = Counter(p.source for p in places[epoch * 80 : (epoch + 1) * 80])
-        assert drawn == {0: 60, 1: 20}
-    # A source goes through all its items before any comes again.
+        shares = Counter(i.source for i in items[epoch * 80 : (epoch + 1) * 80])
+        assert shares == {0: 60, 1: 20}
+    # A source visits all its items before it repeats one.
     for source, size in ((0, 20), (1, 60)):
-        visits = Counter((p.visit, p.item) for p in places if p.source == source)
+        visits = Counter((i.visit, i.index) for i in items if i.source == source)
         assert set(visits.values()) == {1}
         last = max(visit for visit, _ in visits)
         for visit in range(last):

@@ -8,15 +8,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tests.data.test_batches import Numbers, assert_same
-from vilem_jax.config.schema import EditorConfig
+from vilem_jax.config.schema import DataConfig, EditorConfig
 from vilem_jax.data.batches import BatchMaker
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.edit_table import EditTable, StoredEditTable, describe
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_vocabulary
 from vilem_jax.errors import UserError
 
-PAIRS, VARIANTS, PLACES, LENGTH = 12, 3, 2, 6
-EDITOR = EditorConfig(max_edits=PLACES)
+PAIRS, VARIANTS, POSITIONS, LENGTH = 12, 3, 2, 6
+EDITOR = EditorConfig(max_edits=POSITIONS)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def corpus():
 def edits(tmp_path_factory, tokenizer, corpus):
     """Pair i, variant v: word 10 + 3 i + v at place 1, and at place 2 where v is 1."""
     table = EditTable.empty(
-        PAIRS, VARIANTS, PLACES, text_length=LENGTH, tokenizer=tokenizer
+        PAIRS, VARIANTS, POSITIONS, text_length=LENGTH, tokenizer=tokenizer
     )
     table.positions[:] = [1, 2]
     number = 10 + np.arange(PAIRS * VARIANTS).reshape(PAIRS, VARIANTS)
@@ -54,8 +54,7 @@ def maker(tokenizer, corpus, edits):
         return BatchMaker(
             corpus=corpus,
             tokenizer=tokenizer,
-            text_length=LENGTH,
-            crop_scale=(0.5, 1.0),
+            config=DataConfig(text_length=LENGTH, crop_scale=(0.5, 1.0)),
             **defaults | settings,
         )
 
@@ -70,9 +69,9 @@ def test_rows(edits):
     rows = edits.rows([0, 11, 2], [0, 1, 2])
     kinds = {name: (value.dtype.name, value.shape) for name, value in rows.items()}
     assert kinds == {
-        "edit_positions": ("int32", (3, PLACES)),
-        "edit_tokens": ("int32", (3, PLACES)),
-        "is_edit": ("bool", (3, PLACES)),
+        "edit_positions": ("int32", (3, POSITIONS)),
+        "edit_tokens": ("int32", (3, POSITIONS)),
+        "is_edit": ("bool", (3, POSITIONS)),
     }
     assert rows["edit_positions"].tolist() == [[1, 2]] * 3
     assert rows["is_edit"].tolist() == [[True, False], [True, True], [True, False]]
@@ -153,7 +152,7 @@ def test_what_does_not_fit_is_named(edits, tokenizer, corpus, tmp_path):
     assert "cleaning was 'albef' and is now 'blip'" in said
     (tmp_path / "vocab.txt").write_text("\n".join([*tokenizer.pieces, "new"]))
     assert "another vocabulary" in refused(tokenizer=Tokenizer(tmp_path))
-    often = EditorConfig(max_edits=PLACES, edit_rate=0.5)
+    often = EditorConfig(max_edits=POSITIONS, edit_rate=0.5)
     said = refused(editor=often)
     assert "config.editor.edit_rate was 0.15 and is now 0.5" in said
 
@@ -179,7 +178,7 @@ def test_files_that_hold_no_edits(edits, tmp_path):
     save_file({k: v[1:] for k, v in arrays.items()}, tmp_path / "pairs", about)
     others = "half", "empty", "text", "weights", "other", "list", "positions", "pairs"
     for name in others:
-        with pytest.raises(UserError, match="does not hold the edits") as error:
+        with pytest.raises(UserError, match="is not a complete file of") as error:
             StoredEditTable(str(tmp_path / name))
         assert "\n" not in str(error.value)
         assert "vilem_edits" not in str(error.value)  # our key tells nobody anything

@@ -185,7 +185,7 @@ def test_edits_of_another_run_are_refused(offline, prepared, tmp_path, capsys):
         assert not workdir.exists()
     (tmp_path / "half").write_bytes(Path(prepared).read_bytes()[:-1])
     half = changed(offline, editor={"edit_table": str(tmp_path / "half")})
-    assert "does not hold the edits" in refused(half, workdir, capsys)
+    assert "is not a complete file of" in refused(half, workdir, capsys)
 
 
 def test_a_run_keeps_to_its_edits(offline, settings, prepared, tmp_path, capsys):

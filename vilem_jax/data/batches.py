@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,17 +22,17 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
-BROKEN = (ImageError, OSError, KeyError)  # what an image that cannot be had raises
-NUM_NEIGHBOURS = 32  # tried in place of a corrupt image before giving up
+NUM_NEIGHBOURS = 32  # images tried in place of a corrupt one
 
-_CAPTION, _CROP, _VARIANT = 1, 2, 3  # purposes of random numbers
+_UNREADABLE = (ImageError, OSError, KeyError)
+_CAPTION, _CROP, _VARIANT = 1, 2, 3  # what random numbers are for
 
 
 def open_corpus(config: DataConfig) -> Corpus:
     """The training sources of `config`, mixed by their weights.
 
     Raises:
-      UserError: a source cannot be opened, or there is none.
+      UserError: a source cannot be opened, or `config` names none.
     """
     return Corpus(
         [open_source(source) for source in config.train],
@@ -42,92 +43,90 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchMaker:
-    """step -> host batch; nothing else decides what a batch holds.
+    """step -> host batch, a pure function of the fields.
 
-    Each row has its place in the global batch, whichever host makes it: a queue that
-    is no multiple of the batch would notice another order.
+    A row has the same index in the global batch on any number of processes: with a
+    queue that is no multiple of the batch, another order would change the run.
     """
 
     corpus: Corpus
     tokenizer: Tokenizer
-    text_length: int
+    config: DataConfig
     image_size: int
-    crop_scale: tuple[float, float]
     seed: int
     batch_size: int  # global
     edits: StoredEditTable | None = None
     rows: tuple[int, ...] = ()  # of the global batch, made here; () makes all
 
     def __call__(self, step: int) -> HostBatch:
-        """The batch of `step` (0, 1, ...); see `train_batches` for what it holds."""
+        """The batch of `step` (0, 1, ...), as `train_batches` describes it."""
         first = int(step) * self.batch_size
         rows = [self._row(first + row) for row in self.rows or range(self.batch_size)]
         captions = [row.pop("caption") for row in rows]
         visits = [row.pop("visit") for row in rows]
         batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-        batch["tokens"] = self.tokenizer.encode(captions, self.text_length)
+        batch["tokens"] = self.tokenizer.encode(captions, self.config.text_length)
         if self.edits is not None:
             ids = batch["sample_id"].tolist()
-            batch |= self.edits.rows(ids, map(self._variant, ids, visits))
+            # Each visit of a pair takes its next variant, from a random one on.
+            count = self.edits.num_variants
+            first = [_rng(_VARIANT, self.seed, i).integers(count) for i in ids]
+            batch |= self.edits.rows(ids, (np.add(first, visits) % count).tolist())
         return batch
 
-    def _variant(self, sample_id: int, visit: int) -> int:
-        """Which of its edits a pair gets: the next at each visit, all before any comes
-        again, from one on that the seed draws."""
-        count = self.edits.num_variants
-        first = _rng(_VARIANT, self.seed, sample_id).integers(count)
-        return (int(first) + visit) % count
-
-    def _row(self, position: int) -> dict:
+    def _row(self, position: int) -> dict[str, Any]:
         corpus = self.corpus
-        place = corpus.place(position, self.seed)
-        identity = (self.seed, place.source, place.item, place.visit)
-        draw = _rng(_CAPTION, *identity).random()
-        image, caption = corpus.pair_of(place, draw)
+        item = corpus.item(position, self.seed)
+        identity = (self.seed, item.source, item.index, item.visit)
+        image, caption = corpus.pair_of(item, _rng(_CAPTION, *identity).random())
         pixels, is_corrupt = np.zeros((0, 0, 3), np.uint8), False
         if self.image_size:
-            image, is_corrupt, pixels = self._crop(place.source, image, identity)
-            caption %= corpus.num_captions(place.source, image)
+            image, is_corrupt, pixels = self._crop(item.source, image, identity)
+            caption %= corpus.num_captions(item.source, image)
         return {
             "pixels": pixels,
-            "visit": place.visit,
-            "caption": corpus.sources[place.source].captions(image)[caption],
-            "sample_id": np.int32(corpus.sample_id(place.source, image, caption)),
-            "image_id": np.int32(corpus.image_id(place.source, image)),
+            "visit": item.visit,
+            "caption": corpus.sources[item.source].captions(image)[caption],
+            "sample_id": np.int32(corpus.sample_id(item.source, image, caption)),
+            "image_id": np.int32(corpus.image_id(item.source, image)),
             "is_corrupt": np.bool_(is_corrupt),
         }
 
     def _crop(
         self, source: int, image: int, identity: tuple[int, ...]
     ) -> tuple[int, bool, np.ndarray]:
-        """A crop of the image, or of the next one of the source that is whole."""
+        """A crop of the image, or of the next intact one of the source."""
         records = self.corpus.sources[source]
-        error = None
-        for distance in range(min(NUM_NEIGHBOURS, len(records))):
+        num_tried = min(NUM_NEIGHBOURS, len(records))
+        errors = []
+        for distance in range(num_tried):
             neighbour = (image + distance) % len(records)
+            rng = _rng(_CROP, *identity)
             try:
-                rng = _rng(_CROP, *identity)
                 content = records.read_image(neighbour)
-                pixels = random_crop(content, self.image_size, self.crop_scale, rng)
+                scale = self.config.crop_scale
+                pixels = random_crop(content, self.image_size, scale, rng)
+            except _UNREADABLE as error:
+                errors.append(error)
+            else:
                 return neighbour, distance > 0, pixels
-            except BROKEN as e:
-                error = error or e
         raise UserError(
             f"source {records.name!r}: {records.image_name(image)} and the "
-            f"{distance} images after it cannot be read ({error}); "
+            f"{num_tried - 1} images after it cannot be read ({errors[0]}); "
             "`vilem data check` lists them"
         )
 
 
 class Batches(Iterator[HostBatch]):
-    """Host batches in the order of their steps; `close` stops what reads ahead."""
+    """Host batches in the order of their steps; `close` stops reading ahead."""
 
-    def __init__(self, maker: BatchMaker, start_step: int, config: DataConfig):
+    def __init__(self, maker: BatchMaker, start_step: int = 0):
+        config = maker.config
         # Grain reads absl flags, which are not parsed under pytest or in a notebook.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         steps = grain.MapDataset.range(start_step, 2**62)
-        # A thread reads ahead here, or workers do: both would double the memory.
+        # Either a thread reads ahead or the workers do: both would double the memory.
         ahead = 0 if config.num_workers else config.prefetch
         batches = steps.map(maker).to_iter_dataset(
             grain.ReadOptions(num_threads=min(1, ahead), prefetch_buffer_size=ahead)
@@ -139,7 +138,7 @@ class Batches(Iterator[HostBatch]):
             )
             batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
         self._running = [iter(batches)]
-        # Also stops workers when the interpreter ends and nobody has closed this.
+        # Stops the workers at interpreter exit if `close` was never called.
         self._stop = weakref.finalize(self, _stop, self._running)
 
     def __next__(self) -> HostBatch:
@@ -152,11 +151,10 @@ class Batches(Iterator[HostBatch]):
                 raise
             raise UserError(
                 "a process that reads data died: it ran out of memory or of /dev/shm, "
-                'or the script that trains lacks `if __name__ == "__main__":`; '
-                "config.data.num_workers=0 does without such processes"
+                'or the training script lacks `if __name__ == "__main__":`; '
+                "config.data.num_workers=0 uses no such processes"
             ) from error
-        # What workers hand over lies in shared memory of theirs; a plain copy lives as
-        # long as anybody likes.
+        # Workers return arrays in their shared memory, which they reuse: copy them.
         return {key: np.array(value) for key, value in batch.items()}
 
     def close(self) -> None:
@@ -165,7 +163,7 @@ class Batches(Iterator[HostBatch]):
     def __enter__(self) -> "Batches":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -188,21 +186,21 @@ def train_batches(
 ) -> Batches:
     """The endless batches of a run, from `start_step` on.
 
-    The batch of a step depends on `seed` and the step alone: not on where the run
-    started, nor on workers or prefetching; each host makes its rows of it.
+    A batch depends on `seed` and its step alone: not on the step that the run started
+    from, on workers, or on prefetching.
 
     Args:
-      batch_size: pairs a step over all hosts.
+      batch_size: pairs per step over all processes.
       image_size: R, pixels a side; 0 reads no images, for training on captions.
-      edits: of the pairs of `corpus`; None leaves captions to an editor.
-      rows: of the global batch that this host makes; () makes all.
+      edits: of the pairs of `corpus`; None if an editor makes them during training.
+      rows: of the global batch that this process makes; () makes all.
 
     Returns:
       an iterator, to be closed, of dicts of arrays; B is the number of rows made here:
       "pixels" uint8 [B, R, R, 3]; "tokens" int32 [B, L]; "sample_id" int32 [B], the
-      pair's number in the corpus; "image_id" int32 [B], the image's; "is_corrupt" bool
-      [B], where a corrupt image was replaced by the next whole one. With `edits` also
-      what `StoredEditTable.rows` gives.
+      index of the pair in the corpus; "image_id" int32 [B], that of the image;
+      "is_corrupt" bool [B], True if the next intact image replaces a corrupt one. With
+      `edits` also the arrays of `StoredEditTable.rows`.
 
     Raises:
       UserError: too many corrupt images in a row (from the iterator).
@@ -210,15 +208,14 @@ def train_batches(
     maker = BatchMaker(
         corpus=corpus,
         tokenizer=tokenizer,
-        text_length=config.text_length,
+        config=config,
         image_size=image_size,
-        crop_scale=config.crop_scale,
         seed=seed,
         batch_size=batch_size,
         edits=edits,
         rows=rows,
     )
-    return Batches(maker, start_step, config)
+    return Batches(maker, start_step)
 
 
 def _rng(*key: int) -> np.random.Generator:
@@ -229,7 +226,7 @@ def _rng(*key: int) -> np.random.Generator:
 def _start_worker(worker_index: int, num_workers: int) -> None:
     """Runs once in each worker process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are parallel
-    # The trainer decides when to stop: it saves first. It stops its workers itself.
+    # The trainer decides when to stop: it saves first, then stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(
@@ -238,7 +235,7 @@ def _start_worker(worker_index: int, num_workers: int) -> None:
 
 
 def _leave_with_parent(parent: int) -> None:
-    """Ends this process when its parent is gone: after kill -9 nobody else would."""
+    """Ends this process when its parent dies: after kill -9 nothing else does."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

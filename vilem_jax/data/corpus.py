@@ -1,4 +1,4 @@
-"""Several sources as one corpus, and which pair stands at which place of a run."""
+"""Several sources as one corpus, and the order in which a run visits its pairs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,41 +11,41 @@ from grain.experimental import index_shuffle
 from vilem_jax.data.sources.source import Source, caption_counts
 from vilem_jax.errors import UserError
 
-# Told apart in every seed, so that no two draws share a stream of random numbers.
-_PLACES, _SOURCE = 1, 2
-_SMALL = 8192  # up to here a permutation is kept whole
+# Part of every seed, so that no two permutations share a stream of random numbers.
+_EPOCH, _SOURCE = 1, 2
+_SMALL = 8192  # up to this length a permutation is stored
 
 
 @dataclass(frozen=True)
-class Place:
-    """What stands at one place of the endless sequence that training reads.
+class Item:
+    """One element of the endless sequence that training reads.
 
-    `item` counts pairs (or images, with "one_at_random") within source `source`;
-    `visit` counts how often that item came before.
+    `index` is that of a pair (or image, with "one_at_random") within source `source`;
+    `visit` is how often it came before.
     """
 
     source: int
-    item: int
+    index: int
     visit: int
 
 
 class Corpus:
     """Sources mixed into one endless, shuffled, random-access sequence.
 
-    Place p belongs to epoch p // epoch_length. Within an epoch each source has a fixed
-    number of places, in proportion to its weight, in shuffled order; a source goes
-    through all its items, shuffled anew, before any comes again. With the default
-    weights an epoch is every item exactly once. Finding a place takes constant time,
-    so a run may start anywhere.
+    Position p belongs to epoch p // epoch_length. Within an epoch each source has a
+    fixed number of positions, in proportion to its weight, in shuffled order. A source
+    visits all its items, in a new order each time, before it repeats one. With the
+    default weights an epoch is every item exactly once. Finding an item takes constant
+    time, so a run may start at any position.
 
     Args:
       sources: at least one.
-      weights: share of each source; 0 means its number of items.
+      weights: share of each source; 0: its number of items.
       unit: "pairs": an epoch visits every image-caption pair; "one_at_random": every
         image, with one of its captions.
 
     Raises:
-      UserError: no source, no caption, or a weight below 0.
+      UserError: no source, an image without caption, or a weight below 0.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Corpus:
         for source, count in zip(self.sources, counts, strict=True):
             if not len(count) or count.min() < 1:
                 raise UserError(f"source {source.name!r} has an image without caption")
-        # Pair i of a source belongs to the image whose range of pairs holds i.
+        # The pairs of image i are those from first[i] up to first[i + 1].
         self._first_pair = [np.concatenate([[0], np.cumsum(c)]) for c in counts]
         self.num_images = sum(len(source) for source in self.sources)
         self.num_pairs = int(sum(first[-1] for first in self._first_pair))
-        by_pair = unit == "pairs"
         self._num_items = tuple(
-            int(first[-1]) if by_pair else len(first) - 1 for first in self._first_pair
+            int(first[-1]) if unit == "pairs" else len(first) - 1
+            for first in self._first_pair
         )
         self.epoch_length = sum(self._num_items)
         if max(self.num_pairs, self.epoch_length) >= 2**31:
@@ -77,35 +77,35 @@ class Corpus:
         self._quota = _quotas(self.sources, weights, self._num_items)
         self._quota_ends = tuple(int(end) for end in np.cumsum(self._quota))
 
-    def place(self, position: int, seed: int) -> Place:
-        """What stands at `position` (0, 1, ...) in a run of `seed`."""
+    def item(self, position: int, seed: int) -> Item:
+        """The item at `position` (0, 1, ...) in a run of `seed`."""
         epoch, offset = divmod(position, self.epoch_length)
-        shuffled = _shuffle(offset, self.epoch_length, (seed, _PLACES, epoch))
+        shuffled = _shuffle(offset, self.epoch_length, (seed, _EPOCH, epoch))
         source = int(np.searchsorted(self._quota_ends, shuffled, side="right"))
         start = self._quota_ends[source] - self._quota[source]
-        # How many items of this source come before, over all epochs.
-        drawn = epoch * self._quota[source] + shuffled - start
+        # How many items of this source came before, over all epochs.
+        num_before = epoch * self._quota[source] + shuffled - start
         size = self._num_items[source]
-        visit, offset = divmod(drawn, size)
-        item = _shuffle(offset, size, (seed, _SOURCE, source, visit))
-        return Place(source, item, visit)
+        visit, offset = divmod(num_before, size)
+        index = _shuffle(offset, size, (seed, _SOURCE, source, visit))
+        return Item(source, index, visit)
 
-    def pair_of(self, place: Place, draw: float) -> tuple[int, int]:
-        """Image and caption number of a place; `draw` in [0, 1) chooses a caption."""
-        first = self._first_pair[place.source]
+    def pair_of(self, item: Item, fraction: float) -> tuple[int, int]:
+        """Image and caption of an item; `fraction` in [0, 1) chooses among captions."""
         if self.unit == "pairs":
-            image = int(np.searchsorted(first, place.item, side="right")) - 1
-            return image, place.item - int(first[image])
-        count = int(first[place.item + 1] - first[place.item])
-        return place.item, int(draw * count)
+            first = self._first_pair[item.source]
+            image = int(np.searchsorted(first, item.index, side="right")) - 1
+            return image, item.index - int(first[image])
+        count = self.num_captions(item.source, item.index)
+        return item.index, int(fraction * count)
 
     def sample_id(self, source: int, image: int, caption: int) -> int:
-        """Number of the pair in the corpus, sources one after the other."""
+        """Index of the pair in the corpus, which concatenates its sources."""
         before = sum(int(first[-1]) for first in self._first_pair[:source])
         return before + int(self._first_pair[source][image]) + caption
 
     def image_id(self, source: int, image: int) -> int:
-        """Number of the image in the corpus, sources one after the other."""
+        """Index of the image in the corpus, which concatenates its sources."""
         return sum(len(s) for s in self.sources[:source]) + image
 
     def captions(self) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _quotas(
     weights: Sequence[float] | None,
     num_items: Sequence[int],
 ) -> tuple[int, ...]:
-    """How many samples of an epoch each source gives, in proportion to its weight."""
+    """The number of items per epoch of each source, in proportion to its weight."""
     weights = weights if weights is not None else [0.0] * len(sources)
     for source, weight in zip(sources, weights, strict=True):
         if not 0 <= weight < float("inf"):
@@ -137,15 +137,15 @@ def _quotas(
     total = sum(num_items)
     exact = shares / shares.sum() * total
     quota = np.floor(exact).astype(np.int64)
-    # The largest remainders get what rounding left over; ties go to the first.
+    # The largest remainders get the items lost by rounding; ties go to the first.
     for i in np.argsort(quota - exact, kind="stable")[: total - quota.sum()]:
         quota[i] += 1
     return tuple(int(q) for q in quota)
 
 
 def _shuffle(index: int, length: int, key: tuple[int, ...]) -> int:
-    """Where `index` goes in the permutation of [0, length) that `key` names."""
-    # Grain's cipher walks through 2**16 values at least: 4 ms an index for length 6.
+    """Element `index` of the permutation of [0, length) that `key` selects."""
+    # Grain's cipher walks at least 2**16 values: 4 ms per index for a length of 6.
     if length <= _SMALL:
         return int(_permutation(length, key)[index])
     return index_shuffle(index, max_index=length - 1, seed=_seed32(key), rounds=4)
@@ -158,6 +158,6 @@ def _permutation(length: int, key: tuple[int, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _seed32(key: tuple[int, ...]) -> int:
-    # Grain's own reshuffling uses seed + epoch: seed 0's second epoch would be seed 1's
-    # first.
+    # Grain's own reshuffling uses seed + epoch: the second epoch of seed 0 would equal
+    # the first of seed 1.
     return int(np.random.SeedSequence(key).generate_state(1)[0])

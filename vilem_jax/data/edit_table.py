@@ -1,9 +1,9 @@
-"""Edits made before a run: what `vilem data edit` writes and batches are given.
+"""Edits made before a run: `vilem data edit` writes them, batches contain them.
 
 One safetensors file: "positions" and "tokens" [pairs, variants, K], and a description.
-It is read in place, so opening it costs a worker process nothing and its gigabytes are
-no memory of ours; a compressed archive would have to be unpacked into each. A position
-is one byte and a token two: 5 million pairs in 4 variants of 8 positions are 480 MB.
+It is memory-mapped: opening it in a worker process is free, and its gigabytes are not
+copied; a compressed archive would be unpacked in each worker. A position is one byte
+and a token two: 5 million pairs in 4 variants of 8 positions take 480 MB.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ _ABOUT = "vilem_edits"  # key of the description in the file's metadata
 def describe(
     corpus: Corpus, tokenizer: Tokenizer, text_length: int, editor: EditorConfig
 ) -> dict[str, Any]:
-    """What must be the same in the run that reads edits as when they were made.
+    """What edits depend on: the run that reads them must have the same.
 
-    Reads every caption of the corpus: seconds for millions.
+    It reads every caption of the corpus, which takes seconds for millions.
     """
     return {
         "pairs": corpus.num_pairs,
@@ -48,12 +48,13 @@ def describe(
 class EditTable:
     """Every pair's edits in memory, to be filled and written.
 
-    As small integers as hold them: text of up to 256 tokens, 65,536 tokens. A place
-    where nothing is edited has the word `no_token`, [PAD].
+    In the smallest integers that hold them: one byte for positions in texts of up to
+    256 tokens, two for vocabularies of up to 65,536. Unused entries of the K have the
+    token `no_token`, [PAD].
     """
 
-    positions: np.ndarray  # [pairs, variants, K], different positions
-    tokens: np.ndarray  # [pairs, variants, K], what the editor puts there
+    positions: np.ndarray  # [pairs, variants, K], all different
+    tokens: np.ndarray  # [pairs, variants, K], the editor's choice
     no_token: int
 
     @classmethod
@@ -66,9 +67,10 @@ class EditTable:
         )
 
     def write(self, path: str, about: dict[str, Any]) -> None:
-        """Writes all of it, with what `describe` says and who made it.
+        """Writes the file at once, with the description `about`.
 
-        Whole or not at all; a UserError where `path` cannot be written.
+        Raises:
+          UserError: `path` cannot be written.
         """
         about = about | {"no_token": self.no_token}
         arrays = {"positions": self.positions, "tokens": self.tokens}
@@ -76,12 +78,10 @@ class EditTable:
 
 
 class StoredEditTable:
-    """The edits in a file, read row by row.
-
-    It travels to worker processes as its path.
+    """The edits in a file, read row by row; pickled as its path.
 
     Raises:
-      UserError: there is no such file, or it holds something else, or half of it.
+      UserError: there is no such file, or it is not a complete file of edits.
     """
 
     def __init__(self, path: str):
@@ -111,23 +111,23 @@ class StoredEditTable:
             ) from error
         except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} (config.editor.edit_table) does not hold the edits of a "
-                "`vilem data edit`, or not all of them: run it again"
+                f"{path} (config.editor.edit_table) is not a complete file of "
+                "`vilem data edit`: run it again"
             ) from error
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["StoredEditTable"], tuple[str]]:
         return StoredEditTable, (self.path,)
 
     def sha256(self) -> str:
-        """Digest of the whole file; reads all of it."""
+        """The digest of the whole file, which it reads."""
         with Path(self.path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self, expected: dict[str, Any]) -> None:
-        """A UserError where the edits were made for another run, with every difference.
+        """Compares with what `describe` returns for this run.
 
-        Args:
-          expected: what `describe` says of the run.
+        Raises:
+          UserError: the edits do not fit; it lists every difference.
         """
         different = [
             _difference(key, self.about.get(key), value)
@@ -138,7 +138,7 @@ class StoredEditTable:
             raise UserError(
                 f"the edits in {self.path} (config.editor.edit_table) do not fit this "
                 f"run: {'; '.join(different)}; make others with `vilem data edit` and "
-                "this run's --config, or go back to the settings they were made with"
+                "this run's --config, or restore the settings they were made with"
             )
 
     def rows(
@@ -147,8 +147,8 @@ class StoredEditTable:
         """One variant of each pair's edits.
 
         Returns:
-          "edit_positions" int32 [B, K], all different; "edit_tokens" int32 [B, K],
-          what comes there; "is_edit" bool [B, K], the positions where it does.
+          "edit_positions" int32 [B, K], all different; "edit_tokens" int32 [B, K], the
+          tokens put there; "is_edit" bool [B, K], False for unused entries.
         """
         which = [(int(i), int(v)) for i, v in zip(sample_id, variant, strict=True)]
         positions, tokens = (
@@ -172,6 +172,6 @@ def _difference(key: str, was: Any, now: Any) -> str:
 def _digest(captions: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for caption in captions:
-        # JSON: of one line, and ready for half a surrogate pair.
+        # JSON keeps a caption on one line and can encode half a surrogate pair.
         digest.update(f"{json.dumps(caption)}\n".encode())
     return digest.hexdigest()
