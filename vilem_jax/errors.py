@@ -1,5 +1,5 @@
-"""What a user can cause and repair."""
+"""The error that a user can cause and fix."""
 
 
 class UserError(ValueError):
-    """What a user can cause and mend: one sentence, shown without a traceback."""
+    """A user can cause and fix this: one sentence, printed without a traceback."""

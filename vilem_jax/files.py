@@ -1,4 +1,4 @@
-"""Files on disk: whole, or not at all. Every room may write with this."""
+"""Files are written completely or not at all, and why writing failed."""
 
 import contextlib
 import errno
@@ -14,103 +14,114 @@ from vilem_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that becomes `path` at the end of the block.
-
-    A reader, or a crash, sees the old file or the new. A block or a write that fails
-    leaves the old one and no other trace.
-    """
-    # Several hosts may write to one folder, so the number of a process is not enough.
+def _draft(path: Path) -> Iterator[BinaryIO]:
+    """A new file in the folder of `path`, removed at the end unless renamed."""
+    # The process id is not unique: several hosts may write to one folder.
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with open(draft, "xb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the name and no bytes
-        os.replace(draft, path)
-    except BaseException:
+    finally:
         draft.unlink(missing_ok=True)
-        raise
+
+
+def _sync(file: BinaryIO) -> None:
+    # Without this, a power failure may leave the name of a renamed file but no content.
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which replaces `path` at the end of the block.
+
+    Readers see the old or the new file, also after a crash. If the block or a write
+    fails, the old file stays and nothing else is left.
+    """
+    with _draft(path) as file:
+        yield file
+        _sync(file)
+        os.replace(file.name, path)
 
 
 def replace_file(path: Path, text: str) -> None:
-    """`text` as UTF-8, by `replacing`; an OSError where that cannot be."""
+    """Writes `text` as UTF-8 with `replacing`; raises an OSError if that fails."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def create_file(path: Path, content: bytes) -> bool:
-    """Writes `path` whole where nobody has yet; False where somebody has.
+    """Creates `path` with its content; returns False if it exists already.
 
-    Of several that call it at once, on one file system, one creates the file.
+    If several processes call this at the same time, on one file system, only one
+    creates the file.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with open(draft, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+    with _draft(path) as file:
+        file.write(content)
+        _sync(file)
         try:
-            os.link(draft, path)  # unlike a rename, refuses to replace
+            os.link(file.name, path)  # unlike a rename, never replaces a file
         except FileExistsError:
             return False
         except OSError:  # a file system without links
             if path.exists():
                 return False
-            os.replace(draft, path)
+            os.replace(file.name, path)
         return True
-    finally:
-        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
 def check_writable(path: str | Path) -> None:
-    """That `write_bytes` may write there: to be asked before hours of work; makes the
-    folder.
+    """Checks, before long work, that `write_bytes` can write; creates the folder.
 
     Raises:
-      UserError: the folder cannot be made, or is not writable.
+      UserError: if the folder cannot be created or is not writable.
     """
     path = Path(path).expanduser()
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a result where a person asked for it, and makes the folder.
+    """Writes a result to a path that a user gave, and creates its folder.
 
     Raises:
-      UserError: the folder cannot be made, or is not writable.
+      UserError: if the folder cannot be created or is not writable.
     """
     path = Path(path).expanduser()
-    try:
+    with write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
 def write_json(path: str | Path, values: Any) -> None:
-    """Writes `values` as JSON for people and programs."""
+    """Writes `values` as readable JSON, like `write_bytes`."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
     write_bytes(path, f"{text}\n".encode())
 
 
 def check_format_version(found: object, version: int, path: Path, rebuild: str) -> None:
-    """That what is stored at `path` has the layout that this release reads.
+    """Checks that the content of `path` has the format that this release reads.
 
     Args:
       found: the stored `format_version`; None if there is none.
-      version: the one that this release reads and writes.
-      rebuild: how to write it again, for the message.
+      version: the version that this release reads and writes.
+      rebuild: how to rebuild it, for the message.
 
     Raises:
-      UserError: another version, or none.
+      UserError: if it has another version, or none.
     """
     if found != version:
         stored = "no format_version" if found is None else f"format_version {found!r}"
@@ -121,7 +132,7 @@ def check_format_version(found: object, version: int, path: Path, rebuild: str) 
 
 
 def reason(error: BaseException) -> str:
-    """The one line of an exception that tells a person what happened."""
+    """One line of an exception, for a message to the user."""
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
         return f"{error.filename} is a file where a folder is needed"
     if isinstance(error, OSError) and error.strerror:

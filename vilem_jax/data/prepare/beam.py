@@ -16,7 +16,6 @@ from vilem_jax.data.prepare.local import (
     Records,
     claim,
     dataset_name,
-    disk_errors,
     finish,
     make_plan,
     refuse_empty,
@@ -31,7 +30,7 @@ from vilem_jax.data.prepare.records import (
 )
 from vilem_jax.data.sources import tfds_files
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason
+from vilem_jax.files import reason, write_errors
 
 CHUNK = 64  # images that a machine processes at a time
 _TALLIES = "tallies"
@@ -82,7 +81,7 @@ def prepare_with_beam(
     records = split_records(splits, settings)
     plan = make_plan(records, settings)
     _check_readable(records)
-    with disk_errors(folder), _removed_on_failure(partial):
+    with write_errors(folder), _removed_on_failure(partial):
         (partial / _TALLIES).mkdir(parents=True)
         built = _build(partial, folder, records, runner, pipeline_options)
         tallies = {split: _read_tallies(partial, split) for split in records}

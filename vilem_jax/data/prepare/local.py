@@ -8,7 +8,6 @@ The result depends only on the sources and the settings, not on the number of pr
 It has the order of the sources.
 """
 
-import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -34,7 +33,7 @@ from vilem_jax.data.prepare.records import (
 )
 from vilem_jax.data.sources import tfds_files
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason, replacing, write_json
+from vilem_jax.files import replacing, write_errors, write_json
 
 REPORT = "prepared.json"
 _PLAN, _SHARDS = "plan.json", "shards"
@@ -82,7 +81,7 @@ def prepare(
     partial = claim(folder)
     records = split_records(splits, settings)
     plan = make_plan(records, settings)
-    with disk_errors(folder):
+    with write_errors(folder):
         _start_or_resume(partial, plan)
         tallies = _write_shards(partial, records, settings, num_workers)
         files = _collect_shards(partial, folder, tallies)
@@ -292,12 +291,3 @@ def dataset_name(folder: Path) -> str:
     """The folder's name as TFDS allows names: lower case letters, digits and _."""
     words = re.sub(r"[^a-z0-9]+", "_", folder.absolute().name.lower()).strip("_")
     return words if words[:1].isalpha() else f"data_{words}".strip("_")
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Raises a UserError if the block cannot write."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {reason(error)}") from error
