@@ -3,10 +3,13 @@
 The patterns are in CONTRIBUTING.md, one a line, in the block after "Retired words". The
 test reads the names of files and folders, and by `ast` all identifiers, arguments,
 keyword arguments, and string constants without spaces: config keys, JSON keys, options.
+Prose in comments, strings and documentation is read too.
 """
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,12 +84,29 @@ def test_names_keep_to_the_glossary(file):
     assert not found
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_prose_keeps_to_the_glossary(file):
+    """Comments, docstrings, help texts and messages."""
+    found = set()
+    for token in tokenize.generate_tokens(
+        io.StringIO(file.read_text("utf-8")).readline
+    ):
+        is_text = token.type == tokenize.STRING and " " in token.string
+        if is_text or token.type == tokenize.COMMENT:
+            found |= {f"line {token.start[0]}: {m}" for m in in_prose(token.string)}
+    assert not found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_keep_to_the_glossary(page):
-    """Prose, code and output in the documentation; option names match as words."""
-    text = page.read_text(encoding="utf-8")
-    found = [p.search(text) for p in retired_words() if not p.pattern.startswith("^")]
-    assert not [match.group() for match in found if match]
+    """Prose, commands and output in the documentation."""
+    assert not in_prose(page.read_text(encoding="utf-8"))
+
+
+def in_prose(text: str) -> list[str]:
+    """The retired words in a text; patterns of whole names do not apply."""
+    patterns = [p for p in retired_words() if not p.pattern.startswith("^")]
+    return [match.group() for p in patterns if (match := p.search(text))]
 
 
 def test_retired_words_are_found():
