@@ -103,12 +103,12 @@ def make_encoder(config, *, batch_size: int):
 
     from vilem_jax.data.tokenizer import Vocabulary
     from vilem_jax.evaluation import encoding
-    from vilem_jax.training.state import initial_params
+    from vilem_jax.training.state import init_params
 
     size = config.model.text.vocab_size
     token = np.arange(size)
     vocabulary = Vocabulary(size, 0, 1, 2, 3, 4, token > 4, token < 0)
-    params = jax.jit(lambda key: initial_params(config, key))(jax.random.key(0))
+    params = jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
     tokenizer = SimpleNamespace(vocabulary=vocabulary)
     return encoding.make_encoder(config, params, tokenizer, batch_size=batch_size)
 

@@ -45,7 +45,7 @@ def run(num_steps: int, every: int) -> list[dict]:
     compiled = count_compilations()
     config = tiny.tiny_config()
     runner = tiny.Runner(config)
-    state = runner.begin(config)
+    state = runner.init_state(config)
     batches = [tiny.tiny_batch(seed) for seed in range(NUM_BATCHES)]
     before, after_two, found = None, 0, []
     for step in range(1, num_steps + 1):

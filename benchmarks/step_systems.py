@@ -105,12 +105,9 @@ def begin_training(config, layout, *, pad_id: int = 0, mask_id: int = 4):
     """
     import jax
 
-    from vilem_jax.distributed.mesh import (
-        over_batch,
-        put_replicated,
-        replicated,
-    )
+    from vilem_jax.distributed.mesh import put_replicated
     from vilem_jax.training import state as states
+    from vilem_jax.training.compile import compile_step
     from vilem_jax.training.optimizer import make_schedule
     from vilem_jax.training.step import make_train_step
 
@@ -118,19 +115,15 @@ def begin_training(config, layout, *, pad_id: int = 0, mask_id: int = 4):
     mesh = layout.mesh
     editor = put_replicated(editor, mesh)
     key = put_replicated(jax.random.key(0), mesh)
-    whole, rows = replicated(mesh), over_batch(mesh)
-    shardings = states.state_sharding(states.abstract_state(config), layout)
+    shapes = states.abstract_state(config)
     state = jax.jit(
-        lambda key: states.initial_state(config, states.initial_params(config, key)),
-        out_shardings=shardings,
+        lambda key: states.init_state(config, states.init_params(config, key)),
+        out_shardings=states.state_sharding(shapes, layout),
     )(key)
     schedule = make_schedule(config.optimizer, 1000)
     ids = {"pad_id": pad_id, "mask_id": mask_id}
-    train_step = jax.jit(
-        make_train_step(config, schedule, graph, layout=layout, **ids),
-        in_shardings=(shardings, whole, rows, whole),
-        out_shardings=(shardings, whole),
-        donate_argnames="state",
+    train_step = compile_step(
+        make_train_step(config, schedule, graph, layout=layout, **ids), shapes, layout
     )
     return state, lambda state, batch: train_step(state, editor, batch, key)
 
@@ -146,7 +139,7 @@ def make_editor(config):
 
     token = jnp.arange(config.model.text.vocab_size)
     tables = TokenTables(is_editable=token > 4, is_piece=token < 0, is_side=token < 0)
-    params = jax.jit(lambda key: editor_step.initial_editor_params(config, key))(
+    params = jax.jit(lambda key: editor_step.init_editor_params(config, key))(
         jax.random.key(1)
     )
     return editor_graph(config), FrozenEditor(params, tables)

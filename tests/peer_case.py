@@ -32,7 +32,7 @@ from vilem_jax.config.schema import (
 )
 from vilem_jax.objectives import editing
 from vilem_jax.training.losses import Samples
-from vilem_jax.training.state import TrainState, initial_state
+from vilem_jax.training.state import TrainState, init_state
 from vilem_jax.training.step import make_update
 from vilem_jax.weights import tables
 from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
@@ -170,7 +170,7 @@ def compare(folder: Path) -> dict[str, dict[str, float]]:
     shape = case["shape"]
     params = jax.tree.map(jnp.asarray, to_tree(tensors, "params", shape))
     momentum_params = jax.tree.map(jnp.asarray, to_tree(tensors, "momentum", shape))
-    state = initial_state(config, params)
+    state = init_state(config, params)
     state = dataclasses.replace(state, momentum_params=momentum_params)
     update = compiled_update(config)
     errors: dict[str, dict[str, float]] = {"losses": {}}

@@ -28,7 +28,7 @@ from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.workdir import claim_workdir
-from vilem_jax.training.state import initial_params, initial_state
+from vilem_jax.training.state import init_params, init_state
 
 WORDS = "a red blue dog cat on sofa ##s ##y , the"
 PIECES = [*SPECIAL_TOKENS, *WORDS.split(" ")]
@@ -57,7 +57,7 @@ def run(tmp_path_factory):
     )
     claim_workdir(folder, config)
     Tokenizer(vocabulary).save(folder / "tokenizer")
-    state = initial_state(config, initial_params(config, jax.random.key(0)))
+    state = init_state(config, init_params(config, jax.random.key(0)))
     slow = jax.tree.map(lambda x: x + 0.02, state.params)
     state = dataclasses.replace(state, momentum_params=slow)
     with Checkpoints(folder) as checkpoints:

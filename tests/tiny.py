@@ -1,7 +1,7 @@
 """A tiny ViLEM, its frozen editor and batches of noise, for tests without data.
 
 The vocabulary is numbers: five special tokens, punctuation, "left" and "right", words,
-and pieces that go on with a word.
+and pieces that continue a word.
 """
 
 import dataclasses
@@ -17,19 +17,18 @@ from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import (
     device_put,
     make_layout,
-    over_batch,
     put_batch,
     put_replicated,
-    replicated,
 )
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.objectives.editing import ChosenPositions, TokenTables, apply_edits
 from vilem_jax.training import editor_step
+from vilem_jax.training.compile import compile_step
 from vilem_jax.training.losses import Samples
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import (
-    initial_params,
-    initial_state,
+    init_params,
+    init_state,
     state_sharding,
 )
 from vilem_jax.training.step import make_train_step, make_update
@@ -93,8 +92,8 @@ def token_tables() -> TokenTables:
 
 @cache
 def tiny_editor(config: Config) -> FrozenEditor:
-    """A masked-language model with random weights, large enough to have a taste."""
-    params = jax.jit(lambda key: editor_step.initial_editor_params(config, key))(
+    """A masked-language model with random weights, large enough to have favorites."""
+    params = jax.jit(lambda key: editor_step.init_editor_params(config, key))(
         jax.random.key(7)
     )
     return FrozenEditor(jax.tree.map(lambda x: 4.0 * x, params), token_tables())
@@ -103,7 +102,7 @@ def tiny_editor(config: Config) -> FrozenEditor:
 @cache
 def _start(model, loss, optimizer) -> Any:
     config = Config(model=model, loss=loss, optimizer=optimizer)
-    return jax.jit(lambda key: initial_state(config, initial_params(config, key)))(
+    return jax.jit(lambda key: init_state(config, init_params(config, key)))(
         jax.random.key(3)
     )
 
@@ -134,7 +133,7 @@ def tiny_batch(seed: int = 0, size: int = BATCH) -> dict[str, np.ndarray]:
 
 
 def tiny_samples(seed: int = 0, *, dropout: bool = False) -> Samples:
-    """What `prepare` would make of a batch, with words edited at random.
+    """What `preprocess` would make of a batch, with words edited at random.
 
     Every caption has words here, and every word is edited with another.
     """
@@ -182,8 +181,6 @@ class Runner:
         layout = make_layout(config.compute, num_devices)
         self.mesh = layout.mesh
         self.shardings = state_sharding(tiny_state(config), layout)
-        whole = replicated(self.mesh)
-        rows = over_batch(self.mesh)
         needs_editor = config.loss.has_proofreading
         editor_config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, text=_frozen(config))
@@ -194,21 +191,17 @@ class Runner:
             editor = tiny_editor(editor_config)
         self.editor = put_replicated(editor, self.mesh)
         self.key = put_replicated(jax.random.key(config.seed), self.mesh)
-        self.compiled = jax.jit(
-            make_train_step(
-                config,
-                make_schedule(config.optimizer, NUM_STEPS),
-                graph,
-                pad_id=PAD,
-                mask_id=MASK,
-                layout=layout,
-            ),
-            in_shardings=(self.shardings, whole, rows, whole),
-            out_shardings=(self.shardings, whole),
-            donate_argnames="state",
+        step = make_train_step(
+            config,
+            make_schedule(config.optimizer, NUM_STEPS),
+            graph,
+            pad_id=PAD,
+            mask_id=MASK,
+            layout=layout,
         )
+        self.compiled = compile_step(step, tiny_state(config), layout)
 
-    def begin(self, config: Config):
+    def init_state(self, config: Config):
         return device_put(tiny_state(config), self.shardings)
 
     def step(self, state, batch):

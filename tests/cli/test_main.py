@@ -83,7 +83,7 @@ def run(tmp_path_factory, config_file):
     tokenizer = Tokenizer(plain.data.tokenizer)
     tokenizer.save(folder / "run" / "tokenizer")
     shapes = jax.eval_shape(
-        lambda key: editor_step.initial_editor_params(plain, key),
+        lambda key: editor_step.init_editor_params(plain, key),
         jax.random.key(0),
     )
     save_masked_language_model(

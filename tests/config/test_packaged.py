@@ -13,7 +13,7 @@ from vilem_jax.config.freeze import freeze, to_dict
 from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
 from vilem_jax.config.sources import ScenesConfig, TfdsConfig
 from vilem_jax.errors import UserError
-from vilem_jax.training.state import initial_params
+from vilem_jax.training.state import init_params
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = config_names()
@@ -28,7 +28,7 @@ def test_all_files_are_found():
 def trace(model: ModelConfig, compute: ComputeConfig) -> list:
     config = Config(model=model, compute=compute)
     key = jax.random.key(0)
-    return jax.tree.leaves(jax.eval_shape(lambda k: initial_params(config, k), key))
+    return jax.tree.leaves(jax.eval_shape(lambda k: init_params(config, k), key))
 
 
 @pytest.mark.parametrize("name", NAMES)

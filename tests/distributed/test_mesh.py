@@ -52,7 +52,7 @@ def test_split_is_as_whole(alone, sharding_name, fsdp_devices, num_microbatches)
 def test_what_a_device_holds(sharding_name):
     """Of 8 devices in pairs: half of what is split, and what is small whole."""
     config = split(sharding_name, 2)
-    state = Runner(config, 8).begin(config)
+    state = Runner(config, 8).init_state(config)
 
     def share(tree):
         here = sum(x.addressable_data(0).size for x in jax.tree.leaves(tree))
@@ -73,7 +73,7 @@ def collectives(config, num_devices):
     """[(kind, elements, is in a loop)] of the compiled step, scalars left out."""
     runner = Runner(config, num_devices)
     batch = put_batch(tiny_batch(), runner.mesh)
-    state = runner.begin(config)
+    state = runner.init_state(config)
     text = runner.compiled.lower(state, runner.editor, batch, runner.key).compile()
     found, in_loop = [], False
     for line in text.as_text().splitlines():
@@ -91,7 +91,7 @@ def collectives(config, num_devices):
 def test_one_all_reduce_of_the_gradients_a_step():
     """Four microbatches move gradients, sums and keys once, and nothing else."""
     config = tiny_config(train={"num_microbatches": 4})
-    state = Runner(config, 2).begin(config)
+    state = Runner(config, 2).init_state(config)
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
     found = collectives(config, 2)
     reduced = sum(size for kind, size, _ in found if kind == "all-reduce")

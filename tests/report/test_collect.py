@@ -16,7 +16,7 @@ from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.editing.stored_edits import StoredEdits, captions_digest
 from vilem_jax.report.collect import edited_words, evaluate, make_report, run_charts
 from vilem_jax.report.html import render
-from vilem_jax.training.state import initial_params
+from vilem_jax.training.state import init_params
 
 NUM_IMAGES = 10
 
@@ -38,7 +38,7 @@ def model(tmp_path_factory):
         data={"text_length": 24},
         evaluation={"text_length": 24},
     )
-    params = initial_params(config, jax.random.key(0))
+    params = init_params(config, jax.random.key(0))
     return make_model(config, params, tokenizer)
 
 

@@ -27,7 +27,7 @@ from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.runs.workdir import claim_workdir, read_config
 from vilem_jax.training import starting, tasks
 from vilem_jax.training.run import train
-from vilem_jax.training.state import initial_params, initial_state
+from vilem_jax.training.state import init_params, init_state
 from vilem_jax.weights import positions
 
 PRE_STEPS = 3
@@ -51,13 +51,13 @@ def pretraining(tmp_path_factory):
     workdir, config = folder / "run", freeze(settings)
     claim_workdir(workdir, config)
     Tokenizer(folder / "vocabulary").save(workdir / "tokenizer")
-    params = initial_params(config, jax.random.key(5))
+    params = init_params(config, jax.random.key(5))
     params = jax.tree.map(
         lambda x: x + 0.01 * (1 + np.arange(x.size, dtype=np.float32).reshape(x.shape)),
         params,
     )
     slow = jax.tree.map(lambda x: 1 - x, params)
-    state = initial_state(config, params, slow)
+    state = init_state(config, params, slow)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(PRE_STEPS, dataclasses.replace(state, step=state.step + 3))
     return workdir, settings
@@ -87,7 +87,8 @@ def begin(settings, workdir):
     tokenizer = open_tokenizer(config, workdir)
     layout = Layout(make_mesh(1))
     task = tasks.make_task(config, layout, tokenizer, lambda step: 0.0, workdir)
-    return jax.device_get(task.begin(jax.random.key(0))), config
+    params = task.load_weights(task.init_params(jax.random.key(0)))
+    return jax.device_get(task.init_state(*params)), config
 
 
 def test_everything_starts_from_the_origin(pretraining, tmp_path):

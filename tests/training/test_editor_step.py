@@ -17,16 +17,16 @@ from tests.tiny import (
     token_tables,
 )
 from vilem_jax.distributed.mesh import (
+    Layout,
     make_mesh,
-    over_batch,
     put_batch,
     put_replicated,
-    replicated,
 )
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.objectives import editing
 from vilem_jax.training import editor_step
+from vilem_jax.training.compile import compile_step
 
 CONFIG = tiny_config(
     task="editor",
@@ -40,21 +40,24 @@ KEY = jax.random.key(5)
 
 @cache
 def compiled_step(config):
-    step = editor_step.make_editor_step(
-        config, lambda step: config.optimizer.learning_rate, token_tables(), **IDS
+    step = jax.jit(
+        editor_step.make_editor_step(
+            config, lambda step: config.optimizer.learning_rate, **IDS
+        )
     )
-    return jax.jit(step)
+    tables = editor_step.masking_tables(token_tables())
+    return lambda state, batch, key: step(state, tables, batch, key)
 
 
 @cache
 def params():
-    return jax.jit(lambda k: editor_step.initial_editor_params(CONFIG, k))(
+    return jax.jit(lambda k: editor_step.init_editor_params(CONFIG, k))(
         jax.random.key(0)
     )
 
 
 def new_state():
-    return editor_step.initial_editor_state(CONFIG, params())
+    return editor_step.init_editor_state(CONFIG, params())
 
 
 @pytest.fixture(scope="module")
@@ -168,20 +171,17 @@ def test_devices_change_nothing_with_dropout():
     config = tiny_config(task="editor", editor={"edit_rate": 0.3})
     found = []
     for num_devices in (1, 8):
-        mesh = make_mesh(num_devices)
-        whole, rows = replicated(mesh), over_batch(mesh)
-        step = jax.jit(
-            editor_step.make_editor_step(
-                config, lambda step: 1e-3, token_tables(), **IDS
-            ),
-            in_shardings=(whole, rows, whole),
-            out_shardings=(whole, whole),
-        )
+        layout = Layout(make_mesh(num_devices))
+        mesh = layout.mesh
+        step = editor_step.make_editor_step(config, lambda step: 1e-3, **IDS)
+        step = compile_step(step, new_state(), layout)
+        tables = editor_step.masking_tables(token_tables())
+        tables = put_replicated(tables, mesh)
         state = put_replicated(new_state(), mesh)
         key, losses = put_replicated(KEY, mesh), []
         for number in range(3):
             batch = put_batch(tiny_batch(number), mesh)
-            state, metrics = step(state, batch, key)
+            state, metrics = step(state, tables, batch, key)
             losses.append(float(metrics["loss"]))
         assert step._cache_size() == 1
         found.append(losses)

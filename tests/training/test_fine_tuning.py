@@ -29,9 +29,9 @@ from vilem_jax.runs.checkpoint_contents import flatten, read_fields
 from vilem_jax.runs.checkpoints import restore_params
 from vilem_jax.runs.metrics import read_records
 from vilem_jax.training import run as program
-from vilem_jax.training import tasks
 from vilem_jax.training.final_scores import read_scores
 from vilem_jax.training.run import train
+from vilem_jax.training.state import TrainState
 
 STEPS, EVERY = 6, 2
 OFF = dict.fromkeys(
@@ -66,37 +66,39 @@ def settings(tmp_path_factory):
     )
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Count:
-    params: dict
-    momentum_params: dict
-
-
 class Counting:
     """A task whose parameter is the number of steps; what it scored, and when."""
+
+    image_size, frozen = 0, ()
 
     def __init__(self, workdir, recalls=RECALLS):
         self.workdir, self.recalls, self.scored = workdir, dict(recalls), []
 
     def make_task(self, *_):
-        zero = jnp.zeros((), jnp.int32)
-        start = Count({"number": zero}, {"number": zero})
+        return self
 
-        def step(state, batch, key):
-            number = state.params["number"] + 1
-            metrics = {"loss": 1.0, "skipped_in_a_row": jnp.asarray(0)}
-            return Count({"number": number}, {"number": -number}), metrics
+    def init_params(self, key):
+        return {"number": jnp.zeros((), jnp.int32)}
 
-        return tasks.Task(
-            image_size=0,
-            abstract_state=start,
-            begin=lambda key: start,
-            step=step,
-            evaluate=self.evaluate,
-            finish=lambda state: None,
-            test=self.test,
+    def load_weights(self, params):
+        return (params,)
+
+    def init_state(self, params):
+        zero, no_rows = jnp.zeros((), jnp.int32), jnp.zeros((0, 1))
+        momentum_params = jax.tree.map(jnp.copy, params)
+        queues = no_rows, no_rows, zero, None
+        return TrainState(zero, params, (), zero, zero, momentum_params, *queues)
+
+    def step(self, state, frozen, batch, key):
+        number = state.params["number"] + 1
+        state = dataclasses.replace(
+            state, params={"number": number}, momentum_params={"number": -number}
         )
+        metrics = {"loss": jnp.ones(()), "skipped_in_a_row": state.skipped_in_a_row}
+        return state, metrics
+
+    def finish(self, state):
+        pass
 
     def evaluate(self, state):
         recall = self.recalls[int(state.params["number"])]

@@ -25,7 +25,7 @@ def ids_of(step):
 
 def run(config, num_devices=1, *, num_steps=4, ids=ids_of):
     runner = Runner(config, num_devices)
-    state, metrics = runner.begin(config), []
+    state, metrics = runner.init_state(config), []
     for step in range(num_steps):
         state, record = runner.step(state, batch_of(step, ids(step)))
         metrics.append(jax.device_get(record))
@@ -44,7 +44,9 @@ def test_the_queue_of_ids_goes_with_the_queue_of_keys(alone):
     state = alone[1]
     np.testing.assert_array_equal(state.queue_image_ids, expected)
     assert state.queue_count == QUEUE
-    start = Runner(tiny_config(loss=LOSS | OFF)).begin(tiny_config(loss=LOSS | OFF))
+    start = Runner(tiny_config(loss=LOSS | OFF)).init_state(
+        tiny_config(loss=LOSS | OFF)
+    )
     np.testing.assert_array_equal(start.queue_image_ids, np.full(QUEUE, -1))
 
 

@@ -17,7 +17,7 @@ NUM_STEPS = 5
 def run(config, num_devices=1):
     """Metrics of every step, the last state, and how often the step was compiled."""
     runner = Runner(config, num_devices)
-    state, metrics = runner.begin(config), []
+    state, metrics = runner.init_state(config), []
     for number in range(NUM_STEPS):
         state, record = runner.step(state, tiny_batch(number))
         metrics.append(jax.device_get(record))

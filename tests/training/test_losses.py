@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vilem_jax.config.schema import Config, LossConfig
+from vilem_jax.config.schema import ComputeConfig, LossConfig
 from vilem_jax.models.vilem import ProofreadLogits
 from vilem_jax.objectives import editing
 from vilem_jax.training import losses
@@ -29,8 +29,9 @@ class Stub:
     name: str
     arrays: dict
     temperature = jnp.full((), TEMPERATURE)
+    compute = ComputeConfig()
 
-    def see(self, pixels, *, with_levels):
+    def image_features(self, pixels, *, with_levels):
         return StubFeatures(self.name)
 
     def project_image(self, features):
@@ -82,7 +83,9 @@ def case():
         return values.astype(np.float32)
 
     arrays = {"image": unit(BATCH), "text": unit(BATCH)}
-    for branch, reader, seen in itertools.product(BRANCHES, *2 * [("fast", "slow")]):
+    for branch, reader, seen in itertools.product(
+        BRANCHES, *2 * [("online", "momentum")]
+    ):
         arrays[f"{branch}/{reader}/{seen}"] = ProofreadLogits(
             rng.normal(size=(BATCH, LENGTH, 2)).astype(np.float32),
             rng.normal(size=(BATCH, POSITIONS, WORDS)).astype(np.float32),
@@ -107,32 +110,33 @@ def case():
         edits,
         None,
     )
-    contrast = losses.Contrast(
-        unit(BATCH),
-        unit(BATCH),
-        unit(QUEUE),
-        unit(QUEUE),
-        jnp.asarray(2),
-        jnp.zeros(()),
-    )
-    return arrays, samples, contrast, num_edits
+    keys = losses.Keys(unit(BATCH), unit(BATCH), None)
+    queues = unit(QUEUE), unit(QUEUE), jnp.asarray(2), None
+    return arrays, samples, (keys, queues), num_edits
 
 
 def sums_of(case, loss: LossConfig, rows=slice(None)):
-    """`loss_sums` of some rows of the batch."""
-    arrays, samples, contrast, _ = case
+    """`batch_loss` of some rows of the batch, its parts by their metric's name."""
+    arrays, samples, (keys, queues), _ = case
     part = jax.tree.map(lambda x: np.asarray(x)[rows], samples)
     part_arrays = jax.tree.map(lambda x: x[rows], arrays)
-    total, sums = losses.loss_sums(
-        Stub("fast", part_arrays),
-        Stub("slow", part_arrays),
+    total, (loss_of_part, sums) = losses.batch_loss(
+        {},
         part,
         np.arange(BATCH)[rows],
-        losses.Shared(contrast, losses.denominators(samples)),
-        Config(loss=loss),
-        1,
+        build=lambda params: Stub("online", part_arrays),
+        momentum_model=Stub("momentum", part_arrays),
+        keys=keys,
+        shared=losses.Shared(*queues, losses.batch_counts(samples)),
+        config=loss,
+        num_groups=1,
     )
-    return total, sums
+    by_name = {"loss": loss_of_part, "loss_i2t": sums.i2t, "loss_t2i": sums.t2i}
+    for branch, of_branch in sums.branches.items():
+        for task in ("detect", "correct"):
+            if getattr(of_branch, task) is not None:
+                by_name[f"loss_{branch}_{task}"] = getattr(of_branch, task)
+    return total, by_name
 
 
 def log_softmax(logits, label):
@@ -170,7 +174,10 @@ def correction(case, logits):
 
 
 # Who reads, and who saw the image.
-PAIRS = {"online": ["fast/fast"], "cross": ["fast/slow", "slow/fast"]}
+PAIRS = {
+    "online": ["online/online"],
+    "cross": ["online/momentum", "momentum/online"],
+}
 
 
 def expected(case, branch, task, pairing="online"):
@@ -184,9 +191,9 @@ def test_total_of_every_row_of_table_5(case, on):
     """Eq. (13) with each of the four losses on or off."""
     switches = dict(zip(SWITCHES, on, strict=True))
     total, sums = sums_of(case, LossConfig(**switches))
-    arrays, _, contrast, _ = case
-    i2t = align(arrays["image"], contrast.text_keys, contrast.text_queue)
-    t2i = align(arrays["text"], contrast.image_keys, contrast.image_queue)
+    arrays, _, (keys, queues), _ = case
+    i2t = align(arrays["image"], keys.text, queues[1])
+    t2i = align(arrays["text"], keys.image, queues[0])
     np.testing.assert_allclose(sums["loss_i2t"], i2t, rtol=1e-6)
     np.testing.assert_allclose(sums["loss_t2i"], t2i, rtol=1e-6)
     wanted = (i2t + t2i) / 2
@@ -223,7 +230,7 @@ def test_parts_of_a_batch_add_up(case, reduction, pairing):
 
 def test_detection_a_word_and_an_edit(case):
     _, samples, _, num_edits = case
-    logits = case[0]["local/fast/fast"]
+    logits = case[0]["local/online/online"]
     _, mean = sums_of(case, LossConfig(detect_reduction="mean"))
     wanted = detection(case, logits) * BATCH / np.sum(samples.is_editable)
     np.testing.assert_allclose(mean["loss_local_detect"], wanted, rtol=1e-6)

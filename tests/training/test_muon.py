@@ -12,7 +12,7 @@ from vilem_jax.config.schema import OptimizerConfig
 from vilem_jax.planning import memory
 from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.training.optimizer import make_optimizer, takes_muon
-from vilem_jax.training.state import initial_params
+from vilem_jax.training.state import init_params
 
 MUON = {"name": "muon"}
 SHAPES = {"wide": (4, 7), "tall": (9, 3)}
@@ -52,7 +52,7 @@ def test_directions_equal_float64(shape):
 
 
 def test_all_but_kernels_between_hidden_layers_are_adam_s():
-    params = initial_params(tiny_config(), jax.random.key(0))
+    params = init_params(tiny_config(), jax.random.key(0))
     grads = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
     updates = {}
     for name in ("adamw", "muon"):

@@ -8,7 +8,7 @@ import pytest
 from tests.tiny import tiny_config
 from vilem_jax.config.schema import OptimizerConfig
 from vilem_jax.training.optimizer import decays, make_optimizer, make_schedule
-from vilem_jax.training.state import initial_params
+from vilem_jax.training.state import init_params
 
 PAPER = OptimizerConfig()
 
@@ -55,7 +55,7 @@ def test_no_warm_up():
 
 
 def names_that_decay(config):
-    params = jax.eval_shape(lambda: initial_params(tiny_config(), jax.random.key(0)))
+    params = jax.eval_shape(lambda: init_params(tiny_config(), jax.random.key(0)))
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): decays(
             path, value, config

@@ -1,8 +1,8 @@
 """Whole runs: what they leave behind, that they repeat, stop, go on, and complain."""
 
+import dataclasses
 import json
 import signal
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +25,7 @@ from vilem_jax.runs.metrics import read_records
 from vilem_jax.runs.workdir import read_config
 from vilem_jax.training import run as program
 from vilem_jax.training.run import train
+from vilem_jax.training.state import State
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +110,7 @@ def test_tower_and_heads_start_from_the_editor(editor_folder, settings, tmp_path
     tokenizer = program.open_tokenizer(config, tmp_path)
     layout = make_layout(config.compute, 1)
     task = program.make_task(config, layout, tokenizer, lambda step: 0.0, tmp_path)
-    params = task.begin(program.jax.random.key(0)).params
+    params, _ = task.load_weights(task.init_params(program.jax.random.key(0)))
     stored = load_file(editor_folder / "model.safetensors")
     words = next(v for n, v in stored.items() if n.endswith("word_embeddings.weight"))
     np.testing.assert_array_equal(params["text"]["embedding"]["words"], words)
@@ -178,31 +179,40 @@ def test_a_dry_run_writes_nothing(settings, tmp_path):
     assert np.isfinite(metrics["loss"]) and not workdir.exists()
 
 
-class Steps:
-    """A task whose step is not finite where the numbers say so."""
+class CountingTask:
+    """A task whose parameter counts the steps; `skipped` are those not finite."""
 
-    def __init__(self, bad):
-        self.bad, self.state = bad, {"number": jnp.zeros((), jnp.int32)}
+    frozen = ()
 
-    def task(self):
-        in_a_row = 0
+    def __init__(self, skipped=(), image_size=0):
+        self.skipped, self.image_size = jnp.asarray([0, *skipped]), image_size
 
-        def step(state, batch, key):
-            nonlocal in_a_row
-            number = int(state["number"]) + 1
-            in_a_row = in_a_row + 1 if number in self.bad else 0
-            metrics = {"loss": 1.0, "skipped_in_a_row": jnp.asarray(in_a_row)}
-            metrics["corrupt_images"] = batch["is_corrupt"].sum()
-            return {"number": jnp.asarray(number, jnp.int32)}, metrics
+    def init_params(self, key):
+        return {"number": jnp.zeros((), jnp.int32)}
 
-        return types.SimpleNamespace(
-            image_size=0,
-            abstract_state=self.state,
-            begin=lambda key: self.state,
-            step=step,
-            evaluate=lambda state: {},
-            finish=lambda state: None,
+    def load_weights(self, params):
+        return (params,)
+
+    def init_state(self, params):
+        zero = jnp.zeros((), jnp.int32)
+        return State(zero, params, (), zero, zero)
+
+    def step(self, state, frozen, batch, key):
+        number = state.params["number"] + 1
+        in_a_row = state.skipped_in_a_row + 1
+        in_a_row = jnp.where(jnp.isin(number, self.skipped), in_a_row, 0)
+        metrics = {"loss": jnp.ones(()), "skipped_in_a_row": in_a_row}
+        metrics["corrupt_images"] = batch["is_corrupt"].sum()
+        state = dataclasses.replace(
+            state, params={"number": number}, skipped_in_a_row=in_a_row
         )
+        return state, metrics
+
+    def evaluate(self, state):
+        return {}
+
+    def finish(self, state):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -216,7 +226,7 @@ class Steps:
 def test_three_skipped_steps_in_a_row_stop_the_run(
     settings, tmp_path, monkeypatch, capsys, bad, last_bad, stops_at
 ):
-    monkeypatch.setattr(program, "make_task", lambda *_: Steps(bad).task())
+    monkeypatch.setattr(program, "make_task", lambda *_: CountingTask(bad))
     if last_bad is None:
         train(freeze(settings), tmp_path, num_devices=1)
         assert capsys.readouterr().err.count("was skipped") == len(bad)
@@ -228,7 +238,7 @@ def test_three_skipped_steps_in_a_row_stop_the_run(
 
 
 def test_a_warm_up_as_long_as_the_run_is_told(settings, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(program, "make_task", lambda *_: Steps(set()).task())
+    monkeypatch.setattr(program, "make_task", lambda *_: CountingTask())
     for steps, is_told in ((NUM_STEPS - 1, False), (NUM_STEPS, True)):
         optimizer = {"warmup_steps": steps}
         train(changed(settings, optimizer=optimizer), tmp_path / str(steps))
@@ -242,9 +252,8 @@ def test_broken_images_are_counted_in_the_log(settings, tmp_path, monkeypatch):
     (tmp_path / "broken.png").write_bytes(b"no image")
     pairs = [{"image": f"{n}.png", "caption": "a red dog"} for n in ("good", "broken")]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    stub = Steps(set()).task()
-    stub.image_size = 16
-    monkeypatch.setattr(program, "make_task", lambda *_: stub)
+    task = CountingTask(image_size=16)
+    monkeypatch.setattr(program, "make_task", lambda *_: task)
     data = {
         "train": {"pairs": {"path": str(tmp_path / "pairs.json")}},
         "validation": {},
@@ -258,7 +267,7 @@ def test_broken_images_are_counted_in_the_log(settings, tmp_path, monkeypatch):
 
 def test_too_many_broken_images_stop_the_run():
     data, train = {"max_corrupt_fraction": 0.01}, {"batch_size": 100}
-    watch = program._Watch(freeze({"data": data, "train": train}))
+    watch = program._Monitor(freeze({"data": data, "train": train}))
 
     def bad(count):
         """Metrics of a step; judged by the next call."""
@@ -269,7 +278,7 @@ def test_too_many_broken_images_stop_the_run():
     assert watch.trouble_before(20, bad(2)) is None
     trouble = watch.trouble_before(21, bad(0))
     assert trouble.startswith("22 of 2100 ") and "max_corrupt_fraction=0.01" in trouble
-    few = program._Watch(freeze({"train": train}))
+    few = program._Monitor(freeze({"train": train}))
     few.trouble_before(0, bad(10))
     assert few.trouble_before(1, {}) is None  # in the first batch: no fraction yet
 

@@ -19,10 +19,11 @@ from tests.tiny import (
 )
 from vilem_jax.keys import sample_keys
 from vilem_jax.models.vilem import model_graph
+from vilem_jax.objectives import proofreading
 from vilem_jax.training import losses
-from vilem_jax.training.gradients import ramp, split, unsplit
+from vilem_jax.training.gradients import split, unsplit
 from vilem_jax.training.optimizer import decays, make_schedule
-from vilem_jax.training.step import step_metrics
+from vilem_jax.training.step import ramp, step_metrics
 
 CONFIG = tiny_config()
 QUEUE = CONFIG.loss.queue_length
@@ -49,7 +50,7 @@ def embeddings():
     def of(params, momentum_params, samples):
         model = nnx.merge(graph, params)
         keys = losses.momentum_keys(
-            nnx.merge(graph, momentum_params), samples, has_dropout=False
+            samples, model=nnx.merge(graph, momentum_params), has_dropout=False
         )
         text = model.encode_text(samples.tokens, samples.attention_mask)
         return model.encode_image(samples.pixels), text, *keys
@@ -163,16 +164,17 @@ def test_only_the_edited_places_decide_the_correction(steps):
 def test_accuracy_metrics_come_from_the_counts():
     samples = tiny_samples()
     num_edits = int(samples.edits.is_edit.sum())
-    sums = {
-        "loss": jnp.asarray(1.5),
-        "local_found": jnp.asarray(6),
-        "local_said": jnp.asarray(8),
-        "local_wrong": jnp.asarray(12),
-        "local_hits": jnp.asarray(3),
-        "embedding_sum": jnp.asarray([BATCH * 0.5, 0.0]),
-        "embedding_square_sum": jnp.asarray([BATCH * 0.5, BATCH * 0.04]),
-    }
-    metrics = step_metrics(sums, samples, CONFIG)
+    counts = proofreading.DetectionCounts(*map(jnp.asarray, (6, 8, 12)))
+    loss = jnp.asarray(0.5)
+    local = losses.ProofreadSums(loss, loss, counts, jnp.asarray(3))
+    sums = losses.LossSums(
+        i2t=loss,
+        t2i=loss,
+        branches={"local": local},
+        embedding=jnp.asarray([BATCH * 0.5, 0.0]),
+        embedding_square=jnp.asarray([BATCH * 0.5, BATCH * 0.04]),
+    )
+    metrics = step_metrics(jnp.asarray(1.5), sums, samples)
     np.testing.assert_allclose(metrics["local_detect_f1"], 2 * 6 / (8 + 12))
     np.testing.assert_allclose(metrics["local_correct_top1"], 3 / num_edits)
     np.testing.assert_allclose(metrics["edits_per_caption"], num_edits / BATCH)

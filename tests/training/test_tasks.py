@@ -8,7 +8,6 @@ from vilem_jax.config.schema import Config, DataConfig, EvaluationConfig
 from vilem_jax.config.sources import ScenesConfig
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
-from vilem_jax.editing.loading import token_tables
 from vilem_jax.training import editor_step, tasks
 
 
@@ -37,9 +36,8 @@ def test_every_caption_counts_where_the_last_chunk_is_not_full(tmp_path, monkeyp
         ),
         evaluation=EvaluationConfig(batch_size=4),
     )
-    tables = token_tables(tokenizer)
-    evaluate = tasks._make_editor_evaluation(config, tokenizer, tables)
-    metrics = evaluate(types.SimpleNamespace(params={}))
+    task = tasks.EditorTask(config, tokenizer, lambda step: 0.0, tmp_path)
+    metrics = task.evaluate(types.SimpleNamespace(params={}))
     assert metrics == {"mine": {"masked_top1": 4 / 15}}
     expected = tokenizer.encode(captions, config.data.text_length)
     np.testing.assert_array_equal(np.concatenate(chunks), expected)

@@ -21,7 +21,7 @@ from vilem_jax.config.schema import VisionConfig
 from vilem_jax.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.training import starting
-from vilem_jax.training.state import initial_params
+from vilem_jax.training.state import init_params
 from vilem_jax.weights import starts, tables
 from vilem_jax.weights.importing import import_weights
 from vilem_jax.weights.model_folder import read_model_folder
@@ -254,7 +254,7 @@ def _random(config):
     import jax
 
     return jax.device_get(
-        jax.jit(lambda key: initial_params(config, key))(jax.random.key(0))
+        jax.jit(lambda key: init_params(config, key))(jax.random.key(0))
     )
 
 

@@ -4,6 +4,8 @@ Each function returns sums over its samples, so that parts of a batch can be add
 divided once by whole-batch counts: microbatches are then exact.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -55,20 +57,23 @@ def correction_sum(logits: jax.Array, correction: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(is_edit, each, 0.0))
 
 
+class DetectionCounts(NamedTuple):
+    """Counts of tokens, "wrong" being the positive class; int32 scalars."""
+
+    found: jax.Array  # flagged and wrong
+    flagged: jax.Array
+    wrong: jax.Array
+
+
 def detection_counts(
     logits: jax.Array, is_original: jax.Array, is_editable: jax.Array
-) -> dict[str, jax.Array]:
-    """Counts for precision and recall, "wrong" being the positive class.
-
-    A word is called wrong where P(original) < 0.5.
-    """
-    says_wrong = (logits[..., 0] > logits[..., 1]) & is_editable
+) -> DetectionCounts:
+    """Counts for precision and recall; a token is flagged if P(original) < 0.5."""
+    is_flagged = (logits[..., 0] > logits[..., 1]) & is_editable
     is_wrong = ~is_original & is_editable
-    return {
-        "found": jnp.sum(says_wrong & is_wrong),
-        "said": jnp.sum(says_wrong),
-        "wrong": jnp.sum(is_wrong),
-    }
+    return DetectionCounts(
+        jnp.sum(is_flagged & is_wrong), jnp.sum(is_flagged), jnp.sum(is_wrong)
+    )
 
 
 def correction_hits(logits: jax.Array, correction: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vilem_jax.config.schema import Config
 from vilem_jax.objectives.editing import TokenTables
@@ -69,14 +70,23 @@ def editor_params(config: Config) -> dict:
     """Of a `MaskedLanguageModel`; in `task="editor"` those that train."""
     own = editor_config(config)
     return jax.eval_shape(
-        lambda k: editor_step.initial_editor_params(own, k), jax.random.key(0)
+        lambda k: editor_step.init_editor_params(own, k), jax.random.key(0)
     )
 
 
-def editor_state(config: Config) -> editor_step.EditorState:
+def editor_state(config: Config) -> editor_step.State:
     return jax.eval_shape(
-        lambda k: editor_step.initial_editor_state(
-            config, editor_step.initial_editor_params(config, k)
+        lambda k: editor_step.init_editor_state(
+            config, editor_step.init_editor_params(config, k)
         ),
         jax.random.key(0),
+    )
+
+
+def masking_tables(config: Config) -> editor_step.MaskingTables:
+    """Of a vocabulary in which all but the five special tokens are editable."""
+    size = config.model.text.vocab_size
+    is_editable = jax.ShapeDtypeStruct((size,), bool)
+    return editor_step.MaskingTables(
+        is_editable, jax.ShapeDtypeStruct((size - 5,), np.int32)
     )

@@ -13,25 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import (
     Layout,
     check_batch,
     make_layout,
-    over_batch,
-    replicated,
 )
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
-from vilem_jax.objectives.editing import TokenTables
 from vilem_jax.planning import abstract, hlo
 from vilem_jax.planning.devices import Device
 from vilem_jax.training import editor_step
+from vilem_jax.training.compile import compile_step
 from vilem_jax.training.optimizer import make_schedule
-from vilem_jax.training.state import abstract_state, state_sharding
+from vilem_jax.training.state import abstract_state
 from vilem_jax.training.step import make_train_step
 
 # Arbitrary: neither changes a shape.
@@ -155,21 +152,12 @@ def compile_ahead(config: Config, devices: Sequence) -> CompiledStep:
 
 def lower_step(config: Config, layout: Layout):
     """The step of `training/tasks.py`, traced on shapes: a `jax.stages.Lowered`."""
-    mesh = layout.mesh
-    whole, rows = replicated(mesh), over_batch(mesh)
     schedule = make_schedule(config.optimizer, ANY_STEPS)
-    state_and_step = _editor_step if config.task == "editor" else _vilem_step
-    arguments, step = state_and_step(config, layout, schedule)
-    shardings = {"state": whole, "editor": whole, "batch": rows, "key": whole}
-    if config.task == "vilem":
-        shardings["state"] = state_sharding(arguments["state"], layout)
-    jitted = jax.jit(
-        step,
-        in_shardings=tuple(shardings[name] for name in arguments),
-        out_shardings=(shardings["state"], whole),
-        donate_argnames="state",
-    )
-    return jitted.lower(*arguments.values())
+    is_editor = config.task == "editor"
+    make = _editor_step if is_editor else _vilem_step
+    step, state, frozen = make(config, layout, schedule)
+    compiled = compile_step(step, state, layout)
+    return compiled.lower(state, frozen, abstract.batch(config), abstract.key())
 
 
 def _vilem_step(config, layout, schedule):
@@ -177,35 +165,14 @@ def _vilem_step(config, layout, schedule):
     if abstract.uses_editor(config):
         graph = editor_graph(abstract.editor_config(config))
         editor = dataclasses.replace(editor, params=abstract.editor_params(config))
-    step = make_train_step(
-        config,
-        schedule,
-        graph,
-        pad_id=PAD,
-        mask_id=MASK,
-        layout=layout,
-    )
-    arguments = {
-        "state": abstract_state(config),
-        "editor": editor,
-        "batch": abstract.batch(config),
-        "key": abstract.key(),
-    }
-    return arguments, step
+    ids = {"pad_id": PAD, "mask_id": MASK}
+    step = make_train_step(config, schedule, graph, layout=layout, **ids)
+    return step, abstract_state(config), editor
 
 
 def _editor_step(config, layout, schedule):
-    is_editable = np.arange(config.model.text.vocab_size) > MASK
-    tables = TokenTables(is_editable, ~is_editable, ~is_editable)
-    step = editor_step.make_editor_step(
-        config, schedule, tables, pad_id=PAD, mask_id=MASK
-    )
-    arguments = {
-        "state": abstract.editor_state(config),
-        "batch": abstract.batch(config),
-        "key": abstract.key(),
-    }
-    return arguments, step
+    step = editor_step.make_editor_step(config, schedule, pad_id=PAD, mask_id=MASK)
+    return step, abstract.editor_state(config), abstract.masking_tables(config)
 
 
 def compiler_error(error: Exception) -> UserError:

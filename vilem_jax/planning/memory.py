@@ -18,7 +18,7 @@ from vilem_jax.models.vilem import Params
 from vilem_jax.planning import abstract
 from vilem_jax.planning.costs import vit_stops_at_cls
 from vilem_jax.training.optimizer import make_optimizer
-from vilem_jax.training.state import initial_params
+from vilem_jax.training.state import init_params
 
 MARGIN = 0.1  # of a chip's memory: fragments, short-lived values, the program
 _FLOAT32 = 4
@@ -41,7 +41,7 @@ def _trained(model: Config) -> Params:
     """Shapes of the parameters that train in `model.task`."""
     if model.task == "editor":
         return abstract.editor_params(model)
-    return jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
+    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
 
 
 @cache

@@ -1,17 +1,15 @@
-"""Training the editor: BERT learns to name masked words of captions (task="editor").
+"""Training the editor: BERT learns to name masked tokens of captions (task="editor").
 
 A BERT without a masked-language head, or none at all, becomes the editor this way; the
 text tower can start from the same weights, as the paper starts both from BERT.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from vilem_jax.config.schema import Config
@@ -23,96 +21,72 @@ from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vilem import Params
 from vilem_jax.objectives import editing, proofreading
 from vilem_jax.training.optimizer import make_optimizer
-from vilem_jax.training.step import keep_if_finite
+from vilem_jax.training.state import State, initial_fields
+from vilem_jax.training.step import Batch, Metrics, apply_gradients
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class EditorState:
-    """All that changes while an editor is trained."""
+class MaskingTables(NamedTuple):
+    """What masking reads of the vocabulary."""
 
-    step: jax.Array  # int32
-    params: Params  # of a `MaskedLanguageModel`
-    opt_state: Any
-    skipped_total: jax.Array  # int32
-    skipped_in_a_row: jax.Array  # int32
+    is_editable: jax.Array  # bool [V]
+    editable: np.ndarray  # int32 [W], the tokens that are
 
 
-def initial_editor_params(config: Config, key: jax.Array) -> Params:
+def masking_tables(tables: editing.TokenTables) -> MaskingTables:
+    editable = np.flatnonzero(tables.is_editable).astype(np.int32)
+    return MaskingTables(tables.is_editable, editable)
+
+
+def init_editor_params(config: Config, key: jax.Array) -> Params:
     model = MaskedLanguageModel(config.model.text, config.compute, rngs=nnx.Rngs(key))
     params = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
     return with_init_std(params, config.model.init_std)
 
 
-def initial_editor_state(config: Config, params: Params) -> EditorState:
-    zero = jnp.zeros((), jnp.int32)
-    return EditorState(
-        step=zero,
-        params=params,
-        opt_state=make_optimizer(config.optimizer).init(params),
-        skipped_total=zero,
-        skipped_in_a_row=zero,
-    )
+def init_editor_state(config: Config, params: Params) -> State:
+    return State(**initial_fields(config, params))
 
 
 def make_editor_step(
-    config: Config,
-    schedule: Callable,
-    tables: editing.TokenTables,
-    *,
-    pad_id: int,
-    mask_id: int,
-) -> Callable:
-    """`step(state, batch, key) -> (state, metrics)`: hide words, name them, AdamW."""
+    config: Config, schedule: Callable, *, pad_id: int, mask_id: int
+) -> Callable[[State, MaskingTables, Batch, jax.Array], tuple[State, Metrics]]:
+    """`step(state, tables, batch, key)`: mask tokens, name them, optimizer."""
     graph = editor_graph(config)
     optimizer = make_optimizer(config.optimizer)
-    words = np.flatnonzero(tables.is_editable).astype(np.int32)
 
-    def loss_of(params, tokens, hidden, chosen, seeds):
+    def loss_of(params, tokens, masked, chosen, seeds):
         logits = nnx.merge(graph, params).logits_at(
-            hidden, make_attention_mask(tokens, pad_id), chosen.positions, seeds=seeds
+            masked, make_attention_mask(tokens, pad_id), chosen.positions, seeds=seeds
         )
-        edits = editing.apply_edits(tokens, chosen, chosen.positions)
-        correction = editing.correction_labels(tokens, edits)
-        num = jnp.maximum(chosen.is_edit.sum(), 1)
-        loss = proofreading.correction_sum(logits, correction) / num
-        return loss, proofreading.correction_hits(logits, correction) / num
+        correction = _masked_labels(tokens, chosen)
+        num_masked = jnp.maximum(chosen.is_edit.sum(), 1)
+        loss = proofreading.correction_sum(logits, correction) / num_masked
+        return loss, proofreading.correction_hits(logits, correction) / num_masked
 
-    def step(state: EditorState, batch, key):
+    def step(state: State, tables: MaskingTables, batch: Batch, key: jax.Array):
         tokens = batch["tokens"]
         keys = sample_keys(key, state.step, batch["sample_id"])
+        is_editable = tables.is_editable[tokens]
         chosen = editing.choose_positions(
-            fold_in(keys, Purpose.EDIT), tables.is_editable[tokens], config.editor
+            fold_in(keys, Purpose.EDIT), is_editable, config.editor
         )
-        seeds = dropout_seeds(fold_in(keys, Purpose.DROPOUT))
-        hidden = mask_tokens(
+        masked = mask_tokens(
             fold_in(keys, Purpose.AUGMENT),
             tokens,
             chosen,
-            words,
+            tables.editable,
             config.editor.mask_rate,
             mask_id,
         )
+        seeds = dropout_seeds(fold_in(keys, Purpose.DROPOUT))
         (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, tokens, hidden, chosen, seeds
+            state.params, tokens, masked, chosen, seeds
         )
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         rate = schedule(state.step)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        update_norm = optax.tree.norm(updates)
-        is_finite = jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])).all()
-        state = keep_if_finite(
-            state, is_finite, {"params": params, "opt_state": opt_state}
+        state, metrics = apply_gradients(
+            state, state.params, grads, loss, optimizer, rate
         )
-        return state, {
-            "loss": loss,
-            "masked_top1": top1,
-            "grad_norm": grad_norm,
-            "learning_rate": rate,
-            "skipped_total": state.skipped_total,
-            "skipped_in_a_row": state.skipped_in_a_row,
-        }
+        return state, metrics | {"loss": loss, "masked_top1": top1}
 
     return step
 
@@ -121,44 +95,44 @@ def mask_tokens(
     keys: jax.Array,
     tokens: jax.Array,
     chosen: editing.ChosenPositions,
-    words: np.ndarray,
+    editable: jax.Array | np.ndarray,
     mask_rate: float,
     mask_id: int,
 ) -> jax.Array:
-    """BERT's rule: of the chosen words most become [MASK], some stay, some change.
+    """BERT's rule: of the chosen tokens most become [MASK], some stay, some change.
 
-    Those that stay matter: where nothing else tells two words apart (the colour of a
-    thing that may have any), a BERT that only fills masks forgets which it read, and
+    Those that stay matter: if nothing else tells two words apart (the color of a thing
+    that may have any), a BERT that only fills masks forgets which one it read, and the
     tied embeddings of such words become one.
 
     Args:
       keys: typed keys [B].
       tokens: int32 [B, L].
-      words: int32 [W], all that may stand in a changed place.
-      mask_rate: share of [MASK]; half of the rest stay, half become any word.
+      editable: int32 [W], the tokens that a changed one becomes.
+      mask_rate: share of [MASK]; half of the rest stay, half become any token.
 
     Returns:
       int32 [B, L].
     """
     shape = chosen.positions.shape[1:]
-    draw = jax.vmap(lambda key: jax.random.uniform(key, (2, *shape)))(keys)
-    fate, which = draw[:, 0], draw[:, 1]
-    number = jnp.floor(which * len(words)).astype(jnp.int32)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (2, *shape)))(keys)
+    outcome, which = uniform[:, 0], uniform[:, 1]  # [B, K] each
+    index = jnp.floor(which * len(editable)).astype(jnp.int32)
     original = jnp.take_along_axis(tokens, chosen.positions, axis=1)
-    changed = jnp.asarray(words)[number]
-    shown = jnp.where(fate < (1.0 + mask_rate) / 2, original, changed)
-    shown = jnp.where(fate < mask_rate, mask_id, shown)
+    changed = jnp.asarray(editable)[index]
+    shown = jnp.where(outcome < (1.0 + mask_rate) / 2, original, changed)
+    shown = jnp.where(outcome < mask_rate, mask_id, shown)
     return editing.apply_edits(tokens, chosen, shown.astype(tokens.dtype)).tokens
 
 
 def make_masked_accuracy(config: Config, *, pad_id: int, mask_id: int) -> Callable:
-    """`accuracy(editor, tokens, key) -> (hits, masked)`: masked words named right.
+    """`accuracy(editor, tokens, key) -> (hits, masked)`: masked tokens named right.
 
-    The words that are masked depend on the row's number and the key alone.
+    Which tokens are masked depends on the row's index and the key alone.
     """
     graph = editor_graph(config)
 
-    def accuracy(editor: FrozenEditor, tokens, key):
+    def accuracy(editor: FrozenEditor, tokens: jax.Array, key: jax.Array):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(tokens.shape[0]))
         is_editable = editor.tables.is_editable[tokens]
         chosen = editing.choose_positions(keys, is_editable, config.editor)
@@ -166,11 +140,13 @@ def make_masked_accuracy(config: Config, *, pad_id: int, mask_id: int) -> Callab
         logits = nnx.merge(graph, editor.params).logits_at(
             masked, make_attention_mask(tokens, pad_id), chosen.positions
         )
-        edits = editing.apply_edits(tokens, chosen, chosen.positions)
-        correction = editing.correction_labels(tokens, edits)
-        return (
-            proofreading.correction_hits(logits, correction),
-            chosen.is_edit.sum(),
-        )
+        hits = proofreading.correction_hits(logits, _masked_labels(tokens, chosen))
+        return hits, chosen.is_edit.sum()
 
     return accuracy
+
+
+def _masked_labels(tokens: jax.Array, chosen: editing.ChosenPositions) -> jax.Array:
+    """The token at each chosen position, int32 [B, K]; IGNORE at the others."""
+    edits = editing.apply_edits(tokens, chosen, chosen.positions)
+    return editing.correction_labels(tokens, edits)

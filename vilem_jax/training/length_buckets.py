@@ -32,24 +32,23 @@ def arrangement(
     return partial(_take, strided), partial(_take, jnp.argsort(strided))
 
 
-def on_shortest(
-    function: Callable[[Samples], Any], lengths: tuple[int, ...]
-) -> Callable[[Samples], Any]:
+def on_shortest(function: Callable, lengths: tuple[int, ...]) -> Callable:
     """`function` of samples whose texts are cut to the shortest length that holds them.
 
-    One branch is compiled a length, and one runs.
+    One branch is compiled for each length, and one runs.
 
     Args:
+      function: of `Samples`, and of any other arrays.
       lengths: rising, all below the padded length, which is tried last.
     """
 
-    def cut_and_run(length: int, samples: Samples):
-        return function(cut(samples, length))
+    def cut_and_run(length: int, samples: Samples, *others: Any):
+        return function(cut(samples, length), *others)
 
-    def run(samples: Samples):
+    def run(samples: Samples, *others: Any):
         branches = [partial(cut_and_run, length) for length in lengths]
         which = jnp.searchsorted(jnp.asarray(lengths), _lengths(samples).max())
-        return jax.lax.switch(which, [*branches, function], samples)
+        return jax.lax.switch(which, [*branches, function], samples, *others)
 
     return run
 

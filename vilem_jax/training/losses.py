@@ -1,238 +1,295 @@
-"""All losses of a part of the batch, from one pass of each tower: Eqs. (3)-(13)."""
+"""All losses of a part of the batch, from one pass of each tower: Eqs. (3)-(13).
 
-from typing import NamedTuple
+Every loss is a sum over samples (texts, edits) with the count that divides it. Counts
+are of the whole batch and known before it is cut into microbatches, so the losses of
+the parts add up to the loss of the batch, whatever the number of parts and devices.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vilem_jax.config.schema import Config
+from vilem_jax.config.schema import LossConfig
 from vilem_jax.models.layers import for_site
-from vilem_jax.models.vilem import ViLEM
+from vilem_jax.models.vilem import Params, ProofreadLogits, ViLEM
+from vilem_jax.models.vision import ImageFeatures
 from vilem_jax.objectives import contrastive, editing, proofreading
 
 CLEAN, LOCAL, GLOBAL, MOMENTUM = range(4)  # dropout streams of the text tower
+
+Branch = Literal["local", "global"]
 
 
 class Samples(NamedTuple):
     """What the device works on; every array has the batch, or a part, first."""
 
-    pixels: jax.Array  # [B, R, R, 3], augmented and normalised
+    pixels: jax.Array  # [B, R, R, 3], augmented and normalized
     tokens: jax.Array  # int32 [B, L]
     attention_mask: jax.Array  # bool [B, L], False at padding
-    is_editable: jax.Array  # bool [B, L], what may be edited and is judged
-    edits: editing.Edits | None  # None where no proofreading loss is on
+    is_editable: jax.Array  # bool [B, L], tokens that may be edited and are judged
+    edits: editing.Edits | None  # None if no proofreading loss is on
     dropout_seeds: jax.Array | None  # uint32 [B, 2]; None turns dropout off
     image_id: jax.Array | None = None  # int32 [B], needed with positives="image"
 
 
-class Contrast(NamedTuple):
-    """What every part of the batch contrasts itself with; no gradient."""
+class Keys(NamedTuple):
+    """Momentum embeddings that the batch is contrasted with; no gradient."""
 
-    image_keys: jax.Array  # [B, E], the whole global batch, unit rows
-    text_keys: jax.Array  # [B, E]
-    image_queue: jax.Array  # [Q, E]
-    text_queue: jax.Array  # [Q, E]
-    queue_count: jax.Array  # int32
-    soft_weight: jax.Array  # alpha now
-    image_ids: jax.Array | None = None  # int32 [B]; None: a sample's own key alone
-    queue_image_ids: jax.Array | None = None  # int32 [Q]
+    image: jax.Array  # [B, E], unit rows, the whole global batch
+    text: jax.Array  # [B, E]
+    image_ids: jax.Array | None  # int32 [B]; None: only a sample's own key is positive
 
 
-class Denominators(NamedTuple):
-    """Counts over the whole batch, at least 1: sums divided by them are the losses."""
+class Counts(NamedTuple):
+    """Counts over the whole batch, at least 1."""
 
     samples: int
-    words: jax.Array
+    editable: jax.Array  # tokens that are judged
     edits: jax.Array
 
 
 class Shared(NamedTuple):
-    """What every part of a batch shares, whichever device or microbatch it is in."""
+    """What all parts of a batch share, on any device and in any microbatch."""
 
-    contrast: Contrast
-    counts: Denominators
-    proofread_ramp: jax.Array | float = 1.0  # so much of lambda_1 and lambda_2 counts
+    image_queue: jax.Array  # [Q, E]
+    text_queue: jax.Array  # [Q, E]
+    queue_count: jax.Array  # int32
+    queue_image_ids: jax.Array | None  # int32 [Q]
+    counts: Counts
+    soft_weight: jax.Array | float = 0.0  # alpha of ALBEF's soft targets, now
+    proofread_ramp: jax.Array | float = 1.0  # factor of lambda_1 and lambda_2, now
 
 
-def denominators(samples: Samples) -> Denominators:
-    num_editable = jnp.maximum(samples.is_editable.sum(), 1)
+class Mean(NamedTuple):
+    """A sum over a part of the batch, and the whole batch's count that divides it."""
+
+    sum: jax.Array
+    count: jax.Array | int
+
+
+class ProofreadSums(NamedTuple):
+    """One branch; None for what it does not learn."""
+
+    detect: Any  # `Mean` of Eq. (8), or its value
+    correct: Any  # `Mean` of Eq. (9), or its value
+    detection: proofreading.DetectionCounts | None
+    correct_hits: jax.Array | None  # edits whose original token has the best logit
+
+
+class LossSums(NamedTuple):
+    """Losses and counts of a part of the batch; the parts add up."""
+
+    i2t: Any  # `Mean` of Eq. (3), or its value
+    t2i: Any  # `Mean` of Eq. (4), or its value
+    branches: dict[str, ProofreadSums]  # the branches that are trained
+    embedding: jax.Array  # [E], sum of z^v
+    embedding_square: jax.Array  # [E], sum of its square
+
+
+def batch_counts(samples: Samples) -> Counts:
+    """The counts of the whole batch, which `samples` must be."""
     num_edits = 0 if samples.edits is None else samples.edits.is_edit.sum()
-    return Denominators(
-        samples.tokens.shape[0], num_editable, jnp.maximum(num_edits, 1)
+    return Counts(
+        samples.tokens.shape[0],
+        jnp.maximum(samples.is_editable.sum(), 1),
+        jnp.maximum(num_edits, 1),
     )
 
 
-def loss_sums(
-    model: ViLEM,
-    momentum_model: ViLEM,
+def batch_loss(
+    params: Params,
     samples: Samples,
     row: jax.Array,
+    *,
+    build: Callable[[Params], ViLEM],
+    momentum_model: ViLEM,
+    keys: Keys,
     shared: Shared,
-    config: Config,
+    config: LossConfig,
     num_groups: int,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The part of every loss that these samples contribute; parts add up.
+) -> tuple[jax.Array, tuple[jax.Array, LossSums]]:
+    """Eq. (13) of these samples: their part of the loss of the whole batch.
 
     Args:
-      model: what gets gradients.
-      momentum_model: read by pairing="cross" alone.
+      params: what gets gradients.
       samples: b rows of the batch.
       row: int32 [b], their rows in the global batch.
-      shared: of the batch they are rows of.
+      build: makes the model of `params`.
+      momentum_model: read by pairing="cross" alone.
       num_groups: see `contrastive.info_nce`.
 
     Returns:
-      Eq. (13) of these samples, and sums by name (losses, counts, moments).
+      the part, and (the same, its losses and counts), which add up over the parts.
     """
-    features = model.image_features(samples.pixels, with_levels=config.loss.has_local)
+    model = build(params)
+    features = model.image_features(samples.pixels, with_levels=config.has_local)
     image_embedding = model.project_image(features)
-    text_embedding, proofread = _text_passes(
+    text_embedding, logits = _text_passes(
         model, momentum_model, samples, features, config
     )
-    sums = _contrast_sums(
-        image_embedding, text_embedding, model, row, shared.contrast, config, num_groups
+    i2t, t2i = _contrastive_sums(
+        image_embedding, text_embedding, model, row, keys, shared, config, num_groups
     )
-    sums = {name: value / shared.counts.samples for name, value in sums.items()}
-    total = (sums["loss_i2t"] + sums["loss_t2i"]) / 2
-    for branch, weight in (
-        ("local", config.loss.local_weight),
-        ("global", config.loss.global_weight),
-    ):
-        if branch not in proofread:
-            continue
-        branch_sums = _proofread_sums(
-            branch, proofread[branch], samples, shared.counts, config
+    branches = {}
+    for branch, tasks in config.trained.items():
+        branches[branch] = _proofread_sums(
+            logits[branch], samples, shared.counts, tasks, config.detect_reduction
         )
-        for task in ("detect", "correct"):
-            if getattr(config.loss, f"{branch}_{task}"):
-                loss = branch_sums[f"loss_{branch}_{task}"]
-                total += shared.proofread_ramp * weight * loss
-        sums |= branch_sums
-    sums["embedding_sum"] = image_embedding.sum(axis=0)
-    sums["embedding_square_sum"] = jnp.square(image_embedding).sum(axis=0)
-    return total, sums | {"loss": total}
+    sums = LossSums(
+        i2t=Mean(i2t, shared.counts.samples),
+        t2i=Mean(t2i, shared.counts.samples),
+        branches=branches,
+        embedding=image_embedding.sum(axis=0),
+        embedding_square=jnp.square(image_embedding).sum(axis=0),
+    )
+    # The only division by a count.
+    losses = jax.tree.map(
+        lambda x: x.sum / x.count if isinstance(x, Mean) else x,
+        sums,
+        is_leaf=lambda x: isinstance(x, Mean),
+    )
+    total = (losses.i2t + losses.t2i) / 2
+    weights = {"local": config.local_weight, "global": config.global_weight}
+    for branch, of_branch in losses.branches.items():
+        for loss in (of_branch.detect, of_branch.correct):
+            if loss is not None:
+                total += shared.proofread_ramp * weights[branch] * loss
+    return total, (total, losses)
 
 
-def _contrast_sums(image, text, model, row, contrast, config, num_groups):
-    """Eqs. (3), (4), summed over the samples."""
-    is_soft = config.loss.soft_target_weight > 0
+def _contrastive_sums(image, text, model, row, keys, shared, config, num_groups):
+    """Eqs. (3), (4), each summed over the samples."""
+    is_soft = config.soft_target_weight > 0
 
-    def one_way(embedding, keys, queue, own_keys):
+    def one_way(embedding, other_keys, queue, own_keys):
         return contrastive.info_nce(
             embedding,
-            keys,
+            other_keys,
             queue,
             model.temperature[...],
             row=row,
-            queue_count=contrast.queue_count,
+            queue_count=shared.queue_count,
             num_groups=num_groups,
-            image_ids=contrast.image_ids,
-            queue_image_ids=contrast.queue_image_ids,
+            image_ids=keys.image_ids,
+            queue_image_ids=shared.queue_image_ids,
             own_keys=own_keys if is_soft else None,
-            soft_weight=contrast.soft_weight,
+            soft_weight=shared.soft_weight,
         ).sum()
 
-    image_keys, text_keys = contrast.image_keys, contrast.text_keys
-    return {
-        "loss_i2t": one_way(image, text_keys, contrast.text_queue, image_keys),
-        "loss_t2i": one_way(text, image_keys, contrast.image_queue, text_keys),
-    }
+    return (
+        one_way(image, keys.text, shared.text_queue, keys.image),
+        one_way(text, keys.image, shared.image_queue, keys.text),
+    )
 
 
-def _text_passes(model, momentum_model, samples, features, config: Config):
+def _text_passes(
+    model: ViLEM,
+    momentum_model: ViLEM,
+    samples: Samples,
+    features: ImageFeatures,
+    config: LossConfig,
+) -> tuple[jax.Array, dict[Branch, list[ProofreadLogits]]]:
     """Every use of the text tower.
 
     Returns:
-      text_embedding [b, E], and by branch a list of logits (one, or with
-      pairing="cross" two whose losses are averaged).
+      text_embedding [b, E], and the logits by branch (one, or with pairing="cross" two,
+      whose losses are averaged).
     """
-    loss = config.loss
-    stream_seeds = [for_site(samples.dropout_seeds, stream) for stream in range(4)]
-    is_cross = loss.pairing == "cross" and loss.has_proofreading
-    proofread = {}
-    if loss.has_global and not is_cross and config.compute.joint_text_pass:
+    tokens, mask = samples.tokens, samples.attention_mask
+    clean, local, global_ = (
+        for_site(samples.dropout_seeds, stream) for stream in (CLEAN, LOCAL, GLOBAL)
+    )
+    is_cross = config.pairing == "cross" and config.has_proofreading
+    hidden = None
+    if config.has_global and not is_cross and model.compute.joint_text_pass:
         text_embedding, hidden = model.encode_and_proofread_global(
-            samples.tokens,
+            tokens,
             samples.edits.tokens,
-            samples.attention_mask,
+            mask,
             model.image_global(features),
-            seeds=(stream_seeds[CLEAN], stream_seeds[GLOBAL]),
+            seeds=(clean, global_),
         )
-        proofread["global"] = [model.global_logits(hidden, samples.edits.positions)]
     else:
-        text_embedding = model.encode_text(
-            samples.tokens, samples.attention_mask, seeds=stream_seeds[CLEAN]
-        )
+        text_embedding = model.encode_text(tokens, mask, seeds=clean)
+    # Which text tower reads the features of which image tower. The heads are always
+    # those of `model`.
     pairs = [(model, features)]
     if is_cross:
-        # The text tower reads the momentum image, the momentum tower the image.
-        slow = momentum_model.image_features(samples.pixels, with_levels=loss.has_local)
-        pairs = [(model, jax.lax.stop_gradient(slow)), (momentum_model, features)]
-    for branch, is_on, stream in (
-        ("local", loss.has_local, LOCAL),
-        ("global", loss.has_global, GLOBAL),
-    ):
-        if is_on and branch not in proofread:
-            proofread[branch] = [
-                _branch_logits(
-                    branch, reader, seen, model, samples, stream_seeds[stream]
-                )
-                for reader, seen in pairs
-            ]
-    return text_embedding, proofread
-
-
-def _branch_logits(branch, reader: ViLEM, seen, model: ViLEM, samples, seeds):
-    """`reader` proofreads what `seen` shows; the heads are always the online ones."""
-    edits = samples.edits
-    if branch == "local":
-        hidden = reader.proofread_local(
-            edits.tokens, samples.attention_mask, seen.levels, seeds=seeds
+        momentum_features = momentum_model.image_features(
+            samples.pixels, with_levels=config.has_local
         )
-        return model.local_logits(hidden, edits.positions)
-    hidden = reader.proofread_global(
-        edits.tokens, samples.attention_mask, reader.image_global(seen), seeds=seeds
-    )
-    return model.global_logits(hidden, edits.positions)
+        pairs = [
+            (model, jax.lax.stop_gradient(momentum_features)),
+            (momentum_model, features),
+        ]
+    edits, logits = samples.edits, {}
+    if config.has_local:
+        logits["local"] = [
+            model.local_logits(
+                tower.proofread_local(edits.tokens, mask, seen.levels, seeds=local),
+                edits.positions,
+            )
+            for tower, seen in pairs
+        ]
+    if hidden is not None:
+        logits["global"] = [model.global_logits(hidden, edits.positions)]
+    elif config.has_global:
+        logits["global"] = [
+            model.global_logits(
+                tower.proofread_global(
+                    edits.tokens, mask, tower.image_global(seen), seeds=global_
+                ),
+                edits.positions,
+            )
+            for tower, seen in pairs
+        ]
+    return text_embedding, logits
 
 
-def _proofread_sums(branch, all_logits, samples, counts, config: Config):
-    """Eqs. (8), (9) of one branch, and what its F1 and accuracy are made of."""
+def _proofread_sums(
+    logits: list[ProofreadLogits],
+    samples: Samples,
+    counts: Counts,
+    tasks: tuple[str, ...],
+    reduction: str,
+) -> ProofreadSums:
+    """Eqs. (8), (9) of one branch, and what its F1 and accuracy are computed from."""
     is_original = editing.detection_labels(samples.edits)
     correction = editing.correction_labels(samples.tokens, samples.edits)
-    reduction = config.loss.detect_reduction
-    texts = counts.words if reduction == "mean" else counts.samples
-    detect = correct = 0.0
-    for logits in all_logits:
-        detect += proofreading.detection_sum(
-            logits.detect, is_original, samples.is_editable, reduction
+    is_editable = samples.is_editable
+    detect = correct = detection = hits = None
+    if "detect" in tasks:
+        loss = jnp.zeros(())
+        for one in logits:
+            loss += proofreading.detection_sum(
+                one.detect, is_original, is_editable, reduction
+            )
+        num_texts = counts.editable if reduction == "mean" else counts.samples
+        detect = Mean(loss, len(logits) * num_texts)
+        detection = proofreading.detection_counts(
+            logits[0].detect, is_original, is_editable
         )
-        correct += proofreading.correction_sum(logits.correct, correction)
-    logits, sums = all_logits[0], {}
-    if getattr(config.loss, f"{branch}_correct"):
-        sums[f"{branch}_hits"] = proofreading.correction_hits(
-            logits.correct, correction
-        )
-        sums[f"loss_{branch}_correct"] = correct / (len(all_logits) * counts.edits)
-    if getattr(config.loss, f"{branch}_detect"):
-        found = proofreading.detection_counts(
-            logits.detect, is_original, samples.is_editable
-        )
-        sums |= {f"{branch}_{name}": count for name, count in found.items()}
-        sums[f"loss_{branch}_detect"] = detect / (len(all_logits) * texts)
-    return sums
+    if "correct" in tasks:
+        loss = jnp.zeros(())
+        for one in logits:
+            loss += proofreading.correction_sum(one.correct, correction)
+        correct = Mean(loss, len(logits) * counts.edits)
+        hits = proofreading.correction_hits(logits[0].correct, correction)
+    return ProofreadSums(detect, correct, detection, hits)
 
 
 def momentum_keys(
-    momentum_model: ViLEM, samples: Samples, *, has_dropout: bool
+    samples: Samples, *, model: ViLEM, has_dropout: bool
 ) -> tuple[jax.Array, jax.Array]:
     """z^v^ and z^t^ of these samples: [b, E] twice, no gradient.
 
-    Dropout only where `has_dropout` (ALBEF leaves it on).
+    Args:
+      model: the momentum model.
+      has_dropout: ALBEF leaves dropout on here.
     """
     seeds = for_site(samples.dropout_seeds, MOMENTUM) if has_dropout else None
-    image_keys = momentum_model.encode_image(samples.pixels)
-    text_keys = momentum_model.encode_text(
-        samples.tokens, samples.attention_mask, seeds=seeds
-    )
+    image_keys = model.encode_image(samples.pixels)
+    text_keys = model.encode_text(samples.tokens, samples.attention_mask, seeds=seeds)
     return jax.lax.stop_gradient((image_keys, text_keys))

@@ -1,93 +1,109 @@
-"""What changes while training, and how it begins."""
+"""What changes while training, how it starts, and where it lies on the devices."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from vilem_jax.config.schema import Config
-from vilem_jax.distributed.mesh import Layout, on_mesh, replicated
+from vilem_jax.distributed.mesh import WHOLE, Layout, on_mesh
 from vilem_jax.models.vilem import Params, new_params
 from vilem_jax.training.optimizer import make_optimizer
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class TrainState:
-    """All of a run that changes. What is not here does not change."""
+class State:
+    """All of a run that changes, whatever it trains. What is not here is constant."""
 
     step: jax.Array  # int32, steps taken, skipped ones included
     params: Params
-    momentum_params: Params  # the tree of `params`
     opt_state: Any
-    image_queue: jax.Array  # [Q, E], newest first
-    text_queue: jax.Array  # [Q, E]
-    queue_count: jax.Array  # int32, valid rows of both queues
-    # int32 [Q], the image of each row, -1 for none; None with positives="own".
-    queue_image_ids: jax.Array | None
     skipped_total: jax.Array  # int32, steps with a non-finite loss or gradient
     skipped_in_a_row: jax.Array  # int32
 
 
-def initial_params(config: Config, key: jax.Array) -> Params:
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState(State):
+    """The state of a ViLEM: the momentum model and the queues besides."""
+
+    momentum_params: Params  # the tree of `params`
+    image_queue: jax.Array  # [Q, E], newest first
+    text_queue: jax.Array  # [Q, E]
+    queue_count: jax.Array  # int32, valid rows of both queues
+    # int32 [Q], the image id of each row, -1 for none; None if positives="own".
+    queue_image_ids: jax.Array | None
+
+
+AnyState = TypeVar("AnyState", bound=State)
+
+
+def init_params(config: Config, key: jax.Array) -> Params:
     """Random parameters: N(0, init_std) matrices, zero biases."""
     return new_params(config.model, config.compute, key)
 
 
-def initial_state(
-    config: Config, params: Params, momentum_params: Params | None = None
-) -> TrainState:
-    """Step 0: queues are empty, momentum copies equal the parameters if not given."""
-    queue_shape = (config.loss.queue_length, config.model.embedding_width)
+def initial_fields(config: Config, params: Params) -> dict[str, Any]:
+    """Step 0 of what every state has, by the names of `State`."""
     zero = jnp.zeros((), jnp.int32)
-    has_ids = config.loss.positives == "image"
-    return TrainState(
+    return dict(
         step=zero,
         params=params,
-        momentum_params=jax.tree.map(
-            jnp.copy, params if momentum_params is None else momentum_params
-        ),
         opt_state=make_optimizer(config.optimizer).init(params),
-        image_queue=jnp.zeros(queue_shape),
-        text_queue=jnp.zeros(queue_shape),
-        queue_count=zero,
-        queue_image_ids=jnp.full(queue_shape[:1], -1, jnp.int32) if has_ids else None,
         skipped_total=zero,
         skipped_in_a_row=zero,
+    )
+
+
+def init_state(
+    config: Config, params: Params, momentum_params: Params | None = None
+) -> TrainState:
+    """Step 0: empty queues; the momentum parameters equal `params` if not given."""
+    queue_shape = (config.loss.queue_length, config.model.embedding_width)
+    has_ids = config.loss.positives == "image"
+    if momentum_params is None:
+        momentum_params = params
+    return TrainState(
+        **initial_fields(config, params),
+        # A copy: a donated state may not hold one buffer twice.
+        momentum_params=jax.tree.map(jnp.copy, momentum_params),
+        image_queue=jnp.zeros(queue_shape),
+        text_queue=jnp.zeros(queue_shape),
+        queue_count=jnp.zeros((), jnp.int32),
+        queue_image_ids=jnp.full(queue_shape[:1], -1, jnp.int32) if has_ids else None,
     )
 
 
 def abstract_state(config: Config) -> TrainState:
     """Shapes and dtypes of the state; costs no memory."""
     return jax.eval_shape(
-        lambda key: initial_state(config, initial_params(config, key)),
-        jax.random.key(0),
+        lambda key: init_state(config, init_params(config, key)), jax.random.key(0)
     )
 
 
-def state_sharding(state: TrainState, layout: Layout) -> TrainState:
-    """Where each array of the state lies: the queues and counters whole everywhere.
+def state_sharding(state: AnyState, layout: Layout) -> AnyState:
+    """How each array of the state is sharded: queues and counters are replicated.
 
-    With a whole queue on every device, enqueueing moves only the keys; a split one
+    With the whole queue on every device, enqueueing moves only the keys; a sharded one
     would be gathered for the logits of every step.
     """
-    mesh = layout.mesh
-    return dataclasses.replace(
-        jax.tree.map(lambda _: replicated(mesh), state),
-        params=on_mesh(layout.param_specs(state.params), mesh),
-        momentum_params=on_mesh(layout.param_specs(state.momentum_params), mesh),
-        opt_state=on_mesh(layout.moment_specs(state.opt_state), mesh),
-    )
+    specs = jax.tree.map(lambda _: WHOLE, state)
+    changes = {
+        "params": layout.param_specs(state.params),
+        "opt_state": layout.moment_specs(state.opt_state),
+    }
+    if isinstance(state, TrainState):
+        changes["momentum_params"] = layout.param_specs(state.momentum_params)
+    return on_mesh(dataclasses.replace(specs, **changes), layout.mesh)
 
 
-def with_shardings(state: Any, shardings: Any) -> Any:
-    """Shapes with the shardings they will have; one sharding or a tree of them."""
-    if isinstance(shardings, jax.sharding.Sharding):
-        shardings = jax.tree.map(lambda _: shardings, state)
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """Shapes with the shardings that their arrays will have."""
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        state,
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
         shardings,
     )
