@@ -52,7 +52,7 @@ class Fusion(nnx.Module):
     def cached_scores(self, hidden, attention_mask, cached) -> jax.Array:
         """`scores` with given keys and values, [k, P + 1, H, D] per layer."""
         for layer, (key, value) in zip(self.layers, cached, strict=True):
-            hidden = layer.attention(hidden, hidden, context_here=attention_mask)
+            hidden = layer.attention(hidden, hidden, context_mask=attention_mask)
             cross = layer.cross_attention
             query = layers.split_heads(cross.query(hidden), cross.num_heads)
             mixed = layers.masked_attention(query, key, value)

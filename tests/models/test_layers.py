@@ -27,14 +27,14 @@ def test_attention_equals_a_loop():
     rng = np.random.default_rng(0)
     query = rng.normal(size=(2, 3, 2, 4))  # [B, L, H, D]
     key, value = rng.normal(size=(2, 2, 5, 2, 4))
-    key_here = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+    key_mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
     wanted = np.zeros_like(query)
     for b, q, h in np.ndindex(2, 3, 2):
-        here = np.flatnonzero(key_here[b])
-        scores = np.exp([query[b, q, h] @ key[b, k, h] / 2.0 for k in here])
-        wanted[b, q, h] = scores / scores.sum() @ value[b, here, h]
+        real = np.flatnonzero(key_mask[b])
+        scores = np.exp([query[b, q, h] @ key[b, k, h] / 2.0 for k in real])
+        wanted[b, q, h] = scores / scores.sum() @ value[b, real, h]
     arrays = (jnp.asarray(x, jnp.float32) for x in (query, key, value))
-    ours = layers.masked_attention(*arrays, key_here=jnp.asarray(key_here))
+    ours = layers.masked_attention(*arrays, key_mask=jnp.asarray(key_mask))
     np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -42,7 +42,7 @@ def test_masked_keys_weigh_exactly_nothing():
     query, key = jnp.ones((1, 1, 1, 2)), jnp.ones((1, 3, 1, 2))
     value = jnp.array([1.0, 1.0, 1e30])[None, :, None, None] * jnp.ones((1, 1, 1, 2))
     here = jnp.array([[True, True, False]])
-    mixed = layers.masked_attention(query, key, value, key_here=here)
+    mixed = layers.masked_attention(query, key, value, key_mask=here)
     np.testing.assert_array_equal(mixed, jnp.ones((1, 1, 1, 2)))
 
 

@@ -178,8 +178,8 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
 
 
-def gather_rows(values: jax.Array) -> jax.Array:
-    """[B / devices, ...] -> [B, ...] on every device; inside `on_each_device`."""
+def gather_rows(values: Any) -> Any:
+    """Trees of [B / devices, ...] -> [B, ...] on every device; in `on_each_device`."""
     return jax.lax.all_gather(values, (DATA, FSDP), tiled=True)
 
 

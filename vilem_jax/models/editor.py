@@ -10,7 +10,7 @@ from vilem_jax.models.text import TextTower
 
 
 class MaskedLanguageModel(nnx.Module):
-    """BertForMaskedLM: a BERT and the head that names the masked word."""
+    """BertForMaskedLM: a BERT and the head that names the masked token."""
 
     def __init__(self, config: TextConfig, compute: ComputeConfig, *, rngs):
         self.text = TextTower(config, compute, rngs=rngs)
@@ -28,7 +28,7 @@ class MaskedLanguageModel(nnx.Module):
         *,
         seeds=None,
     ) -> jax.Array:
-        """Scores of every word at the positions, float32 [B, K, V].
+        """Logits of the vocabulary at the positions, float32 [B, K, V].
 
         Args:
           tokens: int32 [B, L], [MASK] at the positions.
@@ -38,15 +38,16 @@ class MaskedLanguageModel(nnx.Module):
         """
         hidden = self.text.embed(tokens, seeds=seeds)
         hidden = self._hidden_at(hidden, attention_mask, positions, seeds)
-        words = self.text.embedding.words[...]
-        return layers.vocab_logits(self.transform(hidden), words, self.bias[...])
+        embedding = self.text.embedding.words[...]  # the decoder is tied to it
+        return layers.vocab_logits(self.transform(hidden), embedding, self.bias[...])
 
     def _hidden_at(self, hidden, attention_mask, positions, seeds):
-        """The last layer at the positions alone, if `editor_at_positions` says so."""
+        """[B, K, W]; the last layer at the positions alone if `editor_at_positions`."""
         last = len(self.text.layers) - 1
         if not self.compute.editor_at_positions:
             hidden = self.text.run(hidden, attention_mask, seeds=seeds)
             return layers.at_positions(hidden, positions)
+        # Exact: no other position of the last layer is read. K is about L / 4.
         hidden = self.text.run(hidden, attention_mask, stop=last, seeds=seeds)
         return self.text.layers[last](
             hidden,

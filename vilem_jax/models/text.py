@@ -1,8 +1,8 @@
 """The text tower: a BERT whose first layers can look at an image.
 
-`encode` runs all layers on the clean caption. For proofreading, the first M_1 run on
-the edited one, with the image added to the words (global) or by cross-attention
-(local).
+`encode` runs all layers on the clean caption, without cross-attention. For proofreading
+the first M_1 layers run on the edited caption, with the image added to the token
+embeddings (global) or by cross-attention (local).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from flax import nnx
 from vilem_jax.config.schema import ComputeConfig, TextConfig
 from vilem_jax.models import layers
 
-EMBEDDING_SITE = 1000  # of dropout, beside the layers' numbers
+EMBEDDING_SITE = 1000  # of dropout; no layer has this number
 
 
 class Attention(nnx.Module):
@@ -29,8 +29,13 @@ class Attention(nnx.Module):
         self.norm = layers.layer_norm(width, config.layer_norm_eps, compute, rngs)
         self.num_heads, self.dropout_rate = config.num_heads, config.dropout_rate
 
-    def __call__(self, hidden, context, *, context_here=None, seeds=None):
-        """hidden [B, L, W] asks context [B, S, W']; False in context_here is hidden."""
+    def __call__(self, hidden, context, *, context_mask=None, seeds=None):
+        """Queries of hidden [B, L, W], keys of context [B, S, W'].
+
+        Args:
+          context_mask: bool [B, S], False at padding; None if there is none.
+          seeds: dropout seeds uint32 [B, 2], or None.
+        """
         query, key, value = (
             layers.split_heads(part, self.num_heads)
             for part in (self.query(hidden), self.key(context), self.value(context))
@@ -39,20 +44,22 @@ class Attention(nnx.Module):
             query,
             key,
             value,
-            key_here=context_here,
+            key_mask=context_mask,
             dropout_seeds=layers.for_site(seeds, 0),
             dropout_rate=self.dropout_rate,
         )
         mixed = self.output(layers.merge_heads(mixed))
         mixed = layers.dropout(mixed, layers.for_site(seeds, 1), self.dropout_rate)
+        # BERT normalizes after the residual sum, the ViT before attention.
         return self.norm(hidden + mixed)
 
 
 class TextLayer(nnx.Module):
-    """Self-attention, cross-attention where there is one and patches come, MLP."""
+    """Self-attention, cross-attention if it has one and is given patches, MLP."""
 
     def __init__(self, config: TextConfig, image_width, compute, *, rngs):
         self.attention = Attention(config, config.width, compute, rngs=rngs)
+        # Its keys and values have the width of the patches.
         self.cross_attention = (
             None
             if image_width is None
@@ -74,20 +81,24 @@ class TextLayer(nnx.Module):
         Args:
           hidden: [B, L, W].
           attention_mask: bool [B, L], False at padding.
-          patches: [B, P, W'] to look at, or None: cross-attention off.
+          patches: [B, P, W'] for cross-attention; None turns it off.
           positions: int32 [B, K]: compute these positions alone, [B, K, W].
           seeds: dropout seeds uint32 [B, 2], or None.
         """
+        # Keys and values come from all positions, whatever positions are computed.
         context = hidden
         if positions is not None:
             hidden = layers.at_positions(hidden, positions)
         hidden = self.attention(
             hidden,
             context,
-            context_here=attention_mask,
+            context_mask=attention_mask,
             seeds=layers.for_site(seeds, 0),
         )
         if patches is not None:
+            if self.cross_attention is None:
+                raise ValueError("this layer has no cross-attention for patches")
+            # Every patch is real: no mask.
             hidden = self.cross_attention(
                 hidden, patches, seeds=layers.for_site(seeds, 1)
             )
@@ -98,13 +109,13 @@ class TextLayer(nnx.Module):
 
 
 class TextEmbedding(nnx.Module):
-    """Words, positions and token type 0, then LayerNorm and dropout."""
+    """Tokens, positions and token type 0, then LayerNorm and dropout."""
 
     def __init__(self, config: TextConfig, compute: ComputeConfig, *, rngs):
         def table(rows):
             return nnx.Param(layers.NORMAL_INIT(rngs.params(), (rows, config.width)))
 
-        self.words = table(config.vocab_size)
+        self.words = table(config.vocab_size)  # BERT's word_embeddings
         self.positions = table(config.max_positions)
         self.token_types = table(config.num_token_types)
         self.norm = layers.layer_norm(
@@ -120,6 +131,7 @@ class TextEmbedding(nnx.Module):
         summed = (
             self.words[...][tokens]
             + self.positions[...][None, :length]
+            # BERT's second segment is never used: a caption is one text.
             + self.token_types[...][None, :1]
         )
         return layers.dropout(self.norm(summed), seeds, self.dropout_rate)
@@ -150,10 +162,11 @@ class TextTower(nnx.Module):
         self.config, self.compute = config, compute
 
     def embed(self, tokens, *, image_global=None, seeds=None):
-        """Embedded words [B, L, W], each with the image's feature [B, W] added."""
+        """Token embeddings [B, L, W], with the image's feature [B, W] added to each."""
         hidden = self.embedding(tokens, seeds=layers.for_site(seeds, EMBEDDING_SITE))
         if image_global is None:
             return hidden
+        # Added after LayerNorm, at the input of the first layer: Sec. 3.2.2.
         return hidden + image_global.astype(hidden.dtype)[:, None, :]
 
     def run(
@@ -171,31 +184,36 @@ class TextTower(nnx.Module):
 
         Args:
           attention_mask: bool [B, L], False at padding.
-          image_levels: per layer [B, P, W'], what its cross-attention looks at; None
-            turns cross-attention off.
+          image_levels: for each layer the patches [B, P, W'] of its cross-attention;
+            None turns cross-attention off.
           cls_only: the last of these layers computes [CLS] alone: [B, 1, W].
           seeds: dropout seeds uint32 [B, 2]; None turns dropout off.
         """
         stop = len(self.layers) if stop is None else stop
-        class_place = jnp.zeros((hidden.shape[0], 1), jnp.int32)
+        class_position = jnp.zeros((hidden.shape[0], 1), jnp.int32)
         for number in range(start, stop):
             run = _layer_runner(
                 self.layers[number],
                 None if image_levels is None else image_levels[number],
-                class_place if cls_only and number == stop - 1 else None,
+                class_position if cls_only and number == stop - 1 else None,
                 self.compute.recompute,
             )
+            # The layer's own number, so that a pass in two parts (start) draws the same
+            # dropout as one pass.
             hidden = run(hidden, attention_mask, layers.for_site(seeds, number))
         return hidden
 
     def encode(self, tokens, attention_mask, *, seeds=None) -> jax.Array:
         """All layers without cross-attention: [CLS] of the last layer, [B, W]."""
         hidden = self.embed(tokens, seeds=seeds)
+        # Nothing reads the other positions of the last layer. With the same in the ViT
+        # this saves 6 % of the step's FLOPs at the paper's shape.
         cls_only = self.compute.cls_only_last_layer
         return self.run(hidden, attention_mask, cls_only=cls_only, seeds=seeds)[:, 0]
 
 
 def _layer_runner(layer, patches, positions, recompute: bool):
+    # `jax.checkpoint` recomputes a function of arrays; the layer is closed over.
     def run(hidden, attention_mask, seeds):
         return layer(
             hidden, attention_mask, patches=patches, positions=positions, seeds=seeds

@@ -14,15 +14,15 @@ from vilem_jax.models.vision import ImageFeatures, VisionTower
 
 
 def level_of_layer(config: ModelConfig) -> tuple[int, ...]:
-    """Eq. (11): the 1-based ViT block that each of the M_1 layers looks at.
+    """Eq. (11): the 1-based ViT block that each of the M_1 layers attends to.
 
-    l_m = floor(N / M_1) (m - 1) + 1 for m = 1 .. M_1; with `levels="last"` all look at
-    the last block (Table 7 D).
+    l_m = floor(N / M_1) (m - 1) + 1 for m = 1 .. M_1; with `levels="last"` all attend
+    to the last block (Table 7 D).
     """
     depth, m1 = config.vision.num_layers, config.num_proofread_layers
     if config.levels == "last":
         return (depth,) * m1
-    return tuple(depth // m1 * m + 1 for m in range(m1))
+    return tuple(depth // m1 * m + 1 for m in range(m1))  # m from 0
 
 
 class ProofreadLogits(NamedTuple):
@@ -31,27 +31,29 @@ class ProofreadLogits(NamedTuple):
 
 
 class ProofreadHead(nnx.Module):
-    """Is each word the original, and which word belongs at the edited positions."""
+    """Is each token the original, and which token belongs at the edited positions."""
 
     def __init__(self, config, compute, *, rngs):
         shape = (config.width, config.layer_norm_eps, config.activation, compute)
+        # Both tasks have BERT's transform: both can start from a pretrained one.
         self.detect_transform = layers.Transform(*shape, rngs=rngs)
         self.detect = layers.linear(config.width, 2, compute, rngs)
         self.correct_transform = layers.Transform(*shape, rngs=rngs)
         self.correct_bias = nnx.Param(jnp.zeros(config.vocab_size))
 
-    def __call__(self, hidden, positions, word_embedding) -> ProofreadLogits:
-        """hidden [B, L, W]; words are scored at positions [B, K] only."""
+    def __call__(self, hidden, positions, token_embedding) -> ProofreadLogits:
+        """hidden [B, L, W]; the vocabulary is scored at positions [B, K] only."""
         detect = self.detect(self.detect_transform(hidden)).astype(jnp.float32)
+        # [B, K, V] instead of [B, L, V]: the largest array of the step by far.
         chosen = self.correct_transform(layers.at_positions(hidden, positions))
         bias = self.correct_bias[...]
         return ProofreadLogits(
-            detect, layers.vocab_logits(chosen, word_embedding, bias)
+            detect, layers.vocab_logits(chosen, token_embedding, bias)
         )
 
 
 class ViLEM(nnx.Module):
-    """The trained network. Arrays in, arrays out; no loss and no state of training."""
+    """The trained network. Arrays in, arrays out; no loss and no training state."""
 
     def __init__(self, config: ModelConfig, compute: ComputeConfig, *, rngs):
         vision, text = config.vision, config.text
@@ -67,11 +69,13 @@ class ViLEM(nnx.Module):
         self.image_projection = layers.linear(vision.width, embedding, compute, rngs)
         self.text_projection = layers.linear(text.width, embedding, compute, rngs)
         self.local_head = ProofreadHead(text, compute, rngs=rngs)
+        # None: the global branch uses the local one's.
         self.global_head = (
             None
             if config.heads == "shared"
             else ProofreadHead(text, compute, rngs=rngs)
         )
+        # h^v is added to token embeddings, so it must have their width.
         self.global_map = (
             None
             if vision.width == text.width
@@ -85,7 +89,7 @@ class ViLEM(nnx.Module):
     def image_features(
         self, pixels: jax.Array, *, with_levels: bool = True
     ) -> ImageFeatures:
-        """One ViT pass that serves all losses; pixels [B, R, R, 3], normalised."""
+        """One ViT pass that serves all losses; pixels [B, R, R, 3], normalized."""
         wanted = level_of_layer(self.config) if with_levels else ()
         return self.vision(pixels, levels=wanted)
 
@@ -102,7 +106,7 @@ class ViLEM(nnx.Module):
         return self.project_image(self.image_features(pixels, with_levels=False))
 
     def map_image(self, pixels: jax.Array) -> jax.Array:
-        """`encode_image` before the rows get unit length: what frames are averaged in.
+        """`encode_image` without unit length: the frames of a video are averaged in it.
 
         Pixels [B, R, R, 3] -> float32 [B, E].
         """
@@ -114,13 +118,13 @@ class ViLEM(nnx.Module):
         return self.project_text(self.text.encode(tokens, attention_mask, seeds=seeds))
 
     def image_global(self, features: ImageFeatures) -> jax.Array:
-        """h^v as it is added to the words: [B, W] in the text tower's width."""
+        """h^v as it is added to token embeddings: [B, W] in the text tower's width."""
         is_normed = self.config.global_feature == "normed"
         feature = features.class_feature if is_normed else features.raw_class_feature
         return feature if self.global_map is None else self.global_map(feature)
 
     def proofread_local(self, tokens, attention_mask, image_levels, *, seeds=None):
-        """The first M_1 layers with cross-attention on: edited words -> [B, L, W]."""
+        """The first M_1 layers with cross-attention: edited tokens -> [B, L, W]."""
         return self.text.run(
             self.text.embed(tokens, seeds=seeds),
             attention_mask,
@@ -130,7 +134,7 @@ class ViLEM(nnx.Module):
         )
 
     def proofread_global(self, tokens, attention_mask, image_global, *, seeds=None):
-        """The first M_1 layers with h^v [B, W] added to each word -> [B, L, W]."""
+        """The first M_1 layers with h^v [B, W] added to each token -> [B, L, W]."""
         return self.text.run(
             self.text.embed(tokens, image_global=image_global, seeds=seeds),
             attention_mask,
@@ -147,7 +151,7 @@ class ViLEM(nnx.Module):
         keeps the two rows of a sample on its device; concatenating would move them.
 
         Returns:
-          text_embedding [B, E], and the proofread words [B, L, W].
+          text_embedding [B, E], and the proofread hidden states [B, L, W].
         """
         m1 = self.config.num_proofread_layers
         clean_seeds, global_seeds = seeds
@@ -160,13 +164,14 @@ class ViLEM(nnx.Module):
         both_seeds = (
             None if clean_seeds is None else _interleave(clean_seeds, global_seeds)
         )
+        # One large matrix product is faster than two of half its rows.
         hidden = self.text.run(
             _interleave(*embedded),
             _interleave(attention_mask, attention_mask),
             stop=m1,
             seeds=both_seeds,
         )
-        clean, proofread = hidden[0::2], hidden[1::2]
+        clean, proofread = hidden[0::2], hidden[1::2]  # [B, L, W] each
         if m1 < self.config.text.num_layers:
             clean = self.text.run(
                 clean,
@@ -185,11 +190,11 @@ class ViLEM(nnx.Module):
         return head(hidden, positions, self._decoder())
 
     def _decoder(self) -> jax.Array:
-        """[V, W], the word embeddings: what correction scores words by."""
-        words = self.text.embedding.words[...]
+        """[V, W], the token embeddings: correction's output matrix, tied as in BERT."""
+        embedding = self.text.embedding.words[...]
         if self.config.decoder_trains_embeddings:
-            return words
-        return jax.lax.stop_gradient(words)
+            return embedding
+        return jax.lax.stop_gradient(embedding)
 
 
 def new_params(config: ModelConfig, compute: ComputeConfig, key: jax.Array) -> dict:
@@ -203,6 +208,7 @@ def unit_rows(values: jax.Array) -> jax.Array:
     """float32 [B, E] with rows of length 1; a zero row stays zero, with no NaN."""
     values = values.astype(jnp.float32)
     squared = jnp.sum(jnp.square(values), axis=-1, keepdims=True)
+    # rsqrt of a maximum: the gradient at a zero row is 0 instead of NaN.
     return values * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
 
 
@@ -218,8 +224,8 @@ Params = dict[str, Any]  # nested, float32
 def model_graph(config: ModelConfig, compute: ComputeConfig) -> nnx.GraphDef:
     """The network without its arrays: `nnx.merge(graph, params)` is the model.
 
-    `split` with Param alone raises if a module held any other state: proof of purity.
-    Kept once made: a step, its evaluation and an encoder ask for the same one.
+    `split` with Param alone raises if a module holds any other state, so the model is
+    pure. Cached: the step, evaluation and encoders ask for the same graph.
     """
     graph, _ = nnx.split(
         nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0))), nnx.Param

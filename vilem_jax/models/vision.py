@@ -1,6 +1,6 @@
-"""The image tower: a pre-norm ViT that hands out the patches of chosen layers."""
+"""The image tower: a pre-norm ViT that returns the patches of chosen layers."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from vilem_jax.models import layers
 
 
 class ImageFeatures(NamedTuple):
-    """What the text side and the losses read of an image."""
+    """What the text tower and the losses read of an image."""
 
     class_feature: jax.Array  # [B, W], [CLS] after the final LayerNorm
     raw_class_feature: jax.Array  # [B, W], before it
-    levels: tuple[jax.Array, ...]  # per asked level [B, P, W], patches without [CLS]
+    levels: tuple[jax.Array, ...]  # per level [B, P, W], patches without [CLS]
 
 
 class VisionBlock(nnx.Module):
@@ -33,21 +33,22 @@ class VisionBlock(nnx.Module):
             width, config.mlp_width, config.activation, compute, rngs=rngs
         )
         self.num_heads = config.num_heads
-        self.implementation = compute.attention
+        self.implementation: Literal["xla", "cudnn"] = compute.attention
 
     def __call__(self, hidden: jax.Array, *, cls_only: bool = False) -> jax.Array:
         """[B, P + 1, W] -> the same, or [B, 1, W] with `cls_only`."""
         normed = self.attention_norm(hidden)
-        if cls_only:
-            hidden, asking = hidden[:, :1], normed[:, :1]
-        else:
-            asking = normed
+        # [CLS] still attends to all patches: keys and values are of all of them.
+        queries = normed[:, :1] if cls_only else normed
+        hidden = hidden[:, :1] if cls_only else hidden
         query, key, value = (
-            layers.split_heads(part, self.num_heads)
-            for part in (self.query(asking), self.key(normed), self.value(normed))
+            layers.split_heads(part, self.num_heads)  # [B, L, H, W / H]
+            for part in (self.query(queries), self.key(normed), self.value(normed))
         )
-        # cuDNN's kernel wants a full query; one [CLS] row is cheap in any.
-        implementation = "xla" if cls_only else self.implementation
+        # cuDNN's kernel needs a full query; one [CLS] row is cheap in any kernel.
+        implementation: Literal["xla", "cudnn"] = (
+            "xla" if cls_only else self.implementation
+        )
         mixed = jax.nn.dot_product_attention(
             query, key, value, implementation=implementation
         )
@@ -56,10 +57,12 @@ class VisionBlock(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """ViT: pixels -> [CLS] feature and the patches of the asked levels."""
+    """ViT: pixels -> [CLS] feature and the patches of the requested levels."""
 
     def __init__(self, config: VisionConfig, compute: ComputeConfig, *, rngs):
         width = config.width
+        # A convolution whose stride is its kernel is a linear map of each patch; as a
+        # matrix product it is fast on every device.
         self.patch_embedding = layers.linear(
             3 * config.patch_size**2, width, compute, rngs
         )
@@ -79,22 +82,22 @@ class VisionTower(nnx.Module):
         """Runs all blocks.
 
         Args:
-          pixels: [B, R, R, 3], normalised.
+          pixels: [B, R, R, 3], normalized.
           levels: 1-based block numbers, ascending, whose patches are returned.
 
         Raises:
-          ValueError: pixels of another side than the config's.
+          ValueError: the side of the pixels is not the config's.
         """
         hidden = self._embed(pixels)
         last = self.config.num_layers
         # The losses read nothing but [CLS] of the last block, unless it is a level.
         cls_only = self.compute.cls_only_last_layer and last not in levels
-        num_alike = last - 1 if cls_only else last
+        num_full = last - 1 if cls_only else last
         run = self._scan if self.compute.scan_blocks else self._loop
-        hidden, patches = run(hidden, num_alike, levels)
+        hidden, patches = run(hidden, num_full, levels)
         if cls_only:
             hidden = self._runner(self.blocks[-1], cls_only=True)(hidden)
-        raw = hidden[:, 0]
+        raw = hidden[:, 0]  # [B, W]
         return ImageFeatures(self.norm(raw), raw, patches)
 
     def _loop(self, hidden, num_blocks: int, levels):
@@ -107,18 +110,22 @@ class VisionTower(nnx.Module):
         return hidden, tuple(patches[number] for number in levels)
 
     def _scan(self, hidden, num_blocks: int, levels):
-        """The same with one compiled block, whose parameters are stacked."""
+        """The same with one compiled block: less to compile, the parameters copied."""
         if not num_blocks:
             return hidden, ()
+        # All blocks have one graph; their parameters get a leading axis of blocks.
         graph, _ = nnx.split(self.blocks[0], nnx.Param)
         params = [nnx.state(block, nnx.Param) for block in self.blocks]
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *params[:num_blocks])
 
         def step(hidden, block_params):
             hidden = self._runner(nnx.merge(graph, block_params))(hidden)
+            # Patches of every block are kept, if any level is: [N, B, P, W].
             return hidden, hidden[:, 1:] if levels else None
 
         hidden, patches = jax.lax.scan(step, hidden, stacked)
+        if patches is None:
+            return hidden, ()
         return hidden, tuple(patches[number - 1] for number in levels)
 
     def _runner(self, block: VisionBlock, *, cls_only: bool = False):
@@ -136,6 +143,8 @@ class VisionTower(nnx.Module):
             )
         grid = side // patch
         batch = pixels.shape[0]
+        # [B, rows, p, columns, p, 3] -> [B, P, p p 3]: the pixels of a patch, in the
+        # order of the kernels that `weights/` converts.
         patches = pixels.reshape(batch, grid, patch, grid, patch, 3)
         patches = patches.swapaxes(2, 3).reshape(batch, grid * grid, -1)
         embedded = self.patch_embedding(patches)
@@ -146,7 +155,7 @@ class VisionTower(nnx.Module):
 
 
 def normalize(pixels: jax.Array, config: AugmentConfig) -> jax.Array:
-    """Levels 0..255 [B, R, R, 3] -> float32, about zero mean and unit variance."""
+    """Pixels 0..255 [B, R, R, 3] -> float32, about zero mean and unit variance."""
     mean = jnp.asarray(config.mean, jnp.float32)[None, None, None]
     std = jnp.asarray(config.std, jnp.float32)[None, None, None]
     return (pixels.astype(jnp.float32) / 255.0 - mean) / std

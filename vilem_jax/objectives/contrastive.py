@@ -12,7 +12,8 @@ def momentum_update(momentum_params, params, momentum: float):
     A momentum of 1 keeps the old, 0 copies the new.
     """
     return jax.tree.map(
-        lambda slow, fast: momentum * slow + (1.0 - momentum) * fast,
+        # m weighs the old value: the two weights are easily swapped.
+        lambda old, new: momentum * old + (1.0 - momentum) * new,
         momentum_params,
         params,
     )
@@ -35,7 +36,7 @@ def info_nce(
     """Eq. (3) or (4) for each sample, in nats: its own key must win against all others.
 
     With `image_ids` every key of the sample's image must win, see `image_targets`: the
-    cross-entropy with these targets, which are one-hot where no image comes twice.
+    cross-entropy with these targets, which are one-hot if no image comes twice.
 
     Two log-sum-exps, over the batch and over the queue, make one denominator; the
     logits are never concatenated.
@@ -47,8 +48,8 @@ def info_nce(
       temperature: scalar tau.
       row: int32 [b], the row of `keys` that is each sample's positive.
       queue_count: int32 scalar, how many queue rows are valid.
-      num_groups: with more than one, the batch falls into so many contiguous groups
-        and only keys of the sample's own group compete (negatives="device").
+      num_groups: the batch falls into this many contiguous groups, and only keys of
+        the sample's own group compete (negatives="device"); 1: all keys do.
       image_ids: int32 [B], whose keys they are; None: each sample's own key alone is
         positive.
       queue_image_ids: int32 [Q], likewise of the queue; needed with `image_ids`.
@@ -59,24 +60,27 @@ def info_nce(
     Returns:
       [b]. Gradients flow into `embedding` and `temperature`, never into keys or queue.
     """
+    # Without gradients of keys the loss separates over samples: microbatches are exact.
     keys, queue = jax.lax.stop_gradient((keys, queue))
     batch_mask = _same_group(row, keys.shape[0], num_groups)
     queue_mask = (jnp.arange(queue.shape[0]) < queue_count)[None]
     batch_logits, queue_logits, total = _scores(
         embedding, keys, queue, temperature, batch_mask, queue_mask
     )
-    if image_ids is None:
+    if image_ids is None or queue_image_ids is None:
         positive = jnp.take_along_axis(batch_logits, row[:, None], axis=1)[:, 0]
     else:
         targets = image_targets(image_ids, queue_image_ids, row, batch_mask, queue_mask)
+        # [b]: the mean logit of the positives, wherever they are.
         positive = _weighted(targets[0], batch_logits)
         positive += _weighted(targets[1], queue_logits)
-    hard = total - positive
+    hard = total - positive  # [b], -log of the positive's probability
     if own_keys is None:
         return hard
-    asking = jax.lax.stop_gradient(own_keys)[row]
+    own_key = jax.lax.stop_gradient(own_keys)[row]  # [b, E]
+    # No gradient: not into the temperature of the targets either.
     soft_batch, soft_queue, soft_total = jax.lax.stop_gradient(
-        _scores(asking, keys, queue, temperature, batch_mask, queue_mask)
+        _scores(own_key, keys, queue, temperature, batch_mask, queue_mask)
     )
     # Cross-entropy with the soft targets: total - sum_j p_j logit_j.
     expected = _expectation(soft_batch, soft_total, batch_logits, batch_mask)
@@ -93,7 +97,7 @@ def image_targets(
 ) -> tuple[jax.Array, jax.Array]:
     """Targets of fine-tuning: 1 / n for each of the n columns of the sample's image.
 
-    Captions of one image are no negatives of each other, wherever they stand (ALBEF).
+    Captions of one image are not negatives of each other, in batch or queue (ALBEF).
 
     Args:
       image_ids: int32 [B], of the keys of the batch.
@@ -103,17 +107,19 @@ def image_targets(
       queue_mask: bool [b or 1, Q], which rows of the queue do.
 
     Returns:
-      float32 [b, B] and [b, Q], which sum to 1 over both, 0 where nothing competes.
+      float32 [b, B] and [b, Q], which sum to 1 over both, 0 for keys masked out.
     """
-    mine = image_ids[row][:, None]
+    mine = image_ids[row][:, None]  # [b, 1]
     in_batch = (mine == image_ids[None]) & batch_mask
     in_queue = (mine == queue_image_ids[None]) & queue_mask
+    # At least 1: the sample's own key is in the batch.
     count = in_batch.sum(axis=1, keepdims=True) + in_queue.sum(axis=1, keepdims=True)
     return in_batch / count, in_queue / count
 
 
 def enqueue(queue: jax.Array, keys: jax.Array) -> jax.Array:
     """The newest keys (or ids) first, the oldest dropped; any batch size: [Q, ...]."""
+    # No write position to keep, and no batch size that must divide the queue's length.
     newest_first = jnp.concatenate([keys.astype(queue.dtype), queue])
     return newest_first[: queue.shape[0]]
 
@@ -121,6 +127,7 @@ def enqueue(queue: jax.Array, keys: jax.Array) -> jax.Array:
 def _same_group(row, batch_size, num_groups):
     """bool [b, B]: which keys of the batch compete for the sample in `row`."""
     group_size = batch_size // num_groups
+    # Devices hold contiguous rows of the global batch.
     mine, theirs = row // group_size, jnp.arange(batch_size) // group_size
     return mine[:, None] == theirs[None]
 
@@ -130,7 +137,7 @@ def _scores(embedding, keys, queue, temperature, batch_mask, queue_mask):
     batch_logits = _similarity(embedding, keys) / temperature
     batch_logits = jnp.where(batch_mask, batch_logits, NEG_INF)
     total = jax.nn.logsumexp(batch_logits, axis=1)
-    if queue.shape[0] == 0:
+    if queue.shape[0] == 0:  # logsumexp over no columns would be -inf
         return batch_logits, jnp.zeros((embedding.shape[0], 0)), total
     queue_logits = _similarity(embedding, queue) / temperature
     queue_logits = jnp.where(queue_mask, queue_logits, NEG_INF)
@@ -139,13 +146,14 @@ def _scores(embedding, keys, queue, temperature, batch_mask, queue_mask):
 
 
 def _similarity(embedding, keys):
-    """[b, K], in float32 whatever the towers computed in: tau magnifies rounding."""
+    """[b, K], at least in float32: dividing by the temperature magnifies rounding."""
     kind = jnp.promote_types(embedding.dtype, jnp.float32)
     return jnp.einsum("be,ke->bk", embedding.astype(kind), keys.astype(kind))
 
 
 def _weighted(weights, logits):
     """sum_j weight_j logit_j, [b]; a weight of 0 leaves a logit out."""
+    # Not a plain product: 0 times the logit of a masked key would be -0 or NaN.
     return jnp.sum(jnp.where(weights > 0, weights * logits, 0.0), axis=1)
 
 

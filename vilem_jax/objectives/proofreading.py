@@ -1,7 +1,7 @@
 """Error detection and correction: Eqs. (8)-(12).
 
-Each function returns sums over its samples, so that parts of a batch can be added and
-divided once by whole-batch counts: microbatches are then exact.
+Each function returns sums over its samples. Divided by counts of the whole batch, the
+sums of its parts add up to the loss, so microbatches are exact.
 """
 
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from vilem_jax.objectives.editing import IGNORE
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """-log softmax(logits)[label] in nats; logits [..., C], int labels [...]."""
+    # float32 at least; float64 stays, for tests.
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
@@ -22,19 +23,20 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def detection_sum(
     logits: jax.Array, is_original: jax.Array, is_editable: jax.Array, reduction: str
 ) -> jax.Array:
-    """Eq. (8) before its mean over texts: every word is judged right or wrong.
+    """Eq. (8) before its mean over texts: every token is judged right or wrong.
 
     Args:
       logits: [B, L, 2]; class 1 is "original".
       is_original: bool [B, L], Eq. (6).
       is_editable: bool [B, L]: special tokens, padding and punctuation are not judged.
-      reduction: "sum" over a text's words (Eq. 8); "per_edit": that sum divided by the
-        text's number of edits; "mean": summed here too, the caller divides by words.
+      reduction: "sum" over a text's tokens (Eq. 8); "per_edit": that sum divided by
+        the text's number of edits; "mean": summed here too, the caller divides by the
+        number of tokens.
 
     Returns:
-      scalar, nats; 0 where there is no word.
+      scalar, nats; 0 if no token is judged.
     """
-    each = cross_entropy(logits, is_original.astype(jnp.int32))
+    each = cross_entropy(logits, is_original.astype(jnp.int32))  # [B, L]
     per_text = jnp.sum(jnp.where(is_editable, each, 0.0), axis=1)
     if reduction == "per_edit":
         num_edits = jnp.sum(~is_original & is_editable, axis=1)
@@ -43,17 +45,18 @@ def detection_sum(
 
 
 def correction_sum(logits: jax.Array, correction: jax.Array) -> jax.Array:
-    """Eq. (9) before its mean: the original word must win at each edited place.
+    """Eq. (9) before its mean: the original token must win at each edited position.
 
     Args:
       logits: [B, K, V].
       correction: int32 [B, K], Eq. (7); IGNORE has no loss.
 
     Returns:
-      scalar, nats; 0 where nothing was edited.
+      scalar, nats; 0 if nothing was edited.
     """
     is_edit = correction != IGNORE
-    each = cross_entropy(logits, jnp.where(is_edit, correction, 0))
+    # Any valid index will do where there is no loss: IGNORE would be out of range.
+    each = cross_entropy(logits, jnp.where(is_edit, correction, 0))  # [B, K]
     return jnp.sum(jnp.where(is_edit, each, 0.0))
 
 
@@ -77,7 +80,7 @@ def detection_counts(
 
 
 def correction_hits(logits: jax.Array, correction: jax.Array) -> jax.Array:
-    """At how many edited positions the original word is the best."""
+    """At how many edited positions the original token has the best logit."""
     is_edit = correction != IGNORE
     label = jnp.where(is_edit, correction, 0)[..., None]
     score = jnp.take_along_axis(logits, label, axis=-1)

@@ -43,9 +43,9 @@ def flatten(tree: Any) -> Flat:
     return flat
 
 
-def nest(flat: Flat) -> dict[str, Any]:
+def nest(flat: Flat) -> dict[str | int, Any]:
     """{"layers.0.kernel": a} as {"layers": {0: {"kernel": a}}}."""
-    nested: dict[str, Any] = {}
+    nested: dict[str | int, Any] = {}
     for name, leaf in flat.items():
         *path, last = [int(p) if p.isdecimal() else p for p in name.split(".")]
         place = nested
@@ -91,7 +91,7 @@ def _checksums(flat: Flat) -> dict[str, int]:
 
     def checksum(leaf) -> int:
         array = np.ascontiguousarray(leaf)
-        return zlib.crc32(array.reshape(-1).view(np.uint8))
+        return zlib.crc32(array.reshape(-1).view(np.uint8).data)
 
     # What is split over processes is gathered by all of them, one after another.
     split = {name: checksum(_gathered(v)) for name, v in flat.items() if _is_split(v)}

@@ -111,12 +111,12 @@ def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Sto
 
 def _read_folder(name, weights: Weights, for_training: bool) -> Stored:
     stored = read_model_folder(name)
-    if weights == "momentum" and stored.momentum_params is None:
+    params = stored.params if weights == "online" else stored.momentum_params
+    if params is None:
         raise UserError(
             f"{name} holds no momentum weights: leave --weights=momentum out, or "
             "export the run with --for-training, which keeps both"
         )
-    params = stored.params if weights == "online" else stored.momentum_params
     data, folder = stored.config.data, stored.tokenizer_folder
     return Stored(
         stored.config,

@@ -1,7 +1,7 @@
 """`vilem data edit`: the captions of the training data, edited before a run.
 
-Variant v of a pair is what the editor would make of it in step v of a run with the same
-seed: the same function, by the same keys.
+Variant v of a pair equals the edit of the pair in step v of a run with the same seed:
+the same function with the same keys.
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.training import starting
 
 ROWS = 256  # captions a device edits at a time
-_NO_RUN = Path(os.devnull)  # in place of a work directory
+_NO_RUN = Path(os.devnull)  # a work directory that holds no run
 
 
 def edit_corpus(config: Config, path: str, *, num_variants: int) -> StoredEditTable:
-    """Edits every pair of `config.data.train` `num_variants` times, for
-    `config.editor.edit_table`.
+    """Edits every pair of `config.data.train`, for `config.editor.edit_table`.
 
-    The edits depend on the seed, the pair's number and the variant, and on nothing
-    else; all are in memory until they are written.
+    The edits depend on the seed, the pair's index and the variant, and on nothing else;
+    all are in memory until they are written.
 
     Args:
       path: the file, written whole or not at all.
+      num_variants: edits of each pair.
 
     Raises:
       UserError: no editor, settings or data that training would refuse, or `path`
@@ -60,7 +60,7 @@ def edit_corpus(config: Config, path: str, *, num_variants: int) -> StoredEditTa
     length = config.data.text_length
     about = describe(corpus, tokenizer, length, config.editor)
     about |= {"editor": made_by, "seed": config.seed}
-    check_writable(path)  # hours are not to be spent in vain
+    check_writable(path)  # before hours of work
     mesh = make_mesh()
     edit = _make_edit(config, tokenizer, mesh)
     num_positions = min(config.editor.max_edits, length)
@@ -84,7 +84,7 @@ def edit_corpus(config: Config, path: str, *, num_variants: int) -> StoredEditTa
 def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
     """`edit(tokens, start, variant)` -> positions, tokens of the pairs from `start` on.
 
-    Both are [n, K]; [PAD] stands for no word.
+    Both are [n, K]; [PAD] stands for no edit.
     """
     own, params = load_editor(config, tokenizer)
     graph = editor_graph(own)
@@ -101,19 +101,19 @@ def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
             graph,
             editor,
             tokens,
-            fold_in(keys, int(Purpose.EDIT)),
+            fold_in(keys, Purpose.EDIT),
             config.editor,
             pad_id=pad_id,
             mask_id=mask_id,
         )
-        words = jnp.take_along_axis(edits.tokens, edits.positions, axis=1)
-        return edits.positions, jnp.where(edits.is_edit, words, pad_id)
+        new = jnp.take_along_axis(edits.tokens, edits.positions, axis=1)
+        return edits.positions, jnp.where(edits.is_edit, new, pad_id)
 
     compiled = jax.jit(run, in_shardings=(whole, None, rows), out_shardings=rows)
 
     def edit(tokens: np.ndarray, start: int, variant: int) -> list[np.ndarray]:
         count = len(tokens)
-        # Whole chunks alone: the last one is filled up with captions without a word.
+        # Only full chunks, for one program: the last one is padded with empty captions.
         filling = ((0, -count % (ROWS * mesh.size)), (0, 0))
         tokens = np.pad(tokens, filling, constant_values=pad_id)
         sample_id = np.arange(start, start + len(tokens), dtype=np.int32)

@@ -1,7 +1,7 @@
 """The test split, scored once when a run has ended: RUN/test.json.
 
-Choices are made on validation; so nothing scores the test split while a run trains, and
-a run that is resumed after its end does not score it again.
+Choices are made on validation, so nothing scores the test split during training, and a
+run that is resumed after its end does not score it again.
 """
 
 import json
@@ -26,7 +26,7 @@ SCORES_FILE = "test.json"
 def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) -> None:
     """Scores `config.data.test` with the best weights, or the last ones without best.
 
-    Does nothing where the run has no test split, or has scored it. The file holds
+    Does nothing if the run has no test split, or has scored it. The file holds
     {"step", "chosen_by", "mean_recall" of validation or null, "test": {source: metrics
     of `evaluate_retrieval`}}, and is written whole.
     """
@@ -52,7 +52,7 @@ def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) 
 
 
 def read_scores(workdir: str | os.PathLike) -> dict[str, dict]:
-    """{source: metrics} of the test split; {} where it was not scored.
+    """{source: metrics} of the test split; {} if it was not scored.
 
     Raises:
       UserError: the file is not what `score_test` writes.
@@ -64,6 +64,6 @@ def read_scores(workdir: str | os.PathLike) -> dict[str, dict]:
         return json.loads(file.read_text(encoding="utf-8"))["test"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is not a run's scores: move it away, and the same command scores "
-            "the test split again"
+            f"{file} is not a run's scores: move it away and rerun the command, which "
+            "scores the test split again"
         ) from error

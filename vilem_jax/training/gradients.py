@@ -55,12 +55,8 @@ def device_gradients(
         has_dropout=config.loss.momentum_dropout,
     )
     image_keys, text_keys = map_microbatches(encode, (samples,), config)
-    by_image = config.loss.positives == "image"
-    keys = Keys(
-        gather_rows(image_keys),
-        gather_rows(text_keys),
-        gather_rows(samples.image_id) if by_image else None,
-    )
+    image_ids = samples.image_id if config.loss.positives == "image" else None
+    keys = gather_rows(Keys(image_keys, text_keys, image_ids))
 
     loss = partial(
         losses.batch_loss,

@@ -1,9 +1,9 @@
-"""Microbatches of captions of like length, each no longer than it needs to be.
+"""Microbatches of captions of similar length, with little padding.
 
-Captions are padded to one length, and most of them are half of it. With the rows of a
-device sorted by length, most microbatches hold short captions alone, and are computed
-on texts cut to the shortest of a few lengths that holds them. Padding reaches no loss,
-so this is exact.
+Captions are padded to one length, and most of them are half as long. With the rows of a
+device sorted by length, most microbatches have short captions only, and are computed on
+texts cut to the shortest of a few lengths that fits. Padding reaches no loss, so this
+is exact.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ def arrangement(
       two functions of trees of arrays [b, ...], inverse to each other.
     """
     order = jnp.argsort(_lengths(samples))
+    # [n, b / n] sorted runs -> the row order whose strided split gives these runs.
     strided = order.reshape(num_parts, -1).swapaxes(0, 1).reshape(-1)
     return partial(_take, strided), partial(_take, jnp.argsort(strided))
 
@@ -46,6 +47,7 @@ def on_shortest(function: Callable, lengths: tuple[int, ...]) -> Callable:
         return function(cut(samples, length), *others)
 
     def run(samples: Samples, *others: Any):
+        # Lengths are static in a compiled program: one branch each, chosen at run time.
         branches = [partial(cut_and_run, length) for length in lengths]
         which = jnp.searchsorted(jnp.asarray(lengths), _lengths(samples).max())
         return jax.lax.switch(which, [*branches, function], samples, *others)
@@ -54,13 +56,13 @@ def on_shortest(function: Callable, lengths: tuple[int, ...]) -> Callable:
 
 
 def cut(samples: Samples, length: int) -> Samples:
-    """Samples with texts [B, length]; what is cut off must be padding."""
+    """Samples with texts [B, length]; all that is cut off must be padding."""
     edits = samples.edits
     if edits is not None:
         edits = edits._replace(
             tokens=edits.tokens[:, :length],
             edit_here=edits.edit_here[:, :length],
-            # Positions without an edit may stand anywhere; nothing is read there.
+            # Positions without an edit are not read; they must only be in range.
             positions=jnp.minimum(edits.positions, length - 1),
         )
     return samples._replace(
@@ -72,7 +74,7 @@ def cut(samples: Samples, length: int) -> Samples:
 
 
 def _lengths(samples: Samples) -> jax.Array:
-    """Tokens up to the last that is no padding, int32 [b]."""
+    """Tokens up to the last one that is not padding, int32 [b]."""
     positions = jnp.arange(1, samples.tokens.shape[1] + 1)
     return jnp.max(jnp.where(samples.attention_mask, positions[None, :], 0), axis=1)
 

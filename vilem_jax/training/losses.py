@@ -6,7 +6,7 @@ the parts add up to the loss of the batch, whatever the number of parts and devi
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,6 @@ from vilem_jax.models.vision import ImageFeatures
 from vilem_jax.objectives import contrastive, editing, proofreading
 
 CLEAN, LOCAL, GLOBAL, MOMENTUM = range(4)  # dropout streams of the text tower
-
-Branch = Literal["local", "global"]
 
 
 class Samples(NamedTuple):
@@ -66,7 +64,7 @@ class Mean(NamedTuple):
     """A sum over a part of the batch, and the whole batch's count that divides it."""
 
     sum: jax.Array
-    count: jax.Array | int
+    divisor: jax.Array | int
 
 
 class ProofreadSums(NamedTuple):
@@ -133,10 +131,17 @@ def batch_loss(
         image_embedding, text_embedding, model, row, keys, shared, config, num_groups
     )
     branches = {}
-    for branch, tasks in config.trained.items():
-        branches[branch] = _proofread_sums(
-            logits[branch], samples, shared.counts, tasks, config.detect_reduction
-        )
+    if samples.edits is not None:
+        for branch, tasks in config.trained.items():
+            branches[branch] = _proofread_sums(
+                logits[branch],
+                samples.tokens,
+                samples.is_editable,
+                samples.edits,
+                shared.counts,
+                tasks,
+                config.detect_reduction,
+            )
     sums = LossSums(
         i2t=Mean(i2t, shared.counts.samples),
         t2i=Mean(t2i, shared.counts.samples),
@@ -146,7 +151,7 @@ def batch_loss(
     )
     # The only division by a count.
     losses = jax.tree.map(
-        lambda x: x.sum / x.count if isinstance(x, Mean) else x,
+        lambda x: x.sum / x.divisor if isinstance(x, Mean) else x,
         sums,
         is_leaf=lambda x: isinstance(x, Mean),
     )
@@ -190,33 +195,23 @@ def _text_passes(
     samples: Samples,
     features: ImageFeatures,
     config: LossConfig,
-) -> tuple[jax.Array, dict[Branch, list[ProofreadLogits]]]:
+) -> tuple[jax.Array, dict[str, list[ProofreadLogits]]]:
     """Every use of the text tower.
 
     Returns:
       text_embedding [b, E], and the logits by branch (one, or with pairing="cross" two,
       whose losses are averaged).
     """
-    tokens, mask = samples.tokens, samples.attention_mask
+    tokens, mask, edits = samples.tokens, samples.attention_mask, samples.edits
     clean, local, global_ = (
         for_site(samples.dropout_seeds, stream) for stream in (CLEAN, LOCAL, GLOBAL)
     )
-    is_cross = config.pairing == "cross" and config.has_proofreading
-    hidden = None
-    if config.has_global and not is_cross and model.compute.joint_text_pass:
-        text_embedding, hidden = model.encode_and_proofread_global(
-            tokens,
-            samples.edits.tokens,
-            mask,
-            model.image_global(features),
-            seeds=(clean, global_),
-        )
-    else:
-        text_embedding = model.encode_text(tokens, mask, seeds=clean)
+    if edits is None:
+        return model.encode_text(tokens, mask, seeds=clean), {}
     # Which text tower reads the features of which image tower. The heads are always
     # those of `model`.
     pairs = [(model, features)]
-    if is_cross:
+    if config.pairing == "cross":
         momentum_features = momentum_model.image_features(
             samples.pixels, with_levels=config.has_local
         )
@@ -224,7 +219,19 @@ def _text_passes(
             (model, jax.lax.stop_gradient(momentum_features)),
             (momentum_model, features),
         ]
-    edits, logits = samples.edits, {}
+    logits = {}
+    is_joint = config.pairing == "online" and model.compute.joint_text_pass
+    if config.has_global and is_joint:
+        text_embedding, hidden = model.encode_and_proofread_global(
+            tokens,
+            edits.tokens,
+            mask,
+            model.image_global(features),
+            seeds=(clean, global_),
+        )
+        logits["global"] = [model.global_logits(hidden, edits.positions)]
+    else:
+        text_embedding = model.encode_text(tokens, mask, seeds=clean)
     if config.has_local:
         logits["local"] = [
             model.local_logits(
@@ -233,9 +240,7 @@ def _text_passes(
             )
             for tower, seen in pairs
         ]
-    if hidden is not None:
-        logits["global"] = [model.global_logits(hidden, edits.positions)]
-    elif config.has_global:
+    if config.has_global and not is_joint:
         logits["global"] = [
             model.global_logits(
                 tower.proofread_global(
@@ -250,15 +255,16 @@ def _text_passes(
 
 def _proofread_sums(
     logits: list[ProofreadLogits],
-    samples: Samples,
+    tokens: jax.Array,
+    is_editable: jax.Array,
+    edits: editing.Edits,
     counts: Counts,
     tasks: tuple[str, ...],
     reduction: str,
 ) -> ProofreadSums:
     """Eqs. (8), (9) of one branch, and what its F1 and accuracy are computed from."""
-    is_original = editing.detection_labels(samples.edits)
-    correction = editing.correction_labels(samples.tokens, samples.edits)
-    is_editable = samples.is_editable
+    is_original = editing.detection_labels(edits)
+    correction = editing.correction_labels(tokens, edits)
     detect = correct = detection = hits = None
     if "detect" in tasks:
         loss = jnp.zeros(())

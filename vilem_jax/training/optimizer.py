@@ -20,11 +20,12 @@ def make_schedule(
     spent at 0. With decay_per="epoch" the cosine moves at the start of each epoch.
     """
     warmup = config.warmup_steps
-    span = max(num_steps - warmup, 1)
+    span = max(num_steps - warmup, 1)  # of the cosine
 
     def learning_rate(step: jax.Array) -> jax.Array:
         since = step - warmup
         if config.decay_per == "epoch" and steps_per_epoch:
+            # ALBEF's schedulers step once an epoch.
             since = step // steps_per_epoch * steps_per_epoch - warmup
         progress = jnp.clip(since / span, 0.0, 1.0)
         height = config.learning_rate - config.final_learning_rate
@@ -37,21 +38,22 @@ def make_schedule(
 
 
 def decays(path: tuple, value: jax.Array, config: OptimizerConfig) -> bool:
-    """Whether weight decay pulls this parameter: matrices, but not positions.
+    """Whether weight decay applies to this parameter: matrices, but not positions.
 
     ALBEF's lineage decays [CLS], the positions and the temperature too: a switch.
     """
+    # Paths of dicts have `key`, of lists `idx`; the last entry is a name here.
     name = str(getattr(path[-1], "key", path[-1]))
     if name in ("class_token", "position_embedding", "positions", "temperature"):
         return config.decays_all_but_biases_and_norms
-    return value.ndim >= 2
+    return value.ndim >= 2  # no biases, no norms
 
 
 def takes_muon(path: tuple, value: jax.Array) -> bool:
-    """Whether `name="muon"` means this parameter: a kernel between hidden layers.
+    """Whether Muon updates this parameter: a kernel between hidden layers.
 
     Not the first kernel, of pixels, nor the last, of two logits: their rows or columns
-    are no directions of one space. Tables of embeddings are no kernels.
+    are not directions of one space. Embedding tables are not kernels.
     """
     names = [str(getattr(entry, "key", entry)) for entry in path]
     is_kernel = names[-1] == "kernel" and value.ndim == 2
@@ -70,6 +72,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             lambda path, value: decays(path, value, config), params
         )
 
+    # Of the whole gradient, before the moments see it.
     clip = (
         optax.clip_by_global_norm(config.clip_norm)
         if config.clip_norm
@@ -78,7 +81,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     adam = scale_by_adam(config)
     return optax.chain(
         clip,
-        adam if config.name == "adamw" else _muon_beside(adam, config.muon_rms),
+        adam if config.name == "adamw" else _muon_and(adam, config.muon_rms),
+        # Decoupled: added to the direction, so it scales with the learning rate.
         optax.add_decayed_weights(config.weight_decay, mask=mask),
     )
 
@@ -86,17 +90,17 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
     """Adam's direction, in optax's state, with bias corrections exact in float32.
 
-    optax computes 1 - 0.999 ** count in float32, whose first value is off in its fifth
-    digit; so were the first updates, 100 times above the rounding of all the rest.
+    optax computes 1 - 0.999 ** count in float32, whose first value is wrong in its
+    fifth digit, and so were the first updates: 100 times the rounding of the rest.
     """
     b1, b2, eps = config.beta1, config.beta2, config.eps
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         del params
-        count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(
-            lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, grads
+            lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates
         )
         mu_share, nu_share = _one_minus_power(b1, count), _one_minus_power(b2, count)
         direction = jax.tree.map(
@@ -108,16 +112,16 @@ def scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def _muon_beside(
+def _muon_and(
     adam: optax.GradientTransformation, rms: float
 ) -> optax.GradientTransformation:
-    """Muon for the kernels that it is for, `adam` for the rest.
+    """Muon for the kernels between hidden layers, `adam` for the rest.
 
-    Muon (Jordan et al. 2024) goes along the nearest orthogonal matrix of a kernel's
+    Muon (Jordan et al. 2024) updates along the nearest orthogonal matrix of a kernel's
     momentum, so that weak directions of a gradient count as much as strong ones. Times
-    sqrt(longer side), its entries have a root mean square of 1 whatever the shape; at
-    an `rms` of 0.2 they are about as large as Adam's, and one learning rate and decay
-    suit both (Liu et al. 2025, arXiv:2502.16982).
+    sqrt(longer side), its entries have a root mean square of 1 for any shape; at an
+    `rms` of 0.2 they are about as large as Adam's, and one learning rate and decay suit
+    both (Liu et al. 2025, arXiv:2502.16982).
     """
 
     def kinds(params):
@@ -125,7 +129,7 @@ def _muon_beside(
             lambda path, value: "muon" if takes_muon(path, value) else "adam", params
         )
 
-    def dimensions(kernels):  # plain matrices; what Adam takes is masked out
+    def dimensions(kernels):  # plain matrices; Adam's parameters are masked out
         return jax.tree.map(lambda kernel: MuonDimensionNumbers(), kernels)
 
     def scaled(update, _):
@@ -140,5 +144,6 @@ def _muon_beside(
 
 def _one_minus_power(beta: float, count: jax.Array) -> jax.Array:
     """1 - beta ** count, without the cancellation."""
+    # expm1 of the exact logarithm: no digits are lost for beta near 1.
     log_beta = math.log(beta) if beta > 0.0 else -math.inf
     return -jnp.expm1(count * log_beta)

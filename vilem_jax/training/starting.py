@@ -1,4 +1,4 @@
-"""From a config to what a run starts from: final settings, tokenizer and weights."""
+"""What a run starts from: final settings and pretrained weights."""
 
 import dataclasses
 from pathlib import Path
@@ -19,14 +19,14 @@ from vilem_jax.weights.tables import merge_into
 
 
 def complete(config: Config, workdir: Path) -> Config:
-    """`config` with what other files decide: shapes, and the digests of what edits.
+    """`config` with what other files decide: shapes, and the digests of the editor.
 
-    A run that is resumed keeps the shapes that it stored, so that the folders it
-    once started from may be gone; what a config says beside them stays its own.
+    A resumed run keeps the shapes that it stored, so the folders that it started from
+    need not exist any more. Settings that are no shapes come from `config`.
 
     Raises:
-      UserError: a folder or hub name that cannot be read, an editor or prepared edits
-        that are missing or others than `config.editor` names by their digests.
+      UserError: a folder or hub name that cannot be read; an editor or edit table that
+        is missing, or whose digest is not the one in `config.editor`.
     """
     stored = read_config(workdir).model if (workdir / CONFIG_FILE).exists() else None
     model, editor = config.model, config.editor
@@ -52,22 +52,22 @@ def complete(config: Config, workdir: Path) -> Config:
 
 
 def must_agree(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What several processes must hold alike, by what a person calls it."""
+    """What must be equal on all processes, by a name for the error message."""
     return {
         "settings": to_dict(config),
         "training data": (
             corpus.epoch_length,
             [(source.name, len(source)) for source in corpus.sources],
         ),
-        "words in the vocabulary": tokenizer.pieces,
+        "vocabulary": tokenizer.pieces,
     }
 
 
 def pretrained(config: Config, params: dict) -> dict:
-    """Random `params` of a `ViLEM`, with the towers' starting weights put in.
+    """Random `params` of a `ViLEM`, with the pretrained towers put in.
 
-    The heads' transforms start from the masked-language head where the text checkpoint
-    has one.
+    The heads' transforms start from the masked-language head if the text checkpoint has
+    one.
     """
     text, vision = config.model.text, config.model.vision
     allow_pickle = config.model.allow_pickle
@@ -85,6 +85,7 @@ def pretrained(config: Config, params: dict) -> dict:
 
 
 def _start_heads(params: dict, head: dict, origin: str) -> dict:
+    # Naming a masked token and correcting an edited one are nearly the same task.
     for name in ("local_head", "global_head"):
         if name in params:
             started = {
@@ -97,9 +98,9 @@ def _start_heads(params: dict, head: dict, origin: str) -> dict:
 
 
 def pretrained_editor(config: Config, params: dict) -> dict:
-    """Random `params` of a `MaskedLanguageModel`, with the starting BERT put in.
+    """Random `params` of a `MaskedLanguageModel`, with the pretrained BERT put in.
 
-    A BertModel brings its layers; its head then starts at random.
+    A BertModel has no masked-language head; the head is then random.
     """
     text = config.model.text
     if not text.start_from:

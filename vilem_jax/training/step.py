@@ -113,7 +113,7 @@ def make_edit(
         if not config.loss.has_proofreading:
             return None
         tokens = batch["tokens"]
-        if config.editor.edit_table:
+        if config.editor.edit_table or editor_graph is None:
             chosen = editing.ChosenPositions(batch["edit_positions"], batch["is_edit"])
             return editing.apply_edits(tokens, chosen, batch["edit_tokens"])
         ids = {"pad_id": pad_id, "mask_id": mask_id}
@@ -270,6 +270,7 @@ def step_metrics(total: jax.Array, sums: LossSums, samples: Samples) -> Metrics:
     """The losses, and F1, accuracy and spread from the counts of the whole batch."""
     metrics = {"loss": total, "loss_i2t": sums.i2t, "loss_t2i": sums.t2i}
     batch_size = samples.tokens.shape[0]
+    num_edits = samples.edits.is_edit.sum() if samples.edits else 0
     for branch, of_branch in sums.branches.items():
         if of_branch.detection is not None:
             metrics[f"loss_{branch}_detect"] = of_branch.detect
@@ -277,10 +278,10 @@ def step_metrics(total: jax.Array, sums: LossSums, samples: Samples) -> Metrics:
             metrics[f"{branch}_detect_f1"] = 2 * found / jnp.maximum(flagged + wrong, 1)
         if of_branch.correct_hits is not None:
             metrics[f"loss_{branch}_correct"] = of_branch.correct
-            num_edits = jnp.maximum(samples.edits.is_edit.sum(), 1)
-            metrics[f"{branch}_correct_top1"] = of_branch.correct_hits / num_edits
+            top1 = of_branch.correct_hits / jnp.maximum(num_edits, 1)
+            metrics[f"{branch}_correct_top1"] = top1
     if samples.edits is not None:
-        metrics["edits_per_caption"] = samples.edits.is_edit.sum() / batch_size
+        metrics["edits_per_caption"] = num_edits / batch_size
     mean = sums.embedding / batch_size
     variance = sums.embedding_square / batch_size - jnp.square(mean)
     # 0 if all images of the batch have one embedding: collapse shows here.

@@ -54,8 +54,9 @@ class Task(Protocol):
         """
         ...
 
-    def init_state(self, *params: Params) -> State:
-        """The state of step 0."""
+    @property
+    def init_state(self) -> Callable[..., State]:
+        """Parameters -> the state of step 0."""
         ...
 
     @property
