@@ -68,10 +68,11 @@ def device_gradients(
         num_groups=layout.mesh.size if config.loss.negatives == "device" else 1,
     )
     gradient = partial(jax.value_and_grad(loss, has_aux=True), params)
-    (_, sums), grads = map_microbatches(
+    loss_and_sums, grads = map_microbatches(
         gradient, (samples, row), config, is_summed=True
     )
-    return layout.sum_gradients(grads, grad_specs), sum_over_devices(sums), keys
+    grads = layout.sum_gradients(grads, grad_specs)
+    return grads, sum_over_devices(loss_and_sums), keys
 
 
 def map_microbatches(

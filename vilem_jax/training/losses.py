@@ -107,7 +107,7 @@ def batch_loss(
     shared: Shared,
     config: LossConfig,
     num_groups: int,
-) -> tuple[jax.Array, tuple[jax.Array, LossSums]]:
+) -> tuple[jax.Array, LossSums]:
     """Eq. (13) of these samples: their part of the loss of the whole batch.
 
     Args:
@@ -119,7 +119,7 @@ def batch_loss(
       num_groups: see `contrastive.info_nce`.
 
     Returns:
-      the part, and (the same, its losses and counts), which add up over the parts.
+      the part, and what it is computed from; both add up over the parts.
     """
     model = build(params)
     features = model.image_features(samples.pixels, with_levels=config.has_local)
@@ -161,7 +161,7 @@ def batch_loss(
         for loss in (of_branch.detect, of_branch.correct):
             if loss is not None:
                 total += shared.proofread_ramp * weights[branch] * loss
-    return total, (total, losses)
+    return total, losses
 
 
 def _contrastive_sums(image, text, model, row, keys, shared, config, num_groups):
