@@ -1,4 +1,4 @@
-"""A finished run of a tiny model, trained by nobody, and what belongs to it."""
+"""A finished run of a tiny untrained model, its files and its embeddings."""
 
 import dataclasses
 import json
@@ -40,11 +40,11 @@ def noise(tree):
     """Arrays of the shapes in `tree`, large enough that an activation matters."""
     rng = np.random.default_rng(0)
 
-    def draw(leaf):
+    def fill(leaf):
         values = 0.3 * rng.standard_normal(leaf.shape)
         return np.asarray(values if leaf.shape else abs(values) + 0.1, leaf.dtype)
 
-    return jax.tree.map(draw, tree)
+    return jax.tree.map(fill, tree)
 
 
 @pytest.fixture(scope="session")
@@ -76,16 +76,16 @@ def run(tmp_path_factory):
         evaluation=EvaluationConfig(batch_size=4, text_length=10),
         compute=ComputeConfig(dtype="bfloat16"),
     )
-    place = folder / "run"
-    claim_workdir(place, config)
-    Tokenizer(vocabulary).save(place / "tokenizer")
+    workdir = folder / "run"
+    claim_workdir(workdir, config)
+    Tokenizer(vocabulary).save(workdir / "tokenizer")
     state = noise(abstract_state(config))
     state = dataclasses.replace(state, queue_count=np.asarray(QUEUE_COUNT, np.int32))
-    with Checkpoints(place) as checkpoints:
+    with Checkpoints(workdir) as checkpoints:
         checkpoints.save(3, state)
-    (place / "metrics.jsonl").write_text(json.dumps(METRICS) + "\n")
-    (place / "command.txt").write_text(f"vilem train --workdir={place}\n")
-    return place
+    (workdir / "metrics.jsonl").write_text(json.dumps(METRICS) + "\n")
+    (workdir / "command.txt").write_text(f"vilem train --workdir={workdir}\n")
+    return workdir
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +111,7 @@ CAPTIONS = [
 
 @pytest.fixture(scope="session")
 def embeddings(run, pixels):
-    """What our own model says: of the images, and of CAPTIONS."""
+    """Those of our own model: of the images, and of CAPTIONS."""
     import vilem_jax
 
     model = vilem_jax.load(run)
@@ -133,7 +133,7 @@ def left_out(stored):
 
 @pytest.fixture(scope="session")
 def kept(stored):
-    """Bytes of some parameters that it has, spelt the same way in every format."""
+    """Bytes of some parameters that it has, the same in every format."""
     params = stored.params
     return {
         "vision bias": params["vision"]["blocks"][1]["mlp"]["expand"]["bias"].tobytes(),

@@ -1,4 +1,4 @@
-"""Towers as StableHLO and ONNX: equal for any number of rows, and nothing besides."""
+"""Towers as StableHLO and ONNX: equal for any number of rows, without the heads."""
 
 import builtins
 import json
@@ -17,8 +17,8 @@ from vilem_jax.export.model import export_model
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports") / "stablehlo"
-    said = export_model(run, folder, "stablehlo")
-    assert len(said) == 2 and "differs from the model by" in said[0]
+    sentences = export_model(run, folder, "stablehlo")
+    assert len(sentences) == 2 and "differs from the model by" in sentences[0]
     return folder
 
 
@@ -61,18 +61,18 @@ def test_stablehlo_is_a_plain_dual_encoder(exported, left_out, kept):
     assert all(content in everything for content in kept.values())
 
 
-def test_towers_json_says_what_goes_in_and_out(exported, stored):
-    told = json.loads((exported / "towers.json").read_text())
-    assert told["image"]["input"]["shape"] == ["B", 16, 16, 3]
-    assert told["text"]["input"] == told["text"]["input"] | {
+def test_towers_json_describes_input_and_output(exported, stored):
+    described = json.loads((exported / "towers.json").read_text())
+    assert described["image"]["input"]["shape"] == ["B", 16, 16, 3]
+    assert described["text"]["input"] == described["text"]["input"] | {
         "dtype": "int32",
         "shape": ["B", "L"],
         "constraints": ["L >= 2", "L <= 16"],
     }
-    assert told["text"]["output"]["shape"] == ["B", 8]
-    assert told["image"]["largest_difference"] < 1e-5
-    assert told["format"]["platforms"] == ["cpu", "cuda", "tpu"]
-    assert told["tokenizer"]["pad_id"] == stored.tokenizer.vocabulary.pad_id
+    assert described["text"]["output"]["shape"] == ["B", 8]
+    assert described["image"]["largest_difference"] < 1e-5
+    assert described["format"]["platforms"] == ["cpu", "cuda", "tpu"]
+    assert described["tokenizer"]["pad_id"] == stored.tokenizer.vocabulary.pad_id
 
 
 def test_a_tower_that_is_not_the_model_is_refused(stored):
@@ -83,7 +83,7 @@ def test_a_tower_that_is_not_the_model_is_refused(stored):
 
     with pytest.raises(UserError, match=r"would differ .* by 2\.0e-04.*nothing is"):
         towers.largest_difference(tower, wrong, "text.onnx")
-    with pytest.raises(UserError, match="would differ"):  # not a number is no match
+    with pytest.raises(UserError, match="would differ"):  # NaN is refused too
         towers.largest_difference(tower, lambda rows: np.full((3, 8), np.nan), "x")
 
 
@@ -109,7 +109,9 @@ def test_onnx_equals_the_model(
         (stablehlo, "flatbuffers", "pip install flatbuffers"),
     ],
 )
-def test_a_package_that_is_missing(maker, package, words, run, tmp_path, monkeypatch):
+def test_a_missing_package_is_refused(
+    maker, package, words, run, tmp_path, monkeypatch
+):
     real = builtins.__import__
 
     def without(name, *args, **options):

@@ -1,4 +1,4 @@
-"""The Hugging Face layout: torch's embeddings are ours, and the way back is exact."""
+"""The Hugging Face layout: equal embeddings in torch, and an exact round trip."""
 
 import copy
 import io
@@ -46,7 +46,7 @@ def odd_images():
 
 
 @pytest.mark.filterwarnings("default")  # of torch and transformers
-def test_the_lines_of_the_card_give_our_embeddings(exported, embeddings, pixels, torch):
+def test_the_code_of_the_card_gives_our_embeddings(exported, embeddings, pixels, torch):
     code = re.search(
         "```python\n(.*)\nscores = ", (exported / "README.md").read_text(), re.S
     )
@@ -63,19 +63,19 @@ def test_the_lines_of_the_card_give_our_embeddings(exported, embeddings, pixels,
 
 
 @pytest.mark.filterwarnings("default")
-def test_transformers_misses_and_drops_nothing(exported, torch):
+def test_transformers_finds_every_tensor_and_ignores_none(exported, torch):
     from transformers import AutoModel
 
     for name, kind in (("vision", "ViTModel"), ("text", "BertModel")):
-        model, told = AutoModel.from_pretrained(
+        model, info = AutoModel.from_pretrained(
             exported / name, output_loading_info=True
         )
         assert type(model).__name__ == kind
-        assert not told["unexpected_keys"] and not told["mismatched_keys"]
-        assert all(key.startswith("pooler.") for key in told["missing_keys"])
+        assert not info["unexpected_keys"] and not info["mismatched_keys"]
+        assert all(key.startswith("pooler.") for key in info["missing_keys"])
 
 
-def test_a_plain_dual_encoder_is_all_there_is(exported, left_out, kept):
+def test_an_export_is_a_plain_dual_encoder(exported, left_out, kept):
     files = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
     everything = b"".join(files.values())
     assert len(left_out) > 20
@@ -91,8 +91,8 @@ def test_a_plain_dual_encoder_is_all_there_is(exported, left_out, kept):
     }
 
 
-def test_the_way_back_is_exact(exported, stored, tmp_path):
-    """Folder -> parameters -> folder -> parameters: not a bit changes."""
+def test_a_round_trip_is_exact(exported, stored, tmp_path):
+    """Folder -> parameters -> folder -> parameters: every bit stays the same."""
     model = stored.config.model
     vision, text = exported / "vision", exported / "text"
     assert huggingface_vit.read_vision_config(vision, model.vision) == model.vision

@@ -1,4 +1,4 @@
-"""Runs as model folders: bit for bit, taken wherever a run is, free of paths."""
+"""Runs as model folders: bit for bit, accepted wherever a run is, without paths."""
 
 import dataclasses
 import json
@@ -42,9 +42,9 @@ def assert_same_bits(found, expected):
 def refused(capsys, *arguments) -> str:
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("vilem: ") and said.count("\n") == 1, said
-    return said
+    message = capsys.readouterr().err
+    assert message.startswith("vilem: ") and message.count("\n") == 1, message
+    return message
 
 
 def test_a_run_and_its_export_are_one_model(run, exported, stored, tmp_path):
@@ -54,7 +54,7 @@ def test_a_run_and_its_export_are_one_model(run, exported, stored, tmp_path):
     assert_same_bits(found.queues, stored.queues)
     assert {len(queue) for queue in found.queues.values()} == {QUEUE_COUNT}
     assert_same_bits(read_stored(exported, "momentum").params, found.momentum_params)
-    # Exported again, from the export: the same bytes, the card too.
+    # Exported again, from the export: the same bytes, also of the card.
     export_model(exported, tmp_path / "again", "vilem", for_training=True)
     files = sorted(path.name for path in exported.iterdir())
     assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
@@ -64,17 +64,17 @@ def test_a_run_and_its_export_are_one_model(run, exported, stored, tmp_path):
         ).read_bytes()
 
 
-def test_load_takes_an_export(run, exported, embeddings, pixels):
+def test_load_reads_an_export(run, exported, embeddings, pixels):
     model = vilem_jax.load(exported)
     assert np.array_equal(model.encode_image(list(pixels)), embeddings[0])
     assert np.array_equal(model.encode_text(CAPTIONS), embeddings[1])
-    # An index made with the one serves the other.
+    # An index of one fits the other.
     assert model.fingerprint == vilem_jax.load(run).fingerprint
     words = model.proofread(pixels[0], CAPTIONS[0])
     assert [word.word for word in words] == ["a", "red", "dog", "on", "the", "sofa"]
 
 
-def test_an_export_of_the_momentum_weights(run, exported, stored, tmp_path):
+def test_momentum_weights_are_exported_alone(run, exported, stored, tmp_path):
     export_model(run, tmp_path / "slow", "vilem", weights="momentum")
     found = read_stored(tmp_path / "slow")
     assert_same_bits(found.params, stored.momentum_params)
@@ -84,7 +84,7 @@ def test_an_export_of_the_momentum_weights(run, exported, stored, tmp_path):
     assert "momentum weights" in (tmp_path / "slow" / "README.md").read_text()
 
 
-def test_nothing_of_this_machine_is_in_an_export(run, exported):
+def test_an_export_names_no_path_of_this_machine(run, exported):
     for file in exported.iterdir():
         assert str(run.parent).encode() not in file.read_bytes(), file.name
     config = json.loads((exported / "config.json").read_text())
@@ -93,7 +93,7 @@ def test_nothing_of_this_machine_is_in_an_export(run, exported):
 
 
 @pytest.mark.parametrize(
-    ("said", "harmlessly"),
+    ("command", "expected"),
     [
         ("vilem train --workdir=/home/me/runs/x", "vilem train --workdir=x"),
         ("--images=~/coco/val2014.zip --seed=1", "--images=val2014.zip --seed=1"),
@@ -105,8 +105,8 @@ def test_nothing_of_this_machine_is_in_an_export(run, exported):
         ("coco_captions/2014", "coco_captions/2014"),
     ],
 )
-def test_paths_in_commands(said, harmlessly):
-    assert harmless(said) == harmlessly
+def test_commands_lose_their_folders(command, expected):
+    assert harmless(command) == expected
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_card_names_each_kind_of_source(stored, source, words):
     assert words in model_card("/nowhere", changed, "onnx", "title", **made)
 
 
-def test_the_card_says_data_command_and_metrics(exported):
+def test_the_card_has_data_command_and_metrics(exported):
     card = (exported / "README.md").read_text()
     for words in (
         "trained on **own** (json: `captions.json`)",
@@ -145,18 +145,18 @@ def test_the_card_says_data_command_and_metrics(exported):
         assert words in card
 
 
-def test_every_verb_takes_an_export(exported, tmp_path, capsys):
+def test_verbs_accept_an_export(exported, tmp_path, capsys):
     model = f"--model={exported}"
     scenes = ("--data=scenes", "--num-images=3")
     assert main(["evaluate", "retrieval", model, *scenes]) == 0
     assert "R@1" in capsys.readouterr().out
-    said = refused(capsys, "evaluate", "retrieval", model)
-    assert "say what to measure on with --data" in said
-    said = refused(capsys, "evaluate", "proofread", model, *scenes)
-    assert "config.editor.path is empty" in said
+    message = refused(capsys, "evaluate", "retrieval", model)
+    assert "say what to measure on with --data" in message
+    message = refused(capsys, "evaluate", "proofread", model, *scenes)
+    assert "config.editor.path is empty" in message
 
 
-def test_what_is_no_model(run, exported, tmp_path, capsys):
+def test_a_folder_without_a_model_is_refused(run, exported, tmp_path, capsys):
     assert is_run(run) and not is_run(exported)
     assert is_run(tmp_path) and is_run("runs") and is_run("./runs/mine")
     assert not is_run("someone/model")
@@ -172,12 +172,12 @@ def test_what_is_no_model(run, exported, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_in_the_way(run, exported, tmp_path, capsys):
+def test_other_files_are_not_replaced(run, exported, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     for kind in ("vilem", "huggingface", "stablehlo"):
         export = ("weights", "export", run, f"--format={kind}")
         assert "holds mine.txt" in refused(capsys, *export, f"--out={tmp_path}")
-        # The export of another format is somebody's folder too.
+        # The export of another format is a folder of other files too.
         if kind != "vilem":
             assert "name another" in refused(capsys, *export, f"--out={exported}")
     itself = ("weights", "export", exported, "--format=vilem", f"--out={exported}")
@@ -185,7 +185,7 @@ def test_what_is_in_the_way(run, exported, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_what_does_not_go_together(run, tmp_path):
+def test_options_that_contradict_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="format must be one of vilem, hugging"):
         export_model(run, tmp_path / "out", "torch")
     for kind, weights in (("huggingface", "online"), ("vilem", "momentum")):
@@ -215,7 +215,7 @@ def run_with_best(run, tmp_path_factory):
     return folder, best
 
 
-def test_the_best_step_of_a_run(run_with_best, tmp_path, capsys):
+def test_the_best_step_of_a_run_is_exported(run_with_best, tmp_path, capsys):
     folder, best = run_with_best
     out = tmp_path / "best"
     export = ("weights", "export", str(folder), f"--out={out}", "--format=vilem")
@@ -228,12 +228,12 @@ def test_the_best_step_of_a_run(run_with_best, tmp_path, capsys):
     for words in ("step 2:", "| 77.5 |", "2 steps of 4 pairs", "--step=best"):
         assert words in card
     assert "12.5" not in card
-    assert main([*export]) == 0  # the last one in its place
+    assert main([*export]) == 0  # replaced by the last step
     assert_same_bits(read_stored(out).params, read_stored(folder).params)
     assert "step 3:" in (out / "README.md").read_text()
 
 
-def test_a_best_step_that_is_not_there(run, exported, tmp_path, capsys):
+def test_a_missing_best_step_is_refused(run, exported, tmp_path, capsys):
     for name, words in ((run, "keep_best=False"), (exported, "leave --step=best out")):
         export = ("weights", "export", name, f"--out={tmp_path / 'out'}")
         assert words in refused(capsys, *export, "--format=vilem", "--step=best")

@@ -40,7 +40,7 @@ def test_many_points_are_averaged_and_nan_is_left_out():
     assert len({y for _, y in points}) == 1
 
 
-def test_nothing_to_draw_draws_nothing():
+def test_a_chart_without_finite_values_is_empty():
     nan = Curve("loss", ((1, math.nan), (2, math.inf)))
     assert line_chart(Chart("Loss", (nan,))) == ""
     assert line_chart(Chart("Loss", ())) == ""

@@ -112,7 +112,7 @@ def test_the_page_is_one_file_with_everything_inside(report):
     assert len(svgs) == 1 and "local from 2 to 1" in svgs[0]["aria-label"]
 
 
-def test_text_is_escaped(report):
+def test_text_is_escaped_once(report):
     page = render(report)
     assert "Tom &amp; Jerry" in page and "a &lt;dog&gt;" in page
     assert "&lt;b&gt;" in page

@@ -48,7 +48,7 @@ def model_card(
       kind: the format of the export.
       made_by: the command line of the export.
     """
-    own = ""
+    own = ""  # a folder's card is of its online weights
     if weights == "online" and stored.step is None and (stored.folder / CARD).is_file():
         own = (stored.folder / CARD).read_text(encoding="utf-8", errors="replace")
     if own and kind == "vilem":

@@ -63,7 +63,7 @@ def export_model(
             "weights: leave --for-training out"
         )
     out = Path(out).expanduser()
-    _check_out(name, out, kind)
+    _check_out(name, out, kind)  # first: reading a model may take minutes
     stored = read_stored(name, weights, step=step, for_training=for_training)
     config, params, tokenizer = stored.config, stored.params, stored.tokenizer
     card = model_card(name, stored, kind, out.name, weights=weights, made_by=made_by)
@@ -94,6 +94,7 @@ def _check_out(name: str | os.PathLike[str], out: Path, kind: Format) -> None:
         ours, is_earlier = huggingface_export.FILES, huggingface_export.IS_EARLIER
     else:
         ours, is_earlier = model_folder.FILES, model_folder.is_model_folder
+    # Replacing an earlier export is allowed, so this folder would be replaced too.
     if out.exists() and out.resolve() == Path(name).expanduser().resolve():
         raise UserError(f"--out={out} is the model itself: name another folder")
     folders.check_replaceable(out, ours, is_earlier=is_earlier)
@@ -107,6 +108,7 @@ def _write_compiled(out: Path, stored: Stored, kind: str, card: str) -> list[str
     for name, tower in make_towers(config, stored.params, tokenizer).items():
         file = f"{name}.{kind}"
         files[file] = maker.to_bytes(tower)
+        # Nothing is written before every tower has been run and compared.
         difference = largest_difference(tower, maker.runner(files[file]), file)
         description[name] = {
             "file": file,

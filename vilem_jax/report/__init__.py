@@ -1,1 +1,1 @@
-"""Figures, the HTML report, and the demo that fills it."""
+"""Tables of metrics, the HTML report, and the demo."""

@@ -95,7 +95,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _share(value: float, ticks: Sequence[float]) -> float:
-    """Where between the first and the last tick: 0..1; a peak is cut off at 1."""
+    """The position between the first and the last tick, 0..1; a peak is cut off."""
     return min(max((value - ticks[0]) / (ticks[-1] - ticks[0]), 0.0), 1.0)
 
 

@@ -87,6 +87,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
         if not _train(config, folder / "run"):
             return None
 
+    # Used once, at the end: no setting was chosen on the test split.
     with _stage("[4/5] the test split: retrieval, proofreading, hard pairs"):
         model = load(folder / "run")
         test = ScenesSource("test", seed=seed, num_images=images.get("test", 0))
@@ -129,6 +130,7 @@ def _stage(heading: str) -> Iterator[None]:
 def _make_vocabulary(folder: Path, seed: int, num_images: int) -> int:
     """The size of the vocabulary in `folder`, which is created if there is none."""
     if not (folder / "vocab.txt").is_file():
+        # The training split alone: words of other splits are unseen, as in practice.
         source = ScenesSource("train", seed=seed, num_images=num_images)
         captions = (c for index in range(len(source)) for c in source.captions(index))
         try:
