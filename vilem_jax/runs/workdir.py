@@ -1,9 +1,9 @@
-"""A run's folder: its settings beside its logs and checkpoints.
+"""A run's folder: its settings, logs and checkpoints.
 
-RUN/config.json       the frozen config, written when the run starts
-RUN/command.txt       the command lines that started it, one a line
-RUN/metrics.jsonl     one record a line (metrics.py)
-RUN/timing.jsonl      the wall clock's metrics, apart (metrics.py)
+RUN/config.json       format_version, and the frozen config; written when the run starts
+RUN/command.txt       the command lines that started it, one per line
+RUN/metrics.jsonl     one record per line (metrics.py)
+RUN/timing.jsonl      what depends on the wall clock (metrics.py)
 RUN/tensorboard/      the same as TensorBoard events
 RUN/checkpoints/STEP  what Orbax wrote (checkpoints.py)
 """
@@ -17,18 +17,19 @@ from pathlib import Path
 from vilem_jax.config.freeze import differences, freeze, to_dict
 from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason, replace_file
+from vilem_jax.files import check_format_version, reason, replace_file
 
 CONFIG_FILE = "config.json"
+FORMAT_VERSION = 1  # of the whole folder
 COMMAND_FILE = "command.txt"
-_OURS = ("metrics.jsonl", "checkpoints")  # written once CONFIG_FILE is there
+_OURS = ("metrics.jsonl", "checkpoints")  # written after CONFIG_FILE
 
 
 def check_workdir(workdir: str | os.PathLike, config: Config) -> bool:
     """Whether the folder already holds this run; writes nothing.
 
     Raises:
-      UserError: it holds a run of other settings (every difference is listed) or
+      UserError: it holds a run with other settings (every difference is listed), or
         a run's files without its settings.
     """
     folder = Path(workdir)
@@ -37,23 +38,23 @@ def check_workdir(workdir: str | os.PathLike, config: Config) -> bool:
         changed = differences(read_config(folder), config)
         if changed:
             raise UserError(
-                f"{folder} holds a run of other settings: {'; '.join(changed)}; choose "
-                "another --workdir, or the settings that the run began with"
+                f"{folder} holds a run with other settings: {'; '.join(changed)}; "
+                "choose another --workdir, or the settings that the run started with"
             )
     elif found := [name for name in _OURS if (folder / name).exists()]:
         raise UserError(
-            f"{folder} holds {' and '.join(found)} of a run, but no {CONFIG_FILE}: put "
-            "that back, or choose another --workdir"
+            f"{folder} holds {' and '.join(found)} of a run, but no {CONFIG_FILE}: "
+            "restore it, or choose another --workdir"
         )
     return holds_run
 
 
 def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
-    """Makes the folder and stores `config` in it, or joins the run that it holds.
+    """Creates the folder and stores `config` in it, or resumes the run that it holds.
 
     Returns:
-      True where the folder already held this run. What may change on resuming (more
-      steps, say) is then stored anew.
+      True if the folder already held this run. Settings that may change on resuming
+      (more steps, for example) are then updated.
 
     Raises:
       UserError: as of `check_workdir`, or the folder cannot be written to.
@@ -62,7 +63,8 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
     holds_run = check_workdir(folder, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / CONFIG_FILE, json.dumps(to_dict(config), indent=2) + "\n")
+        settings = {"format_version": FORMAT_VERSION, **to_dict(config)}
+        replace_file(folder / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"cannot write to the work directory {folder}: {reason(error)}"
@@ -71,7 +73,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
 
 
 def note_command(workdir: str | os.PathLike) -> None:
-    """Adds this program's command line, where it is not there yet: for people.
+    """Adds this program's command line to `COMMAND_FILE`, if it is not there yet.
 
     Raises:
       UserError: it cannot be written.
@@ -88,7 +90,7 @@ def note_command(workdir: str | os.PathLike) -> None:
 
 
 def read_commands(workdir: str | os.PathLike) -> list[str]:
-    """The command lines that started and resumed a run, [] where they are not kept."""
+    """The command lines that started and resumed a run; [] if there are none."""
     try:
         text = (Path(workdir) / COMMAND_FILE).read_text(encoding="utf-8")
     except OSError:
@@ -100,7 +102,8 @@ def read_config(workdir: str | os.PathLike) -> Config:
     """The settings of the run in `workdir`.
 
     Raises:
-      UserError: there is no run, or its config.json is not one of ours.
+      UserError: there is no run, its config.json is corrupt, or another release wrote
+        it.
     """
     file = Path(workdir) / CONFIG_FILE
     try:
@@ -115,6 +118,11 @@ def read_config(workdir: str | os.PathLike) -> Config:
         settings = json.loads(text)
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{file} is not the settings of a run: it is not an object")
+    version = settings.pop("format_version", None)
+    rebuild = "choose another --workdir to train again"
+    check_format_version(version, FORMAT_VERSION, Path(workdir), rebuild)
     try:
         return freeze(settings)
     except UserError as error:
