@@ -60,7 +60,7 @@ def test_dropout_rate_and_mean(rate):
 
 def test_dropout_is_independent():
     """Of neighbours, samples, sites and steps: no correlation above chance."""
-    shape = (4, 16, 64)  # heads, queries, keys, say
+    shape = (4, 16, 64)  # heads, queries, keys, notify
     size = math.prod(shape)
 
     def masks(seeds):

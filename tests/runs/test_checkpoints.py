@@ -127,7 +127,7 @@ def damage_file(file: Path, how: str, rng: random.Random) -> None:
 def restore_over_damage(folder: Path, width: int) -> list[str]:
     """Restores step 1 past a corrupt 2, saves 2 again; returns what was said."""
     said = []
-    with Checkpoints(folder, say=said.append) as checkpoints:
+    with Checkpoints(folder, notify=said.append) as checkpoints:
         state, step = checkpoints.restore_latest(abstract(make_state(1, width=width)))
         assert step == 1
         assert_same(state, make_state(1, width=width))
@@ -166,7 +166,7 @@ def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
     (tmp_path / "checkpoints" / "1" / "tensors" / "metadata").write_text("{}")
     for _ in range(2):
         with (
-            Checkpoints(tmp_path, say=lambda _: None) as checkpoints,
+            Checkpoints(tmp_path, notify=lambda _: None) as checkpoints,
             pytest.raises(UserError, match=r"every checkpoint .* corrupt"),
         ):
             checkpoints.restore_latest(abstract(make_state(1)))
@@ -187,7 +187,7 @@ def test_another_shape_names_the_first_tensor(tmp_path):
 
 def test_three_failed_saves_stop_the_run(tmp_path, monkeypatch):
     said = []
-    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, notify=said.append) as checkpoints:
         checkpoints.save(1, make_state(1))
         checkpoints.wait()
         full = lambda _: type("Usage", (), {"free": 0})  # noqa: E731
@@ -210,7 +210,7 @@ def test_a_save_that_fails_in_the_background_is_said(tmp_path, monkeypatch):
     def fail(_):
         raise OSError(28, "No space left on device")
 
-    with Checkpoints(tmp_path, say=said.append) as checkpoints:
+    with Checkpoints(tmp_path, notify=said.append) as checkpoints:
         with monkeypatch.context() as patch:
             patch.setattr("vilem_jax.runs.checkpoints.list_files", fail)
             checkpoints.save(1, make_state(1))
@@ -224,7 +224,7 @@ def test_a_last_save_that_fails_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("vilem_jax.runs.checkpoints.list_files", lambda _: 1 / 0)
     with (
         pytest.raises(UserError, match="the last checkpoint could not be written"),
-        Checkpoints(tmp_path, say=lambda _: None) as checkpoints,
+        Checkpoints(tmp_path, notify=lambda _: None) as checkpoints,
     ):
         checkpoints.save(1, make_state(1))
 
@@ -256,7 +256,7 @@ def test_kill_while_saving_leaves_whole_checkpoints(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         said = []
-        with Checkpoints(tmp_path, say=said.append) as checkpoints:
+        with Checkpoints(tmp_path, notify=said.append) as checkpoints:
             newest = checkpoints.steps()[-1]
             names = [f"p{i}" for i in range(20)]
             target = dict.fromkeys(names, jax.ShapeDtypeStruct((64, 64), jnp.int32))

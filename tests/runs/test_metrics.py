@@ -83,7 +83,7 @@ def test_a_run_from_its_beginning_starts_an_empty_log(tmp_path):
 
 def test_a_full_disk_delays_records_and_loses_none(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(metrics_module, "say", said.append)
+    monkeypatch.setattr(metrics_module, "notify", said.append)
     log = MetricsLog(tmp_path, tensorboard=False)
     file = log._metrics._file
 

@@ -1,6 +1,19 @@
 """The command lines of a run, kept for people."""
 
-from vilem_jax.runs.workdir import note_command, read_commands
+import json
+
+import pytest
+
+from vilem_jax.config.schema import Config
+from vilem_jax.errors import UserError
+from vilem_jax.runs.workdir import (
+    FORMAT_VERSION,
+    check_workdir,
+    claim_workdir,
+    note_command,
+    read_commands,
+    read_config,
+)
 
 
 def test_each_command_line_is_kept_once(tmp_path, monkeypatch):
@@ -14,3 +27,18 @@ def test_each_command_line_is_kept_once(tmp_path, monkeypatch):
         "vilem train '--workdir=a b'",
         "vilem train --config.train.num_steps=9",
     ]
+
+
+@pytest.mark.parametrize("version", [None, 2, "1"])
+def test_another_format_version_is_refused(tmp_path, version):
+    claim_workdir(tmp_path, Config())
+    file = tmp_path / "config.json"
+    settings = json.loads(file.read_text())
+    assert settings.pop("format_version") == FORMAT_VERSION == 1
+    assert read_config(tmp_path) == Config()
+    if version is not None:
+        settings["format_version"] = version
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="this release reads format_version 1") as error:
+        check_workdir(tmp_path, Config())
+    assert str(tmp_path) in str(error.value) and "--workdir" in str(error.value)

@@ -41,7 +41,7 @@ class CaptionPair:
     caption: str
     wrong_caption: str | tuple[str, ...]  # where several, the true one must beat all
     kind: str  # what was changed: "object", "swap", or a file's name
-    group: str = ""  # of its kind: the relation, say
+    group: str = ""  # of its kind: the relation, notify
 
 
 class Boxed(NamedTuple):

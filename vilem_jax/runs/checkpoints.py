@@ -42,7 +42,7 @@ from vilem_jax.runs.checkpoint_contents import (
     verify,
     verify_files,
 )
-from vilem_jax.runs.metrics import say
+from vilem_jax.runs.metrics import notify
 from vilem_jax.runs.workdir import read_config
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -67,7 +67,7 @@ class Checkpoints:
         *,
         keep: int | None = 2,
         folder: str = CHECKPOINTS_FOLDER,
-        say: Callable[[str], None] = say,
+        notify: Callable[[str], None] = notify,
     ):
         """
         Args:
@@ -78,7 +78,7 @@ class Checkpoints:
         # Orbax logs every failure with its traceback; what a person needs, we say.
         ORBAX_LOGGER.setLevel(SILENT)
         self._folder = Path(workdir).absolute() / folder
-        self._keep, self._say = keep, say
+        self._keep, self._notify = keep, notify
         self._saving: int | None = None  # the step that is on its way to the disk
         self._failed = 0  # saves in a row
         left = self._folder.glob(f"{_OLD}*")
@@ -170,7 +170,7 @@ class Checkpoints:
                 f"{trouble}; that was failure {self._failed} in a row, so the run "
                 f"stops ({last}); make room or choose another --workdir, then resume"
             ) from error
-        self._say(
+        self._notify(
             f"{trouble} ({self._failed} of {MAX_FAILED_SAVES} in a row); training "
             f"goes on, {last}"
         )
@@ -194,12 +194,14 @@ class Checkpoints:
             try:
                 state = self._restore(step, abstract_state)
             except CorruptError as error:
-                self._say(f"checkpoint {self._folder / str(step)} is corrupt: {error}")
+                self._notify(
+                    f"checkpoint {self._folder / str(step)} is corrupt: {error}"
+                )
                 corrupt.append(step)
                 continue
             if corrupt:
                 self.set_aside(corrupt)
-                self._say(f"going on from the checkpoint of step {step} instead")
+                self._notify(f"going on from the checkpoint of step {step} instead")
             return state, step
         if corrupt:
             raise UserError(
@@ -338,7 +340,7 @@ def read_metrics(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
             verify_files(place / str(step))
             found[step] = read_description(place / str(step), "metrics")
         except CorruptError as error:
-            say(f"checkpoint {place / str(step)} is corrupt: {error}")
+            notify(f"checkpoint {place / str(step)} is corrupt: {error}")
     return found
 
 
@@ -374,13 +376,13 @@ def restore_fields(
         try:
             flat = read_fields(where, fields)
         except CorruptError as error:
-            say(f"checkpoint {where} is corrupt: {error}")
+            notify(f"checkpoint {where} is corrupt: {error}")
             continue
         for field, abstract in fields.items():
             if abstract is not None:
                 check_same(shapes(flat[field]), flatten(abstract), where)
         if number != in_order[0]:
-            say(f"the checkpoint of step {number} is used instead")
+            notify(f"the checkpoint of step {number} is used instead")
         # A field that is one array has no names below its own.
         found = {f: part[""] if "" in part else nest(part) for f, part in flat.items()}
         return found, number

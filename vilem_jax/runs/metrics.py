@@ -29,7 +29,7 @@ Record = dict[str, Any]
 Hook = Callable[[int, Record], None]
 
 
-def say(message: str) -> None:
+def notify(message: str) -> None:
     """A sentence on stderr, above the progress bar where there is one; of several
     processes the first one says it."""
     from tqdm import tqdm
@@ -106,7 +106,7 @@ class MetricsLog:
             self._events.write(step, scalars)
         except OSError as error:  # half an event ends the file for its readers
             self._events_failed = True
-            say(f"no more TensorBoard events: {reason(error)}; training goes on")
+            notify(f"no more TensorBoard events: {reason(error)}; training goes on")
 
     def close(self) -> None:
         for lines in (self._metrics, self._timing) if self._writes else ():
@@ -205,7 +205,9 @@ class _Lines:
                 raise OSError("the disk took only a part of the record")
         except OSError as error:
             self._file.truncate(end)
-            say(f"{self._path} waits to be written: {reason(error)}; training goes on")
+            notify(
+                f"{self._path} waits to be written: {reason(error)}; training goes on"
+            )
         else:
             self._waiting.clear()
 

@@ -18,7 +18,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.files import write_json
 from vilem_jax.runs.best import best_step
 from vilem_jax.runs.checkpoints import restore_params
-from vilem_jax.runs.metrics import say
+from vilem_jax.runs.metrics import notify
 
 SCORES_FILE = "test.json"
 
@@ -34,7 +34,7 @@ def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) 
     if not config.data.test:
         return
     if processes.broadcast(file.exists()):
-        say(f"{file} holds the scores of the test split, which is scored once")
+        notify(f"{file} holds the scores of the test split, which is scored once")
         return
     best = best_step(workdir) if config.checkpoint.keep_best else None
     if best:

@@ -32,7 +32,7 @@ from vilem_jax.distributed.mesh import (
 from vilem_jax.editing.loading import open_edits
 from vilem_jax.runs.best import KeepBest, mean_recall
 from vilem_jax.runs.checkpoints import Checkpoints
-from vilem_jax.runs.metrics import Clock, MetricsLog, Progress, say
+from vilem_jax.runs.metrics import Clock, MetricsLog, Progress, notify
 from vilem_jax.runs.origin import TOKENIZER_FOLDER
 from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
 from vilem_jax.runs.workdir import check_workdir, claim_workdir, note_command
@@ -139,7 +139,7 @@ def train(
         else:
             # Orbax's arrays may share memory with its reader; the state is donated.
             state, first_step = device_put(restored[0], shardings), restored[1]
-            say(f"resuming at step {first_step}")
+            notify(f"resuming at step {first_step}")
         log = stack.enter_context(
             MetricsLog(
                 folder,
@@ -185,7 +185,7 @@ def train(
 
         # ---- finish ----
         if late:
-            say(f"{max_hours} hours are over")
+            notify(f"{max_hours} hours are over")
         trouble = trouble or monitor.trouble_before(step + 1, {})
         if step > saved_step:
             checkpoints.save(step, state)
@@ -196,7 +196,9 @@ def train(
             task.finish(state)
             score_test(config, folder, task, state, step)
         else:
-            say(f"stopped at step {step} of {num_steps}: rerun the command to resume")
+            notify(
+                f"stopped at step {step} of {num_steps}: rerun the command to resume"
+            )
             if stop_code:
                 raise SystemExit(stop_code)
     return last_metrics
@@ -210,7 +212,7 @@ def _count_steps(config: Config, corpus: Corpus) -> tuple[int, int]:
     )
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps >= num_steps:
-        say(
+        notify(
             f"config.optimizer.warmup_steps={warmup_steps} is not below the run's "
             f"{num_steps} steps: the learning rate rises to the end and never falls"
         )
@@ -243,7 +245,7 @@ def _is_due(step: int, num_steps: int, every: int) -> bool:
 
 def _report_dry_run(metrics: dict, num_steps: int) -> dict:
     metrics = {name: float(value) for name, value in metrics.items()}
-    say(f"a dry run: one of {num_steps} steps taken, loss {metrics['loss']:.3f}")
+    notify(f"a dry run: one of {num_steps} steps taken, loss {metrics['loss']:.3f}")
     return metrics
 
 
@@ -312,7 +314,7 @@ class _Monitor:
         if not in_a_row:
             return None
         if in_a_row < self._max_skipped:
-            say(f"step {step - 1} was skipped: its loss or gradient is not finite")
+            notify(f"step {step - 1} was skipped: its loss or gradient is not finite")
             return None
         return (
             f"{in_a_row} steps in a row up to step {step - 1} had a loss or gradient "
