@@ -22,7 +22,8 @@ class EventFile:
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._records = RecordWriter(open(Path(folder) / name, "ab", buffering=0))
+        file = open(Path(folder) / name, "ab", buffering=0)  # noqa: SIM115
+        self._records = RecordWriter(file)
         self._event = Event
         self._append(file_version="brain.Event:2")
         if start_step:

@@ -122,8 +122,12 @@ def read_config(workdir: str | os.PathLike) -> Config:
         raise UserError(f"{file} is not the settings of a run: it is not an object")
     version = settings.pop("format_version", None)
     rebuild = "choose another --workdir to train again"
-    check_format_version(version, FORMAT_VERSION, Path(workdir), rebuild)
+    # Without a version it may be no run at all: its first wrong key says more.
+    if version is not None:
+        check_format_version(version, FORMAT_VERSION, Path(workdir), rebuild)
     try:
-        return freeze(settings)
+        config = freeze(settings)
     except UserError as error:
         raise UserError(f"{file} is not the settings of a run: {error}") from error
+    check_format_version(version, FORMAT_VERSION, Path(workdir), rebuild)
+    return config
