@@ -3,8 +3,8 @@
     python tests/peer_case.py DIR
 
 DIR holds case.json and case.safetensors, as `torch_vilem.py case DIR` writes them.
-Prints, last, the largest error of each kind as a share of its tolerance and as a
-number; exit code 1 above a tolerance. Needs neither torch nor network.
+Prints the largest error of each kind and its tolerance; the exit code is 1 if an error
+is above its tolerance. Needs neither torch nor network.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ import numpy as np
 import optax
 import safetensors.numpy
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # installed or not
+# The package of this checkout, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from vilem_jax.config.schema import (
     ComputeConfig,
@@ -48,7 +49,7 @@ LOSSES = (
     "global_correct",
     "total",
 )
-TOLERANCE = {  # of the peer's README; a gradient's is in `gradient_errors`
+TOLERANCE = {  # from the peer's README; for gradients see `gradient_errors`
     "losses": 5e-6,
     "gradients": 1.0,
     "parameters": 5e-6,
@@ -79,7 +80,7 @@ def peer_table(shape: dict) -> list[Entry]:
 
 
 def to_tree(tensors: dict, kind: str, shape: dict) -> dict:
-    """The case's `kind/NAME` tensors as our nested dict; every one is used once."""
+    """The case's `kind/NAME` tensors as our nested dict, each used once."""
     table = peer_table(shape)
     names = {f"{kind}/{entry.name}" for entry in table}
     held = {name for name in tensors if name.startswith(f"{kind}/")}
@@ -93,6 +94,7 @@ def to_tree(tensors: dict, kind: str, shape: dict) -> dict:
 
 
 def config_of(case: dict) -> Config:
+    """The config of our step in the case's shape and settings."""
     shape = case["shape"]
     width, heads, mlp_width = shape["width"], shape["heads"], 4 * shape["width"]
     sides = {"width": width, "num_heads": heads, "mlp_width": mlp_width}
@@ -134,6 +136,7 @@ def config_of(case: dict) -> Config:
 
 
 def samples_of(tensors: dict, index: int) -> Samples:
+    """The samples of step `index`; the peer stores pixels as [B, 3, R, R]."""
     step = {
         name.removeprefix(f"step{index}/"): value
         for name, value in tensors.items()
@@ -149,7 +152,7 @@ def samples_of(tensors: dict, index: int) -> Samples:
         pixels=jnp.asarray(step["pixels"].transpose(0, 2, 3, 1)),
         tokens=jnp.asarray(step["ids"], jnp.int32),
         attention_mask=jnp.asarray(step["mask"].astype(bool)),
-        is_editable=jnp.asarray(step["is_editable"]),
+        is_editable=jnp.asarray(step["is_word"]),
         edits=edits,
         dropout_seeds=None,
     )
@@ -197,14 +200,17 @@ def compare(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def first_gradients(state: TrainState, config: Config) -> dict:
-    """Of step 0, from the state after it: AdamW's first moment started at 0."""
+    """The gradients of step 0, from the state after it.
+
+    AdamW's first moment starts at 0, so it is (1 - beta1) times the gradient.
+    """
     share = 1 - config.optimizer.beta1
     moments = optax.tree.get(state.opt_state, "mu")
     return jax.tree.map(lambda moment: np.asarray(moment) / share, moments)
 
 
 def norm_errors(ours: dict, theirs: dict) -> dict[str, float]:
-    """Norm of the difference over the tensor's norm."""
+    """Per tensor, the norm of the difference over the tensor's norm."""
     return {
         name: np.linalg.norm(mine - other) / np.linalg.norm(other)
         for name, mine, other in _pairs(ours, theirs)
@@ -212,9 +218,9 @@ def norm_errors(ours: dict, theirs: dict) -> dict[str, float]:
 
 
 def gradient_errors(ours: dict, theirs: dict) -> dict[str, float]:
-    """Norm of the difference over what is allowed, so that 1 is the tolerance.
+    """Per tensor, the norm of the difference over the allowed one: 1 is the tolerance.
 
-    Allowed are 5e-5 of the tensor's norm and 5e-7 of the norm of all gradients: some
+    Allowed are 5e-5 of the tensor's norm plus 5e-7 of the norm of all gradients: some
     gradients are zero but for rounding, such as that of an attention's key bias.
     """
     pairs = list(_pairs(ours, theirs))
@@ -227,7 +233,7 @@ def gradient_errors(ours: dict, theirs: dict) -> dict[str, float]:
 
 
 def _pairs(ours: dict, theirs: dict):
-    """Name and the two float64 arrays of each path; both trees must have the same."""
+    """Name and both float64 arrays of each leaf; the trees must have equal leaves."""
     mine, other = dict(tables.leaves(ours)), dict(tables.leaves(theirs))
     if mine.keys() != other.keys():
         raise ValueError(f"the trees differ in {mine.keys() ^ other.keys()}")
@@ -241,10 +247,11 @@ def _pairs(ours: dict, theirs: dict):
 
 
 def report(errors: dict[str, dict[str, float]]) -> bool:
-    """Prints the largest error of each kind; True if all are within tolerance."""
+    """Prints the largest error of each kind; returns whether all are in tolerance."""
     is_good = True
     for kind, values in errors.items():
-        name = max(values, key=lambda name: _worst_first(values[name]))
+        # NaN is the largest error.
+        name = max(values, key=lambda name: (np.isnan(values[name]), values[name]))
         error, limit = values[name], TOLERANCE[kind]
         is_within = bool(error <= limit)  # False for NaN too
         is_good &= is_within
@@ -256,10 +263,6 @@ def report(errors: dict[str, dict[str, float]]) -> bool:
     return is_good
 
 
-def _worst_first(error: float) -> float:
-    return float("inf") if np.isnan(error) else error
-
-
 def main() -> int:
     if len(sys.argv) != 2:
         print("usage: python tests/peer_case.py DIR", file=sys.stderr)
@@ -269,7 +272,8 @@ def main() -> int:
         if not (folder / name).is_file():
             print(f"{folder} has no {name}: write a case there first", file=sys.stderr)
             return 2
-    jax.config.update("jax_default_matmul_precision", "highest")  # GPUs round to TF32
+    # By default GPUs multiply float32 as TF32.
+    jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
     return 0 if report(compare(folder)) else 1
 

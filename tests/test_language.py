@@ -30,6 +30,7 @@ ALLOWED = {
     "BadZipFile": "Python's",
     "BrokenPipeError": "Python's",
     "BrokenProcessPool": "Python's",
+    "is_word": "in the files of the PyTorch peer",
     "frame_places": "a key in the JSON of `vilem evaluate video`",
     "tests/peer_case.py: places": "a key in the cases of the PyTorch peer",
 }

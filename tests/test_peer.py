@@ -19,7 +19,7 @@ def peer_case():
     return module
 
 
-# One process for all cases: importing torch takes longer than writing one.
+# One process for all cases: importing torch takes longer than writing a case.
 WRITE_CASES = """
 import runpy, sys
 script, folder, *seeds = sys.argv[1:]
@@ -31,7 +31,7 @@ for seed in seeds:
 
 @pytest.fixture(scope="module")
 def cases(shared_folder, tmp_path_factory):
-    """The folder that holds the peer's cases in folders 0 to 4."""
+    """A folder with the peer's cases in folders 0 to 4."""
     pytest.importorskip("torch", reason="no torch: the peer's cases are NOT compared")
     script = shared_folder / "peer" / "torch_vilem.py"
     if not script.is_file():
@@ -49,14 +49,15 @@ def cases(shared_folder, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.realdata
 @pytest.mark.parametrize("seed", range(5))
-def test_case(seed, cases, peer_case, capsys):
+def test_step_matches_the_peer(seed, cases, peer_case, capsys):
     errors = peer_case.compare(cases / str(seed))
     assert peer_case.report(errors), capsys.readouterr().out
 
 
 @pytest.mark.realdata
-def test_a_wrong_loss_is_found(cases, tmp_path, peer_case, capsys):
-    """The comparison itself: one loss changed by four tolerances."""
+def test_comparison_finds_an_error_of_four_tolerances(
+    cases, tmp_path, peer_case, capsys
+):
     folder = tmp_path / "changed"
     shutil.copytree(cases / "0", folder)
     case = json.loads((folder / "case.json").read_text())
@@ -66,7 +67,7 @@ def test_a_wrong_loss_is_found(cases, tmp_path, peer_case, capsys):
     assert "step 2 t2i  ABOVE THE LIMIT" in capsys.readouterr().out
 
 
-def test_command_names_what_is_missing(peer_case, monkeypatch, tmp_path, capsys):
+def test_command_names_the_missing_file(peer_case, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["peer_case.py", str(tmp_path)])
     assert peer_case.main() == 2
     assert "has no case.json" in capsys.readouterr().err
