@@ -1,5 +1,6 @@
 """Prepared edits in a file: small, read row by row, and only by the run they fit."""
 
+import json
 import pickle
 
 import numpy as np
@@ -184,3 +185,17 @@ def test_files_that_hold_no_edits(edits, tmp_path):
         assert "vilem_edits" not in str(error.value)  # our key tells nobody anything
     with pytest.raises(UserError, match="cannot be read: it is a folder"):
         StoredEditTable(str(tmp_path))
+
+
+@pytest.mark.parametrize("version", [None, 2, "1"])
+def test_another_format_version_is_refused(edits, tmp_path, version):
+    with safe_open(edits.path, "np") as file:
+        arrays = {name: file.get_tensor(name) for name in ("positions", "tokens")}
+        about = json.loads(file.metadata()["vilem_edits"])
+    assert about.pop("format_version") == 1
+    if version is not None:
+        about["format_version"] = version
+    save_file(arrays, tmp_path / "old", {"vilem_edits": json.dumps(about)})
+    words = rf"old .*format_version {version},.*reads 1: make .*`vilem data edit`"
+    with pytest.raises(UserError, match=words):
+        StoredEditTable(str(tmp_path / "old"))

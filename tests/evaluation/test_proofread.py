@@ -109,6 +109,37 @@ def test_edits_are_of_the_captions_and_stored_whole(edits, source, tokenizer, tm
     assert [p.name for p in tmp_path.iterdir()] == ["edits.npz"]
 
 
+@pytest.mark.parametrize("version", [None, 0, 2])
+def test_another_format_version_is_refused(edits, tokenizer, tmp_path, version):
+    path = tmp_path / "edits.npz"
+    save_edits(edits, path)
+    with np.load(path) as stored:
+        values = {name: stored[name] for name in stored.files}
+    assert values.pop("format_version") == 1
+    if version is not None:
+        values["format_version"] = version
+    np.savez(path, **values)
+    with pytest.raises(
+        UserError, match=rf"edits\.npz has format_version {version} .*--edits"
+    ):
+        load_edits(path, tokenizer)
+
+
+def test_edits_without_an_array_are_refused(edits, tokenizer, tmp_path):
+    path = tmp_path / "edits.npz"
+    save_edits(edits, path)
+    with np.load(path) as stored:
+        values = {name: stored[name] for name in stored.files}
+    del values["is_edit"]
+    np.savez(path, **values)
+    with pytest.raises(UserError, match=r"edits\.npz does not hold 'is_edit'"):
+        load_edits(path, tokenizer)
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(path)
+    with pytest.raises(UserError, match=r"edits\.npz does not hold stored edits"):
+        load_edits(path, tokenizer)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 no", b"text"])
 def test_other_files_are_refused(tmp_path, content, tokenizer):
     path = tmp_path / "edits.npz"

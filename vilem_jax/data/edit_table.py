@@ -24,6 +24,7 @@ from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason, write_bytes
 
+FORMAT_VERSION = 1  # raised when a file means something else than before
 _ABOUT = "vilem_edits"  # key of the description in the file's metadata
 
 
@@ -72,7 +73,7 @@ class EditTable:
         Raises:
           UserError: `path` cannot be written.
         """
-        about = about | {"no_token": self.no_token}
+        about = about | {"no_token": self.no_token, "format_version": FORMAT_VERSION}
         arrays = {"positions": self.positions, "tokens": self.tokens}
         write_bytes(path, save(arrays, metadata={_ABOUT: json.dumps(about)}))
 
@@ -81,7 +82,7 @@ class StoredEditTable:
     """The edits in a file, read row by row; pickled as its path.
 
     Raises:
-      UserError: there is no such file, or it is not a complete file of edits.
+      UserError: the file does not exist, is corrupt, or has another format version.
     """
 
     def __init__(self, path: str):
@@ -114,6 +115,12 @@ class StoredEditTable:
                 f"{path} (config.editor.edit_table) is not a complete file of "
                 "`vilem data edit`: run it again"
             ) from error
+        if (version := self.about.get("format_version")) != FORMAT_VERSION:
+            raise UserError(
+                f"{path} (config.editor.edit_table) has format_version {version}, and "
+                f"this program reads {FORMAT_VERSION}: make the file again with `vilem "
+                "data edit`"
+            )
 
     def __reduce__(self) -> tuple[type["StoredEditTable"], tuple[str]]:
         return StoredEditTable, (self.path,)

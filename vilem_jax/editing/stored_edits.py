@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,13 @@ from vilem_jax.errors import UserError
 from vilem_jax.files import write_bytes
 
 EDIT_ROWS = 64  # captions the editor takes at a time
+FORMAT_VERSION = 1  # raised when a file means something else than before
+
+
+_HOW_TO_MAKE = (
+    "give --edits of `vilem evaluate proofread` another file, or one that does not "
+    "exist, and it makes the edits and stores them there"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +157,8 @@ def make_run_edits(
 def save_edits(edits: StoredEdits, path: str | Path) -> None:
     """Writes `edits` as .npz, whole or not at all."""
     content = io.BytesIO()
-    np.savez_compressed(content, **dataclasses.asdict(edits))
+    fields = dataclasses.asdict(edits)
+    np.savez_compressed(content, **fields, format_version=FORMAT_VERSION)
     write_bytes(path, content.getvalue())
 
 
@@ -157,26 +166,24 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
     """What `save_edits` wrote.
 
     Raises:
-      UserError: the file is not that, or its tokens are of another vocabulary, or with
-        [SEP] where the model has none.
+      UserError: the file is corrupt or has another format version; its tokens are of
+        another vocabulary, or have [SEP] and those of the model do not.
     """
-    names = [field.name for field in dataclasses.fields(StoredEdits)]
-    try:
-        content = io.BytesIO(Path(path).expanduser().read_bytes())
-        with np.load(content, allow_pickle=False) as stored:
-            # Names and numbers come back as arrays without axes: [()] unwraps them.
-            values = {name: stored[name][()] for name in names}
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path} with stored edits") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    values = _read_arrays(path)
+    if (version := values.get("format_version")) != FORMAT_VERSION:
         raise UserError(
-            f"{path} does not hold stored edits, or not all of them (.npz, as --edits "
-            "of `vilem evaluate proofread` writes it): name another file, or one that "
-            "is not there yet, to have them made"
-        ) from error
+            f"{path} has format_version {version} and no stored edits of "
+            f"format_version {FORMAT_VERSION}: {_HOW_TO_MAKE}"
+        )
+    names = [field.name for field in dataclasses.fields(StoredEdits)]
+    if missing := [name for name in names if name not in values]:
+        raise UserError(
+            f"{path} does not hold {missing[0]!r} of stored edits: {_HOW_TO_MAKE}"
+        )
     for name in ("source", "captions", "vocabulary", "editor", "manner"):
         values[name] = str(values[name])
-    edits = StoredEdits(**values | {"seed": int(values["seed"])})
+    values["seed"] = int(values["seed"])
+    edits = StoredEdits(**{name: values[name] for name in names})
     if edits.vocabulary != vocabulary_digest(tokenizer):
         raise UserError(
             f"the edits in {path} are of another vocabulary than the model's: make "
@@ -189,6 +196,21 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
             f"model's config.data.keeps_sep is {tokenizer.keeps_sep}: make other edits"
         )
     return edits
+
+
+def _read_arrays(path: str | Path) -> dict[str, Any]:
+    try:
+        content = io.BytesIO(Path(path).expanduser().read_bytes())
+        with np.load(content, allow_pickle=False) as stored:
+            # Names and numbers come back as arrays without axes: [()] unwraps them.
+            return {name: stored[name][()] for name in stored.files}
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path} with stored edits") from None
+    # TypeError: an array alone (.npy), which is no context.
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} does not hold stored edits, or is corrupt: {_HOW_TO_MAKE}"
+        ) from error
 
 
 def captions_digest(source: Source, images: np.ndarray) -> str:
