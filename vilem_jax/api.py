@@ -68,10 +68,13 @@ class Model:
         Raises:
           UserError: an image that cannot be read, by name; none at all.
         """
-        is_array = isinstance(images, np.ndarray) and images.ndim < 4
-        if is_array or isinstance(images, str | Path | Image.Image):
-            images = [images]
-        return self.encoder.encode_pixels(read_ahead(self.read_image, images))
+        several: Iterable[ImageInput]
+        if isinstance(images, np.ndarray):
+            several = images if images.ndim >= 4 else [images]
+        else:
+            is_one = isinstance(images, str | Path | Image.Image)
+            several = [images] if is_one else images
+        return self.encoder.encode_pixels(read_ahead(self.read_image, several))
 
     def encode_text(self, captions: Iterable[str] | str) -> np.ndarray:
         """Captions -> float32 [N, E], unit rows; longer ones are cut.

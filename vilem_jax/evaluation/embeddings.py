@@ -66,28 +66,26 @@ def read_features(path: str | Path) -> Features:
         type; the message names it.
     """
     file = Path(path).expanduser()
-    arrays = _stored(file)
+    arrays, names = _stored(file)
     missing = [name for name in ARRAYS if name not in arrays]
     if missing:
         raise UserError(
             f"{file} has no {' and no '.join(missing)}; it has: "
-            f"{', '.join(arrays) or 'nothing'}"
+            f"{', '.join(names) or 'nothing'}"
         )
-    features = Features(**{name: arrays[name] for name in ARRAYS})
+    features = Features(**arrays)
     _check(file, features)
     return features
 
 
-def _stored(file: Path) -> dict[str, np.ndarray | None]:
-    """The arrays of an .npz; None stands for those that are not asked for."""
+def _stored(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those of `ARRAYS` that an .npz has, and the names of all its arrays."""
     try:
         with open(file, "rb") as opened:
             stored = np.load(opened, allow_pickle=False)
             if isinstance(stored, np.ndarray):
-                stored = {"one array without a name": stored}
-            return {
-                name: stored[name] if name in ARRAYS else None for name in list(stored)
-            }
+                return {}, ["one array without a name"]
+            return {n: stored[n] for n in ARRAYS if n in stored}, list(stored)
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None
     except (OSError, ValueError, EOFError, pickle.PickleError, zipfile.BadZipFile):

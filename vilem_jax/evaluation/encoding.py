@@ -169,7 +169,8 @@ class Encoder:
             parts.append(self._run(program, np.stack(chunk), *texts))
         if not parts:
             raise UserError("there is no caption to proofread")
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        found = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+        return {branch: found[branch] for branch in branches}  # JAX sorts dicts
 
     def check_trained(self, branches: Sequence[str] = ()) -> None:
         """Raises UserError if the run has not trained proofreading, or a branch."""
