@@ -36,7 +36,7 @@ class Attention(nnx.Module):
           context_mask: bool [B, S], False at padding; None if there is none.
           seeds: dropout seeds uint32 [B, 2], or None.
         """
-        query, key, value = (
+        query, key, value = (  # [B, L or S, H, W / H]
             layers.split_heads(part, self.num_heads)
             for part in (self.query(hidden), self.key(context), self.value(context))
         )
@@ -102,6 +102,7 @@ class TextLayer(nnx.Module):
             hidden = self.cross_attention(
                 hidden, patches, seeds=layers.for_site(seeds, 1)
             )
+        # Sites 0, 1, 2 of this layer; each `Attention` splits its own again.
         expanded = layers.dropout(
             self.mlp(hidden), layers.for_site(seeds, 2), self.dropout_rate
         )
@@ -125,6 +126,7 @@ class TextEmbedding(nnx.Module):
 
     def __call__(self, tokens, *, seeds=None):
         """int32 [B, L] -> [B, L, W]; a ValueError if L exceeds the position table."""
+        # Indexing past the table would clamp to its last row, silently.
         length, limit = tokens.shape[1], self.positions[...].shape[0]
         if length > limit:
             raise ValueError(f"{length} tokens a text, but only {limit} positions")

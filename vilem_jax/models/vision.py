@@ -70,6 +70,7 @@ class VisionTower(nnx.Module):
         self.position_embedding = nnx.Param(
             layers.NORMAL_INIT(rngs.params(), (config.num_patches + 1, width))
         )
+        # A list, not stacked arrays: weights keep one name per layer.
         self.blocks = nnx.List(
             VisionBlock(config, compute, rngs=rngs) for _ in range(config.num_layers)
         )
@@ -98,6 +99,7 @@ class VisionTower(nnx.Module):
         if cls_only:
             hidden = self._runner(self.blocks[-1], cls_only=True)(hidden)
         raw = hidden[:, 0]  # [B, W]
+        # Levels are the blocks' outputs; the final LayerNorm is for [CLS] alone.
         return ImageFeatures(self.norm(raw), raw, patches)
 
     def _loop(self, hidden, num_blocks: int, levels):

@@ -59,6 +59,7 @@ def make_editor_step(
             masked, make_attention_mask(tokens, pad_id), chosen.positions, seeds=seeds
         )
         correction = _masked_labels(tokens, chosen)
+        # The editor's config has no microbatches: this is the whole batch's count.
         num_masked = jnp.maximum(chosen.is_edit.sum(), 1)
         loss = proofreading.correction_sum(logits, correction) / num_masked
         return loss, proofreading.correction_hits(logits, correction) / num_masked
@@ -70,6 +71,7 @@ def make_editor_step(
         chosen = editing.choose_positions(
             fold_in(keys, Purpose.EDIT), is_editable, config.editor
         )
+        # The purposes are those of ViLEM's step; AUGMENT is free here: no images.
         masked = mask_tokens(
             fold_in(keys, Purpose.AUGMENT),
             tokens,
@@ -119,7 +121,8 @@ def mask_tokens(
     outcome, which = uniform[:, 0], uniform[:, 1]  # [B, K] each
     index = jnp.floor(which * len(editable)).astype(jnp.int32)
     original = jnp.take_along_axis(tokens, chosen.positions, axis=1)
-    changed = jnp.asarray(editable)[index]
+    changed = jnp.asarray(editable)[index]  # may be the original, as in BERT
+    # outcome < mask_rate: [MASK]; of the rest, one half stays and one half changes.
     shown = jnp.where(outcome < (1.0 + mask_rate) / 2, original, changed)
     shown = jnp.where(outcome < mask_rate, mask_id, shown)
     return editing.apply_edits(tokens, chosen, shown.astype(tokens.dtype)).tokens
@@ -148,5 +151,6 @@ def make_masked_accuracy(config: Config, *, pad_id: int, mask_id: int) -> Callab
 
 def _masked_labels(tokens: jax.Array, chosen: editing.ChosenPositions) -> jax.Array:
     """The token at each chosen position, int32 [B, K]; IGNORE at the others."""
+    # Only which positions are edited matters here, not with what.
     edits = editing.apply_edits(tokens, chosen, chosen.positions)
     return editing.correction_labels(tokens, edits)

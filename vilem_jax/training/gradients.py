@@ -44,11 +44,13 @@ def device_gradients(
       gradients, sharded as `grad_specs` says; the loss of the whole batch and what it
       is the sum of; the keys of the whole batch, for the queues.
     """
+    # No-ops unless compute.sharding="fsdp".
     params = layout.gather_params(params, param_specs)
     momentum_params = layout.gather_params(momentum_params, param_specs)
     build = partial(nnx.merge, model_graph(config.model, config.compute))
     momentum_model = build(momentum_params)
 
+    # All keys of the global batch before any loss: every sample is contrasted with all.
     encode = partial(
         losses.momentum_keys,
         model=momentum_model,
@@ -58,6 +60,7 @@ def device_gradients(
     image_ids = samples.image_id if config.loss.positives == "image" else None
     keys = gather_rows(Keys(image_keys, text_keys, image_ids))
 
+    # With the keys fixed, the loss is a sum over samples, so it can be cut anywhere.
     loss = partial(
         losses.batch_loss,
         build=build,
@@ -93,16 +96,18 @@ def map_microbatches(
     num_parts, lengths = config.train.num_microbatches, config.compute.text_lengths
     restore = _unchanged
     if lengths:
+        # Sorted by length, so that most microbatches have short texts only.
         function = length_buckets.on_shortest(function, lengths)
         sort, restore = length_buckets.arrangement(rows[0], num_parts)
         rows = sort(rows)
     if num_parts == 1:
-        result = function(*rows)
+        result = function(*rows)  # no loop, and nothing in it for the compiler to undo
         return result if is_summed else restore(result)
     parts = split(rows, num_parts)
     if not is_summed:
         stacked = jax.lax.map(lambda part: function(*part), parts)
         return restore(jax.tree.map(unsplit, stacked))
+    # `lax.scan` needs the sum's shapes before the first microbatch.
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first)

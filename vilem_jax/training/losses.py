@@ -121,7 +121,9 @@ def batch_loss(
     Returns:
       the part, and what it is computed from; both add up over the parts.
     """
+    # Modules exist inside the traced function alone; what is differentiated is a dict.
     model = build(params)
+    # One ViT pass serves all losses.
     features = model.image_features(samples.pixels, with_levels=config.has_local)
     image_embedding = model.project_image(features)
     text_embedding, logits = _text_passes(
@@ -146,6 +148,7 @@ def batch_loss(
         i2t=Mean(i2t, shared.counts.samples),
         t2i=Mean(t2i, shared.counts.samples),
         branches=branches,
+        # First and second moment, for the spread of the embeddings over the batch.
         embedding=image_embedding.sum(axis=0),
         embedding_square=jnp.square(image_embedding).sum(axis=0),
     )
@@ -155,7 +158,7 @@ def batch_loss(
         sums,
         is_leaf=lambda x: isinstance(x, Mean),
     )
-    total = (losses.i2t + losses.t2i) / 2
+    total = (losses.i2t + losses.t2i) / 2  # Eq. (5)
     weights = {"local": config.local_weight, "global": config.global_weight}
     for branch, of_branch in losses.branches.items():
         for loss in (of_branch.detect, of_branch.correct):
@@ -212,6 +215,7 @@ def _text_passes(
     # those of `model`.
     pairs = [(model, features)]
     if config.pairing == "cross":
+        # ALBEF's order: each text tower reads the image of the other model.
         momentum_features = momentum_model.image_features(
             samples.pixels, with_levels=config.has_local
         )
@@ -222,6 +226,7 @@ def _text_passes(
     logits = {}
     is_joint = config.pairing == "online" and model.compute.joint_text_pass
     if config.has_global and is_joint:
+        # The clean text and the global branch share layers without cross-attention.
         text_embedding, hidden = model.encode_and_proofread_global(
             tokens,
             edits.tokens,
@@ -272,6 +277,7 @@ def _proofread_sums(
             loss += proofreading.detection_sum(
                 one.detect, is_original, is_editable, reduction
             )
+        # The mean over pairings and over texts (or judged tokens) in one divisor.
         num_texts = counts.editable if reduction == "mean" else counts.samples
         detect = Mean(loss, len(logits) * num_texts)
         detection = proofreading.detection_counts(
@@ -282,6 +288,7 @@ def _proofread_sums(
         for one in logits:
             loss += proofreading.correction_sum(one.correct, correction)
         correct = Mean(loss, len(logits) * counts.edits)
+        # Accuracy of the first pairing, in which the online towers read.
         hits = proofreading.correction_hits(logits[0].correct, correction)
     return ProofreadSums(detect, correct, detection, hits)
 
@@ -298,4 +305,5 @@ def momentum_keys(
     seeds = for_site(samples.dropout_seeds, MOMENTUM) if has_dropout else None
     image_keys = model.encode_image(samples.pixels)
     text_keys = model.encode_text(samples.tokens, samples.attention_mask, seeds=seeds)
+    # [b, E] each; the optimizer never sees the momentum model.
     return jax.lax.stop_gradient((image_keys, text_keys))

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from vilem_jax.config.schema import Config
-from vilem_jax.data.batches import open_corpus, train_batches
+from vilem_jax.data.batches import Batches, open_corpus, train_batches
 from vilem_jax.data.corpus import Corpus
+from vilem_jax.data.edit_table import StoredEditTable
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed import processes
 from vilem_jax.distributed.mesh import (
@@ -80,24 +82,29 @@ def train(
     check_batch(batch_size, config.train.num_microbatches, mesh)
 
     # ---- data ----
+    # The tokenizer comes from the work directory if a run is resumed.
     tokenizer = open_tokenizer(config, folder)
     corpus = open_corpus(config.data)
     edits = open_edits(config, corpus, tokenizer)
     num_steps, steps_per_epoch = _count_steps(config, corpus)
 
     # ---- model and state: pure functions, and how their arrays are sharded ----
+    # Processes that differ would wait for each other forever, or train on other data.
     processes.check_same(starting.must_agree(config, corpus, tokenizer))
     if not dry_run:
         processes.on_process_0(lambda: check_workdir(folder, config))
     schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
     task = make_task(config, layout, tokenizer, schedule, folder)
+    # One key for the whole run: the step folds in its number and each sample's id.
     key = put_replicated(jax.random.key(config.seed), mesh)
     frozen = put_replicated(task.frozen, mesh)
+    # Shapes alone, no memory: what is sharded, compiled and restored follows from them.
     shapes = jax.eval_shape(lambda k: task.init_state(task.init_params(k)), key)
     shardings = state_sharding(shapes, layout)
 
     # ---- jit ----
     step_fn = compile_step(task.step, shapes, layout)
+    # Whole on every process, so that pretrained weights can be put in on the host.
     init_params = jax.jit(task.init_params, out_shardings=replicated(mesh))
     init_state = jax.jit(task.init_state, out_shardings=shardings)
 
@@ -107,17 +114,7 @@ def train(
         processes.check_shared(folder)
 
     # ---- batches: a pure function of the seed and the step ----
-    read = partial(
-        train_batches,
-        corpus,
-        tokenizer,
-        config.data,
-        seed=config.seed,
-        batch_size=batch_size,
-        image_size=task.image_size,
-        edits=edits,
-        rows=processes.rows_here(over_batch(mesh), batch_size),
-    )
+    read = _batches(config, corpus, tokenizer, edits, task.image_size, mesh)
     if dry_run:
         state = init_state(*task.load_weights(init_params(key)))
         with read(start_step=0) as reader:
@@ -127,12 +124,10 @@ def train(
 
     # ---- restore, or pretrained weights, or random ones ----
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(_stop_signal())
-        checkpoints = stack.enter_context(
-            Checkpoints(folder, keep=config.checkpoint.keep)
-        )
-        keeps_best = config.checkpoint.keep_best
-        best = stack.enter_context(KeepBest(folder)) if keeps_best else None
+        enter = stack.enter_context
+        stop = enter(_stop_signal())
+        checkpoints = enter(Checkpoints(folder, keep=config.checkpoint.keep))
+        best = enter(KeepBest(folder)) if config.checkpoint.keep_best else None
         restored = checkpoints.restore_latest(with_shardings(shapes, shardings))
         if restored is None:
             state, first_step = init_state(*task.load_weights(init_params(key))), 0
@@ -140,16 +135,12 @@ def train(
             # Orbax's arrays may share memory with its reader; the state is donated.
             state, first_step = device_put(restored[0], shardings), restored[1]
             notify(f"resuming at step {first_step}")
-        log = stack.enter_context(
-            MetricsLog(
-                folder,
-                start_step=first_step,
-                tensorboard=config.log.tensorboard,
-                hooks=hooks,
-            )
-        )
-        reader = stack.enter_context(read(start_step=first_step))
-        progress = stack.enter_context(Progress(num_steps, start_step=first_step))
+        events = config.log.tensorboard
+        log = MetricsLog(folder, start_step=first_step, tensorboard=events, hooks=hooks)
+        enter(log)
+        # No position of the reader is stored: its batches follow from seed and step.
+        reader = enter(read(start_step=first_step))
+        progress = enter(Progress(num_steps, start_step=first_step))
 
         # ---- loop ----
         clock, monitor = Clock(), _Monitor(config)
@@ -158,20 +149,21 @@ def train(
         step = last_logged = saved_step = first_step
         last_metrics, trouble, (stopped, late) = {}, None, sums.sums(stop(), False)
         while step < num_steps and not (stopped or late or trouble):
-            with clock.waiting():
+            with clock.waiting():  # `input_wait` of the log
                 batch = next(reader)
             state, metrics = step_fn(state, frozen, put_batch(batch, mesh), key)
             step += 1
+            # Waits for the step before this one: the device is never idle.
             trouble = monitor.trouble_before(step, metrics)
             progress.advance()
 
             if step % config.log.every_steps == 0 or step == num_steps:
-                record = jax.device_get(metrics)
+                record = jax.device_get(metrics)  # waits for this step
                 lap = clock.lap((step - last_logged) * batch_size)
-                last_logged = step
                 lap |= monitor.corrupt_since_start(record)
                 log.write(step, record, lap)
                 progress.show(record | lap)
+                last_logged = step
             if _is_due(step, num_steps, config.evaluation.every_steps):
                 with clock.apart():
                     last_metrics = task.evaluate(state)
@@ -184,23 +176,22 @@ def train(
             stopped, late = sums.sums(stop(), bool(is_late))
 
         # ---- finish ----
-        if late:
-            notify(f"{max_hours} hours are over")
         trouble = trouble or monitor.trouble_before(step + 1, {})
+        # Also after trouble: the last finite state is worth keeping.
         if step > saved_step:
             checkpoints.save(step, state)
         checkpoints.wait()
         if trouble:
             raise processes.AllProcessesError(trouble)
-        if step == num_steps:
-            task.finish(state)
-            score_test(config, folder, task, state, step)
-        else:
-            notify(
-                f"stopped at step {step} of {num_steps}: rerun the command to resume"
+        if step < num_steps:
+            _report_stop(
+                step, num_steps, f"{max_hours} hours are over, " if late else ""
             )
             if stop_code:
                 raise SystemExit(stop_code)
+        else:
+            task.finish(state)
+            score_test(config, folder, task, state, step)
     return last_metrics
 
 
@@ -219,6 +210,28 @@ def _count_steps(config: Config, corpus: Corpus) -> tuple[int, int]:
     return num_steps, steps_per_epoch
 
 
+def _batches(
+    config: Config,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    edits: StoredEditTable | None,
+    image_size: int,
+    mesh: Mesh,
+) -> Callable[..., Batches]:
+    """`read(start_step=...)`: this process's rows of every global batch."""
+    return partial(
+        train_batches,
+        corpus,
+        tokenizer,
+        config.data,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        image_size=image_size,
+        edits=edits,
+        rows=processes.rows_here(over_batch(mesh), config.train.batch_size),
+    )
+
+
 def _log_validation(
     step: int, metrics: dict, state: Any, log: MetricsLog, best: KeepBest | None
 ) -> None:
@@ -229,6 +242,10 @@ def _log_validation(
     log.write(step, record)
     if best:
         best.update(step, processes.broadcast(mean_recall(metrics)), state)
+
+
+def _report_stop(step: int, num_steps: int, why: str) -> None:
+    notify(f"{why}stopped at step {step} of {num_steps}: rerun the command to resume")
 
 
 def _claim(folder: Path, config: Config, tokenizer: Tokenizer) -> None:

@@ -28,6 +28,7 @@ def complete(config: Config, workdir: Path) -> Config:
       UserError: a folder or hub name that cannot be read; an editor or edit table that
         is missing, or whose digest is not the one in `config.editor`.
     """
+    # Of a run that is resumed; its folders of origin may be gone.
     stored = read_config(workdir).model if (workdir / CONFIG_FILE).exists() else None
     model, editor = config.model, config.editor
     if model.start_from:

@@ -62,6 +62,7 @@ def make_train_step(
     update = make_update(config, schedule, layout)
 
     def train_step(state: TrainState, editor: FrozenEditor, batch: Batch, key):
+        # From (seed, step, sample id): on any number of devices a sample gets the same.
         keys = sample_keys(key, state.step, batch["sample_id"])
         state, metrics = update(state, preprocess(editor, batch, keys))
         return state, metrics | {"corrupt_images": batch["is_corrupt"].sum()}
@@ -79,7 +80,8 @@ def make_preprocess(
     edit = make_edit(config, editor_graph, pad_id=pad_id, mask_id=mask_id)
 
     def preprocess(editor: FrozenEditor, batch: Batch, keys: jax.Array) -> Samples:
-        tokens = batch["tokens"]
+        tokens = batch["tokens"]  # [B, L]
+        # "left" and "right" would be wrong in a mirrored image.
         has_side = editor.tables.is_side[tokens].any(axis=1)
         images = augment(
             batch["pixels"],
@@ -113,7 +115,7 @@ def make_edit(
         if not config.loss.has_proofreading:
             return None
         tokens = batch["tokens"]
-        if config.editor.edit_table or editor_graph is None:
+        if config.editor.edit_table or editor_graph is None:  # edited before the run
             chosen = editing.ChosenPositions(batch["edit_positions"], batch["is_edit"])
             return editing.apply_edits(tokens, chosen, batch["edit_tokens"])
         ids = {"pad_id": pad_id, "mask_id": mask_id}
@@ -138,12 +140,15 @@ def make_update(
 
     def update(state: TrainState, samples: Samples) -> tuple[TrainState, Metrics]:
         temperature = state.params["temperature"]
+        # Clamped here, not by a constraint in the optimizer, as in ALBEF.
         clamped = jnp.clip(temperature, loss.min_temperature, loss.max_temperature)
         params = {**state.params, "temperature": clamped}
+        # Eqs. (1), (2) before the keys: they come from the updated momentum model.
         momentum_params = contrastive.momentum_update(
             state.momentum_params, params, loss.momentum
         )
 
+        # Plain `jit` would all-reduce the gradients of every microbatch.
         param_specs = layout.param_specs(params)
         grad_specs = layout.moment_specs(params)
         gradients = layout.on_each_device(
@@ -157,7 +162,7 @@ def make_update(
             in_specs=(param_specs, param_specs, WHOLE, ROWS, ROWS),
             out_specs=(grad_specs, WHOLE, WHOLE),
         )
-        row = jnp.arange(samples.tokens.shape[0])
+        row = jnp.arange(samples.tokens.shape[0])  # sharded like the samples
         grads, (total, sums), keys = gradients(
             params, momentum_params, _shared(config, state, samples), samples, row
         )
@@ -183,6 +188,7 @@ def make_update(
 
 
 def _shared(config: Config, state: TrainState, samples: Samples) -> losses.Shared:
+    # ALBEF raises alpha in the first epoch, while the momentum model is random.
     alpha = ramp(config.loss.soft_target_ramp_steps, state.step)
     return losses.Shared(
         image_queue=state.image_queue,
@@ -207,6 +213,7 @@ def next_queues(state: TrainState, keys: losses.Keys) -> dict[str, jax.Array | N
         "text_queue": keys.text,
         "queue_image_ids": keys.image_ids,
     }
+    # Enqueued after the losses: a positive is never in the queue.
     queues = {
         name: None if rows is None else contrastive.enqueue(getattr(state, name), rows)
         for name, rows in newest.items()
@@ -238,6 +245,7 @@ def apply_gradients(
     """
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    # The rate follows `state.step`, which skipped steps advance too.
     proposed |= {
         "params": jax.tree.map(lambda p, u: p - rate * u, params, updates),
         "opt_state": opt_state,
@@ -245,6 +253,7 @@ def apply_gradients(
     # A corrupt moment shows in the update alone.
     norms = jnp.stack([grad_norm, optax.tree.norm(updates)])
     is_finite = jnp.isfinite(jnp.concatenate([jnp.ravel(must_be_finite), norms])).all()
+    # Selected, not branched: both states are there anyway, and nothing is recompiled.
     kept = {
         name: jax.tree.map(
             lambda new, old: jnp.where(is_finite, new, old), value, getattr(state, name)
@@ -274,6 +283,7 @@ def step_metrics(total: jax.Array, sums: LossSums, samples: Samples) -> Metrics:
     for branch, of_branch in sums.branches.items():
         if of_branch.detection is not None:
             metrics[f"loss_{branch}_detect"] = of_branch.detect
+            # F1 = 2 TP / (2 TP + FP + FN), with "wrong" as the positive class.
             found, flagged, wrong = of_branch.detection
             metrics[f"{branch}_detect_f1"] = 2 * found / jnp.maximum(flagged + wrong, 1)
         if of_branch.correct_hits is not None:

@@ -95,6 +95,7 @@ class VilemTask:
     def __init__(
         self, config: Config, layout: Layout, tokenizer: Tokenizer, schedule: Callable
     ):
+        # At the start, not in the middle of a trace of a thousand lines.
         platform = layout.mesh.devices.flat[0].platform
         if config.compute.attention == "cudnn" and platform != "gpu":
             raise UserError(
@@ -103,6 +104,7 @@ class VilemTask:
             )
         self.config, self.tokenizer = config, tokenizer
         self.image_size = config.model.vision.image_size
+        # With an edit table, or without ViLEM's losses, no editor runs in the step.
         params, graph = {}, None
         if config.loss.has_proofreading and config.editor.path:
             own_config, params = load_editor(config, tokenizer)
@@ -119,6 +121,7 @@ class VilemTask:
         self._validation = _open_complete(config.data.validation, "validation")
         self._test = _open_complete(config.data.test, "test")
         # Without an editor, as with an edit table, validation has recalls alone.
+        # Made once, so that every evaluation judges the same captions.
         self._edits = [
             make_edits(
                 graph,
@@ -143,7 +146,7 @@ class VilemTask:
         if self.config.model.start_from:
             return load_origin(self.config)
         params = starting.pretrained(self.config, params)
-        return params, params
+        return params, params  # the momentum model starts as a copy
 
     def init_state(
         self, params: Params, momentum_params: Params | None = None
@@ -206,6 +209,7 @@ class EditorTask:
 
     def evaluate(self, state: State) -> dict[str, dict]:
         """How often the masked tokens of validation are named right."""
+        # Evaluation runs on one device of each process, whatever shards the state.
         params = on_one_device(state.params)
         return {
             source.name: {"masked_top1": self._masked_top1(params, source)}
@@ -222,6 +226,7 @@ class EditorTask:
         editor = FrozenEditor(params, self._tables)
         hits = masked = 0
         for start in range(0, len(tokens), size):
+            # The same masks at every evaluation.
             key = jax.random.fold_in(jax.random.key(config.seed), start)
             counts = self._accuracy(editor, tokens[start : start + size], key)
             hits, masked = hits + int(counts[0]), masked + int(counts[1])
