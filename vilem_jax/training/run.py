@@ -82,7 +82,6 @@ def train(
     check_batch(batch_size, config.train.num_microbatches, mesh)
 
     # ---- data ----
-    # The tokenizer comes from the work directory if a run is resumed.
     tokenizer = open_tokenizer(config, folder)
     corpus = open_corpus(config.data)
     edits = open_edits(config, corpus, tokenizer)
