@@ -91,9 +91,9 @@ def unit_rows(rng, count: int, width: int) -> np.ndarray:
 def ours(queries, rows, top: int) -> tuple[dict, Callable]:
     import jax
 
-    from vilem_jax.search.exact import place
+    from vilem_jax.search.exact import put_on_devices
 
-    search = place([rows])
+    search = put_on_devices([rows])
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     found = search.top(queries, top).rows.tolist()
     return {"device": device, "rows": found}, lambda: search.top(queries, top)
@@ -115,9 +115,9 @@ def jax_scores(queries, rows, top: int) -> tuple[dict, Callable]:
     import jax
     import jax.numpy as jnp
 
-    from vilem_jax.search.exact import place
+    from vilem_jax.search.exact import put_on_devices
 
-    search = place([rows])
+    search = put_on_devices([rows])
     size = search.query_chunk
     padding = -len(queries) % size
     parts = np.pad(queries, ((0, padding), (0, 0))).reshape(-1, size, search.width)

@@ -37,9 +37,9 @@ def test_out_of_memory(error, monkeypatch, capsys):
 
     monkeypatch.setattr("vilem_jax.report.demo.run_demo", exhaust)
     assert main(["demo"]) == 2
-    told = capsys.readouterr().err
-    assert "out of memory (" in told and "num_microbatches" in told
-    assert "9 TiB" in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "out of memory (" in message and "num_microbatches" in message
+    assert "9 TiB" in message and message.count("\n") == 1
 
 
 def test_a_file_name_of_any_bytes_is_printed(monkeypatch):

@@ -26,9 +26,9 @@ def evaluate(capsys, *arguments):
 
 def refused(capsys, *arguments):
     assert main(["evaluate", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert told.count("vilem: ") >= 1 and "Traceback" not in told
-    return told
+    printed = capsys.readouterr().err
+    assert printed.count("vilem: ") >= 1 and "Traceback" not in printed
+    return printed
 
 
 def write(path, content):
@@ -63,8 +63,8 @@ def write_karpathy(folder, name, below=""):
 def write_winoground(folder):
     lines = []
     for number, (first, second) in enumerate(PAIRS):
-        for place, colour in enumerate((first, second)):
-            write_image(folder / "images" / f"{number}_{place}.png", RGB[colour])
+        for index, colour in enumerate((first, second)):
+            write_image(folder / "images" / f"{number}_{index}.png", RGB[colour])
         is_right = number < 3
         captions = (first, second) if is_right else (second, first)
         lines.append(
@@ -86,15 +86,15 @@ def sugarcrepe(colour, caption, wrong):
     return {"filename": write_name, "caption": caption, "negative_caption": wrong}
 
 
-def test_retrieval_tells_how_it_was_measured(tmp_path, capsys):
+def test_retrieval_prints_its_protocol(tmp_path, capsys):
     write_karpathy(tmp_path, "dataset.json")
     out = tmp_path / "out" / "r.json"
     options = [f"--data={tmp_path / 'dataset.json'}", "--split=test", f"--out={out}"]
-    told = evaluate(capsys, "retrieval", "--model=RUN", *options, "--folds=3")
+    printed = evaluate(capsys, "retrieval", "--model=RUN", *options, "--folds=3")
     for words in ("R@1", "mean of 3 folds of 2 images", "8 x 8 pixels", "float32"):
-        assert words in told.out
+        assert words in printed.out
     for words in ("seconds: ", "encode images", "similarity", "ranking", "(test)"):
-        assert words in told.out
+        assert words in printed.out
     metrics = json.loads(out.read_text())
     assert metrics["images"] == 6 and metrics["captions"] == 12
     assert metrics["folds"]["images"] == 2 and len(metrics["folds"]["each"]) == 3
@@ -112,9 +112,9 @@ def test_retrieval_with_missing_images(tmp_path, capsys):
     arguments = ["retrieval", "--model=RUN", f"--data={tmp_path / 'dataset.json'}"]
     assert "1 of 10 images" in refused(capsys, *arguments)
     assert "1 of 6 images" in refused(capsys, *arguments, "--split=test")
-    told = evaluate(capsys, *arguments, "--split=test", "--allow-missing")
-    assert "1 images were missing and left out, with their 2 captions" in told.err
-    assert "5 images, 10 captions" in told.out
+    printed = evaluate(capsys, *arguments, "--split=test", "--allow-missing")
+    assert "1 images were missing and left out, with their 2 captions" in printed.err
+    assert "5 images, 10 captions" in printed.out
     assert "into 4 equal folds" in refused(
         capsys, *arguments, "--split=test", "--allow-missing", "--folds=4"
     )
@@ -123,11 +123,11 @@ def test_retrieval_with_missing_images(tmp_path, capsys):
 def test_winoground(tmp_path, capsys):
     write_winoground(tmp_path)
     out = tmp_path / "w.json"
-    told = evaluate(
+    printed = evaluate(
         capsys, "winoground", "--model=RUN", f"--data={tmp_path}", f"--out={out}"
     )
-    assert "Relation" in told.out and "2 predicates" in told.out
-    assert "4 examples, not the benchmark's 400" in told.err
+    assert "Relation" in printed.out and "2 predicates" in printed.out
+    assert "4 examples, not the benchmark's 400" in printed.err
     metrics = json.loads(out.read_text())
     assert metrics["text"] == metrics["image"] == metrics["group"] == 75.0
     assert metrics["by_tag"]["Object"]["text"] == 50.0
@@ -144,8 +144,8 @@ def test_pairs_of_a_file(tmp_path, capsys):
     )
     out = tmp_path / "p.json"
     arguments = ["pairs", "--model=RUN", f"--data={tmp_path / 'swap.json'}"]
-    told = evaluate(capsys, *arguments, f"--images={tmp_path}", f"--out={out}")
-    assert "50.0" in told.out and "seconds: " in told.out
+    printed = evaluate(capsys, *arguments, f"--images={tmp_path}", f"--out={out}")
+    assert "50.0" in printed.out and "seconds: " in printed.out
     metrics = json.loads(out.read_text())
     assert metrics["protocol"]["layouts"] == ["SugarCrepe"]
     assert metrics["by_type"] == {"swap": 50.0}
@@ -174,15 +174,15 @@ def test_embeddings_need_no_model(tmp_path, capsys, monkeypatch):
     assert metrics["t2i"]["r1"] == 80.0 and metrics["i2t"]["r1"] == 50.0
 
 
-def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
     write_winoground(tmp_path / "data")
     (tmp_path / "file").write_text("")
-    told = refused(
+    printed = refused(
         capsys,
         *("winoground", "--model=RUN", f"--data={tmp_path / 'data'}"),
         f"--out={tmp_path / 'file' / 'w.json'}",
     )
-    assert "is a file where a folder is needed" in told
+    assert "is a file where a folder is needed" in printed
 
 
 # ---- the suite ----
@@ -216,8 +216,8 @@ def benchmarks(tmp_path):
 def test_the_suite_measures_what_is_there(benchmarks, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["suite", "--model=my/RUN", f"--data={benchmarks}", f"--out={out}"]
-    told = refused(capsys, *arguments)
-    assert "1 of 5 benchmarks could not be measured (flickr30k)" in told
+    printed = refused(capsys, *arguments)
+    assert "1 of 5 benchmarks could not be measured (flickr30k)" in printed
     page = (out / "report.md").read_text()
     assert "could not be measured: 1 of 6 images of Flickr30K are missing" in page
     assert "Flickr30K (1K test set)" in page
@@ -225,9 +225,9 @@ def test_the_suite_measures_what_is_there(benchmarks, tmp_path, capsys):
     assert names == {
         *("coco.json", "winoground.json", "sugarcrepe.json", "aro.json", "report.md")
     }
-    told = evaluate(capsys, *arguments, "--allow-missing")
+    printed = evaluate(capsys, *arguments, "--allow-missing")
     page = (out / "report.md").read_text()
-    assert told.out.strip() == page.strip()
+    assert printed.out.strip() == page.strip()
     assert "1 images were missing and left out" in page
     for absent in ("VALSE: not found (valse/*.json)", "Flickr8K"):
         assert absent in page
@@ -272,8 +272,8 @@ def test_a_suite_without_anything_is_refused(tmp_path, capsys):
     nothing = tmp_path / "nothing"
     assert "is no folder" in refused(capsys, *arguments, f"--data={nothing}")
     nothing.mkdir()
-    told = refused(capsys, *arguments, f"--data={nothing}")
-    assert "holds no benchmark" in told and "coco/dataset_coco.json" in told
+    printed = refused(capsys, *arguments, f"--data={nothing}")
+    assert "holds no benchmark" in printed and "coco/dataset_coco.json" in printed
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""The command line: what it passes on, what it prints, and what bad input gets."""
+"""The command line: what it passes on, what it prints, and errors of wrong input."""
 
 import functools
 import json
@@ -331,17 +331,19 @@ def test_proofread(run, photo, tmp_path, capsys):
     assert judged["tokens_not_judged"] == 0
     arguments[3] = " ".join([caption] * 9)
     assert main(arguments) == 0
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     cut = json.loads(out.read_text())["tokens_not_judged"]
-    assert cut > 0 and f"the last {cut} tokens of the caption were not judged" in told
+    assert (
+        cut > 0 and f"the last {cut} tokens of the caption were not judged" in printed
+    )
 
 
 def test_index_and_search(run, photo, tmp_path, capsys):
-    (photo.parent / "broken.png").write_bytes(b"no image")
+    (photo.parent / "corrupt.png").write_bytes(b"no image")
     index, model = str(tmp_path / "index.npz"), f"--model={run}"
     assert main(["index", str(photo.parent), model, f"--out={index}"]) == 0
-    told = capsys.readouterr()
-    assert "1 images" in told.out and "broken.png" in told.err
+    printed = capsys.readouterr()
+    assert "1 images" in printed.out and "corrupt.png" in printed.err
     assert main(["search", index, "a red circle", model]) == 0
     found = capsys.readouterr().out
     assert str(photo) in found

@@ -97,7 +97,7 @@ def test_an_option_is_no_word(capsys):
 
 
 def test_the_split_of_scenes_names_its_seed(tmp_path):
-    """Without --seed --data=scenes has seed 0, whatever seed the run has."""
+    """Without --seed --data=scenes has seed 0, for any seed of the run."""
     model = run_with(tmp_path)
     assert describe_split(choose(model, "--data=scenes")) == "test, seed 0"
     drawn = choose(model, "--data=scenes", "--seed=4", "--split=validation")
@@ -121,7 +121,7 @@ def test_data_is_recognized_by_its_name(data, kind):
 
 
 @pytest.mark.parametrize("kind, cls", SOURCE_KINDS.items())
-def test_a_kind_of_source_is_declared_in_one_place(tmp_path, kind, cls):
+def test_a_kind_of_source_is_declared_once(tmp_path, kind, cls):
     assert callable(resolve_name(cls.reader))
     chosen = choose(run_with(tmp_path), "--data=a/b", f"--kind={kind}", "--images=c")
     assert type(chosen) is cls and chosen.kind == kind and chosen.name == "b"

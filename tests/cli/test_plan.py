@@ -81,7 +81,7 @@ def test_other_configs_plan_without_their_data(capsys, name):
     assert code == 0 and "prediction, not a measurement" in text
 
 
-def test_what_does_not_fit_is_told_from_the_compilers_words():
+def test_out_of_memory_is_recognised_in_the_compilers_message():
     sentence = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
         "memory space hbm. Used 21.50G of 15.75G hbm. Exceeded hbm capacity by 5.75G."

@@ -40,12 +40,12 @@ def test_embed_search_export(photos, tmp_path, capsys):
     out = tmp_path / "out"
     embed = ["embed", photos, "--model=run", f"--out={out}", "--images-per-shard=2"]
     assert run(*embed, "--shard=1/2") == 0
-    told = capsys.readouterr()
-    assert "1 of 2 shards written now, 1 missing" in told.out
+    printed = capsys.readouterr()
+    assert "1 of 2 shards written now, 1 missing" in printed.out
     assert run(*embed) == 0
-    told = capsys.readouterr()
-    assert "all complete: 3 images, 1 not readable" in told.out
-    assert "1 images left out" in told.err and "corrupt.jsonl" in told.err
+    printed = capsys.readouterr()
+    assert "all complete: 3 images, 1 not readable" in printed.out
+    assert "1 images left out" in printed.err and "corrupt.jsonl" in printed.err
     assert run("search", out, "blue", "--model=run", "--top=1") == 0
     assert capsys.readouterr().out.endswith(f"  {photos / 'b.png'}\n")
     texts = tmp_path / "texts.txt"
@@ -67,7 +67,7 @@ def test_mistakes_get_a_sentence(photos, tmp_path, capsys):
     said = refused(capsys, "embed", photos, "--split=test", *common)
     assert "--split=test has no meaning for a folder" in said
     said = refused(capsys, "embed", tmp_path / "images.parquet", *common)
-    assert "cannot tell what kind of data" in said
+    assert "cannot recognise the kind of data" in said
     said = refused(capsys, "vectors", "export", photos, "--to=lancedb", out)
     assert "no embeddings" in said or "not installed" in said
     assert not (tmp_path / "out" / "plan.json").exists()

@@ -46,7 +46,7 @@ class Numbers:
         return np.full((12, 10, 3), index % 256, np.uint8)
 
 
-class Broken(Numbers):
+class Unreadable(Numbers):
     """One in which the images `missing` cannot be read."""
 
     def __init__(self, num_images: int, missing: set[int]):
@@ -199,8 +199,8 @@ def test_no_source_is_refused():
         open_corpus(DataConfig())
 
 
-def test_broken_images_are_replaced_by_the_next_and_marked(maker):
-    make = maker(Corpus([Numbers(3), Broken(9, {2, 3, 8})]), batch_size=24)
+def test_corrupt_images_are_replaced_by_the_next_and_marked(maker):
+    make = maker(Corpus([Numbers(3), Unreadable(9, {2, 3, 8})]), batch_size=24)
     batch = make(0)
     assert batch["is_corrupt"].sum() == 6  # two captions of each
     assert set(batch["image_id"][batch["is_corrupt"]]) == {3 + 4, 3 + 0}
@@ -213,8 +213,8 @@ def test_broken_images_are_replaced_by_the_next_and_marked(maker):
     assert_same(batch, make(0))
 
 
-def test_too_many_broken_images_are_one_sentence(maker):
-    make = maker(Corpus([Broken(5, {0, 1, 2, 3, 4})]))
+def test_too_many_corrupt_images_are_one_sentence(maker):
+    make = maker(Corpus([Unreadable(5, {0, 1, 2, 3, 4})]))
     with pytest.raises(UserError, match=r"'numbers': .*\.png and the 4 images after"):
         make(0)
 
@@ -272,7 +272,7 @@ def test_reading_ahead_changes_nothing(tmp_path, tokenizer, prefetch):
         assert_same(batch, same)
 
 
-def test_a_script_without_a_guard_is_told(tmp_path, tokenizer):
+def test_a_script_without_a_guard_is_refused(tmp_path, tokenizer):
     tokenizer.save(tmp_path / "tokenizer")
     script = tmp_path / "script.py"
     script.write_text(KILLED.replace('if __name__ == "__main__":', "if True:"))

@@ -107,7 +107,7 @@ def test_a_sample_of_the_images(tmp_path, tokenizer):
     assert report["splits"]["train"]["captions"] == 24
 
 
-def test_long_data_goes_on_over_chunks(tmp_path, tokenizer, monkeypatch):
+def test_long_data_is_read_in_chunks(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("vilem_jax.data.check._CHUNK", 2)
     source = open_json(pair_folder(tmp_path, 7))
     report = check({"train": [source, source]}, tokenizer, 30)

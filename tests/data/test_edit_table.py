@@ -1,4 +1,4 @@
-"""Prepared edits in a file: small, read row by row, and only by the run they fit."""
+"""An edit table: small, read row by row, and only by the run they fit."""
 
 import json
 import pickle
@@ -34,7 +34,7 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def edits(tmp_path_factory, tokenizer, corpus):
-    """Pair i, variant v: word 10 + 3 i + v at place 1, and at place 2 where v is 1."""
+    """Pair i, variant v: token 10 + 3 i + v at position 1, and at 2 if v is 1."""
     table = EditTable.empty(
         PAIRS, VARIANTS, POSITIONS, text_length=LENGTH, tokenizer=tokenizer
     )
@@ -182,7 +182,7 @@ def test_files_that_hold_no_edits(edits, tmp_path):
         with pytest.raises(UserError, match="is not a complete file of") as error:
             StoredEditTable(str(tmp_path / name))
         assert "\n" not in str(error.value)
-        assert "vilem_edits" not in str(error.value)  # our key tells nobody anything
+        assert "vilem_edits" not in str(error.value)  # our key means nothing to a user
     with pytest.raises(UserError, match="cannot be read: it is a folder"):
         StoredEditTable(str(tmp_path))
 

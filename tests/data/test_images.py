@@ -178,16 +178,16 @@ def test_bombs_are_refused_before_they_are_decoded(form):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_damaged_bytes_never_do_more_than_raise(form):
+def test_corrupt_bytes_only_raise_image_errors(form):
     rng = np.random.default_rng(0)
     whole = np.frombuffer(encode(rgb(1, 24, 24), form), np.uint8)
     for _ in range(150):
         corrupt = whole.copy()
         if rng.random() < 0.3:
             corrupt = corrupt[: rng.integers(0, len(corrupt))]
-        for place in rng.integers(0, max(1, len(corrupt)), rng.integers(1, 8)):
+        for offset in rng.integers(0, max(1, len(corrupt)), rng.integers(1, 8)):
             if len(corrupt):
-                corrupt[place] = rng.integers(0, 256)
+                corrupt[offset] = rng.integers(0, 256)
         try:
             pixels = decode(corrupt.tobytes())
         except ImageError:
@@ -259,10 +259,10 @@ def mosaic(shared_folder) -> Image.Image:
     """1280x960 of real photos, beside one another: sharp edges between them."""
     files = sorted((shared_folder / "data" / "photos").glob("*.jpg"))
     whole = Image.new("RGB", (1280, 960))
-    for place in range(20):
-        with Image.open(files[place % len(files)]) as photo:
+    for tile_index in range(20):
+        with Image.open(files[tile_index % len(files)]) as photo:
             tile = photo.convert("RGB").resize((256, 256))
-        whole.paste(tile, (place % 5 * 256, place // 5 * 256))
+        whole.paste(tile, (tile_index % 5 * 256, tile_index // 5 * 256))
     return whole
 
 

@@ -129,7 +129,7 @@ def test_strange_captions_never_fail(tokenizer):
         tokenizer.words(row)
 
 
-def test_bad_bytes_become_spaces(tokenizer):
+def test_wrong_bytes_become_spaces(tokenizer):
     text = b"a dog\xff\xfe red".decode("utf-8", "replace")
     assert tokenizer.clean(text) == "a dog red"
 
@@ -184,7 +184,7 @@ def test_two_vocabularies_in_one_folder_are_refused(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_damaged_settings_are_one_sentence(tokenizer, tmp_path, name, content):
+def test_corrupt_settings_are_one_sentence(tokenizer, tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=r"cannot be read \(.*\): is a .* corrupt\?"):
         Tokenizer(tmp_path)

@@ -114,24 +114,24 @@ def test_the_word_is_the_editor_s_favourite_of_those_allowed(editor, masking):
         clean = np.asarray(tokens[row])
         positions = np.asarray(chosen.positions[row])[np.asarray(chosen.is_edit[row])]
         expected = clean.copy()
-        for place in positions:
+        for position in positions:
             masked = clean.copy()
-            masked[positions if masking == "together" else place] = MASK
+            masked[positions if masking == "together" else position] = MASK
             scores = model.logits_at(
                 jnp.asarray(masked)[None],
                 jnp.asarray(clean != PAD)[None],
-                jnp.asarray([[place]]),
+                jnp.asarray([[position]]),
             )
             scores = np.array(scores[0, 0])
             scores[:FIRST_WORD] = -np.inf
-            scores[clean[place]] = -np.inf
+            scores[clean[position]] = -np.inf
             is_piece = np.arange(VOCABULARY) >= FIRST_PIECE
-            scores[is_piece != (clean[place] >= FIRST_PIECE)] = -np.inf
-            expected[place] = scores.argmax()
+            scores[is_piece != (clean[position] >= FIRST_PIECE)] = -np.inf
+            expected[position] = scores.argmax()
         np.testing.assert_array_equal(edits.tokens[row], expected)
 
 
-def test_a_place_without_a_candidate_stays(editor):
+def test_a_position_without_a_candidate_stays(editor):
     only = jnp.arange(VOCABULARY) == FIRST_WORD
     never = jnp.zeros_like(only)
     frozen = FrozenEditor(editor[1].params, editing.TokenTables(only, never, never))

@@ -116,12 +116,12 @@ def test_what_is_recomputed_is_a_bound():
     assert 1.05 * plain < counted <= costs.flops(config)
 
 
-def test_prepared_edits_need_no_editor():
+def test_an_edit_table_needs_no_editor():
     parts = by_part(paper(("editor.edit_table", "edits.npz")))
     assert not [name for name in parts if "editor" in name]
 
 
-def test_one_by_one_is_an_editor_a_place():
+def test_one_by_one_is_an_editor_pass_per_position():
     together = by_part(costs.without_savings(paper()))
     alone = by_part(costs.without_savings(paper(("editor.masking", "one_by_one"))))
     name = "editor, frozen, with its head at 5 positions"

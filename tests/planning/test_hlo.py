@@ -46,7 +46,7 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     assert found.num_products == 3 and found.unknown_loops == 0
 
 
-def test_a_loop_of_unknown_length_is_told():
+def test_a_loop_of_unknown_length_is_reported():
     def run(x, w):
         return lax.while_loop(lambda y: y.sum() < 5, lambda y: jnp.tanh(y @ w), x)
 
@@ -68,7 +68,7 @@ def test_a_convolution_counts_no_padding(padding):
     offset = 0 if padding == "VALID" else 1
     side = 4 if padding == "VALID" else 5
     taps = sum(
-        0 <= place * 2 - offset + tap < 9 for place in range(side) for tap in range(3)
+        0 <= index * 2 - offset + tap < 9 for index in range(side) for tap in range(3)
     )
     assert found.flops == 2 * taps**2 * 2 * 3 * 4
 

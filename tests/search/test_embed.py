@@ -123,7 +123,7 @@ def test_half_precision(folder, tmp_path):
     np.testing.assert_array_equal(np.concatenate(half.parts), expected)
 
 
-def test_broken_images_are_counted_and_listed(folder, tmp_path):
+def test_corrupt_images_are_counted_and_listed(folder, tmp_path):
     (folder / "03.png").write_bytes(b"no image")
     (folder / "22.png").unlink()
     (folder / "22.png").symlink_to(folder / "gone.png")
@@ -132,10 +132,10 @@ def test_broken_images_are_counted_and_listed(folder, tmp_path):
     done = run(folder, tmp_path / "vectors")
     assert done.manifest["embedded"] == 16 and done.manifest["corrupt"] == 7
     text = (tmp_path / "vectors" / "corrupt.jsonl").read_text()
-    told = [json.loads(line) for line in text.splitlines()]
+    listed = [json.loads(line) for line in text.splitlines()]
     numbers = (3, *range(15, 20), 22)
-    assert [each["image"] for each in told] == [f"{n:02d}.png" for n in numbers]
-    assert "no such file" in told[-1]["why"]
+    assert [each["image"] for each in listed] == [f"{n:02d}.png" for n in numbers]
+    assert "no such file" in listed[-1]["why"]
     opened = vectors.open_vectors(tmp_path / "vectors")
     assert len(opened) == sum(map(len, opened.parts)) == 16
     assert opened.names[3] == "04.png"
@@ -221,7 +221,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-def test_damaged_shards(folder, tmp_path):
+def test_corrupt_shards_are_named(folder, tmp_path):
     out = tmp_path / "vectors"
     run(folder, out)
     shard = out / "vectors-00001.safetensors"

@@ -1,4 +1,4 @@
-"""What faiss and LanceDB get, and the recall that is told."""
+"""Exports to faiss and LanceDB, and the recall that they report."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 from tests.search.test_exact import brute_force, unit
 from vilem_jax.errors import UserError
 from vilem_jax.search import handover
-from vilem_jax.search.exact import place
+from vilem_jax.search.exact import put_on_devices
 from vilem_jax.search.handover import Queries, hand_over, recall_against_exact
 from vilem_jax.search.vectors import Vectors
 
@@ -25,26 +25,29 @@ def asked(count=20, width=16):
 
 def test_recall_counts_what_is_missed():
     rows = unit(np.random.default_rng(0), 200, 16)
-    search, queries = place([rows]), asked()
+    search, queries = put_on_devices([rows]), asked()
     truth = search.top(queries.embedding, 10)
     order, _ = brute_force(queries.embedding, rows, 20)
 
-    def metrics(rows_told):
-        told = recall_against_exact(search, lambda *_: rows_told, queries, truth)
-        return told["recall"], told["worst"]
+    def metrics(found_rows):
+        report = recall_against_exact(search, lambda *_: found_rows, queries, truth)
+        return report["recall"], report["worst"]
 
     assert metrics(order[:, :10]) == (1, 1)
     assert metrics(order[:, 9::-1]) == (1, 1)  # the order is not its business
     assert metrics(order[:, 10:]) == (0, 0)
     assert metrics(np.full((20, 10), -1)) == (0, 0)
-    one_bad = order[:, :10].copy()
-    one_bad[0, 3:] = order[0, 13:20]
-    assert metrics(one_bad) == (pytest.approx(1 - 0.7 / 20), pytest.approx(0.3))
+    one_wrong = order[:, :10].copy()
+    one_wrong[0, 3:] = order[0, 13:20]
+    assert metrics(one_wrong) == (pytest.approx(1 - 0.7 / 20), pytest.approx(0.3))
 
 
 def test_ties_are_nobody_s_fault():
     rows = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)
-    search, queries = place([rows]), Queries(np.eye(4, dtype=np.float32)[:1], "one")
+    search, queries = (
+        put_on_devices([rows]),
+        Queries(np.eye(4, dtype=np.float32)[:1], "one"),
+    )
     truth = search.top(queries.embedding, 2)
     assert truth.rows.tolist() == [[0, 1]]
     last = np.array([[3, 4]])
@@ -62,11 +65,11 @@ def test_faiss(tmp_path, kind, dtype):
     assert metrics["images"] == 600 and metrics["top_k"] == 10
     index = faiss.read_index(str(out / "index.faiss"))
     _, rows = index.search(queries.embedding, 10)
-    exact = place(vectors.parts).top(queries.embedding, 10)
+    exact = put_on_devices(vectors.parts).top(queries.embedding, 10)
     if kind == "flat":
         np.testing.assert_array_equal(rows, exact.rows)
         assert metrics["recall"] == 1
-    # What is told is what the file on disk gives.
+    # The reported recall is that of the file on disk.
     hits = [len(set(a) & set(b)) / 10 for a, b in zip(rows, exact.rows, strict=True)]
     assert metrics["recall"] == pytest.approx(np.mean(hits))
     assert metrics["recall"] > 0.5
@@ -86,7 +89,7 @@ def test_lancedb(tmp_path, kind):
     assert table.count_rows() == 600
     assert bool(table.list_indices()) == (kind != "flat")
     if kind == "flat":
-        exact = place(vectors.parts).top(queries.embedding, 3)
+        exact = put_on_devices(vectors.parts).top(queries.embedding, 3)
         query = table.search(queries.embedding[2]).distance_type("dot").limit(3)
         names = query.to_arrow()["name"].to_pylist()
         assert names == [f"photos/{row}.jpg" for row in exact.rows[2]]

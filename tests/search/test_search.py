@@ -95,7 +95,7 @@ def test_indexing_again_encodes_only_what_changed(folder, tmp_path):
     assert load_index(out).fingerprint == "two"
 
 
-def test_broken_images_are_reported_and_left_out(folder, tmp_path):
+def test_corrupt_images_are_reported_and_left_out(folder, tmp_path):
     model, out = ColourModel(), tmp_path / "photos.npz"
     (folder / "corrupt.jpg").write_bytes(b"\xff\xd8 no image")
     (folder / "empty.png").touch()
@@ -173,7 +173,7 @@ def test_another_format_version_is_refused(folder, tmp_path, monkeypatch, versio
     assert out.read_bytes() == before
 
 
-def test_bad_folders_and_files_get_a_sentence(folder, tmp_path):
+def test_wrong_folders_and_files_are_refused(folder, tmp_path):
     model = ColourModel()
     with pytest.raises(UserError, match="no folder"):
         index(tmp_path / "none", model, tmp_path / "out.npz")

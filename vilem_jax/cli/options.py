@@ -214,7 +214,7 @@ def kind_of(data: str) -> str:
         if cls.recognizes(data):
             return kind
     raise UserError(
-        f"cannot tell what kind of data {data} is; give --kind="
+        f"cannot recognise the kind of data of {data}; give --kind="
         f"{' or '.join(SOURCE_KINDS)}"
     )
 

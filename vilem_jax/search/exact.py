@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ExactSearch:
-    """Rows on the devices, ready to be searched. Made by `place`."""
+    """Rows on the devices, ready to be searched. Made by `put_on_devices`."""
 
     parts: tuple[np.ndarray, ...]  # float32 or float16 [N_i, E], on the host
     starts: np.ndarray  # int64 [parts + 1], the row that each part begins with
@@ -107,7 +107,7 @@ class ExactSearch:
     def _error_of(self, queries: np.ndarray) -> np.ndarray:
         """How far a float32 score can be off: [Q].
 
-        E products and their sum, in any order, lose at most E units in the last place
+        E products and their sum, in any order, lose at most E ulp
         of sum |q_i x_i| <= |q| |x|; one more for what is then compared in float32.
         """
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
@@ -190,7 +190,7 @@ class ExactSearch:
         return rows, scores
 
 
-def place(
+def put_on_devices(
     parts: Sequence[np.ndarray], *, num_devices: int | None = None
 ) -> ExactSearch:
     """Puts rows on the devices, each its share, to be searched.
@@ -220,7 +220,7 @@ def place(
     each = num_chunks * size
     over_rows = over_batch(mesh)
 
-    def place_chunk(number: int) -> jax.Array:
+    def put_chunk(number: int) -> jax.Array:
         def read(at) -> np.ndarray:
             start, stop, _ = at[0].indices(mesh.size * size)
             first = start // size * each + number * size
@@ -229,9 +229,9 @@ def place(
         shape = (mesh.size * size, parts[0].shape[1])
         return jax.make_array_from_callback(shape, over_rows, read)
 
-    chunks = tuple(map(place_chunk, range(num_chunks)))
-    is_process_0 = np.arange(mesh.size, dtype=np.int64) * each
-    num_valid = np.clip(starts[-1] - is_process_0, 0, each).astype(np.int32)
+    chunks = tuple(map(put_chunk, range(num_chunks)))
+    first_rows = np.arange(mesh.size, dtype=np.int64) * each
+    num_valid = np.clip(starts[-1] - first_rows, 0, each).astype(np.int32)
     norm = float(np.max([_largest_norm(chunk) for chunk in chunks]))  # a NaN stays
     if not np.isfinite(norm):
         raise UserError("an embedding is not finite: has the run diverged?")

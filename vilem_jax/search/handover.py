@@ -19,7 +19,7 @@ import numpy as np
 
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_writable, reason, replacing, write_json
-from vilem_jax.search.exact import ExactSearch, place
+from vilem_jax.search.exact import ExactSearch, put_on_devices
 from vilem_jax.search.vectors import Vectors
 
 To = Literal["faiss", "lancedb"]
@@ -75,7 +75,7 @@ def hand_over(
     if kind not in ("flat", "ivf", "hnsw"):
         raise UserError(f"an index is flat, ivf or hnsw, not {kind!r}")
     check_installed(to)
-    search = place(vectors.parts)
+    search = put_on_devices(vectors.parts)
     queries = queries or own_queries(vectors)
     truth = search.top(queries.embedding, top_k)  # refuses what cannot be asked
     with _new_folder(out) as folder:

@@ -12,7 +12,7 @@ import numpy as np
 
 from vilem_jax.api import ImageInput, Model
 from vilem_jax.errors import UserError
-from vilem_jax.search.exact import place
+from vilem_jax.search.exact import put_on_devices
 from vilem_jax.search.index import Index
 from vilem_jax.search.vectors import Vectors, open_vectors
 
@@ -42,7 +42,7 @@ class Searcher:
         self.model = model
         if model is not None:
             self.vectors.check_model(model.fingerprint)
-        self.search = place(self.vectors.parts)
+        self.search = put_on_devices(self.vectors.parts)
 
     def by_words(
         self, words: Iterable[str] | str, *, top_k: int = 10

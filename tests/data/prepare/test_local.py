@@ -254,7 +254,7 @@ def test_wrong_arguments_are_one_sentence(tmp_path, capsys):
         "2 --images for 1 sources": (file, out, "--images=a", "--images=b"),
         "leave out --split": (f"train={file}", out, "--split=val"),
         "cannot name a split": (f"all={file}", out),
-        "cannot tell what kind": (tmp_path / "in", out),
+        "cannot recognise the kind": (tmp_path / "in", out),
         "no image of the split 'train' can be read (0.png: missing)": (
             file,
             out,

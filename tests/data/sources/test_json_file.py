@@ -145,7 +145,7 @@ def test_captions_keep_what_json_may_hold(images):
     assert source.captions(0) == ("", "\ud83d", "é\u0000🐕")
 
 
-def test_bad_bytes_in_the_file_cost_one_caption(images):
+def test_wrong_bytes_in_the_file_cost_one_caption(images):
     path = images / "captions.json"
     path.write_bytes(b'\xef\xbb\xbf[{"image": "a.png", "caption": "a \xff dog"}]')
     assert open_source(config(path)).captions(0) == ("a \ufffd dog",)
@@ -158,7 +158,7 @@ def test_images_without_captions_are_left_out_and_said(images):
 
 
 ROW = {"image": "a.png", "caption": "x"}
-BAD = {
+WRONG = {
     "not_json": ('[{"image": "a.png",\n "caption": }]', "not JSON: line 2, column 13"),
     "no_text": ("  \n", "is empty"),
     "no_records": ("[]", "holds no records"),
@@ -199,9 +199,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_annotations_are_one_sentence(images, case):
-    content, sentence = BAD[case]
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_annotations_are_one_sentence(images, case):
+    content, sentence = WRONG[case]
     path = images / "captions.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(UserError, match=sentence) as raised:
@@ -225,12 +225,12 @@ def test_missing_files_are_one_sentence(images):
         open_source(config(path, images=str(path)))
 
 
-def test_missing_and_damaged_members_are_os_errors(tmp_path):
+def test_missing_and_corrupt_members_are_os_errors(tmp_path):
     rows = [{"image": f"{i}.png", "caption": "x"} for i in range(3)]
     file = write_zip(tmp_path / "p.zip", {f"{i}.png": make_image(i) for i in range(2)})
     content = bytearray(file.read_bytes())
-    place = content.index(make_image(1)) + 40
-    content[place] ^= 255  # its check sum no longer holds
+    offset = content.index(make_image(1)) + 40
+    content[offset] ^= 255  # its check sum no longer holds
     file.write_bytes(content)
     source = open_source(config(write_json(tmp_path, rows), images=str(file)))
     assert source.read_image(0) == make_image(0)

@@ -79,7 +79,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def root(prepared, tmp_path):
-    """A copy to damage, without an index of another test."""
+    """A copy to corrupt, without an index of another test."""
     shutil.copytree(prepared, tmp_path / "data")
     return tmp_path / "data"
 

@@ -62,7 +62,7 @@ def test_indexes_once(folder, monkeypatch):
     assert copy.read_image(4) == source.read_image(4)
 
 
-def test_a_changed_tar_is_indexed_anew(folder):
+def test_a_changed_tar_is_indexed_again(folder):
     open_source(config(folder / "*.tar"))
     write_tar(folder / "00001.tar", img2dataset_members(range(7, 8)))
     os.utime(folder / "00001.tar", ns=(1, 1))
@@ -71,7 +71,7 @@ def test_a_changed_tar_is_indexed_anew(folder):
     ]
 
 
-def test_a_broken_index_is_built_anew(folder):
+def test_a_corrupt_index_is_rebuilt(folder):
     expected = records(open_source(config(folder / "*.tar")))
     index = folder / "00000.tar.pairs.vilem-index.npz"
     content = index.read_bytes()
@@ -166,9 +166,11 @@ def test_flipped_bytes_never_fail(tmp_path):
     rng = np.random.default_rng(0)
     for _ in range(150):
         corrupt = content.copy()
-        # Headers are where the damage hurts.
-        places = rng.integers(0, len(content) // 512, 3) * 512 + rng.integers(0, 512, 3)
-        corrupt[places] = rng.integers(0, 256, 3)
+        # Corrupt headers have the largest effect.
+        offsets = rng.integers(0, len(content) // 512, 3) * 512 + rng.integers(
+            0, 512, 3
+        )
+        corrupt[offsets] = rng.integers(0, 256, 3)
         (tmp_path / "a.tar").write_bytes(corrupt.tobytes())
         source = open_source(config(tmp_path / "[ab].tar"))
         for i in range(len(source)):
