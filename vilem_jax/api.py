@@ -11,7 +11,7 @@ import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.mixed_towers import mixed_encoder
+from vilem_jax.models.vilem import Params
 from vilem_jax.runs.trained_model import read_stored
 from vilem_jax.weights.model_folder import without_origins
 
@@ -248,7 +249,7 @@ def load(
 
 def make_model(
     config: Config,
-    params: dict[str, Any],
+    params: Params,
     tokenizer: Tokenizer,
     weights: str = "online",
     batch_size: int | None = None,

@@ -8,7 +8,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from vilem_jax.errors import UserError
 
@@ -106,7 +106,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             file.write(content)
 
 
-def write_json(path: str | Path, values: Any) -> None:
+def write_json(path: str | Path, values: object) -> None:
     """Writes `values` as readable JSON, like `write_bytes`."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
     write_bytes(path, f"{text}\n".encode())

@@ -1,10 +1,10 @@
 """`vilem plan`: FLOPs, memory and time of a run on a device, before it is rented."""
 
 import argparse
-from typing import Any
 
 from vilem_jax.cli.options import add_config
 from vilem_jax.config.files import load_config
+from vilem_jax.typing import JsonObject
 
 
 def add_verbs(verbs) -> None:
@@ -65,7 +65,7 @@ def _plan(options: argparse.Namespace) -> None:
         print(f"\n{options.out}")
 
 
-def plan_tables(plan: dict[str, Any]) -> str:
+def plan_tables(plan: JsonObject) -> str:
     """What `make_plan` found, for the terminal: a part for each of its keys."""
     from vilem_jax.report.tables import format_table
 
@@ -94,7 +94,7 @@ def plan_tables(plan: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _head(plan: dict[str, Any]) -> str:
+def _head(plan: JsonObject) -> str:
     device, batch, number = plan["device"], plan["batch_size"], plan["num_microbatches"]
     name, topology, chips = device["name"], device["topology"], device["num_chips"]
     if topology not in ("", name):
@@ -110,7 +110,7 @@ def _head(plan: dict[str, Any]) -> str:
     )
 
 
-def _work_rows(work: dict[str, Any]) -> list[list[str]]:
+def _work_rows(work: JsonObject) -> list[list[str]]:
     total, plain = work["sum"], work["without_savings"]
     rows = [
         [name, f"{g:.2f}", f"{100 * g / total:.1f} %"]
@@ -123,7 +123,7 @@ def _work_rows(work: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _memory_rows(held: dict[str, Any]) -> list[list[str]]:
+def _memory_rows(held: JsonObject) -> list[list[str]]:
     a_pair = held["activations_a_pair_sum"] / 1e6
     sizes = {name: size for name, size in held["state"].items() if size} | {
         "all of these last": held["state_sum"],
@@ -134,7 +134,7 @@ def _memory_rows(held: dict[str, Any]) -> list[list[str]]:
     return [[name, _gb(size)] for name, size in sizes.items()]
 
 
-def _fit(plan: dict[str, Any]) -> str:
+def _fit(plan: JsonObject) -> str:
     """Whether the sum fits the chip, and the microbatches with which it would."""
     held, needed = plan["bytes_a_chip"], plan["bytes_a_chip"]["microbatches_needed"]
     memory, margin = held["memory"], held["margin"]
@@ -152,11 +152,11 @@ def _fit(plan: dict[str, Any]) -> str:
     )
 
 
-def _total(held: dict[str, Any]) -> float:
+def _total(held: JsonObject) -> float:
     return held["state_sum"] + held["batch"] + held["activations"]
 
 
-def _prediction(plan: dict[str, Any]) -> str:
+def _prediction(plan: JsonObject) -> str:
     device, found = plan["device"], plan["prediction"]
     if not found:
         return f"{device['name']}: {device['source']}"
@@ -174,7 +174,7 @@ def _prediction(plan: dict[str, Any]) -> str:
     )
 
 
-def _compiled_rows(found: dict[str, Any]) -> list[list[str]]:
+def _compiled_rows(found: JsonObject) -> list[list[str]]:
     return [
         ["arguments, GB a chip", _gb(found["argument_bytes"])],
         ["temporaries, GB a chip", _gb(found["temporary_bytes"])],
@@ -186,7 +186,7 @@ def _compiled_rows(found: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _collective_rows(moved: list[dict[str, Any]]) -> list[list[str]]:
+def _collective_rows(moved: list[JsonObject]) -> list[list[str]]:
     return [
         [
             f"{row['kind']}{', in a loop' if row['in_loop'] else ''}",

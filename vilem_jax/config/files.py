@@ -16,6 +16,7 @@ from typing import Any
 from vilem_jax.config.freeze import freeze, source_class, to_dict, unknown_key
 from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
+from vilem_jax.typing import JsonObject
 
 Override = tuple[str, str]  # ("optimizer.learning_rate", "1e-4")
 
@@ -33,7 +34,7 @@ def packaged_config(name: str) -> Any:
     return _run_get_config(_find(name))
 
 
-def source(**settings: Any) -> Any:
+def source(**settings: object) -> Any:
     """A ConfigDict of one source, for `config.data.train.NAME = source(...)`.
 
     Args:
@@ -94,7 +95,7 @@ def _find(name_or_file: str) -> Path:
     return _packaged_folder() / f"{name_or_file}.py"
 
 
-def _run_get_config(file: Path) -> Mapping[str, Any]:
+def _run_get_config(file: Path) -> Mapping[str, object]:
     try:
         # An import would leave a __pycache__ beside the user's file.
         get_config = runpy.run_path(str(file)).get("get_config")
@@ -122,7 +123,7 @@ def _describe(file: Path, error: Exception) -> str:
     return f"{file}:{line}: {type(error).__name__}: {message}"
 
 
-def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _complete(settings: Mapping[str, object]) -> JsonObject:
     """A plain dict that holds every key, so that each override knows its type."""
     complete = _merge(to_dict(Config()), settings)
     data = complete["data"] if isinstance(complete["data"], dict) else {}
@@ -136,7 +137,7 @@ def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     return complete
 
 
-def _merge(base: dict[str, Any], settings: Any) -> Any:
+def _merge(base: JsonObject, settings: Any) -> Any:
     """`base` updated by `settings`; `freeze` refuses what does not fit."""
     if not hasattr(settings, "items"):
         return settings
@@ -147,12 +148,12 @@ def _merge(base: dict[str, Any], settings: Any) -> Any:
     return merged
 
 
-def _source_defaults(settings: Any, where: str) -> dict[str, Any]:
+def _source_defaults(settings: Any, where: str) -> JsonObject:
     """All keys of a source of the kind that `settings` names, at their defaults."""
     return to_dict(source_class(settings, where)())
 
 
-def _override(settings: dict[str, Any], key: str, text: str) -> None:
+def _override(settings: JsonObject, key: str, text: str) -> None:
     value, section, where = settings, {}, "config"
     parts = key.split(".")
     for part in parts:
@@ -169,7 +170,7 @@ def _override(settings: dict[str, Any], key: str, text: str) -> None:
         section[parts[-1]] = _parse(text, value, where)
 
 
-def _change_kind(source: dict[str, Any], kind: str, where: str) -> None:
+def _change_kind(source: JsonObject, kind: str, where: str) -> None:
     """Gives `source` the keys of another kind; those that a file sets stay."""
     unset = _source_defaults(source, where).items()
     kept = {key: value for key, value in source.items() if (key, value) not in unset}
@@ -177,7 +178,7 @@ def _change_kind(source: dict[str, Any], kind: str, where: str) -> None:
     source.update(_source_defaults({"kind": kind}, where) | kept | {"kind": kind})
 
 
-def _parse(text: str, current: Any, where: str) -> Any:
+def _parse(text: str, current: object, where: str) -> object:
     """`text` as a value of the type of `current`."""
     if isinstance(current, dict):
         keys = ", ".join(current) or "none yet; name sources in a config file"
@@ -199,7 +200,7 @@ def _parse(text: str, current: Any, where: str) -> Any:
         raise UserError(f"{where} must be {words}, not {text!r}") from None
 
 
-def _parse_list(text: str, where: str) -> list[Any]:
+def _parse_list(text: str, where: str) -> list:
     try:
         values = ast.literal_eval(text)
     except (ValueError, SyntaxError):

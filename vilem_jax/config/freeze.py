@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from vilem_jax.config.schema import Config
 from vilem_jax.config.sources import SOURCE_KINDS, SourceConfig
 from vilem_jax.errors import UserError
+from vilem_jax.typing import JsonObject
 
 # A resumed run may differ from its start in these keys and no others.
 MAY_DIFFER_ON_RESUME = (
@@ -28,7 +29,7 @@ MAY_DIFFER_ON_RESUME = (
 )
 
 
-def freeze(settings: Mapping[str, Any]) -> Config:
+def freeze(settings: Mapping[str, object]) -> Config:
     """Turns nested settings into a validated `Config`.
 
     Args:
@@ -43,7 +44,7 @@ def freeze(settings: Mapping[str, Any]) -> Config:
     return config
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> JsonObject:
     """The nested dict that `freeze` turns back into the same config (JSON-ready)."""
     values = {}
     for f in dataclasses.fields(config):
@@ -58,7 +59,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return values
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Any, prefix: str = "") -> JsonObject:
     """{"model.vision.width": 768, ...}."""
     nested = to_dict(config) if dataclasses.is_dataclass(config) else config
     flat = {}
@@ -100,7 +101,7 @@ def source_class(settings: Any, where: str) -> type[SourceConfig]:
     return SOURCE_KINDS[kind]
 
 
-def _build(cls: type[Any], settings: Any, where: str) -> Any:
+def _build(cls: type, settings: Any, where: str) -> Any:
     if not hasattr(settings, "items"):  # a ConfigDict is no Mapping
         raise UserError(f"{where} must be a section of settings, not {settings!r}")
     types = {f.name: f.type for f in dataclasses.fields(cls)}
@@ -112,7 +113,7 @@ def _build(cls: type[Any], settings: Any, where: str) -> Any:
     return cls(**values)
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
+def _convert(kind: Any, value: object, where: str) -> Any:
     """`value` as `kind`, one of the types of the schema's fields."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
@@ -135,7 +136,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _convert_tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+def _convert_tuple(kinds: tuple, value: object, where: str) -> tuple:
     is_sequence = isinstance(value, list | tuple)
     has_any_length = kinds[-1] is Ellipsis
     if is_sequence and has_any_length:

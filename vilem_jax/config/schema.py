@@ -5,7 +5,7 @@ not say. `config/freeze.py` makes them from a ConfigDict and checks the bounds.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from vilem_jax.config.bounds import (
     Fraction,
@@ -130,7 +130,7 @@ class EditorConfig:
     mask_rate: Fraction = 0.8
 
     @property
-    def manner(self) -> dict[str, Any]:
+    def manner(self) -> dict[str, object]:
         """What decides the edits of a caption, besides the weights and the seed."""
         other = ("path", "sha256", "edit_table", "edit_table_sha256", "mask_rate")
         return {k: v for k, v in asdict(self).items() if k not in other}

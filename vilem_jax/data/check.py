@@ -5,7 +5,6 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from vilem_jax.data.images import ImageError, decode
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.typing import JsonObject
 
 NUM_EXAMPLES = 5  # named of each problem
 _CHUNK = 256  # images looked at together
@@ -39,7 +39,7 @@ def check(
     text_length: int,
     *,
     max_images: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Looks at every image and caption and counts what is wrong.
 
     Args:
@@ -67,7 +67,7 @@ def check(
     }
 
 
-def format_report(report: Mapping[str, Any]) -> str:
+def format_report(report: JsonObject) -> str:
     """The report of `check` as text for people."""
     lines = []
     for split, counts in report["splits"].items():
@@ -126,7 +126,7 @@ class _Tally:
                     self._look_at_captions(source, chunk)
                     bar.update(len(chunk))
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> JsonObject:
         lengths = np.concatenate([np.zeros(0, np.int64), *self._lengths])
         has_any = len(lengths) > 0
         return {
@@ -217,7 +217,7 @@ def _image_state(source: Source, index: int) -> tuple[str, str, int]:
     return "", "", _digest(content)
 
 
-def _in_both(first: _Tally, second: _Tally) -> dict[str, Any]:
+def _in_both(first: _Tally, second: _Tally) -> JsonObject:
     names = first.name_of.keys() & second.name_of.keys()
     contents = first.content_of.keys() & second.content_of.keys()
     return {

@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -23,6 +22,7 @@ from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason, write_bytes
+from vilem_jax.typing import JsonObject
 
 FORMAT_VERSION = 1  # raised when a file means something else than before
 _ABOUT = "vilem_edits"  # key of the description in the file's metadata
@@ -30,7 +30,7 @@ _ABOUT = "vilem_edits"  # key of the description in the file's metadata
 
 def describe(
     corpus: Corpus, tokenizer: Tokenizer, text_length: int, editor: EditorConfig
-) -> dict[str, Any]:
+) -> JsonObject:
     """What edits depend on: the run that reads them must have the same.
 
     It reads every caption of the corpus, which takes seconds for millions.
@@ -67,7 +67,7 @@ class EditTable:
             vocabulary.pad_id,
         )
 
-    def write(self, path: str, about: dict[str, Any]) -> None:
+    def write(self, path: str, about: JsonObject) -> None:
         """Writes the file at once, with the description `about`.
 
         Raises:
@@ -130,7 +130,7 @@ class StoredEditTable:
         with Path(self.path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def check(self, expected: dict[str, Any]) -> None:
+    def check(self, expected: JsonObject) -> None:
         """Compares with what `describe` returns for this run.
 
         Raises:
@@ -166,7 +166,7 @@ class StoredEditTable:
         return {"edit_positions": positions, "edit_tokens": tokens, "is_edit": is_edit}
 
 
-def _difference(key: str, was: Any, now: Any) -> str:
+def _difference(key: str, was: object, now: object) -> str:
     if key == "pairs":
         return f"they are of {was} pairs, config.data.train has {now}"
     if key == "captions":

@@ -10,9 +10,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from vilem_jax.errors import UserError
+from vilem_jax.typing import JsonObject
 
 Switch = Literal["auto", "on", "off"]
 SWITCHES: tuple[Switch, ...] = ("auto", "on", "off")
@@ -33,7 +34,7 @@ class Membership:
     """How to join the other processes."""
 
     found_by: str  # for people
-    arguments: dict[str, Any]  # of `jax.distributed.initialize`
+    arguments: JsonObject  # of `jax.distributed.initialize`
 
 
 def find_membership(
@@ -152,7 +153,7 @@ def _slurm(environment) -> Membership | None:
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if count < 2 or any(name not in environment for name in needed):
         return None
-    arguments: dict[str, Any] = {"num_processes": count}
+    arguments: JsonObject = {"num_processes": count}
     devices = _slurm_devices(environment, count)
     if devices is not None:
         arguments["local_device_ids"] = devices

@@ -14,7 +14,7 @@ fsdp                split, gathered once a step    split             reduce-scat
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vilem_jax.config.schema import ComputeConfig
 from vilem_jax.errors import UserError
+from vilem_jax.typing import PyTree
 
 DATA, FSDP = "data", "fsdp"
 WHOLE = PartitionSpec()
@@ -53,11 +54,11 @@ class Layout:
     mesh: Mesh
     splits: Literal["replicated", "zero1", "fsdp"] = "replicated"
 
-    def param_specs(self, params: Any) -> Any:
+    def param_specs(self, params: PyTree) -> PyTree:
         """Per leaf, how parameters and their momentum copies are split."""
         return self._specs(params, is_split=self.splits == "fsdp")
 
-    def moment_specs(self, moments: Any) -> Any:
+    def moment_specs(self, moments: PyTree) -> PyTree:
         """Per leaf, how gradients and Adam's moments are split."""
         return self._specs(moments, is_split=self.splits != "replicated")
 
@@ -65,7 +66,7 @@ class Layout:
         count = self.mesh.shape[FSDP] if is_split else 1
         return jax.tree.map(lambda x: _split_spec(x.shape, count), tree)
 
-    def on_each_device(self, function: Callable, in_specs: Any, out_specs: Any):
+    def on_each_device(self, function: Callable, in_specs: PyTree, out_specs: PyTree):
         """`function` on every device's part of its arguments, collectives by hand.
 
         Inside, gradients stay on the device until `sum_gradients`: under plain `jit`
@@ -80,7 +81,7 @@ class Layout:
             check_vma=False,
         )
 
-    def gather_params(self, params: Any, specs: Any) -> Any:
+    def gather_params(self, params: PyTree, specs: PyTree) -> PyTree:
         """Whole parameters from their parts; inside `on_each_device`."""
 
         def gather(spec, value):
@@ -91,7 +92,7 @@ class Layout:
 
         return _map_specs(gather, specs, params)
 
-    def sum_gradients(self, gradients: Any, specs: Any) -> Any:
+    def sum_gradients(self, gradients: PyTree, specs: PyTree) -> PyTree:
         """Sums over all devices, each keeping its part; inside `on_each_device`."""
 
         def reduce(spec, value):
@@ -160,7 +161,7 @@ def _map_specs(function, specs, tree):
     )
 
 
-def on_mesh(specs: Any, mesh: Mesh) -> Any:
+def on_mesh(specs: PyTree, mesh: Mesh) -> PyTree:
     """Shardings from specs, one or a tree of them."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
@@ -178,12 +179,12 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
 
 
-def gather_rows(values: Any) -> Any:
+def gather_rows(values: PyTree) -> PyTree:
     """Trees of [B / devices, ...] -> [B, ...] on every device; in `on_each_device`."""
     return jax.lax.all_gather(values, (DATA, FSDP), tiled=True)
 
 
-def sum_over_devices(values: Any) -> Any:
+def sum_over_devices(values: PyTree) -> PyTree:
     """The sum of every device's values; inside `on_each_device`."""
     return jax.lax.psum(values, (DATA, FSDP))
 
@@ -208,7 +209,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def device_put(tree: Any, shardings: Any) -> Any:
+def device_put(tree: PyTree, shardings: PyTree) -> PyTree:
     """Arrays, the same on every host, to where `shardings` (one or a tree) says.
 
     The copy matters: a donated state may not hold one buffer twice, nor a view of host
@@ -217,12 +218,12 @@ def device_put(tree: Any, shardings: Any) -> Any:
     return jax.jit(lambda x: x, out_shardings=shardings)(tree)
 
 
-def put_replicated(tree: Any, mesh: Mesh) -> Any:
+def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
     """Arrays, the same on every host, whole onto all devices."""
     return device_put(tree, replicated(mesh))
 
 
-def on_one_device(tree: Any) -> Any:
+def on_one_device(tree: PyTree) -> PyTree:
     """Whole arrays on this host's first device of the mesh; free where replicated."""
     leaves = jax.tree.leaves(tree)
     split = next((leaf for leaf in leaves if not leaf.is_fully_replicated), None)

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -196,7 +196,7 @@ def all_gather(number: int) -> list[int]:
     return np.asarray(told).reshape(-1).tolist()
 
 
-def on_process_0(action: Callable[[], Any]) -> None:
+def on_process_0(action: Callable[[], object]) -> None:
     """Process 0 runs `action` alone, and all go on when it is done.
 
     Raises:
@@ -230,7 +230,7 @@ def raise_on_all(action: Callable[[], Value], kind: type[Exception]) -> Value:
     return result
 
 
-def check_same(values: dict[str, Any]) -> None:
+def check_same(values: Mapping[str, object]) -> None:
     """That every process holds equal `values`, by what a person calls them.
 
     Raises:

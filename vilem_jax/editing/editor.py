@@ -4,7 +4,6 @@ Training edits every batch with this, and evaluation makes its stored edits with
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from vilem_jax.keys import fold_in
 from vilem_jax.models import layers
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.text import make_attention_mask
+from vilem_jax.models.vilem import Params
 from vilem_jax.objectives import editing
 
 POSITIONS_PURPOSE, TOKENS_PURPOSE = 0, 1  # what a caption's key is folded with
@@ -25,7 +25,7 @@ POSITIONS_PURPOSE, TOKENS_PURPOSE = 0, 1  # what a caption's key is folded with
 class FrozenEditor:
     """The editor's arrays: an argument of the step, never in a state or checkpoint."""
 
-    params: dict[str, Any]  # of a `MaskedLanguageModel`
+    params: Params  # of a `MaskedLanguageModel`
     tables: editing.TokenTables
 
 

@@ -10,12 +10,12 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vilem_jax.config.sources import ScenesConfig, SourceConfig
+from vilem_jax.typing import JsonObject
 
 Cell = str | float | None  # a float is printed with one digit, None as a dash
-Option = tuple[str, dict[str, Any]]  # of `add_argument`: flag and keyword arguments
+Option = tuple[str, JsonObject]  # of `add_argument`: flag and keyword arguments
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Opened:
     """The data of a benchmark, opened before the model is loaded."""
 
     data: tuple  # what `Benchmark.evaluate` takes after the encoder
-    settings: Mapping[str, Any] = field(default_factory=dict)  # its keyword arguments
-    protocol: Mapping[str, Any] = field(default_factory=dict)  # added to the metrics'
+    # Its keyword arguments.
+    settings: Mapping[str, object] = field(default_factory=dict)
+    # Added to the protocol of the metrics.
+    protocol: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Benchmark:
     summarize: Callable[[str, dict], Table] | None = None
 
 
-def option(flag: str, **arguments: Any) -> Option:
+def option(flag: str, **arguments: object) -> Option:
     """An option of one benchmark."""
     return flag, arguments
 

@@ -26,7 +26,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.evaluation.timing import Stopwatch, measure
 from vilem_jax.masking import NEG_INF
 from vilem_jax.models.text import make_attention_mask
-from vilem_jax.models.vilem import model_graph
+from vilem_jax.models.vilem import Params, model_graph
 from vilem_jax.models.vision import normalize
 
 Array = Any  # NumPy on the host, JAX on the device
@@ -71,7 +71,7 @@ class Encoder:
     """
 
     config: Config  # of the run that trained it
-    params: dict[str, Any]
+    params: Params
     tokenizer: Tokenizer
     text_length: int  # L, tokens of a caption; longer captions are cut
     batch_size: int  # rows of a chunk
@@ -222,7 +222,7 @@ class Encoder:
 
 def make_encoder(
     config: Config,
-    params: dict[str, Any],
+    params: Params,
     tokenizer: Tokenizer,
     *,
     batch_size: int | None = None,

@@ -9,15 +9,15 @@ divided by the root of 2: so all that takes embeddings takes these.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vilem_jax.evaluation.encoding import Encoder
+from vilem_jax.models.vilem import Params
 
 
-def mixed_encoder(online: Encoder, momentum_params: dict[str, Any]) -> Encoder:
+def mixed_encoder(online: Encoder, momentum_params: Params) -> Encoder:
     """`online` with embeddings [N, 2E] of both towers; it proofreads as before.
 
     Args:

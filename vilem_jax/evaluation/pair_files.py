@@ -23,6 +23,7 @@ from vilem_jax.data.images import decode
 from vilem_jax.data.sources.annotations import parse_json
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.named_images import NamedImages
+from vilem_jax.typing import JsonObject
 
 LAYOUT = (
     "an entry of SugarCrepe has 'filename', 'caption' and 'negative_caption', one of "
@@ -145,7 +146,7 @@ def _cut(pixels: np.ndarray, image: Boxed) -> np.ndarray:
     return np.ascontiguousarray(part)
 
 
-def _entries(file: Path) -> dict[str, Any]:
+def _entries(file: Path) -> JsonObject:
     entries = parse_json(str(file))
     if isinstance(entries, list):  # some releases number the entries by their place
         entries = {str(number): entry for number, entry in enumerate(entries)}

@@ -3,14 +3,13 @@
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from vilem_jax.runs.metrics import METRICS_FILE, read_records
 from vilem_jax.runs.trained_model import Stored, Weights, is_run
 from vilem_jax.runs.workdir import read_commands
 from vilem_jax.templates import render_template
+from vilem_jax.typing import JsonObject
 
 CARD = "README.md"
 # Those of a run's validation metrics that a reader asks for first.
@@ -74,7 +73,7 @@ def model_card(
     return card
 
 
-def _last_metrics(stored: Stored) -> Mapping[str, Any]:
+def _last_metrics(stored: Stored) -> JsonObject:
     """The validation record of the checkpoint's step, or else the last one, or {}."""
     records = read_records(stored.folder / METRICS_FILE)
     measured = [r for r in records if any(k.startswith("validation/") for k in r)]
@@ -82,7 +81,7 @@ def _last_metrics(stored: Stored) -> Mapping[str, Any]:
     return (own_step or measured or [{}])[-1]
 
 
-def _scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _scores(metrics: JsonObject) -> dict[str, JsonObject]:
     """{source: {label: value}} of keys such as "validation/SOURCE/t2i/r1"."""
     scores = {}
     for source in dict.fromkeys(key.split("/")[1] for key in metrics if "/" in key):

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from vilem_jax.errors import UserError
 from vilem_jax.export import onnx_graph, stablehlo
@@ -17,6 +17,7 @@ from vilem_jax.export.towers import (
     write_towers,
 )
 from vilem_jax.runs.trained_model import Stored, Weights, read_stored
+from vilem_jax.typing import JsonObject
 from vilem_jax.weights import folders, model_folder
 from vilem_jax.weights.formats import huggingface_export
 
@@ -103,7 +104,7 @@ def _check_out(name: str | os.PathLike[str], out: Path, kind: Format) -> None:
 def _write_compiled(out: Path, stored: Stored, kind: str, card: str) -> list[str]:
     config, tokenizer, maker = stored.config, stored.tokenizer, _COMPILED[kind]
     files: dict[str, bytes] = {}
-    description: dict[str, Any] = {}
+    description: JsonObject = {}
     sentences = []
     for name, tower in make_towers(config, stored.params, tokenizer).items():
         file = f"{name}.{kind}"

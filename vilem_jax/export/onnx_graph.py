@@ -8,6 +8,7 @@ from typing import Any
 
 from vilem_jax.errors import UserError
 from vilem_jax.export.towers import Tower, free_rows
+from vilem_jax.typing import JsonObject
 
 ENDING = "onnx"
 OPSET = 18  # of December 2022; the towers need nothing newer
@@ -32,7 +33,7 @@ def _packages() -> tuple[ModuleType, ModuleType]:
     return jax2onnx, onnxruntime
 
 
-def describe() -> dict[str, Any]:
+def describe() -> JsonObject:
     """What a reader of the files must know; JSON-ready."""
     return {
         "kind": ENDING,

@@ -8,6 +8,7 @@ import jax.export
 
 from vilem_jax.errors import UserError
 from vilem_jax.export.towers import Tower, free_rows
+from vilem_jax.typing import JsonObject
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ENDING = "stablehlo"
@@ -23,7 +24,7 @@ def check_installed() -> None:
         ) from error
 
 
-def describe() -> dict[str, Any]:
+def describe() -> JsonObject:
     """What a reader of the files must know; JSON-ready."""
     return {
         "kind": ENDING,

@@ -22,6 +22,7 @@ from vilem_jax.export.card import CARD
 from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vilem import Params, model_graph
 from vilem_jax.models.vision import normalize
+from vilem_jax.typing import JsonObject
 from vilem_jax.weights import folders
 
 DESCRIPTION = "towers.json"
@@ -128,7 +129,7 @@ def largest_difference(
     return difference
 
 
-def describe(tower: Tower, width: int) -> dict[str, Any]:
+def describe(tower: Tower, width: int) -> JsonObject:
     """What a program must know to call a tower; JSON-ready.
 
     `width` is that of the embeddings.
@@ -148,7 +149,7 @@ def describe(tower: Tower, width: int) -> dict[str, Any]:
     }
 
 
-def describe_tokenizer(tokenizer: Tokenizer, text_length: int) -> dict[str, Any]:
+def describe_tokenizer(tokenizer: Tokenizer, text_length: int) -> JsonObject:
     """What a program must know to make the text tower's tokens; JSON-ready."""
     special = ("pad_id", "cls_id", "sep_id", "unk_id")
     return {
@@ -162,7 +163,7 @@ def describe_tokenizer(tokenizer: Tokenizer, text_length: int) -> dict[str, Any]
 def write_towers(
     folder: str | Path,
     files: Mapping[str, bytes],
-    description: Mapping[str, Any],
+    description: Mapping[str, object],
     tokenizer: Tokenizer,
     *,
     card: str,

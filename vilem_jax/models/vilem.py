@@ -1,7 +1,7 @@
 """ViLEM: two towers, their projections, the proofreading heads and the temperature."""
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from vilem_jax.config.schema import ComputeConfig, ModelConfig
 from vilem_jax.models import layers
 from vilem_jax.models.text import TextTower
 from vilem_jax.models.vision import ImageFeatures, VisionTower
+from vilem_jax.typing import PyTree
 
 
 def level_of_layer(config: ModelConfig) -> tuple[int, ...]:
@@ -217,7 +218,7 @@ def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
-Params = dict[str, Any]  # nested, float32
+Params = dict[str, PyTree]  # nested, float32
 
 
 @cache

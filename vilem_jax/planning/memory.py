@@ -8,7 +8,6 @@ memory stays free (`MARGIN`), and the compiler has the last word.
 import dataclasses
 import math
 from functools import cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from vilem_jax.planning import abstract
 from vilem_jax.planning.costs import vit_stops_at_cls
 from vilem_jax.training.optimizer import make_optimizer
 from vilem_jax.training.state import init_params
+from vilem_jax.typing import PyTree
 
 MARGIN = 0.1  # of a chip's memory: fragments, short-lived values, the program
 _FLOAT32 = 4
@@ -197,5 +197,5 @@ def _kept(
     return len(layers) * length * tower.width * _bytes_a_value(config) + max(layers)
 
 
-def _size(tree: Any) -> int:
+def _size(tree: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from vilem_jax.config.freeze import validate
 from vilem_jax.config.schema import Config
@@ -10,6 +9,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.planning import abstract, compiled, costs, hlo, memory
 from vilem_jax.planning.devices import Device
 from vilem_jax.runs.origin import complete_model
+from vilem_jax.typing import JsonObject
 from vilem_jax.weights import starts
 
 PAPER_EPOCHS = 20
@@ -55,7 +55,7 @@ def make_plan(
     *,
     pairs: float | None = None,
     with_compiler: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """All metrics of a plan, ready for JSON.
 
     Args:
@@ -96,7 +96,7 @@ def make_plan(
     }
 
 
-def _memory(config: Config, device: Device) -> dict[str, Any]:
+def _memory(config: Config, device: Device) -> JsonObject:
     state = memory.state_bytes(config, device.num_chips)
     activations = memory.activation_bytes(config)
     a_pair = sum(activations.values())
@@ -118,7 +118,7 @@ def _memory(config: Config, device: Device) -> dict[str, Any]:
     return metrics
 
 
-def collectives(config: Config, num_chips: int) -> list[dict[str, Any]]:
+def collectives(config: Config, num_chips: int) -> list[JsonObject]:
     """What moves between chips, in bytes per chip and step; nothing for one chip."""
     if num_chips == 1:
         return []
@@ -142,7 +142,7 @@ def collectives(config: Config, num_chips: int) -> list[dict[str, Any]]:
     return [{"kind": kind, "what": what, "bytes": size} for kind, what, size in moved]
 
 
-def predict(config: Config, device: Device, pairs: float | None) -> dict[str, Any]:
+def predict(config: Config, device: Device, pairs: float | None) -> JsonObject:
     """Pairs per second if the step reaches the goal's fraction of the chips' peak.
 
     Never a measurement. It is computed from the work without savings, so that a step
@@ -153,7 +153,7 @@ def predict(config: Config, device: Device, pairs: float | None) -> dict[str, An
     plain = costs.flops(costs.without_savings(config))
     ceiling = device.num_chips * device.peak / plain
     speed = device.goal * ceiling
-    metrics: dict[str, Any] = {
+    metrics: JsonObject = {
         "goal": device.goal,
         "ceiling_pairs_per_second": ceiling,
         "pairs_per_second": speed,
@@ -165,9 +165,9 @@ def predict(config: Config, device: Device, pairs: float | None) -> dict[str, An
     return metrics
 
 
-def _compile(config: Config, device: Device) -> dict[str, Any]:
+def _compile(config: Config, device: Device) -> JsonObject:
     devices = compiled.devices_of(device)
-    metrics: dict[str, Any] = {"platform": device.topology or "cpu, this machine"}
+    metrics: JsonObject = {"platform": device.topology or "cpu, this machine"}
     try:
         step = compiled.compile_ahead(config, devices)
     except compiled.DoesNotFitError as error:
@@ -180,7 +180,7 @@ def _compile(config: Config, device: Device) -> dict[str, Any]:
     return metrics | {"fits": True} | describe(step, config)
 
 
-def describe(step: compiled.CompiledStep, config: Config) -> dict[str, Any]:
+def describe(step: compiled.CompiledStep, config: Config) -> JsonObject:
     """A compiled step as metrics for JSON, and its FLOPs over the analytic count."""
     program = step.program
     flops = program.flops * step.num_devices / config.train.batch_size  # per pair
@@ -196,9 +196,9 @@ def describe(step: compiled.CompiledStep, config: Config) -> dict[str, Any]:
     }
 
 
-def _by_kind(collectives: list[hlo.Collective]) -> list[dict[str, Any]]:
+def _by_kind(collectives: list[hlo.Collective]) -> list[JsonObject]:
     """Collectives by kind, and by whether a loop repeats them; most bytes first."""
-    found: dict[tuple[str, bool], dict[str, Any]] = {}
+    found: dict[tuple[str, bool], JsonObject] = {}
     for one in sorted(collectives, key=lambda one: one.bytes, reverse=True):
         row = found.setdefault(
             (one.kind, one.in_loop),

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -28,6 +28,7 @@ from vilem_jax.search import vectors
 from vilem_jax.search.claims import claimed
 from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.vectors import Shard, is_whole, read_shard, shard_file
+from vilem_jax.typing import JsonObject
 
 IMAGES_PER_SHARD = 16384
 CLAIMS = ".claims"
@@ -41,7 +42,7 @@ class EmbedReport:
     written: int  # of them by this call
     missing: int  # not written yet: other workers' or another part
     replaced: tuple[str, ...]  # files that were corrupt, now rebuilt
-    manifest: dict[str, Any] | None  # None while shards are missing
+    manifest: JsonObject | None  # None while shards are missing
 
 
 def embed(
@@ -103,7 +104,7 @@ def embed(
     return EmbedReport(plan["shards"], written, missing, tuple(replaced), manifest)
 
 
-def _make_plan(source, model: Model, dtype: str, per_shard: int) -> dict[str, Any]:
+def _make_plan(source, model: Model, dtype: str, per_shard: int) -> JsonObject:
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.image_name(index).encode("utf-8", "surrogatepass") + b"\0")
@@ -125,7 +126,7 @@ def _make_plan(source, model: Model, dtype: str, per_shard: int) -> dict[str, An
     }
 
 
-def _begin(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def _begin(folder: Path, plan: JsonObject) -> JsonObject:
     """The plan of the folder: this one, unless it has one already, which must agree."""
     check_writable(folder / vectors.PLAN)
     if not (folder / vectors.PLAN).exists():
@@ -210,7 +211,7 @@ def _good(source, read, names: list, corrupt: list, sign) -> Iterator[np.ndarray
             yield image
 
 
-def _finish(folder: Path, plan, model_name: str) -> dict[str, Any]:
+def _finish(folder: Path, plan, model_name: str) -> JsonObject:
     """Counts what the shards hold; the same, whoever does it."""
     shards = [read_shard(shard_file(folder, n), plan) for n in range(plan["shards"])]
     corrupt = [each for shard in shards for each in shard.corrupt]

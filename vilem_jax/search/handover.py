@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.files import check_writable, reason, replacing, write_json
 from vilem_jax.search.exact import ExactSearch, put_on_devices
 from vilem_jax.search.vectors import Vectors
+from vilem_jax.typing import JsonObject
 
 To = Literal["faiss", "lancedb"]
 Kind = Literal["flat", "ivf", "hnsw"]
@@ -52,7 +53,7 @@ def hand_over(
     kind: Kind = "flat",
     queries: Queries | None = None,
     top_k: int = 10,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Writes folder `out` for faiss or LanceDB, and measures its recall.
 
     Args:
@@ -109,7 +110,7 @@ def own_queries(vectors: Vectors, count: int = NUM_QUERIES) -> Queries:
 
 def recall_against_exact(
     search: ExactSearch, ask: Ask, queries: Queries, truth
-) -> dict[str, Any]:
+) -> JsonObject:
     """How many of the exact best an engine finds.
 
     A row counts that scores as high as the last of the exact ones, so that ties are

@@ -12,9 +12,8 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -23,6 +22,7 @@ from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_format_version, reason, write_bytes
 from vilem_jax.search.index import Index, load_index
+from vilem_jax.typing import JsonObject
 
 FORMAT_VERSION = 1
 PLAN, MANIFEST, CORRUPT = "plan.json", "manifest.json", "corrupt.jsonl"
@@ -100,7 +100,7 @@ def open_vectors(path: str | Path) -> Vectors:
     return Vectors(plan["fingerprint"], plan["root"], names, full)
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
+def read_plan(folder: Path) -> JsonObject:
     """FOLDER/plan.json; a UserError where it is none."""
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
@@ -131,13 +131,13 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"vectors-{number:05d}.safetensors"
 
 
-def digest_of(plan: Mapping[str, Any]) -> str:
+def digest_of(plan: JsonObject) -> str:
     """What a shard must share with its plan; where the images lie is no part."""
     told = {key: value for key, value in plan.items() if key != "root"}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def write_shard(path: Path, plan: Mapping[str, Any], shard: Shard) -> None:
+def write_shard(path: Path, plan: JsonObject, shard: Shard) -> None:
     """One shard as safetensors, whole or not at all."""
     letters, ends = shard.names.arrays()
     tensors = {"embedding": shard.embedding, "names": letters, "name_ends": ends}
@@ -153,7 +153,7 @@ def write_shard(path: Path, plan: Mapping[str, Any], shard: Shard) -> None:
     write_bytes(path, safetensors.numpy.save(tensors, {"about": json.dumps(about)}))
 
 
-def is_whole(path: Path, plan: Mapping[str, Any]) -> bool:
+def is_whole(path: Path, plan: JsonObject) -> bool:
     """Whether a shard is there with all its bytes; they are not read."""
     try:
         header, _ = _header(path)
@@ -162,7 +162,7 @@ def is_whole(path: Path, plan: Mapping[str, Any]) -> bool:
         return False
 
 
-def read_shard(path: Path, plan: Mapping[str, Any]) -> Shard:
+def read_shard(path: Path, plan: JsonObject) -> Shard:
     """What `write_shard` wrote, memory-mapped.
 
     Raises:
@@ -200,7 +200,7 @@ def read_shard(path: Path, plan: Mapping[str, Any]) -> Shard:
     return Shard(arrays["embedding"], names, corrupt)
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def _header(path: Path) -> tuple[JsonObject, int]:
     """A safetensors file's header, and the byte that tensors are counted from."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -214,11 +214,11 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _about(header: dict[str, Any]) -> dict[str, Any]:
+def _about(header: JsonObject) -> JsonObject:
     return json.loads(header["__metadata__"]["about"])
 
 
-def _array(path: Path, tensor: dict[str, Any], start: int) -> np.ndarray:
+def _array(path: Path, tensor: JsonObject, start: int) -> np.ndarray:
     kind, shape = _KINDS[tensor["dtype"]], tuple(tensor["shape"])
     begin, end = tensor["data_offsets"]
     if end - begin != np.dtype(kind).itemsize * int(np.prod(shape)):

@@ -1,15 +1,15 @@
 """The one place where a step is compiled, for a run, a plan, a test or a benchmark."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from vilem_jax.distributed.mesh import Layout, over_batch, replicated
 from vilem_jax.training.state import state_sharding
+from vilem_jax.typing import PyTree
 
 
-def compile_step(step: Callable, state_shapes: Any, layout: Layout) -> Callable:
+def compile_step(step: Callable, state_shapes: PyTree, layout: Layout) -> Callable:
     """`step` jitted over the devices of `layout`; compiled at its first call.
 
     Args:

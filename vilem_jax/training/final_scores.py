@@ -19,11 +19,14 @@ from vilem_jax.files import write_json
 from vilem_jax.runs.best import best_step
 from vilem_jax.runs.checkpoints import restore_params
 from vilem_jax.runs.metrics import notify
+from vilem_jax.typing import PyTree
 
 SCORES_FILE = "test.json"
 
 
-def score_test(config: Config, workdir: Path, task: Any, state: Any, step: int) -> None:
+def score_test(
+    config: Config, workdir: Path, task: Any, state: PyTree, step: int
+) -> None:
     """Scores `config.data.test` with the best weights, or the last ones without best.
 
     Does nothing if the run has no test split, or has scored it. The file holds

@@ -8,7 +8,6 @@ microbatches there are; with compute.sharding="fsdp" the parameters all-gathered
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from vilem_jax.distributed.mesh import Layout, gather_rows, sum_over_devices
 from vilem_jax.models.vilem import Params, model_graph
 from vilem_jax.training import length_buckets, losses
 from vilem_jax.training.losses import Keys, LossSums, Samples, Shared
+from vilem_jax.typing import PyTree
 
 
 def device_gradients(
@@ -30,8 +30,8 @@ def device_gradients(
     *,
     config: Config,
     layout: Layout,
-    param_specs: Any,
-    grad_specs: Any,
+    param_specs: PyTree,
+    grad_specs: PyTree,
 ) -> tuple[Params, tuple[jax.Array, LossSums], Keys]:
     """Runs on each device, inside `layout.on_each_device`.
 
@@ -80,7 +80,7 @@ def device_gradients(
 
 def map_microbatches(
     function: Callable, rows: tuple, config: Config, *, is_summed: bool = False
-) -> Any:
+) -> PyTree:
     """`function` of the device's microbatches, one after the other.
 
     Microbatches are strided: row i goes to microbatch i mod n. A contiguous reshape of
@@ -119,11 +119,11 @@ def map_microbatches(
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def _unchanged(tree: Any) -> Any:
+def _unchanged(tree: PyTree) -> PyTree:
     return tree
 
 
-def split(tree: Any, num_parts: int) -> Any:
+def split(tree: PyTree, num_parts: int) -> PyTree:
     """[b, ...] -> [n, b / n, ...], strided: row i goes to part i mod n."""
     return jax.tree.map(
         lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), tree

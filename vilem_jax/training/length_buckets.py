@@ -8,17 +8,17 @@ is exact.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vilem_jax.training.losses import Samples
+from vilem_jax.typing import PyTree
 
 
 def arrangement(
     samples: Samples, num_parts: int
-) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
     """How to sort rows by length, and how to put them back.
 
     Sorted rows come as `gradients.split` takes them, strided: part p of `num_parts`
@@ -43,10 +43,10 @@ def on_shortest(function: Callable, lengths: tuple[int, ...]) -> Callable:
       lengths: rising, all below the padded length, which is tried last.
     """
 
-    def cut_and_run(length: int, samples: Samples, *others: Any):
+    def cut_and_run(length: int, samples: Samples, *others: PyTree):
         return function(cut(samples, length), *others)
 
-    def run(samples: Samples, *others: Any):
+    def run(samples: Samples, *others: PyTree):
         # Lengths are static in a compiled program: one branch each, chosen at run time.
         branches = [partial(cut_and_run, length) for length in lengths]
         which = jnp.searchsorted(jnp.asarray(lengths), _lengths(samples).max())

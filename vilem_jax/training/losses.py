@@ -6,7 +6,7 @@ the parts add up to the loss of the batch, whatever the number of parts and devi
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +70,8 @@ class Mean(NamedTuple):
 class ProofreadSums(NamedTuple):
     """One branch; None for what it does not learn."""
 
-    detect: Any  # `Mean` of Eq. (8), or its value
-    correct: Any  # `Mean` of Eq. (9), or its value
+    detect: Mean | jax.Array | None  # Eq. (8), as sums or its value
+    correct: Mean | jax.Array | None  # Eq. (9), as sums or its value
     detection: proofreading.DetectionCounts | None
     correct_hits: jax.Array | None  # edits whose original token has the best logit
 
@@ -79,8 +79,8 @@ class ProofreadSums(NamedTuple):
 class LossSums(NamedTuple):
     """Losses and counts of a part of the batch; the parts add up."""
 
-    i2t: Any  # `Mean` of Eq. (3), or its value
-    t2i: Any  # `Mean` of Eq. (4), or its value
+    i2t: Mean | jax.Array | None  # Eq. (3), as sums or its value
+    t2i: Mean | jax.Array | None  # Eq. (4), as sums or its value
     branches: dict[str, ProofreadSums]  # the branches that are trained
     embedding: jax.Array  # [E], sum of z^v
     embedding_square: jax.Array  # [E], sum of its square

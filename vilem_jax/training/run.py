@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -44,6 +43,7 @@ from vilem_jax.training.final_scores import score_test
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import state_sharding, with_shardings
 from vilem_jax.training.tasks import make_task
+from vilem_jax.typing import PyTree
 
 
 def train(
@@ -232,10 +232,10 @@ def _batches(
 
 
 def _log_validation(
-    step: int, metrics: dict, state: Any, log: MetricsLog, best: KeepBest | None
+    step: int, metrics: dict, state: PyTree, log: MetricsLog, best: KeepBest | None
 ) -> None:
     """Logs the metrics, and keeps the weights if they are the best so far."""
-    record: dict[str, Any] = {"validation": metrics}
+    record: dict[str, object] = {"validation": metrics}
     if best:
         record["validation/mean_recall"] = mean_recall(metrics)
     log.write(step, record)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from vilem_jax.config.freeze import to_dict, validate
 from vilem_jax.config.schema import Config
@@ -52,7 +51,9 @@ def complete(config: Config, workdir: Path) -> Config:
     return config
 
 
-def must_agree(config: Config, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
+def must_agree(
+    config: Config, corpus: Corpus, tokenizer: Tokenizer
+) -> dict[str, object]:
     """What must be equal on all processes, by a name for the error message."""
     return {
         "settings": to_dict(config),

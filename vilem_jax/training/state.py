@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import WHOLE, Layout, on_mesh
 from vilem_jax.models.vilem import Params, new_params
 from vilem_jax.training.optimizer import make_optimizer
+from vilem_jax.typing import PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +21,7 @@ class State:
 
     step: jax.Array  # int32, steps taken, skipped ones included
     params: Params
-    opt_state: Any
+    opt_state: PyTree
     skipped_total: jax.Array  # int32, steps with a non-finite loss or gradient
     skipped_in_a_row: jax.Array  # int32
 
@@ -46,7 +47,7 @@ def init_params(config: Config, key: jax.Array) -> Params:
     return new_params(config.model, config.compute, key)
 
 
-def initial_fields(config: Config, params: Params) -> dict[str, Any]:
+def initial_fields(config: Config, params: Params) -> dict[str, PyTree]:
     """Step 0 of what every state has, by the names of `State`."""
     zero = jnp.zeros((), jnp.int32)
     return dict(
@@ -100,7 +101,7 @@ def state_sharding(state: AnyState, layout: Layout) -> AnyState:
     return on_mesh(dataclasses.replace(specs, **changes), layout.mesh)
 
 
-def with_shardings(shapes: Any, shardings: Any) -> Any:
+def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
     """Shapes with the shardings that their arrays will have."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -7,7 +7,6 @@ as they are, momentum keys of the whole batch, losses and gradients, optimizer, 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from vilem_jax.training.gradients import device_gradients
 from vilem_jax.training.losses import LossSums, Samples
 from vilem_jax.training.optimizer import make_optimizer
 from vilem_jax.training.state import AnyState, TrainState
+from vilem_jax.typing import PyTree
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -229,7 +229,7 @@ def apply_gradients(
     must_be_finite: jax.Array,
     optimizer: optax.GradientTransformation,
     rate: jax.Array,
-    **proposed: Any,
+    **proposed: PyTree,
 ) -> tuple[AnyState, Metrics]:
     """The end of every step: the optimizer, or nothing if a number is not finite.
 

@@ -8,7 +8,7 @@ validation data) it holds and never changes.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ from vilem_jax.runs.origin import TOKENIZER_FOLDER, load_origin
 from vilem_jax.training import editor_step, starting
 from vilem_jax.training.state import State, TrainState, init_params, init_state
 from vilem_jax.training.step import make_train_step
+from vilem_jax.typing import PyTree
 from vilem_jax.weights.formats.huggingface_bert import save_masked_language_model
 
 EDITOR_FOLDER = "editor"  # in the work directory of an editor's run
@@ -40,7 +41,7 @@ class Task(Protocol):
     """What `run.py` needs to know."""
 
     image_size: int  # of the batches; 0: captions alone
-    frozen: Any  # arrays that the step reads and never changes
+    frozen: PyTree  # arrays that the step reads and never changes
 
     def init_params(self, key: jax.Array) -> Params:
         """Random parameters."""
@@ -64,7 +65,7 @@ class Task(Protocol):
         """(state, frozen, batch, key) -> (state, metrics)."""
         ...
 
-    def evaluate(self, state: Any) -> dict[str, dict]:
+    def evaluate(self, state: PyTree) -> dict[str, dict]:
         """{source: metrics} of validation."""
         ...
 
@@ -72,7 +73,7 @@ class Task(Protocol):
         """{source: metrics} of the test split."""
         ...
 
-    def finish(self, state: Any) -> None:
+    def finish(self, state: PyTree) -> None:
         """What is written when the last step is done."""
         ...
 

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
+from vilem_jax.typing import JsonObject
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -107,7 +108,7 @@ def read_folder(
     return _download(given, also)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """The folder's config.json; a UserError where there is none or it is no JSON."""
     path = Path(folder) / CONFIG
     try:
@@ -124,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def setting(settings: Mapping[str, Any], key: str, kind: type, folder: Path) -> Any:
+def setting(settings: JsonObject, key: str, kind: type, folder: Path) -> Any:
     """One value of config.json, checked; `kind` is int or float, and positive."""
     value = settings.get(key)
     is_right = isinstance(value, kind) or (kind is float and isinstance(value, int))
@@ -136,7 +137,7 @@ def setting(settings: Mapping[str, Any], key: str, kind: type, folder: Path) -> 
     return kind(value)
 
 
-def activation(settings: Mapping[str, Any], folder: Path) -> str:
+def activation(settings: JsonObject, folder: Path) -> str:
     """Our name of config.json's `hidden_act`."""
     names = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
     name = settings.get("hidden_act", "gelu")
@@ -148,7 +149,7 @@ def activation(settings: Mapping[str, Any], folder: Path) -> str:
     return names[name]
 
 
-def layer_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def layer_settings(settings: JsonObject, folder: Path) -> JsonObject:
     """What BERT and ViT name alike: our names of it -> values."""
     keys = {
         "width": "hidden_size",
@@ -161,7 +162,7 @@ def layer_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found | {"layer_norm_eps": eps, "activation": activation(settings, folder)}
 
 
-def check_model_type(settings: Mapping[str, Any], folder: Path, *wanted: str) -> None:
+def check_model_type(settings: JsonObject, folder: Path, *wanted: str) -> None:
     kind = settings.get("model_type", wanted[0])
     if kind not in wanted:
         raise UserError(
@@ -213,7 +214,7 @@ def sha256(folder: Path) -> str:
 
 def write_folder(
     folder: Path,
-    settings: Mapping[str, Any],
+    settings: JsonObject,
     tensors: Mapping[str, np.ndarray],
     *,
     tokenizer_folder: Path | None = None,

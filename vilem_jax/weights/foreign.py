@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vilem_jax.errors import UserError
+from vilem_jax.typing import JsonObject
 from vilem_jax.weights import folders, pickles
 from vilem_jax.weights.folders import Tensors
 
@@ -49,7 +49,7 @@ class Foreign:
         return self.path if self.path.is_dir() else self.path.parent
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """config.json; a UserError where there is none."""
         return folders.read_config(self.folder)
 

@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -23,7 +22,7 @@ from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_format_version
-from vilem_jax.models.vilem import ViLEM
+from vilem_jax.models.vilem import Params, ViLEM
 from vilem_jax.weights import folders, tables
 
 FORMAT_VERSION = 1  # of the whole folder, in config.json
@@ -47,8 +46,8 @@ class StoredModel:
     """What a model folder holds."""
 
     config: Config  # frozen, shapes complete
-    params: dict[str, Any]  # nested float32 arrays, the tree of a run's `params`
-    momentum_params: dict[str, Any] | None  # the same tree
+    params: Params  # nested float32 arrays, the tree of a run's `params`
+    momentum_params: Params | None  # the same tree
     queues: dict[str, np.ndarray]  # {} or both of QUEUE_NAMES, [Q, E], newest first
     tokenizer_folder: Path  # holds vocab.txt
 
@@ -195,7 +194,7 @@ def read_config(folder: Path) -> Config:
     return config
 
 
-def model_tree(config: ModelConfig) -> dict[str, Any]:
+def model_tree(config: ModelConfig) -> Params:
     """The tree of a `ViLEM`'s parameters, shapes for leaves; costs no memory."""
     compute = ComputeConfig()  # decides no shape
     model = nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0)))

@@ -264,7 +264,7 @@ def spell(
     return spelt
 
 
-def leaves(tree: Mapping, path: TreePath = ()) -> Iterator[tuple[TreePath, Any]]:
+def leaves(tree: Mapping, path: TreePath = ()) -> Iterator[tuple[TreePath, np.ndarray]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from leaves(value, (*path, key))
@@ -278,7 +278,7 @@ def take(tree: Mapping, path: TreePath) -> Any:
     return tree
 
 
-def put(tree: dict, path: TreePath, value: Any) -> None:
+def put(tree: dict, path: TreePath, value: object) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

@@ -31,6 +31,7 @@ from vilem_jax.data.prepare.records import (
 from vilem_jax.data.sources import tfds_files
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason, write_errors
+from vilem_jax.typing import JsonObject
 
 CHUNK = 64  # images that a machine processes at a time
 _TALLIES = "tallies"
@@ -53,7 +54,7 @@ def prepare_with_beam(
     *,
     runner: str,
     options: str = "",
-) -> dict[str, Any]:
+) -> JsonObject:
     """Like `prepare`, with TFDS's `download_and_prepare` on a Beam runner.
 
     The records and their order are the same; TFDS decides the number of shards.
@@ -167,7 +168,7 @@ def _prepare_span(span: tuple[int, int], records: SplitRecords) -> Iterator:
     """The examples of some records, and their tally as a line of JSON."""
     from apache_beam import pvalue
 
-    prepared: list[dict[str, Any]] = []
+    prepared: list[JsonObject] = []
     counts = tally(range(*span), records, prepared.append)
     yield pvalue.TaggedOutput("tally", json.dumps({"start": span[0], **counts}))
     for record in prepared:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from tqdm import tqdm
 
@@ -34,6 +34,7 @@ from vilem_jax.data.prepare.records import (
 from vilem_jax.data.sources import tfds_files
 from vilem_jax.errors import UserError
 from vilem_jax.files import replacing, write_errors, write_json
+from vilem_jax.typing import JsonObject
 
 REPORT = "prepared.json"
 _PLAN, _SHARDS = "plan.json", "shards"
@@ -56,7 +57,7 @@ def prepare(
     settings: Settings,
     *,
     num_workers: int = 1,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Writes the sources as one data set of TFDS, with processes of this machine.
 
     After an interruption, the same call resumes. `folder` is created only when all is
@@ -101,7 +102,7 @@ def claim(folder: Path) -> Path:
     return folder.absolute().with_name(f"{folder.absolute().name}.partial")
 
 
-def make_plan(records: Records, settings: Settings) -> dict[str, Any]:
+def make_plan(records: Records, settings: Settings) -> JsonObject:
     """What determines the result: settings, and the sources of each split."""
     return {
         "version": _VERSION,
@@ -113,11 +114,11 @@ def make_plan(records: Records, settings: Settings) -> dict[str, Any]:
 def finish(
     partial: Path,
     folder: Path,
-    plan: dict[str, Any],
+    plan: JsonObject,
     tallies: Mapping[str, Sequence[dict]],
     records: Records,
     files: Mapping[str, int],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Writes the report, and renames `partial` to `folder`.
 
     Args:
@@ -146,7 +147,7 @@ def finish(
     return report
 
 
-def _start_or_resume(partial: Path, plan: dict[str, Any]) -> None:
+def _start_or_resume(partial: Path, plan: JsonObject) -> None:
     (partial / _SHARDS).mkdir(parents=True, exist_ok=True)
     for inside in partial.iterdir():  # results that were being collected
         if inside.is_dir() and inside.name != _SHARDS:

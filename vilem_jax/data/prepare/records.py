@@ -12,13 +12,13 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from vilem_jax.config.sources import SourceConfig
 from vilem_jax.data.images import ImageError, fit_short_side
 from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
+from vilem_jax.typing import JsonObject
 
 SMALLEST_SIDE = 16  # pixels; smaller images are of no use to a model
 NUM_EXAMPLES = 100  # images left out that the report of a split names
@@ -72,7 +72,7 @@ class SplitRecords:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def record(self, number: int) -> tuple[dict[str, Any], bool]:
+    def record(self, number: int) -> tuple[JsonObject, bool]:
         """Record `number`, and whether its image was resized.
 
         Raises:
@@ -97,7 +97,7 @@ class SplitRecords:
         }
         return record, is_resized
 
-    def described(self) -> list[dict[str, Any]]:
+    def described(self) -> list[JsonObject]:
         """Of each source: name, number of images, digest of names and captions."""
         return [
             {"name": source.name, "images": len(source), "sha256": _digest(source)}
@@ -133,8 +133,8 @@ def split_records(splits: Splits, settings: Settings) -> dict[str, SplitRecords]
 def tally(
     numbers: Iterable[int],
     records: SplitRecords,
-    keep: Callable[[dict[str, Any]], object],
-) -> dict[str, Any]:
+    keep: Callable[[JsonObject], object],
+) -> JsonObject:
     """Prepares records, passes each to `keep`, and returns the counts."""
     counts = dict.fromkeys(COUNTS, 0)
     left_out: list[dict[str, str]] = []

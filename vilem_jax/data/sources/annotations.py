@@ -110,7 +110,7 @@ def _read(path: str) -> bytes:
         raise UserError(f"annotation file {path} cannot be read: {error}") from None
 
 
-def _rows(path: str, content: Any) -> Iterator[Row]:
+def _rows(path: str, content: object) -> Iterator[Row]:
     if isinstance(content, list):
         return _plain_rows(path, _filled(path, content))
     if isinstance(content, dict) and isinstance(content.get("images"), list):
@@ -132,7 +132,7 @@ def _filled(path: str, records: list, where: str = "the list") -> list:
 
 
 def _plain_rows(path: str, records: list) -> Iterator[Row]:
-    named: dict[Any, str] = {}
+    named: dict[int | str, str] = {}
     for i, record in enumerate(records):
         where = f"{path}: record {i}"
         name = _text(record, "image", where)
@@ -148,7 +148,7 @@ def _plain_rows(path: str, records: list) -> Iterator[Row]:
 
 
 def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
-    named: dict[Any, str] = {}
+    named: dict[int | str, str] = {}
     for i, record in enumerate(images):
         where = f"{path}: images[{i}]"
         name = _text(record, "filename", where)
@@ -166,7 +166,7 @@ def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
 
 
 def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
-    captions_of: dict[Any, list[str]] = {}
+    captions_of: dict[int | str, list[str]] = {}
     names = {}
     for i, record in enumerate(images):
         where = f"{path}: images[{i}]"
@@ -197,7 +197,7 @@ def _check_id(record: dict, field: str, name: str, named: dict, where: str) -> N
         )
 
 
-def _text(record: Any, field: str, where: str) -> str:
+def _text(record: object, field: str, where: str) -> str:
     if not isinstance(record, dict) or not isinstance(record.get(field), str):
         _refuse_field(record, field, "a text", where)
     return record[field]
@@ -215,7 +215,7 @@ def split_of(record: dict, where: str) -> str | None:
     return split
 
 
-def _refuse_field(record: Any, field: str, expected: str, where: str) -> NoReturn:
+def _refuse_field(record: object, field: str, expected: str, where: str) -> NoReturn:
     if not isinstance(record, dict):
         found = f"is {_short(record)}, not an object with {field!r}"
     elif field not in record:
@@ -225,6 +225,6 @@ def _refuse_field(record: Any, field: str, expected: str, where: str) -> NoRetur
     raise UserError(f"{where} {found}")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."

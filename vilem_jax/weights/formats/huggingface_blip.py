@@ -5,11 +5,11 @@ which begins at its usual value.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
+from vilem_jax.typing import JsonObject
 from vilem_jax.weights import folders, positions, tables
 from vilem_jax.weights.foreign import Foreign, part_of
 from vilem_jax.weights.formats import blip
@@ -152,11 +152,11 @@ def read_text_config(
 load_text = blip.load_text
 
 
-def _section(source: Foreign, name: str) -> Mapping[str, Any]:
+def _section(source: Foreign, name: str) -> JsonObject:
     settings = source.settings
     folders.check_model_type(settings, source.folder, "blip")
     section = settings.get(name)
-    if not isinstance(section, Mapping):
+    if not isinstance(section, dict):
         raise UserError(f"{source.folder / folders.CONFIG} has no {name}")
     return section
 
