@@ -1,4 +1,4 @@
-"""`vilem plan` as people call it."""
+"""`vilem plan` on the command line."""
 
 import json
 
@@ -16,7 +16,7 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return code, out, err
 
 
-def test_a_plan_as_table_and_json(capsys, tmp_path):
+def test_plan_is_printed_and_written_as_json(capsys, tmp_path):
     out = tmp_path / "new" / "plan.json"
     code, text, err = run(
         capsys, "--device=h200", f"--out={out}", "--config.editor.max_edits=5"
@@ -32,7 +32,7 @@ def test_a_plan_as_table_and_json(capsys, tmp_path):
     assert plan["compiled"] is None
 
 
-def test_microbatches_make_it_fit(capsys):
+def test_microbatches_make_the_batch_fit(capsys):
     _, text, _ = run(capsys, "--device=h200")
     assert "DOES NOT FIT 141.00 GB" in text
     needed = text.partition("fewest microbatches for this batch: ")[2].split()[0]
@@ -41,18 +41,18 @@ def test_microbatches_make_it_fit(capsys):
     assert "fits 141.00 GB" in text and "DOES NOT" not in text
 
 
-def test_pairs_of_ones_own(capsys):
+def test_given_pairs_set_the_hours(capsys):
     _, text, _ = run(capsys, "--device=a100-32", "--pairs=1e6")
     assert "20 epochs of 1,000,000 pairs" in text
     assert "all-reduce" in text and "4.2" in text  # MB of keys
 
 
-def test_no_peak_no_prediction(capsys):
+def test_without_a_peak_there_is_no_prediction(capsys):
     _, text, _ = run(capsys, "--device=cpu")
     assert "not known: no prediction" in text and "pairs/s" not in text
 
 
-def test_without_libtpu_it_says_how(capsys, monkeypatch):
+def test_without_libtpu_a_note_names_the_package(capsys, monkeypatch):
     monkeypatch.setattr(compiled, "has_libtpu", lambda: False)
     code, text, _ = run(capsys, "--device=v5e-16")
     assert code == 0 and "16 chips" in text
@@ -61,27 +61,27 @@ def test_without_libtpu_it_says_how(capsys, monkeypatch):
     assert code == 2 and "compiling for v5e:4x4 needs libtpu" in err
 
 
-def test_an_unknown_device_is_refused_with_the_known(capsys):
+def test_unknown_device_is_refused_with_the_known_ones(capsys):
     code, out, err = run(capsys, "--device=h300")
     assert (code, out) == (2, "")
     assert "there is no device 'h300'" in err and "known: h200" in err
 
 
 @pytest.mark.parametrize("pairs", ["none", "0", "inf", "nan"])
-def test_pairs_must_be_a_number(capsys, pairs):
+def test_pairs_must_be_a_number_of_1_or_more(capsys, pairs):
     with pytest.raises(SystemExit):
         run(capsys, "--device=h200", f"--pairs={pairs}")
     assert "is not a number of 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["editor", "scenes", "flickr8k", "finetune_coco"])
-def test_other_configs_plan_without_their_data(capsys, name):
+def test_other_configs_are_planned_without_their_data(capsys, name):
     code = main(["plan", f"--config={name}", "--device=h100"])
     text = capsys.readouterr().out
     assert code == 0 and "prediction, not a measurement" in text
 
 
-def test_out_of_memory_is_recognised_in_the_compilers_message():
+def test_compiler_error_about_memory_becomes_a_sentence():
     sentence = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
         "memory space hbm. Used 21.50G of 15.75G hbm. Exceeded hbm capacity by 5.75G."

@@ -1,4 +1,4 @@
-"""The analytic count: the paper's table, the switches, and the compiled step."""
+"""The analytic count against the paper's table, its switches and compiled steps."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from vilem_jax.planning import compiled, costs
 
 K5 = ("editor.max_edits", "5")
 # GFLOP a pair of the paper's shape with nothing saved, by hand from the shapes:
-# 257 image tokens, 30 text tokens, 5 edited, width 768, 30,522 words.
+# 257 image tokens, 30 text tokens, 5 edited, width 768, a vocabulary of 30,522.
 TABLE = {
     "online ViT": 138.9,
     "momentum ViT": 46.4,
@@ -32,9 +32,9 @@ def paper(*settings):
     return load_config("pretrain_cc4m", [K5, *settings])
 
 
-def test_the_papers_table():
+def test_costs_without_savings_equal_the_papers_table():
     parts = by_part(costs.without_savings(paper()))
-    # The table leaves the detection heads out: 30 words through a transform, twice.
+    # The table leaves the detection heads out: 30 tokens through a transform, twice.
     detection = parts.pop("detection heads, all words")
     assert detection == pytest.approx(6 * 2 * 30 * (768**2 + 2 * 768) / 1e9)
     assert len(parts) == len(TABLE)
@@ -46,7 +46,7 @@ def test_the_papers_table():
     assert round(sum(parts.values()), 1) == 240.7
 
 
-def test_the_savings_and_a_larger_image():
+def test_savings_and_a_larger_image_change_the_costs():
     saved = by_part(paper())
     detection = saved.pop("detection heads, all words")
     assert round(sum(saved.values()), 1) == 226.1
@@ -86,6 +86,7 @@ CASES = {
         },
         "train": {"num_microbatches": 4},
     },
+    "editor": {"task": "editor"},
     "contrast alone": {
         "loss": {**CONTRAST_ALONE, "soft_target_weight": 0.4},
     },
@@ -94,10 +95,10 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_the_count_is_that_of_the_compiled_step(name):
-    """Every product of the program is counted, and no other: within half a percent.
+def test_count_equals_the_compiled_step(name):
+    """Within half a percent, so that every product is counted, and no other.
 
-    The tiny model's products are small, so that a forgotten one shows.
+    The tiny model's products are small: a forgotten one shows.
     """
     config = tiny_config(**CASES[name])
     program = compiled.compile_ahead(config, jax.devices()[:1]).program
@@ -107,8 +108,8 @@ def test_the_count_is_that_of_the_compiled_step(name):
 
 
 @pytest.mark.slow
-def test_what_is_recomputed_is_a_bound():
-    """The compiler finds some of it still there: 3 % of the tiny step is left out."""
+def test_recomputed_work_is_an_upper_bound():
+    """The compiler reuses some values: 3 % of the tiny step is not recomputed."""
     config = tiny_config(compute={"recompute": True})
     program = compiled.compile_ahead(config, jax.devices()[:1]).program
     counted = program.flops / BATCH
@@ -121,7 +122,7 @@ def test_an_edit_table_needs_no_editor():
     assert not [name for name in parts if "editor" in name]
 
 
-def test_one_by_one_is_an_editor_pass_per_position():
+def test_one_by_one_runs_the_editor_once_per_position():
     together = by_part(costs.without_savings(paper()))
     alone = by_part(costs.without_savings(paper(("editor.masking", "one_by_one"))))
     name = "editor, frozen, with its head at 5 positions"
@@ -129,14 +130,14 @@ def test_one_by_one_is_an_editor_pass_per_position():
     assert alone[name] == pytest.approx(5 * (together[name] - head) + head)
 
 
-def test_cross_pairing_reads_twice():
+def test_cross_pairing_runs_the_branches_twice():
     once, twice = by_part(paper()), by_part(paper(("loss.pairing", "cross")))
     name = "global branch: 6 layers, word head"
     assert 1.4 * once[name] < twice[f"{name}, twice"] < 2 * once[name]
     assert "momentum ViT, seen by the text" in twice
 
 
-def test_the_editors_own_run():
+def test_an_editors_run_has_one_part():
     config = load_config("editor")
     (part,) = costs.step_costs(config)
     assert part.backward == 2 * part.forward > 0

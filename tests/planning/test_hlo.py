@@ -1,4 +1,4 @@
-"""Products and collectives counted from HLO against the shapes written by hand."""
+"""Products and collectives counted from HLO against counts by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def program(function, *shapes, **options) -> hlo.Program:
     return hlo.read(jax.jit(function, **options).lower(*arrays).compile().as_text())
 
 
-def test_a_product_and_its_gradients():
+def test_product_and_its_gradients_are_counted():
     def loss(x, w):
         return jnp.sum(jnp.tanh(x @ w) ** 2)
 
@@ -26,14 +26,14 @@ def test_a_product_and_its_gradients():
     assert (both.flops, both.num_products) == (3 * 2 * 8 * 16 * 4, 3)
 
 
-def test_batched_products():
+def test_batched_product_counts_its_batch():
     found = program(
         lambda q, k: jnp.einsum("blhd,bshd->bhls", q, k), (3, 5, 2, 7), (3, 11, 2, 7)
     )
     assert found.flops == 2 * 3 * 2 * 5 * 11 * 7
 
 
-def test_the_body_of_a_loop_counts_as_often_as_it_runs():
+def test_loop_body_counts_as_often_as_it_runs():
     def run(x, w):
         def body(total, _):
             inner = lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y @ w), total)
@@ -46,7 +46,7 @@ def test_the_body_of_a_loop_counts_as_often_as_it_runs():
     assert found.num_products == 3 and found.unknown_loops == 0
 
 
-def test_a_loop_of_unknown_length_is_reported():
+def test_loop_of_unknown_length_is_reported():
     def run(x, w):
         return lax.while_loop(lambda y: y.sum() < 5, lambda y: jnp.tanh(y @ w), x)
 
@@ -56,7 +56,7 @@ def test_a_loop_of_unknown_length_is_reported():
 
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
-def test_a_convolution_counts_no_padding(padding):
+def test_convolution_counts_no_padding(padding):
     image, kernel = (2, 9, 9, 3), (3, 3, 3, 4)
     found = program(
         lambda x, k: lax.conv_general_dilated(
@@ -68,13 +68,15 @@ def test_a_convolution_counts_no_padding(padding):
     offset = 0 if padding == "VALID" else 1
     side = 4 if padding == "VALID" else 5
     taps = sum(
-        0 <= index * 2 - offset + tap < 9 for index in range(side) for tap in range(3)
+        0 <= position * 2 - offset + tap < 9
+        for position in range(side)
+        for tap in range(3)
     )
     assert found.flops == 2 * taps**2 * 2 * 3 * 4
 
 
-def test_a_batched_product_written_as_a_convolution():
-    """As TPUs write it: the batch is a spatial axis, all but its diagonal holes."""
+def test_batched_product_as_a_convolution_counts_its_diagonal():
+    """TPUs write the batch as a spatial axis; all but its diagonal are holes."""
     text = """HloModule by_hand
 
 ENTRY %main (a: bf16[6,4,8], b: bf16[6,8,5]) -> bf16[6,4,5] {
@@ -87,7 +89,7 @@ lhs_dilate=6}, dim_labels=0bf_0io->0bf
     assert hlo.read(text).flops == 2 * 6 * 4 * 8 * 5
 
 
-def test_collectives_and_their_bytes():
+def test_collectives_count_bytes_and_runs():
     mesh = make_mesh(8)
     rows, whole = (
         NamedSharding(mesh, PartitionSpec(*names)) for names in (("data",), ())
@@ -95,7 +97,7 @@ def test_collectives_and_their_bytes():
 
     def run(x, w):
         def body(total, part):
-            # A sum over rows that lie on eight devices, made whole each time.
+            # A sum over rows on eight devices, all-reduced in each iteration.
             return lax.with_sharding_constraint(total + part.T @ part, whole), None
 
         return lax.scan(body, w, x.reshape(-1, 4, 16).swapaxes(0, 1))[0]
@@ -139,7 +141,7 @@ ENTRY %main (a: f32[8,4]) -> f32[64,4] {
     assert found == {"all-reduce": 8 * 4 * 4, "all-gather": 64 * 4 * 4}
 
 
-def test_sizes():
+def test_sizes_of_shapes():
     assert hlo.dims("bf16[8,16]{1,0:T(8,128)(2,1)S(1)}") == (8, 16)
     assert hlo.dims("f32[]") == ()
     assert hlo.num_bytes("(bf16[8,2]{1,0}, f32[3]{0}, pred[5]{0}, s8[], u4[4])") == (
@@ -150,8 +152,8 @@ def test_sizes():
         hlo.read("hello")
 
 
-def test_every_dot_of_a_step_is_found(tiny_program):
-    """The count of instructions against a plain search of the text."""
+def test_every_product_of_a_step_is_found(tiny_program):
+    """As many as a search of the text finds."""
     text, found = tiny_program
     dots = text.count(" dot(") + text.count(" convolution(")
     assert dots == found.num_products > 50

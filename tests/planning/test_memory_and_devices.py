@@ -1,4 +1,4 @@
-"""Bytes by hand, and the devices that can be named."""
+"""Bytes against counts by hand, predictions, and devices by name."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from vilem_jax.training.state import abstract_state
 PAPER = load_config("pretrain_cc4m", [("editor.max_edits", "5")])
 
 
-def test_the_papers_parameters_and_state():
+def test_parameters_and_state_of_the_paper():
     count = memory.parameters(PAPER)
     assert round(count["trained"] / 1e6, 1) == 211.7
     assert count["momentum"] == count["trained"]
@@ -30,7 +30,7 @@ def test_the_papers_parameters_and_state():
     assert held["copies in bfloat16"] == 2 * sum(count.values())
 
 
-def test_activations_of_the_papers_shape():
+def test_activations_of_the_paper():
     """105 MB a pair with fused attention; plain attention adds 57."""
     plain = memory.activation_bytes(PAPER)
     fused = load_config(
@@ -38,11 +38,11 @@ def test_activations_of_the_papers_shape():
     )
     kept = sum(memory.activation_bytes(fused).values())
     assert kept == pytest.approx(105e6, rel=0.03)
-    squares = 11 * 12 * 257**2 * 6  # the last block asks for [CLS] alone
+    squares = 11 * 12 * 257**2 * 6  # the last block computes [CLS] alone
     assert sum(plain.values()) - kept == squares
 
 
-def test_recompute_keeps_inputs():
+def test_recompute_keeps_the_inputs_and_one_layer():
     config = tiny_config(compute={"recompute": True, "cls_only_last_layer": False})
     vision = config.model.vision
     patches = 3 * vision.patch_size**2 * vision.num_patches * 4
@@ -52,7 +52,7 @@ def test_recompute_keeps_inputs():
     )
 
 
-def test_the_largest_microbatch_just_fits():
+def test_largest_microbatch_just_fits():
     for room in (20e9, 80e9):
         largest = memory.largest_microbatch(PAPER, room, 32)
         a_pair = sum(memory.activation_bytes(PAPER).values())
@@ -79,7 +79,7 @@ def test_the_largest_microbatch_just_fits():
         ("cpu", 1, ""),
     ],
 )
-def test_devices_by_name(name, chips, topology):
+def test_device_is_found_by_name(name, chips, topology):
     device = find_device(name)
     assert (device.num_chips, device.topology) == (chips, topology)
 
@@ -99,7 +99,7 @@ def test_devices_by_name(name, chips, topology):
         ("", "there is no device ''"),
     ],
 )
-def test_unknown_devices_are_refused(name, sentence):
+def test_unknown_device_is_refused(name, sentence):
     with pytest.raises(UserError, match=sentence):
         find_device(name)
 
@@ -107,9 +107,9 @@ def test_unknown_devices_are_refused(name, sentence):
 @pytest.mark.parametrize(
     "name, expected", [("h200", 1640), ("a100", 648), ("v5e-1", 409), ("v6e-1", 1335)]
 )
-def test_the_goals_pairs_a_second(name, expected):
+def test_prediction_is_the_goal_of_the_peak(name, expected):
     found = predict(PAPER, find_device(name), 5.1e6)
-    # The table's goals leave out the detection heads, a thousandth.
+    # The expected numbers leave out the detection heads, a thousandth.
     assert found["pairs_per_second"] == pytest.approx(expected, rel=2e-3)
     hours = 5.1e6 * 20 / found["pairs_per_second"] / 3600
     assert found["hours"] == pytest.approx(hours)
@@ -117,20 +117,20 @@ def test_the_goals_pairs_a_second(name, expected):
         assert round(found["hours"]) == 17 and math.isclose(found["goal"], 0.5)
 
 
-def test_what_moves_between_chips():
+def test_collectives_move_gradients_and_keys():
     gradients, keys = collectives(PAPER, 8)
     assert gradients["bytes"] == 4 * memory.parameters(PAPER)["trained"]
     assert keys["bytes"] == 2048 * 256 * 2 * 4  # 4 MB
     assert collectives(PAPER, 1) == []
 
 
-def test_a_batch_that_does_not_divide_is_refused():
+def test_batch_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match="does not divide over 12"):
         make_plan(PAPER, find_device("a100-12"))
 
 
-def test_what_splitting_leaves_on_a_chip():
-    """Of 8 neighbours each holds an eighth; fsdp gathers whole towers for a step."""
+def test_sharding_leaves_an_eighth_on_a_chip():
+    """In groups of 8 chips; fsdp also gathers whole towers for a step."""
     whole = memory.state_bytes(PAPER, 32)
 
     def split(how):

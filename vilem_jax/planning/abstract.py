@@ -1,18 +1,21 @@
-"""What a step is given, as shapes alone: no data, no weights, no memory."""
+"""The arguments of a step as shapes and dtypes: no data, no weights, no memory."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from vilem_jax.config.schema import Config
+from vilem_jax.models.vilem import Params
 from vilem_jax.objectives.editing import TokenTables
 from vilem_jax.training import editor_step
+from vilem_jax.training.state import State
 
 
 def uses_editor(config: Config) -> bool:
-    """Whether the step itself edits captions: edits prepared before come as data."""
+    """Whether the step edits captions; with an edit table they come edited."""
     return (
         config.task == "vilem"
         and config.loss.has_proofreading
@@ -21,10 +24,10 @@ def uses_editor(config: Config) -> bool:
 
 
 def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `data/batches.py` yields: [B, ...] by name."""
+    """The arrays of `data/batches.py`, [B, ...] by name."""
     size, side = config.train.batch_size, config.model.vision.image_size
 
-    def rows(dtype, *shape):
+    def rows(dtype: DTypeLike, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *shape), dtype)
 
     arrays = {
@@ -33,7 +36,7 @@ def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         "image_id": rows(jnp.int32),
         "is_corrupt": rows(jnp.bool_),
     }
-    if config.task == "editor":
+    if config.task == "editor":  # reads no image
         return arrays | {"pixels": rows(jnp.uint8, 0, 0, 3)}
     if config.loss.has_proofreading and config.editor.edit_table:
         num = config.editor.max_edits
@@ -45,19 +48,17 @@ def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     return arrays | {"pixels": rows(jnp.uint8, side, side, 3)}
 
 
-def key() -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda: jax.random.key(0))
-
-
 def tables(config: Config) -> TokenTables:
-    """Of the vocabulary."""
+    """bool [V] each."""
     size = config.model.text.vocab_size
     return jax.eval_shape(lambda: TokenTables(*[jnp.zeros(size, bool)] * 3))
 
 
 def editor_config(config: Config) -> Config:
-    """Of the frozen editor: a BERT in the shape of the text tower, which it is in the
-    paper; no dropout, and nothing computed twice."""
+    """The config of the frozen editor, a BERT in the shape of the text tower.
+
+    So it is in the paper. It has no dropout, and nothing is computed twice.
+    """
     text = dataclasses.replace(config.model.text, dropout_rate=0.0)
     return dataclasses.replace(
         config,
@@ -66,27 +67,24 @@ def editor_config(config: Config) -> Config:
     )
 
 
-def editor_params(config: Config) -> dict:
-    """Of a `MaskedLanguageModel`; in `task="editor"` those that train."""
-    own = editor_config(config)
+def editor_params(config: Config) -> Params:
+    """Of a `MaskedLanguageModel`; with `task="editor"` those that train."""
+    config = editor_config(config)
     return jax.eval_shape(
-        lambda k: editor_step.init_editor_params(own, k), jax.random.key(0)
+        lambda key: editor_step.init_editor_params(config, key), jax.random.key(0)
     )
 
 
-def editor_state(config: Config) -> editor_step.State:
-    return jax.eval_shape(
-        lambda k: editor_step.init_editor_state(
-            config, editor_step.init_editor_params(config, k)
-        ),
-        jax.random.key(0),
-    )
+def editor_state(config: Config) -> State:
+    params = editor_params(config)
+    return jax.eval_shape(lambda p: editor_step.init_editor_state(config, p), params)
 
 
 def masking_tables(config: Config) -> editor_step.MaskingTables:
     """Of a vocabulary in which all but the five special tokens are editable."""
     size = config.model.text.vocab_size
-    is_editable = jax.ShapeDtypeStruct((size,), bool)
-    return editor_step.MaskingTables(
-        is_editable, jax.ShapeDtypeStruct((size - 5,), np.int32)
+    return jax.eval_shape(
+        lambda: editor_step.MaskingTables(
+            jnp.zeros(size, bool), np.zeros(size - 5, np.int32)
+        )
     )

@@ -4,7 +4,6 @@ No data, no weights, no accelerator: shapes come from the config. The compiler f
 runs on any Linux machine with libtpu.
 """
 
-import dataclasses
 import importlib.util
 import os
 import re
@@ -15,18 +14,14 @@ from dataclasses import dataclass
 import jax
 
 from vilem_jax.config.schema import Config
-from vilem_jax.distributed.mesh import (
-    Layout,
-    check_batch,
-    make_layout,
-)
+from vilem_jax.distributed.mesh import Layout, check_batch, make_layout
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 from vilem_jax.planning import abstract, hlo
 from vilem_jax.planning.devices import Device
-from vilem_jax.training import editor_step
 from vilem_jax.training.compile import compile_step
+from vilem_jax.training.editor_step import make_editor_step
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import abstract_state
 from vilem_jax.training.step import make_train_step
@@ -150,29 +145,24 @@ def compile_ahead(config: Config, devices: Sequence) -> CompiledStep:
     )
 
 
-def lower_step(config: Config, layout: Layout):
-    """The step of `training/tasks.py`, traced on shapes: a `jax.stages.Lowered`."""
+def lower_step(config: Config, layout: Layout) -> jax.stages.Lowered:
+    """The step of a run of `config.task`, traced on shapes."""
     schedule = make_schedule(config.optimizer, ANY_STEPS)
-    is_editor = config.task == "editor"
-    make = _editor_step if is_editor else _vilem_step
-    step, state, frozen = make(config, layout, schedule)
-    compiled = compile_step(step, state, layout)
-    return compiled.lower(state, frozen, abstract.batch(config), abstract.key())
-
-
-def _vilem_step(config, layout, schedule):
-    editor, graph = FrozenEditor({}, abstract.tables(config)), None
-    if abstract.uses_editor(config):
-        graph = editor_graph(abstract.editor_config(config))
-        editor = dataclasses.replace(editor, params=abstract.editor_params(config))
     ids = {"pad_id": PAD, "mask_id": MASK}
-    step = make_train_step(config, schedule, graph, layout=layout, **ids)
-    return step, abstract_state(config), editor
-
-
-def _editor_step(config, layout, schedule):
-    step = editor_step.make_editor_step(config, schedule, pad_id=PAD, mask_id=MASK)
-    return step, abstract.editor_state(config), abstract.masking_tables(config)
+    if config.task == "editor":
+        step = make_editor_step(config, schedule, **ids)
+        state, frozen = abstract.editor_state(config), abstract.masking_tables(config)
+    else:
+        graph, params = None, {}
+        if abstract.uses_editor(config):
+            graph = editor_graph(abstract.editor_config(config))
+            params = abstract.editor_params(config)
+        step = make_train_step(config, schedule, graph, layout=layout, **ids)
+        frozen = FrozenEditor(params, abstract.tables(config))
+        state = abstract_state(config)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    compiled = compile_step(step, state, layout)
+    return compiled.lower(state, frozen, abstract.batch(config), key)
 
 
 def compiler_error(error: Exception) -> UserError:

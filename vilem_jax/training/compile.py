@@ -9,7 +9,9 @@ from vilem_jax.training.state import state_sharding
 from vilem_jax.typing import PyTree
 
 
-def compile_step(step: Callable, state_shapes: PyTree, layout: Layout) -> Callable:
+def compile_step(
+    step: Callable, state_shapes: PyTree, layout: Layout
+) -> jax.stages.Wrapped:
     """`step` jitted over the devices of `layout`; compiled at its first call.
 
     Args:
