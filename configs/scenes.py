@@ -58,8 +58,8 @@ def get_config():
     config.loss.proofread_ramp_steps = 200
     config.model.decoder_trains_embeddings = False
 
-    # Keys that are much older than the momentum average can be told from the batch by
-    # their age, and the loss falls without learning. Here the queue holds 1 step and
+    # Keys that are much older than the momentum average differ from the batch by their
+    # age, and the loss falls without learning. Here the queue holds 1 step and
     # the momentum averages over 25.
     config.loss.queue_length = 128
     config.loss.momentum = 0.96

@@ -8,7 +8,7 @@ Shape letters, used everywhere:
 
   B  batch             L  text length (tokens)     P  patches of an image
   E  embedding width   W  model width              H  attention heads
-  Q  queue length      V  vocabulary               K  edited places a caption, at most
+  Q  queue length      V  vocabulary               K  edits per caption, at most
   R  image side (pixels)
 
 Paper symbol -> name in the code:

@@ -20,8 +20,8 @@ class Purpose(enum.IntEnum):
 
 
 def sample_keys(key: jax.Array, step: jax.Array, sample_id: jax.Array) -> jax.Array:
-    """Typed keys [B] from (seed, step, sample id): whoever computes a sample, and in
-    whatever company, draws the same numbers for it."""
+    """Typed keys [B] from (seed, step, sample id): a sample has the same random
+    numbers on any device and in any batch."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(jax.random.fold_in, (None, 0))(step_key, sample_id)
 

@@ -28,7 +28,7 @@ def nobody():
     raise AssertionError("nobody is to be asked for a slice here")
 
 
-def place(environment, switch="auto", *, tpu_hosts=lambda: 0, **flags):
+def membership(environment, switch="auto", *, tpu_hosts=lambda: 0, **flags):
     return find_membership(switch, environment, count_tpu_hosts=tpu_hosts, **flags)
 
 
@@ -47,8 +47,8 @@ def place(environment, switch="auto", *, tpu_hosts=lambda: 0, **flags):
     ],
 )
 def test_alone(environment):
-    assert place(environment) is None
-    assert place(environment | TASK | NAMED, "off") is None
+    assert membership(environment) is None
+    assert membership(environment | TASK | NAMED, "off") is None
 
 
 def test_a_laptop_asks_nobody(monkeypatch):
@@ -58,11 +58,11 @@ def test_a_laptop_asks_nobody(monkeypatch):
 
 
 def test_a_tpu_vm_asks_for_its_slice(monkeypatch):
-    assert place({}, tpu_hosts=lambda: 4).found_by == "TPU slice"
-    assert place({}, tpu_hosts=lambda: 1) is None
-    assert place({"TPU_WORKER_HOSTNAMES": "a,b"}, tpu_hosts=nobody).arguments == {}
+    assert membership({}, tpu_hosts=lambda: 4).found_by == "TPU slice"
+    assert membership({}, tpu_hosts=lambda: 1) is None
+    assert membership({"TPU_WORKER_HOSTNAMES": "a,b"}, tpu_hosts=nobody).arguments == {}
     slices = {"MEGASCALE_NUM_SLICES": "2", "TPU_WORKER_HOSTNAMES": "a"}
-    assert place(slices, tpu_hosts=nobody).found_by == "TPU slice"
+    assert membership(slices, tpu_hosts=nobody).found_by == "TPU slice"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_tpu_vm_asks_for_its_slice(monkeypatch):
     ],
 )
 def test_slurm_and_its_gpus(change, devices):
-    found = place(TASK | change)
+    found = membership(TASK | change)
     assert found.found_by == "SLURM"
     expected = {"num_processes": int((TASK | change)["SLURM_STEP_NUM_TASKS"])}
     if devices is not None:
@@ -89,24 +89,24 @@ def test_slurm_and_its_gpus(change, devices):
 
 def test_open_mpi(monkeypatch):
     four = {"OMPI_COMM_WORLD_SIZE": "4"}
-    found = place(four | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1"})
+    found = membership(four | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1"})
     assert found.found_by == "Open MPI" and found.arguments == {}
     have(monkeypatch, "mpi4py")
-    assert place(four).arguments == {"cluster_detection_method": "mpi4py"}
+    assert membership(four).arguments == {"cluster_detection_method": "mpi4py"}
     have(monkeypatch)
     with pytest.raises(UserError, match="install mpi4py, or set JAX_COORDINATOR"):
-        place(four)
+        membership(four)
 
 
 def test_kubernetes(monkeypatch):
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
     have(monkeypatch, "kubernetes")
-    assert place(pod).found_by == "Kubernetes"
+    assert membership(pod).found_by == "Kubernetes"
     have(monkeypatch)
     with pytest.raises(UserError, match=r"install jax\[k8s\].*--distributed=off"):
-        place(pod)
-    assert place(pod | NAMED).found_by == "coordinator a1:6002"
-    assert place(pod, "off") is None
+        membership(pod)
+    assert membership(pod | NAMED).found_by == "coordinator a1:6002"
+    assert membership(pod, "off") is None
 
 
 def have(monkeypatch, *packages):
@@ -123,10 +123,10 @@ def test_named_by_flags_or_environment():
         "cluster_detection_method": "deactivate",
     }
     flags = {"coordinator": "a1:6002", "num_processes": 4, "process_id": 3}
-    assert place({}, **flags).arguments == expected
-    assert place(NAMED).arguments == expected
-    assert place(NAMED | TASK).arguments == expected  # what is said goes before
-    assert place(NAMED, process_id=0).arguments == expected | {"process_id": 0}
+    assert membership({}, **flags).arguments == expected
+    assert membership(NAMED).arguments == expected
+    assert membership(NAMED | TASK).arguments == expected  # what is said goes before
+    assert membership(NAMED, process_id=0).arguments == expected | {"process_id": 0}
 
 
 @pytest.mark.parametrize(
@@ -141,19 +141,19 @@ def test_named_by_flags_or_environment():
         (NAMED, {"process_id": -1}, "JAX_PROCESS_ID=-1"),
     ],
 )
-def test_half_a_place_is_refused(environment, flags, words):
+def test_half_a_membership_is_refused(environment, flags, words):
     with pytest.raises(UserError, match=words):
-        place(environment, **flags)
+        membership(environment, **flags)
 
 
-def test_off_contradicts_a_place():
+def test_off_contradicts_a_membership():
     with pytest.raises(UserError, match="--distributed=off contradicts"):
-        place({}, "off", num_processes=2)
+        membership({}, "off", num_processes=2)
 
 
 def test_on_leaves_the_search_to_jax():
-    found = place({}, "on")
-    assert found.arguments == {} and place(TASK, "on").found_by == "SLURM"
+    found = membership({}, "on")
+    assert found.arguments == {} and membership(TASK, "on").found_by == "SLURM"
 
 
 def test_alone_nothing_is_joined_and_everything_is_decided_here():
@@ -208,7 +208,7 @@ def test_parts_are_of_one_size_and_hold_all(monkeypatch, count, processes, parts
         ("INVALID_ARGUMENT: shapes differ", False),
     ],
 )
-def test_a_lost_process_is_told_from_other_errors(monkeypatch, words, is_lost):
+def test_a_lost_process_is_no_other_error(monkeypatch, words, is_lost):
     error = RuntimeError(words)
     assert not processes.is_lost(error)  # alone there is nobody to lose
     monkeypatch.setattr(processes, "num_processes", lambda: 2)

@@ -165,9 +165,9 @@ def two(settings, one, tmp_path_factory):
     """The folder of the same run in two processes with a device each."""
     folder = tmp_path_factory.mktemp("two")
     command = train_command(folder, settings)
-    told = [finish(process) for process in start_two(folder, [command] * 2)]
-    assert [code for code, _ in told] == [0, 0], said_by(folder)
-    (folder / "printed").write_text(json.dumps([text for _, text in told]))
+    finished = [finish(process) for process in start_two(folder, [command] * 2)]
+    assert [code for code, _ in finished] == [0, 0], said_by(folder)
+    (folder / "printed").write_text(json.dumps([text for _, text in finished]))
     return folder
 
 
@@ -227,16 +227,16 @@ def test_one_of_them_writes_and_talks(two):
 def test_vilem_evaluate_in_two_processes(two, tmp_path):
     out = tmp_path / "retrieval.json"
     command = ["evaluate", "retrieval", f"--model={two / 'run'}", f"--out={out}"]
-    told = [finish(process) for process in start_two(tmp_path, [command] * 2)]
-    assert [code for code, _ in told] == [0, 0], said_by(tmp_path)
-    assert "text to image" in told[0][1] and not told[1][1]
+    finished = [finish(process) for process in start_two(tmp_path, [command] * 2)]
+    assert [code for code, _ in finished] == [0, 0], said_by(tmp_path)
+    assert "text to image" in finished[0][1] and not finished[1][1]
     found = json.loads(out.read_text())
     [*_, last] = read_records(two / "run/metrics.jsonl")
     assert found["rsum"] == pytest.approx(last["validation/held_out/rsum"])
     assert found["images"] == HELD_OUT["num_images"]
 
 
-def test_what_two_began_one_goes_on_with(one, two, settings, tmp_path):
+def test_one_process_resumes_the_run_of_two(one, two, settings, tmp_path):
     workdir = half_way(two / "run", tmp_path / "run")
     arguments = [*train_command(tmp_path, settings), f"--workdir={workdir}"]
     code, said = finish(start(arguments, num_devices=2))
@@ -246,7 +246,7 @@ def test_what_two_began_one_goes_on_with(one, two, settings, tmp_path):
 
 
 def test_a_signal_to_one_stops_both_at_one_step(one, settings, tmp_path):
-    """And what one process began goes on in two."""
+    """And two processes resume what one process started."""
     workdir = half_way(one / "run", tmp_path / "run")
     command = [*train_command(tmp_path, settings), "--stop-code=75"]
     both = start_two(tmp_path, [command] * 2, seconds=1)
@@ -287,7 +287,7 @@ def test_one_killed_the_other_leaves(editor_folder, tmp_path, killed):
     assert "2" in saved
 
 
-def test_processes_that_differ_are_told(settings, tmp_path):
+def test_processes_that_differ_are_reported(settings, tmp_path):
     command = train_command(tmp_path, settings)
     other = [*command, "--config.seed=1"]
     codes = [finish(p)[0] for p in start_two(tmp_path, [command, other])]
@@ -297,7 +297,7 @@ def test_processes_that_differ_are_told(settings, tmp_path):
     assert not (tmp_path / "run").exists() and "Traceback" not in first + second
 
 
-def test_a_work_directory_that_is_not_shared_is_told(settings, tmp_path):
+def test_a_work_directory_that_is_not_shared_is_reported(settings, tmp_path):
     command = train_command(tmp_path, settings)
     apart = [tmp_path / "a", tmp_path / "b"]
     both = start_two(tmp_path, [command] * 2, workdirs=apart)

@@ -8,7 +8,7 @@ from flax import nnx
 from vilem_jax.models.editor import MaskedLanguageModel
 
 
-def test_places_alone_equal_everything(build, text_config, tokens, assert_close):
+def test_positions_alone_equal_everything(build, text_config, tokens, assert_close):
     ids, attention_mask = tokens
     positions = jnp.array([[1, 4, 0], [1, 0, 6], [2, 2, 3], [5, 4, 3]])
     results = []

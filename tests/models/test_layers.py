@@ -20,7 +20,9 @@ def test_gelu_is_the_exact_one():
     given = jnp.asarray(x, jnp.float32)
     np.testing.assert_allclose(layers.activation("gelu")(given), exact, atol=1e-6)
     np.testing.assert_allclose(layers.activation("gelu_tanh")(given), tanh, atol=1e-6)
-    assert np.abs(np.subtract(exact, tanh)).max() > 1e-4  # so the test can tell
+    assert (
+        np.abs(np.subtract(exact, tanh)).max() > 1e-4
+    )  # so the test can see a difference
 
 
 def test_attention_equals_a_loop():
@@ -93,7 +95,7 @@ def test_dropout_is_independent():
     assert np.abs(rows.mean(axis=0)).max() < 6 / np.sqrt(len(rows))
 
 
-def test_dropout_of_a_place_knows_no_array_lengths():
+def test_dropout_of_a_position_is_independent_of_the_length():
     """As padding, and [CLS] alone, must leave the draws of what remains."""
     seeds, ones = sample_seeds(3), jnp.ones((3, 4, 6, 8))
     whole = layers.dropout(ones, seeds, 0.3)
@@ -117,7 +119,7 @@ def test_dropout_belongs_to_the_sample():
     assert layers.for_site(None, 3) is None and layers.dropout_seeds(None) is None
 
 
-def test_at_places():
+def test_at_positions():
     values = jnp.arange(24.0).reshape(2, 4, 3)
     positions = jnp.array([[3, 0], [1, 1]])
     chosen = layers.at_positions(values, positions)

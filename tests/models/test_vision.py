@@ -20,10 +20,12 @@ def test_patches_are_read_row_by_row(build, vision_config, pixels):
     for row, column in np.ndindex(2, 2):
         corner = pixels[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
         wanted = jnp.einsum("bijc,ijcw->bw", corner, kernel)
-        place = 1 + 2 * row + column
-        shift = tower.patch_embedding.bias[...] + tower.position_embedding[...][place]
+        position = 1 + 2 * row + column
+        shift = (
+            tower.patch_embedding.bias[...] + tower.position_embedding[...][position]
+        )
         wanted = wanted + shift[None]
-        np.testing.assert_allclose(embedded[:, place], wanted, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(embedded[:, position], wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_class_only_last_block(build, vision_config, pixels, assert_close):
@@ -33,7 +35,7 @@ def test_class_only_last_block(build, vision_config, pixels, assert_close):
 
 
 def test_a_level_at_the_last_block(build, vision_config, pixels, assert_close):
-    """Then the last block must compute its patches, whatever the switch says."""
+    """Then the last block must compute its patches, also if the switch is on."""
     on = see(build(VisionTower, vision_config), (2, 3))(pixels)
     off = build(VisionTower, vision_config, cls_only_last_layer=False)
     assert on.levels[1].shape == (4, 4, 8)

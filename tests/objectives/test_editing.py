@@ -41,7 +41,7 @@ def keys(seed=0):
     return jax.random.split(jax.random.key(seed), BATCH)
 
 
-def places_of(is_editable, config, seed=0):
+def positions_of(is_editable, config, seed=0):
     chosen = jax.jit(lambda k, w: editing.choose_positions(k, w, config))(
         keys(seed), is_editable
     )
@@ -50,9 +50,11 @@ def places_of(is_editable, config, seed=0):
 
 @pytest.mark.parametrize("max_edits", [1, 8, 40])
 @pytest.mark.parametrize("edit_rate", [0.0, 0.15, 1.0])
-def test_places_are_words_at_least_one_and_at_most_k(is_editable, edit_rate, max_edits):
+def test_positions_are_editable_at_least_one_and_at_most_k(
+    is_editable, edit_rate, max_edits
+):
     config = EditorConfig(edit_rate=edit_rate, max_edits=max_edits)
-    chosen = places_of(is_editable, config)
+    chosen = positions_of(is_editable, config)
     assert chosen.positions.shape == (BATCH, min(max_edits, LENGTH))
     for row in range(BATCH):
         positions = chosen.positions[row][chosen.is_edit[row]]
@@ -69,14 +71,16 @@ def test_places_are_words_at_least_one_and_at_most_k(is_editable, edit_rate, max
 
 
 def test_min_edits_of_0_leaves_captions_alone(is_editable):
-    chosen = places_of(is_editable, EditorConfig(edit_rate=0.0, min_edits=0))
+    chosen = positions_of(is_editable, EditorConfig(edit_rate=0.0, min_edits=0))
     assert not chosen.is_edit.any()
 
 
 def test_15_percent_of_the_words_are_edited():
     everywhere = np.ones((BATCH, LENGTH), bool)
     config = EditorConfig(min_edits=0, max_edits=LENGTH)
-    edits = sum(places_of(everywhere, config, seed).is_edit.sum() for seed in range(8))
+    edits = sum(
+        positions_of(everywhere, config, seed).is_edit.sum() for seed in range(8)
+    )
     tries = 8 * BATCH * LENGTH
     error = np.sqrt(0.15 * 0.85 / tries)
     assert abs(edits / tries - 0.15) < 4 * error
@@ -88,7 +92,7 @@ def test_above_k_a_random_part_is_kept():
     for config in (EditorConfig(edit_rate=1.0, max_edits=6), EditorConfig(edit_rate=0)):
         counts = np.zeros(LENGTH)
         for seed in range(8):
-            chosen = places_of(everywhere, config, seed)
+            chosen = positions_of(everywhere, config, seed)
             counts += np.bincount(chosen.positions[chosen.is_edit], minlength=LENGTH)
         expected = counts.sum() / LENGTH
         assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
@@ -185,7 +189,7 @@ def test_how_often_each_word_is_drawn(sampling):
 
 
 def test_masks_stand_where_words_were_chosen(tokens, is_editable):
-    chosen = places_of(is_editable, EditorConfig())
+    chosen = positions_of(is_editable, EditorConfig())
     masked = np.asarray(editing.mask_positions(jnp.asarray(tokens), chosen, MASK))
     here = np.zeros(tokens.shape, bool)
     for row in range(BATCH):
@@ -198,6 +202,6 @@ def test_a_caption_s_edits_do_not_depend_on_its_company(tokens):
     part = jax.jit(
         lambda k, w: editing.choose_positions(k, w, config),
     )(keys()[100:103], token_tables().is_editable[tokens[100:103]])
-    whole = places_of(np.asarray(token_tables().is_editable)[tokens], config)
+    whole = positions_of(np.asarray(token_tables().is_editable)[tokens], config)
     np.testing.assert_array_equal(whole.positions[100:103], part.positions)
     np.testing.assert_array_equal(whole.is_edit[100:103], part.is_edit)

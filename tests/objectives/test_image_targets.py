@@ -25,7 +25,7 @@ def arrays():
 
 
 def columns(row, ids, queue_ids, count, num_groups):
-    """(place of the key, image) of all that compete for `row`, batch before queue."""
+    """(index of the key, image) of all that compete for `row`, batch before queue."""
     size = len(ids) // num_groups
     batch = [
         (("batch", j), ids[j]) for j in range(len(ids)) if j // size == row // size

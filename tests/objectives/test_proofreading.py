@@ -50,9 +50,9 @@ def test_correction_labels_are_the_original_words(case):
     labels = np.asarray(editing.correction_labels(case["tokens"], case["edits"]))
     for i in range(BATCH):
         for k in range(POSITIONS):
-            place = int(case["edits"].positions[i, k])
-            if place in case["edited_at"][i]:
-                assert labels[i, k] == case["tokens"][i, place]
+            position = int(case["edits"].positions[i, k])
+            if position in case["edited_at"][i]:
+                assert labels[i, k] == case["tokens"][i, position]
             else:
                 assert labels[i, k] == editing.IGNORE
 
@@ -85,9 +85,9 @@ def test_correction_sum(case):
     expected = 0.0
     for i in range(BATCH):
         for k in range(POSITIONS):
-            place = int(case["edits"].positions[i, k])
-            if place in case["edited_at"][i]:
-                original = case["tokens"][i, place]
+            position = int(case["edits"].positions[i, k])
+            if position in case["edited_at"][i]:
+                original = case["tokens"][i, position]
                 expected -= log_probability(case["correct"][i, k], original)
     with jax.enable_x64(True):
         loss = proofreading.correction_sum(

@@ -113,7 +113,7 @@ def test_saving_a_state_that_is_donated_next(tmp_path):
     assert_same(restored, make_state(1))
 
 
-def damage_file(file: Path, how: str, rng: random.Random) -> None:
+def corrupt_file(file: Path, how: str, rng: random.Random) -> None:
     content = bytearray(file.read_bytes())
     if how == "deleted":
         file.unlink()
@@ -124,7 +124,7 @@ def damage_file(file: Path, how: str, rng: random.Random) -> None:
         file.write_bytes(content)
 
 
-def restore_over_damage(folder: Path, width: int) -> list[str]:
+def restore_over_corrupt(folder: Path, width: int) -> list[str]:
     """Restores step 1 past a corrupt 2, saves 2 again; returns what was said."""
     said = []
     with Checkpoints(folder, notify=said.append) as checkpoints:
@@ -139,14 +139,14 @@ def restore_over_damage(folder: Path, width: int) -> list[str]:
 
 @pytest.mark.parametrize("name", ["manifest.ocdbt", "array", "_METADATA"])
 @pytest.mark.parametrize("how", ["flipped", "cut", "deleted"])
-def test_damage_is_found_said_and_stepped_over(tmp_path, capfd, how, name):
+def test_a_corrupt_checkpoint_is_found_reported_and_skipped(tmp_path, capfd, how, name):
     save_steps(tmp_path, 1, 2, width=512)
     state = tmp_path / "checkpoints" / "2" / "state"
     arrays = state.glob("ocdbt.process_*/d/*")
     biggest = max(arrays, key=lambda file: file.stat().st_size)
     file = biggest if name == "array" else state / name
-    damage_file(file, how, random.Random(0))
-    said = restore_over_damage(tmp_path, 512)
+    corrupt_file(file, how, random.Random(0))
+    said = restore_over_corrupt(tmp_path, 512)
     assert "2 is corrupt" in said[0] and file.name in said[0]
     assert "step 1" in said[1]
     assert "Traceback" not in capfd.readouterr().err
@@ -158,10 +158,10 @@ def test_tensors_have_checksums_of_their_own(tmp_path):
     (newest / "files.json").unlink()
     shutil.rmtree(newest / "state")
     shutil.copytree(older / "state", newest / "state")  # readable, and another state
-    assert "is not what was saved" in restore_over_damage(tmp_path, 16)[0]
+    assert "is not what was saved" in restore_over_corrupt(tmp_path, 16)[0]
 
 
-def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
+def test_if_all_are_corrupt_nothing_starts_again(tmp_path):
     save_steps(tmp_path, 1)
     (tmp_path / "checkpoints" / "1" / "tensors" / "metadata").write_text("{}")
     for _ in range(2):
@@ -283,7 +283,7 @@ def test_restore_params_reads_a_run(tmp_path):
         restore_params(tmp_path, "best")
 
 
-def test_restore_params_steps_over_damage(tmp_path, capsys):
+def test_restore_params_skips_corrupt_checkpoints(tmp_path, capsys):
     claim_workdir(tmp_path, Config())
     save_steps(tmp_path, 1, 2)
     (tmp_path / "checkpoints" / "2" / "state" / "manifest.ocdbt").unlink()

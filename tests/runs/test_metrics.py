@@ -64,14 +64,14 @@ def test_a_resumed_log_equals_the_unbroken_one(tmp_path, torn):
                 log.write(step, {"loss": math.sin(step)}, {"input_wait": 0.0})
 
     write(tmp_path / "whole", 1, 12)
-    write(tmp_path / "broken", 1, 8)
+    write(tmp_path / "resumed", 1, 8)
     for name in ("metrics.jsonl", "timing.jsonl"):
-        with open(tmp_path / "broken" / name, "ab") as file:
+        with open(tmp_path / "resumed" / name, "ab") as file:
             file.write(torn)
-    write(tmp_path / "broken", 6, 12, start_step=5)
+    write(tmp_path / "resumed", 6, 12, start_step=5)
     for name in ("metrics.jsonl", "timing.jsonl"):
-        whole, broken = (tmp_path / run / name for run in ("whole", "broken"))
-        assert whole.read_bytes() == broken.read_bytes()
+        whole, resumed = (tmp_path / run / name for run in ("whole", "resumed"))
+        assert whole.read_bytes() == resumed.read_bytes()
 
 
 def test_a_run_from_its_beginning_starts_an_empty_log(tmp_path):
@@ -155,7 +155,7 @@ def test_tensorboard_reads_the_event_file(tmp_path):
     assert values == [("loss", -1.5), ("too_large", math.inf)]
 
 
-def test_clock_tells_training_from_waiting_and_the_rest():
+def test_clock_separates_training_from_waiting_and_the_rest():
     time = iter([0.0, 1.0, 3.0, 4.0, 14.0, 20.0, 20.0])
     clock = Clock(now=lambda: next(time))
     with clock.waiting():  # 2 s

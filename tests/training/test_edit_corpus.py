@@ -1,4 +1,4 @@
-"""Edits prepared before a run: the editor's own, and a run's that stops and goes on."""
+"""An edit table: equal to the editor's edits, also after an interruption."""
 
 import dataclasses
 import json
@@ -116,7 +116,7 @@ def test_the_step_s_losses_are_the_editor_s(settings, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_stops_goes_on_as_if_it_had_not(offline, whole, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(offline, whole, tmp_path):
     def stop_at_6(step, record):
         if step == 6:
             signal.raise_signal(signal.SIGTERM)

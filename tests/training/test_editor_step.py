@@ -152,8 +152,8 @@ def test_a_batch_without_a_word_is_loss_0(batch):
 def test_a_step_that_is_not_finite_is_skipped(batch, where):
     state = new_state()
     if where == "params":
-        bad = {**state.params, "bias": state.params["bias"].at[40].set(jnp.nan)}
-        state = dataclasses.replace(state, params=bad)
+        with_nan = {**state.params, "bias": state.params["bias"].at[40].set(jnp.nan)}
+        state = dataclasses.replace(state, params=with_nan)
     else:
         opt_state = jax.tree.map(
             lambda x: x + jnp.nan if x.dtype == jnp.float32 else x, state.opt_state

@@ -167,7 +167,7 @@ def test_a_stopped_run_has_not_scored(settings, counting):
 
 
 @pytest.mark.parametrize("step", [2, 4, 6])
-def test_a_run_that_died_in_an_evaluation_goes_on(settings, counting, step):
+def test_a_run_that_died_in_an_evaluation_resumes(settings, counting, step):
     config = freeze(merged(settings, checkpoint={"every_steps": 3}))
     counting.recalls[step] = None
     with pytest.raises(MemoryError):
@@ -241,17 +241,17 @@ def test_from_end_to_end(settings, tmp_path, monkeypatch, capsys):
     settings["model"] = {"start_from": str(home), "vision": {"image_size": 48}}
     settings["data"] = {**settings["data"], "tokenizer": ""}
     config = freeze(settings)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     train(config, whole, num_devices=1)
     stop = [lambda step, record: step == 3 and signal.raise_signal(signal.SIGTERM)]
-    train(config, broken, num_devices=1, hooks=stop)
-    assert not (broken / "test.json").exists()
+    train(config, resumed, num_devices=1, hooks=stop)
+    assert not (resumed / "test.json").exists()
     home.rename(aside)
-    train(config, broken, num_devices=1)
-    assert_same_run(broken, whole)
-    assert best_step(broken) == best_step(whole)
+    train(config, resumed, num_devices=1)
+    assert_same_run(resumed, whole)
+    assert best_step(resumed) == best_step(whole)
     scores, other = (
-        json.loads((run / "test.json").read_text()) for run in (whole, broken)
+        json.loads((run / "test.json").read_text()) for run in (whole, resumed)
     )
     for one in (scores, other):
         assert (

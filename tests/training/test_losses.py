@@ -1,4 +1,4 @@
-"""Eqs. (5), (10), (12), (13) and Table 5's rows, with a stub in place of the towers.
+"""Eqs. (5), (10), (12), (13) and Table 5's rows, with a stub instead of the towers.
 
 The stub returns stored embeddings and logits, so that a double loop can follow.
 """

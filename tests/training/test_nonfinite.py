@@ -108,16 +108,16 @@ def test_a_gradient_that_overflows(trained):
     assert_only_counters_change(state, after)
 
 
-def test_three_bad_steps_and_a_good_one(trained):
+def test_three_skipped_steps_and_a_finite_one(trained):
     update, good = compiled_update(CONFIG), tiny_samples(6)
-    _, bad = poison(trained, tiny_samples(5), "pixels", np.nan)
+    _, not_finite = poison(trained, tiny_samples(5), "pixels", np.nan)
     state = trained
     for count in range(1, 4):
-        state, metrics = update(state, bad)
+        state, metrics = update(state, not_finite)
         assert metrics["skipped_in_a_row"] == metrics["skipped_total"] == count
     after, metrics = update(state, good)
     assert metrics["skipped_in_a_row"] == 0 and metrics["skipped_total"] == 3
-    # As if the bad steps had never been, but for the counters that they moved.
+    # As without the skipped steps, except for the counters.
     unharmed = dataclasses.replace(trained, step=trained.step + 3)
     expected, _ = update(unharmed, good)
     after = dataclasses.replace(after, skipped_total=expected.skipped_total)

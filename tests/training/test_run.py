@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, that they repeat, stop, go on, and complain."""
+"""Whole runs: their files, and that they repeat, stop, resume, and report errors."""
 
 import dataclasses
 import json
@@ -125,7 +125,7 @@ def test_the_same_seed_twice_is_the_same_run(whole, settings, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(whole, settings, tmp_path, number):
+def test_a_signal_saves_and_the_same_command_resumes(whole, settings, tmp_path, number):
     def stop_at_7(step, record):
         if step == 7:
             signal.raise_signal(number)
@@ -144,7 +144,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(whole, settings, tmp_path, 
 
 
 @pytest.mark.slow
-def test_another_number_of_devices_goes_on(whole, settings, tmp_path):
+def test_another_number_of_devices_resumes(whole, settings, tmp_path):
     """R6: the state as it was, and the next losses within 1e-5."""
     stop = [lambda step, record: step == 7 and signal.raise_signal(signal.SIGTERM)]
     train(freeze(settings), tmp_path, num_devices=1, hooks=stop)
@@ -216,7 +216,7 @@ class CountingTask:
 
 
 @pytest.mark.parametrize(
-    "bad, last_bad, stops_at",
+    "skipped, last_skipped, stops_at",
     [
         ({3, 4, 6, 7}, None, NUM_STEPS),
         ({5, 6, 7}, 7, 8),
@@ -224,33 +224,37 @@ class CountingTask:
     ],
 )
 def test_three_skipped_steps_in_a_row_stop_the_run(
-    settings, tmp_path, monkeypatch, capsys, bad, last_bad, stops_at
+    settings, tmp_path, monkeypatch, capsys, skipped, last_skipped, stops_at
 ):
-    monkeypatch.setattr(program, "make_task", lambda *_: CountingTask(bad))
-    if last_bad is None:
+    monkeypatch.setattr(program, "make_task", lambda *_: CountingTask(skipped))
+    if last_skipped is None:
         train(freeze(settings), tmp_path, num_devices=1)
-        assert capsys.readouterr().err.count("was skipped") == len(bad)
+        assert capsys.readouterr().err.count("was skipped") == len(skipped)
     else:
-        with pytest.raises(UserError, match=f"3 steps in a row up to step {last_bad}"):
+        with pytest.raises(
+            UserError, match=f"3 steps in a row up to step {last_skipped}"
+        ):
             train(freeze(settings), tmp_path, num_devices=1)
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps()[-1] == stops_at
 
 
-def test_a_warm_up_as_long_as_the_run_is_told(settings, tmp_path, monkeypatch, capsys):
+def test_a_warm_up_as_long_as_the_run_is_warned_of(
+    settings, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(program, "make_task", lambda *_: CountingTask())
-    for steps, is_told in ((NUM_STEPS - 1, False), (NUM_STEPS, True)):
+    for steps, is_warned in ((NUM_STEPS - 1, False), (NUM_STEPS, True)):
         optimizer = {"warmup_steps": steps}
         train(changed(settings, optimizer=optimizer), tmp_path / str(steps))
-        told = capsys.readouterr().err
-        assert (f"warmup_steps={steps} is not below the run's" in told) == is_told
+        printed = capsys.readouterr().err
+        assert (f"warmup_steps={steps} is not below the run's" in printed) == is_warned
 
 
-def test_broken_images_are_counted_in_the_log(settings, tmp_path, monkeypatch):
-    """The neighbour takes a broken image's place; how often, the log says."""
+def test_corrupt_images_are_counted_in_the_log(settings, tmp_path, monkeypatch):
+    """The next image replaces a corrupt one; the log counts them."""
     Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    pairs = [{"image": f"{n}.png", "caption": "a red dog"} for n in ("good", "broken")]
+    (tmp_path / "corrupt.png").write_bytes(b"no image")
+    pairs = [{"image": f"{n}.png", "caption": "a red dog"} for n in ("good", "corrupt")]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     task = CountingTask(image_size=16)
     monkeypatch.setattr(program, "make_task", lambda *_: task)
@@ -265,21 +269,21 @@ def test_broken_images_are_counted_in_the_log(settings, tmp_path, monkeypatch):
     assert log[-1]["corrupt_images_since_start"] == NUM_STEPS * batch / 2
 
 
-def test_too_many_broken_images_stop_the_run():
+def test_too_many_corrupt_images_stop_the_run():
     data, train = {"max_corrupt_fraction": 0.01}, {"batch_size": 100}
     watch = program._Monitor(freeze({"data": data, "train": train}))
 
-    def bad(count):
+    def corrupt(count):
         """Metrics of a step; judged by the next call."""
         return {"skipped_in_a_row": jnp.zeros(()), "corrupt_images": jnp.asarray(count)}
 
     for step in range(20):
-        assert watch.trouble_before(step, bad(1)) is None  # 1 %
-    assert watch.trouble_before(20, bad(2)) is None
-    trouble = watch.trouble_before(21, bad(0))
+        assert watch.trouble_before(step, corrupt(1)) is None  # 1 %
+    assert watch.trouble_before(20, corrupt(2)) is None
+    trouble = watch.trouble_before(21, corrupt(0))
     assert trouble.startswith("22 of 2100 ") and "max_corrupt_fraction=0.01" in trouble
     few = program._Monitor(freeze({"train": train}))
-    few.trouble_before(0, bad(10))
+    few.trouble_before(0, corrupt(10))
     assert few.trouble_before(1, {}) is None  # in the first batch: no fraction yet
 
 
@@ -354,7 +358,7 @@ def test_an_editor_with_fewer_positions_than_captions(settings, tmp_path):
 
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_images_to_judge_by_that_are_missing(settings, tmp_path, part):
-    """Told before the run, not after hours of it."""
+    """Reported before the run, not after hours of it."""
     file = tmp_path / "held_out.json"
     names = ("here.png", "gone.png")
     file.write_text(

@@ -83,7 +83,7 @@ def test_a_resumed_run_keeps_the_stored_shapes_alone(tmp_path, monkeypatch):
     ]
 
 
-def test_another_editor_in_the_run_s_place(tmp_path):
+def test_another_editor_in_the_folder_of_the_run(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     save_file({"weights": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
     found = check_editor(Config(editor=EditorConfig(path=str(tmp_path))))

@@ -149,8 +149,8 @@ def test_the_temperature_is_clamped_before_the_losses(wild, clamped):
     )
 
 
-def test_only_the_edited_places_decide_the_correction(steps):
-    """Whatever words stand in the positions that are no edits."""
+def test_only_the_edited_positions_decide_the_correction(steps):
+    """For any tokens at the positions that are no edits."""
     state, samples, _, metrics = steps[0]
     positions = np.array(samples.edits.positions)
     spare = ~samples.edits.is_edit

@@ -15,7 +15,7 @@ from vilem_jax.config.bounds import NonNegativeFloat, NonNegativeInt
 class SourceConfig:
     """What all kinds of sources share.
 
-    A kind is declared in two places: its config class below, listed in `SOURCE_KINDS`,
+    A kind is declared twice: its config class below, listed in `SOURCE_KINDS`,
     and the file of its reader. Command line and config files know it from there.
     """
 

@@ -1,4 +1,4 @@
-"""Whether this process is one of several, told by its environment; knows no JAX.
+"""Whether this process is one of several, by its environment; imports no JAX.
 
 Where a launcher says so JAX finds the rest by itself (`jax.distributed`); a laptop, a
 notebook or an interactive allocation with one task stays alone.
@@ -46,7 +46,7 @@ def find_membership(
     process_id: int | None = None,
     count_tpu_hosts: Callable[[], int] | None = None,
 ) -> Membership | None:
-    """This process's place among several; None where it is alone.
+    """This process's membership in several; None if it is alone.
 
     Args:
       switch: "auto" looks at the environment, "on" insists, "off" stays alone.

@@ -3,7 +3,7 @@
 The mesh has two axes. Devices along `fsdp` together hold one copy of what is split,
 devices along `data` hold copies of it. The batch is split over both. Momentum keys are
 gathered once a step, so that every device contrasts its samples with the whole global
-batch, whatever else is split.
+batch, for every way of sharding.
 
 compute.sharding    parameters, momentum copies    Adam's moments    gradients
 replicated          whole on each device           whole             all-reduced
@@ -190,7 +190,7 @@ def sum_over_devices(values: PyTree) -> PyTree:
 
 
 def check_batch(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
-    """Raises a UserError where a microbatch does not divide over the devices."""
+    """Raises UserError if a microbatch does not divide over the devices."""
     num_devices = mesh.size
     if batch_size % (num_devices * num_microbatches):
         raise UserError(

@@ -53,15 +53,15 @@ _LOST = (
 
 
 class AllProcessesError(UserError):
-    """A UserError that every process raises alike: the first one tells it."""
+    """A UserError that all processes raise alike: process 0 reports it."""
 
 
 # ---- joining and leaving ----
 
 
 @contextlib.contextmanager
-def joined(place: Membership | None) -> Iterator[None]:
-    """The block, as one of several processes; as it is where `place` is None.
+def joined(membership: Membership | None) -> Iterator[None]:
+    """The block, as one of several processes; unchanged if `membership` is None.
 
     An error inside ends this process at once, without waiting for the others, which
     notice within `HEARTBEAT_SECONDS`.
@@ -69,13 +69,13 @@ def joined(place: Membership | None) -> Iterator[None]:
     Raises:
       UserError: the others cannot be reached.
     """
-    if place is None:
+    if membership is None:
         yield
         return
     # From here on nothing returns to the caller but success: leaving in the usual
     # way would wait for processes that wait for this one.
     try:
-        _join(place)
+        _join(membership)
         try:
             yield
         except SystemExit:  # no error: all leave so
@@ -88,12 +88,12 @@ def joined(place: Membership | None) -> Iterator[None]:
         _leave(error)
 
 
-def _join(place: Membership) -> None:
+def _join(membership: Membership) -> None:
     # Its handler would take SIGTERM away from the loop that saves.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            **place.arguments,
+            **membership.arguments,
             initialization_timeout=BEGIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=END_SECONDS,
@@ -101,16 +101,16 @@ def _join(place: Membership) -> None:
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cannot join the other processes ({place.found_by}): {first_line[:300]}; "
-            "name them with --coordinator, --num-processes and --process-id, or train "
-            "in one process with --distributed=off"
+            f"cannot join the other processes ({membership.found_by}): "
+            f"{first_line[:300]}; name them with --coordinator, --num-processes and "
+            "--process-id, or train in one process with --distributed=off"
         ) from error
     if not is_process_0():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     elif is_multi_process():
         print(
             f"vilem: {num_processes()} processes with {jax.device_count()} devices "
-            f"({place.found_by})",
+            f"({membership.found_by})",
             file=sys.stderr,
         )
 
@@ -121,16 +121,15 @@ def _leave(error: BaseException) -> None:
     if isinstance(error, UserError):
         code = EXIT_USER
         if is_process_0() or not isinstance(error, AllProcessesError):
-            _tell(str(error))
+            _report(str(error))
     elif isinstance(error, KeyboardInterrupt):
         code = 130
-        _tell("interrupted")
+        _report("interrupted")
     elif is_lost(error):
         code = EXIT_LOST
-        _tell(
-            "another process is gone or out of reach, so this one leaves; start all of "
-            "them again with the same command, and the run goes on from its newest "
-            "checkpoint"
+        _report(
+            "another process is gone or out of reach, so this one exits; rerun the "
+            "same command on all of them to resume from the newest checkpoint"
         )
     else:
         traceback.print_exception(error)
@@ -140,7 +139,7 @@ def _leave(error: BaseException) -> None:
     os._exit(code)
 
 
-def _tell(sentence: str) -> None:
+def _report(sentence: str) -> None:
     who = ""
     if jax.distributed.is_initialized() and not is_process_0():
         who = f"process {jax.process_index()} on {socket.gethostname()}: "
@@ -184,20 +183,20 @@ def broadcast(value: Any) -> Any:
     rows = np.zeros(max(64, 1 << (length - 1).bit_length()), np.uint8)
     if is_process_0():
         rows[:length] = np.frombuffer(content, np.uint8)
-    told = np.asarray(multihost_utils.broadcast_one_to_all(rows))
-    return json.loads(told.astype(np.uint8)[:length].tobytes())
+    gathered = np.asarray(multihost_utils.broadcast_one_to_all(rows))
+    return json.loads(gathered.astype(np.uint8)[:length].tobytes())
 
 
 def all_gather(number: int) -> list[int]:
     """Everybody's `number` (below 2**31), by process."""
     if not is_multi_process():
         return [number]
-    told = multihost_utils.process_allgather(np.int32(number))
-    return np.asarray(told).reshape(-1).tolist()
+    gathered = multihost_utils.process_allgather(np.int32(number))
+    return np.asarray(gathered).reshape(-1).tolist()
 
 
 def on_process_0(action: Callable[[], object]) -> None:
-    """Process 0 runs `action` alone, and all go on when it is done.
+    """Process 0 runs `action` alone; the others wait until it is done.
 
     Raises:
       UserError: the action's, on every process.
@@ -285,7 +284,7 @@ def _named(processes: Sequence[int]) -> str:
 
 
 class DelayedSums:
-    """Sums of small numbers over all processes, told one call later.
+    """Sums of small numbers over all processes, returned one call later.
 
     Nobody waits for a vote: its sum is computed behind the step that was started
     before it, and read when the next step has been started. Alone, at once.

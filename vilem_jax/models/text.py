@@ -85,7 +85,7 @@ class TextLayer(nnx.Module):
           positions: int32 [B, K]: compute these positions alone, [B, K, W].
           seeds: dropout seeds uint32 [B, 2], or None.
         """
-        # Keys and values come from all positions, whatever positions are computed.
+        # Keys and values come from all positions, also if few positions are computed.
         context = hidden
         if positions is not None:
             hidden = layers.at_positions(hidden, positions)

@@ -13,7 +13,7 @@ MAX_POINTS = 160  # of a curve; more are averaged, as no screen shows them
 
 
 def line_chart(chart: Chart) -> str:
-    """A figure with a title and a legend above; empty if no value is finite."""
+    """A chart with a title and a legend above; empty if no value is finite."""
     thinned = [_thinned(curve) for curve in chart.curves]
     # A curve keeps its colour when another one has no points.
     curves = [(n, curve) for n, curve in enumerate(thinned) if curve.points]

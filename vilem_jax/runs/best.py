@@ -54,7 +54,7 @@ class KeepBest:
     def update(self, step: int, recall: float, state: Any) -> None:
         """Keeps the weights of `state`, whose `mean_recall` this is, if it is the best.
 
-        The first of equals stays. A save that fails is said and training goes on.
+        The first of equals stays. A save that fails is reported and training continues.
         """
         if self._best and (recall <= self._best[1] or step == self._best[0]):
             return  # at the same step: the same weights again, after a kill

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: tensors by name, and how damage to them is found."""
+"""What a checkpoint holds: tensors by name, and how corrupt ones are found."""
 
 import contextlib
 import json
@@ -48,10 +48,10 @@ def nest(flat: Flat) -> dict[str | int, Any]:
     nested: dict[str | int, Any] = {}
     for name, leaf in flat.items():
         *path, last = [int(p) if p.isdecimal() else p for p in name.split(".")]
-        place = nested
+        parent = nested
         for key in path:
-            place = place.setdefault(key, {})
-        place[last] = leaf
+            parent = parent.setdefault(key, {})
+        parent[last] = leaf
     return nested
 
 
@@ -112,7 +112,11 @@ def _gathered(leaf: jax.Array) -> np.ndarray:
 
 def read_description(where: Path, part: str = "tensors") -> dict[str, Any]:
     """Name -> dtype, shape, crc32 of what a checkpoint holds; or its "metrics"."""
-    with damage(), quiet(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    with (
+        corrupt_if_unreadable(),
+        quiet(),
+        ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader,
+    ):
         description = reader.restore(where / "tensors")
         tensors = description["tensors"]
         if zlib.crc32(_canonical(tensors)) != description["crc32"]:
@@ -151,7 +155,7 @@ def read_fields(where: Path, fields: Iterable[str]) -> dict[str, Flat]:
         partial_restore=True,
     )
     with (
-        damage(),
+        corrupt_if_unreadable(),
         quiet(),
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
     ):
@@ -175,7 +179,7 @@ def finished_steps(folder: Path) -> list[int]:
 
 def list_files(checkpoint: Path) -> None:
     """Stores size and checksum of a written checkpoint's files beside them, so that
-    damage is found before Orbax reads it (and prints a traceback for every tensor)."""
+    corrupt files are found before Orbax prints a traceback for every tensor."""
     files = {
         str(file.relative_to(checkpoint)): [file.stat().st_size, _file_checksum(file)]
         for item in ("state", "tensors")
@@ -194,7 +198,7 @@ def verify_files(checkpoint: Path) -> None:
     file = checkpoint / FILES_LIST
     if not file.exists():
         return
-    with damage():
+    with corrupt_if_unreadable():
         listing = json.loads(file.read_text())
         if zlib.crc32(_canonical(listing["files"])) != listing["crc32"]:
             raise CorruptError(f"{FILES_LIST} is not what was saved")
@@ -251,8 +255,8 @@ def verify(flat: Flat, saved: dict[str, Entry]) -> None:
 
 
 @contextlib.contextmanager
-def damage() -> Iterator[None]:
-    """Whatever goes wrong while reading bytes is damage, but for lack of memory or of
+def corrupt_if_unreadable() -> Iterator[None]:
+    """Raises CorruptError for every error of the block, except lack of memory or of
     permission, which say nothing about the bytes."""
     try:
         yield

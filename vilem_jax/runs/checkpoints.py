@@ -27,7 +27,7 @@ from vilem_jax.runs.checkpoint_contents import (
     CorruptError,
     Flat,
     check_same,
-    damage,
+    corrupt_if_unreadable,
     describe,
     failure,
     finished_steps,
@@ -94,8 +94,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: dict | None = None) -> None:
         """Starts to store `state`; returns once the arrays may be overwritten.
 
-        A save that fails is said and training goes on; but among several processes,
-        which all must call this, what not all of them see ends the run.
+        A save that fails is reported and training continues. Of several processes all
+        must call this; an error that not all of them see ends the run.
 
         Args:
           metrics: what was measured of it, for `read_metrics`.
@@ -145,8 +145,8 @@ class Checkpoints:
     def _list_files(self) -> None:
         """Called from Orbax's thread when all is written, before the renaming."""
         if jax.process_index() == 0:
-            for place in self._folder.glob(f"{self._saving}.*"):
-                list_files(place)
+            for path in self._folder.glob(f"{self._saving}.*"):
+                list_files(path)
 
     def _fail(self, error: Exception) -> None:
         if processes.is_lost(error):
@@ -158,8 +158,8 @@ class Checkpoints:
         trouble = f"saving step {step} to {self._folder} failed: {failure(error)}"
         if processes.is_multi_process() and not isinstance(error, _NoRoomError):
             raise UserError(
-                f"{trouble}, which processes cannot go on from together ({last}); mend "
-                "it and start all of them again with the same command"
+                f"{trouble}, so the processes no longer agree ({last}); fix the cause "
+                "and rerun the same command on all of them to resume"
             ) from error
         with contextlib.suppress(Exception):
             self._manager.close()
@@ -172,7 +172,7 @@ class Checkpoints:
             ) from error
         self._notify(
             f"{trouble} ({self._failed} of {MAX_FAILED_SAVES} in a row); training "
-            f"goes on, {last}"
+            f"continues, {last}"
         )
 
     def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
@@ -182,7 +182,7 @@ class Checkpoints:
 
         Args:
           abstract_state: the state's tree with shapes, dtypes and shardings, for
-            whatever devices there are now.
+            the devices of this run.
 
         Raises:
           UserError: the model has another shape (the first tensor that differs is
@@ -217,7 +217,7 @@ class Checkpoints:
         saved = read_description(where)
         check_same(saved, wanted, where)
         target = {name: placed(leaf) for name, leaf in wanted.items() if leaf.size}
-        with damage():
+        with corrupt_if_unreadable():
             items = self._manager.restore(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
@@ -232,7 +232,7 @@ class Checkpoints:
         )
 
     def drop(self, step: int) -> None:
-        """Removes a finished checkpoint; renamed first, for half of one is damage."""
+        """Removes a finished checkpoint, renamed first, for half of one is corrupt."""
         old = self._folder / f"{_OLD}{step}"
 
         def remove() -> None:
@@ -252,10 +252,10 @@ class Checkpoints:
         try:
             folder.mkdir(exist_ok=True)
             for step in steps:
-                place, count = folder / str(step), 1
-                while place.exists():
-                    place, count = folder / f"{step}-{count}", count + 1
-                (self._folder / str(step)).rename(place)
+                path, count = folder / str(step), 1
+                while path.exists():
+                    path, count = folder / f"{step}-{count}", count + 1
+                (self._folder / str(step)).rename(path)
         except OSError as error:
             raise UserError(
                 f"cannot move a corrupt checkpoint to {folder}: {reason(error)}"
@@ -334,13 +334,13 @@ def restore_params(
 
 def read_metrics(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
     """What was measured of each whole checkpoint in RUN/`folder`: {step: metrics}."""
-    found, place = {}, Path(workdir).absolute() / folder
-    for step in processes.broadcast(finished_steps(place)):
+    found, path = {}, Path(workdir).absolute() / folder
+    for step in processes.broadcast(finished_steps(path)):
         try:
-            verify_files(place / str(step))
-            found[step] = read_description(place / str(step), "metrics")
+            verify_files(path / str(step))
+            found[step] = read_description(path / str(step), "metrics")
         except CorruptError as error:
-            notify(f"checkpoint {place / str(step)} is corrupt: {error}")
+            notify(f"checkpoint {path / str(step)} is corrupt: {error}")
     return found
 
 

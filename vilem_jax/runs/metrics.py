@@ -1,8 +1,8 @@
-"""What a run tells while it runs: JSON lines, TensorBoard events, a progress bar.
+"""What a run reports while it runs: JSON lines, TensorBoard events, a progress bar.
 
 Two files, one object a line with its `step`: `metrics.jsonl` holds what the seed
 decides, `timing.jsonl` what the wall clock says. A run that was killed and resumed
-leaves the same `metrics.jsonl` as the unbroken one, byte for byte (on one kind of
+leaves the same `metrics.jsonl` as an uninterrupted one, byte for byte (on one kind of
 machine): `cmp A/metrics.jsonl B/metrics.jsonl` is a test.
 """
 
@@ -39,7 +39,7 @@ def notify(message: str) -> None:
 
 
 class MetricsLog:
-    """The run's record, on every place that keeps one.
+    """The run's records, in every file and log.
 
     Write a step's records before saving its checkpoint: records of later steps are
     dropped on resuming, those up to the checkpoint are taken as complete. Of several
@@ -106,7 +106,7 @@ class MetricsLog:
             self._events.write(step, scalars)
         except OSError as error:  # half an event ends the file for its readers
             self._events_failed = True
-            notify(f"no more TensorBoard events: {reason(error)}; training goes on")
+            notify(f"no more TensorBoard events: {reason(error)}; training continues")
 
     def close(self) -> None:
         for lines in (self._metrics, self._timing) if self._writes else ():
@@ -206,7 +206,7 @@ class _Lines:
         except OSError as error:
             self._file.truncate(end)
             notify(
-                f"{self._path} waits to be written: {reason(error)}; training goes on"
+                f"{self._path} waits to be written: {reason(error)}; training continues"
             )
         else:
             self._waiting.clear()

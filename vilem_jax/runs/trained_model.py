@@ -37,13 +37,13 @@ class Stored(NamedTuple):
 def is_run(name: str | os.PathLike) -> bool:
     """Whether `name` is read as a work directory.
 
-    A folder of weights is told by its file of them. Of what is not there at all, only a
+    A folder of weights is recognized by its weights file. If nothing exists, only a
     name with one slash may be a hub's: a model of ours there belongs to somebody.
     """
     given = os.fspath(name)
-    place = Path(given).expanduser()
-    if place.exists() or given.count("/") != 1 or given.startswith((".", "/", "~")):
-        return not (place / WEIGHTS).is_file()
+    path = Path(given).expanduser()
+    if path.exists() or given.count("/") != 1 or given.startswith((".", "/", "~")):
+        return not (path / WEIGHTS).is_file()
     return False
 
 

@@ -154,7 +154,7 @@ def _begin(folder: Path, plan: JsonObject) -> JsonObject:
     ):
         if stored.get(key) != plan[key]:
             raise UserError(
-                f"{folder} was begun with {what}: go on as it was begun, or name a new "
+                f"{folder} was started with {what}: use the same again, or name a new "
                 "folder with --out"
             )
     return stored

@@ -1,4 +1,4 @@
-"""Exact search: the rows of largest inner product, whatever the devices.
+"""Exact search: the rows of largest inner product, on any devices.
 
 The devices find a few candidates more than asked for, by one matmul in float32 with
 `top_k`. How far float32 can be off is known; where that could change which rows are
@@ -59,8 +59,8 @@ class ExactSearch:
     def top(self, queries: np.ndarray, top_k: int) -> Found:
         """The `top_k` rows of largest inner product for each query.
 
-        Scores are summed in float64 and compared in float32, ties by lower row; those
-        told are float32 sums where nothing depends on more.
+        Scores are summed in float64 and compared in float32, ties by lower row; the
+        returned ones are float32 sums if no order depends on more.
 
         Args:
           queries: [Q, E], any Q.

@@ -29,7 +29,7 @@ SUFFIXES = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One image: its path below the folder, and what tells that it changed."""
+    """One image: its path below the folder, and how a change is recognized."""
 
     path: str
     size: int  # bytes

@@ -88,7 +88,7 @@ def hand_over(
 
 
 def check_installed(to: To) -> None:
-    """A UserError where the library is not there."""
+    """Raises UserError if the library is not installed."""
     if find_spec(to) is None:
         raise UserError(
             f"{to} is not installed: pip install 'vilem-jax[search]' brings faiss and "

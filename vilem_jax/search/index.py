@@ -49,7 +49,7 @@ def index(
 
     The index is replaced as a whole when all is done: a stop in between leaves it as it
     was (`embed` keeps what it has done by then).
-    Where `out` is an index of another model or folder, everything is encoded anew.
+    If `out` is an index of another model or folder, everything is encoded again.
     Hidden files and folders are left out.
 
     Args:
@@ -89,7 +89,7 @@ def save_index(made: Index, path: str | Path) -> None:
         "fingerprint": made.fingerprint,
         "images": [dataclasses.astuple(entry) for entry in made.entries],
     }
-    text = json.dumps(about).encode()  # escapes whatever a file name holds
+    text = json.dumps(about).encode()  # escapes any file name
     content = io.BytesIO()
     np.savez(
         content, embedding=made.embedding, about=np.frombuffer(text, dtype=np.uint8)

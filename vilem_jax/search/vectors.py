@@ -55,7 +55,7 @@ class Vectors:
         return Path(self.root) / self.names[row]
 
     def check_model(self, fingerprint: str) -> None:
-        """A UserError where another model made them."""
+        """Raises UserError if another model computed them."""
         if fingerprint != self.fingerprint:
             raise UserError(
                 "the index was made with another model (or its other weights, online "
@@ -101,7 +101,7 @@ def open_vectors(path: str | Path) -> Vectors:
 
 
 def read_plan(folder: Path) -> JsonObject:
-    """FOLDER/plan.json; a UserError where it is none."""
+    """FOLDER/plan.json; raises UserError if it is none."""
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         version = plan.get("format_version")
@@ -133,8 +133,8 @@ def shard_file(folder: Path, number: int) -> Path:
 
 def digest_of(plan: JsonObject) -> str:
     """What a shard must share with its plan; where the images lie is no part."""
-    told = {key: value for key, value in plan.items() if key != "root"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    compared = {key: value for key, value in plan.items() if key != "root"}
+    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
 
 
 def write_shard(path: Path, plan: JsonObject, shard: Shard) -> None:
@@ -189,8 +189,8 @@ def read_shard(path: Path, plan: JsonObject) -> Shard:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is corrupt, or not a shard of embeddings: delete it and run the "
-            "same `vilem embed` again, which makes it anew"
+            f"{path} is corrupt, or not a shard of embeddings: delete it and rerun "
+            "the same `vilem embed`, which rebuilds it"
         ) from error
     if about["plan"] != digest_of(plan):
         raise UserError(

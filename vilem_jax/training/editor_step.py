@@ -103,9 +103,9 @@ def mask_tokens(
 ) -> jax.Array:
     """BERT's rule: of the chosen tokens most become [MASK], some stay, some change.
 
-    Those that stay matter: if nothing else tells two words apart (the color of a thing
-    that may have any), a BERT that only fills masks forgets which one it read, and the
-    tied embeddings of such words become one.
+    Those that stay matter: if nothing else distinguishes two words (the color of an
+    object that may have any), a BERT that only fills masks forgets which one it read,
+    and the tied embeddings of such words become one.
 
     Args:
       keys: typed keys [B].

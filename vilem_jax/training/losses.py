@@ -2,7 +2,7 @@
 
 Every loss is a sum over samples (texts, edits) with the count that divides it. Counts
 are of the whole batch and known before it is cut into microbatches, so the losses of
-the parts add up to the loss of the batch, whatever the number of parts and devices.
+the parts add up to the loss of the batch, for any number of parts and devices.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from vilem_jax.typing import PyTree
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """All of a run that changes, whatever it trains. What is not here is constant."""
+    """All of a run that changes, for every task. What is not here is constant."""
 
     step: jax.Array  # int32, steps taken, skipped ones included
     params: Params

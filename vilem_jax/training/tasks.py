@@ -210,7 +210,7 @@ class EditorTask:
 
     def evaluate(self, state: State) -> dict[str, dict]:
         """How often the masked tokens of validation are named right."""
-        # Evaluation runs on one device of each process, whatever shards the state.
+        # Evaluation runs on one device of each process, also if the state is sharded.
         params = on_one_device(state.params)
         return {
             source.name: {"masked_top1": self._masked_top1(params, source)}
