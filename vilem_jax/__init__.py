@@ -26,12 +26,22 @@ Paper symbol -> name in the code:
   L_EML, L_EMG loss_local, loss_global, weighted by local_weight, global_weight
 """
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # the command line asks for the version, and not for JAX
+    from vilem_jax.api import Model
+
 __version__ = "0.1.0"
 
 
 def load(
-    path, weights: str = "online", *, batch_size: int | None = None, step: str = "last"
-):
+    path: str | Path,
+    weights: Literal["online", "momentum", "mixed"] = "online",
+    *,
+    batch_size: int | None = None,
+    step: Literal["last", "best"] = "last",
+) -> "Model":
     """The trained model `path` (a run, an exported folder, a hub name): `api.Model`.
 
     Arguments and errors are those of `vilem_jax.api.load`.

@@ -17,7 +17,10 @@ class EventFile:
     def __init__(self, folder: str | os.PathLike, *, start_step: int = 0):
         """`start_step`: the run resumes here; steps after it were never taken."""
         # Late: half a second that a run without TensorBoard does not need.
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        # Protobuf makes `Event` when its module is imported.
+        from tensorboard.compat.proto.event_pb2 import (
+            Event,  # pyright: ignore[reportAttributeAccessIssue]
+        )
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -28,15 +31,12 @@ class EventFile:
         self._append(file_version="brain.Event:2")
         if start_step:
             # Readers then forget events of this step and of later ones.
-            log = SessionLog(status=SessionLog.START)
-            self._append(step=start_step + 1, session_log=log)
+            self._append(step=start_step + 1, session_log={"status": "START"})
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """One event with all `scalars` (float32 is what TensorBoard keeps)."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()]
-        self._append(step=step, summary=Summary(value=values))
+        values = [{"tag": k, "simple_value": v} for k, v in scalars.items()]
+        self._append(step=step, summary={"value": values})
 
     def close(self) -> None:
         self._records.close()

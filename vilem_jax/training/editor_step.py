@@ -29,7 +29,7 @@ class MaskingTables(NamedTuple):
     """What masking reads of the vocabulary."""
 
     is_editable: jax.Array  # bool [V]
-    editable: np.ndarray  # int32 [W], the tokens that are
+    editable: jax.Array | np.ndarray  # int32 [W], the tokens that are
 
 
 def masking_tables(tables: editing.TokenTables) -> MaskingTables:
