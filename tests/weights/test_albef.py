@@ -17,8 +17,9 @@ from tests.weights.both_towers import (
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.weights import starts, tables
-from vilem_jax.weights.detect import recognise
-from vilem_jax.weights.foreign import open_foreign
+from vilem_jax.weights.detect import recognize
+from vilem_jax.weights.folders import tensors_in_memory
+from vilem_jax.weights.foreign import open_checkpoint
 from vilem_jax.weights.formats import albef
 from vilem_jax.weights.formats.whole_models import resized
 
@@ -33,7 +34,7 @@ def albef_file(request, torch, randomize, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def albef_source(albef_file):
-    return open_foreign(albef_file[0], allow_pickle=True)
+    return open_checkpoint(albef_file[0], allow_pickle=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def albef_model(albef_source):
 def test_albef_embeds_as_torch_does(
     albef_file, albef_source, albef_model, relative_error
 ):
-    assert recognise(albef_source) == "albef"
+    assert recognize(albef_source) == "albef"
     config = albef_model.config
     assert (config.model.text.num_layers, config.model.vision.num_layers) == (3, 2)
     assert config.model.num_proofread_layers == 2
@@ -144,9 +145,9 @@ def test_online_and_momentum_positions_are_resized(albef_model):
     ],
 )
 def test_an_albef_that_does_not_fit(albef_source, change, message):
-
-    arrays = dict(albef_source.files.arrays)
+    files = albef_source.files
+    arrays = {name: files.array(name) for name in files.names}
     change(arrays)
-    files = replace(albef_source.files, arrays=arrays)
+    files = tensors_in_memory(files.path, arrays)
     with pytest.raises(UserError, match=message):
         albef.read_model(replace(albef_source, files=files), **HEADS)

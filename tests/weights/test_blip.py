@@ -25,8 +25,8 @@ from tests.weights.both_towers import (
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.models.vilem import level_of_layer
 from vilem_jax.weights import starts
-from vilem_jax.weights.detect import recognise
-from vilem_jax.weights.foreign import open_foreign
+from vilem_jax.weights.detect import recognize
+from vilem_jax.weights.foreign import open_checkpoint
 from vilem_jax.weights.formats import blip, huggingface_blip
 
 
@@ -77,8 +77,8 @@ def blip_embeddings(torch, model):
 
 def test_blip_embeds_as_hugging_face_does(blip_of_hugging_face, relative_error):
     folder, _, theirs = blip_of_hugging_face
-    source = open_foreign(folder)
-    assert recognise(source) == "huggingface-blip"
+    source = open_checkpoint(folder)
+    assert recognize(source) == "huggingface-blip"
     found = huggingface_blip.read_model(source)
     model = found.config.model
     assert (model.num_proofread_layers, model.text.num_layers) == (3, 3)
@@ -97,7 +97,7 @@ def test_cross_attention_of_a_blip_is_ours(blip_of_hugging_face, torch, relative
     from vilem_jax.models.text import TextLayer
 
     folder, model, _ = blip_of_hugging_face
-    found = huggingface_blip.read_model(open_foreign(folder))
+    found = huggingface_blip.read_model(open_checkpoint(folder))
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(2, 7, WIDTH)).astype(np.float32)
     patches = rng.normal(size=(2, 9, WIDTH)).astype(np.float32)
@@ -160,10 +160,10 @@ def blip_file(blip_of_hugging_face, torch, tmp_path_factory):
 def test_original_blip(blip_file, blip_of_hugging_face, relative_error):
     """The same weights under their other names; its ViT's epsilon is 1e-6 always."""
     file, _ = blip_file
-    source = open_foreign(file, allow_pickle=True)
-    assert recognise(source) == "blip"
+    source = open_checkpoint(file, allow_pickle=True)
+    assert recognize(source) == "blip"
     found = blip.read_model(source, **HEADS)
-    theirs = huggingface_blip.read_model(open_foreign(blip_of_hugging_face[0]))
+    theirs = huggingface_blip.read_model(open_checkpoint(blip_of_hugging_face[0]))
     assert found.config.model.vision.layer_norm_eps == 1e-6
     assert found.config.loss.queue_length == QUEUE and found.queues == {}
     assert found.config.model.text == theirs.config.model.text

@@ -140,7 +140,7 @@ def test_several_files_with_an_index(folder, params):
     first = weights.sha256(folder)
     assert len(first) == 64 and first != digest
     (folder / "model-1.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model-1\.safetensors, which is not there"):
+    with pytest.raises(UserError, match=r"model-1\.safetensors, which does not exist"):
         weights.load_text(folder, SMALL)
     index.write_text(json.dumps({"weight_map": {"a": "../bert/x.safetensors"}}))
     with pytest.raises(UserError, match="not there"):
@@ -231,7 +231,7 @@ def test_broken_files_are_named(folder):
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
         weights.load_text(folder, SMALL)
     stored.rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin only.*convert it"):
+    with pytest.raises(UserError, match=r"only in pytorch_model\.bin.*convert it"):
         weights.load_text(folder, SMALL)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors"):

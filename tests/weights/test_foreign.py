@@ -10,8 +10,8 @@ import safetensors.numpy
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.weights import starts
-from vilem_jax.weights.detect import FORMATS, huggingface_bert, recognise
-from vilem_jax.weights.foreign import open_foreign
+from vilem_jax.weights.detect import FORMATS, huggingface_bert, recognize
+from vilem_jax.weights.foreign import open_checkpoint
 
 VIT = {"embeddings.patch_embeddings.projection.weight": np.zeros((2, 3, 1, 1), "f4")}
 BERT = {"bert.embeddings.word_embeddings.weight": np.zeros((7, 4), "f4")}
@@ -29,9 +29,9 @@ def test_a_pickle_is_read_only_when_asked_for(torch, tmp_path):
     torch.save({"patch_embed.proj.weight": torch.zeros(2, 3, 1, 1)}, file)
     for name in (file, tmp_path):
         with pytest.raises(UserError, match=r"vit\.pth is a pickle.*--allow-pickle"):
-            open_foreign(name)
-        source = open_foreign(name, allow_pickle=True)
-        assert recognise(source) == "timm"
+            open_checkpoint(name)
+        source = open_checkpoint(name, allow_pickle=True)
+        assert recognize(source) == "timm"
     with pytest.raises(UserError, match=r"config\.model\.allow_pickle=True"):
         starts.read_vision_config(str(file), VisionConfig())
 
@@ -47,7 +47,7 @@ def test_a_pickle_never_runs_code(torch, tmp_path, capsys):
     file = tmp_path / "trap.pth"
     torch.save({"model": {"a": torch.zeros(1)}, "args": Trap()}, file)
     with pytest.raises(UserError, match=r"trap\.pth holds other Python objects"):
-        open_foreign(file, allow_pickle=True)
+        open_checkpoint(file, allow_pickle=True)
     assert capsys.readouterr().out == ""
 
 
@@ -56,13 +56,13 @@ def test_pickles_that_are_no_weights(torch, tmp_path):
     for stored in ({}, [torch.zeros(1)], {"epoch": 3}, {"model": {}}):
         torch.save(stored, file)
         with pytest.raises(UserError, match="holds no tensors by name"):
-            open_foreign(file, allow_pickle=True)
+            open_checkpoint(file, allow_pickle=True)
     torch.save({"weight": torch.zeros(1000)}, file)
     whole = file.read_bytes()
     for broken in (whole[:-700], whole[:100], b""):
         file.write_bytes(broken)
-        with pytest.raises(UserError, match=r"a\.pth cannot be read: it is broken"):
-            open_foreign(file, allow_pickle=True)
+        with pytest.raises(UserError, match=r"a\.pth cannot be read: it is corrupt"):
+            open_checkpoint(file, allow_pickle=True)
 
 
 def test_without_torch_a_sentence(tmp_path, monkeypatch):
@@ -76,29 +76,29 @@ def test_without_torch_a_sentence(tmp_path, monkeypatch):
     (tmp_path / "a.bin").write_bytes(b"x")
     monkeypatch.setattr(builtins, "__import__", without_torch)
     with pytest.raises(UserError, match=r"needs PyTorch.*pip install torch"):
-        open_foreign(tmp_path / "a.bin", allow_pickle=True)
+        open_checkpoint(tmp_path / "a.bin", allow_pickle=True)
 
 
 def test_folders_and_files_that_hold_nothing(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=r"has no weights: none of its files ends in"):
-        open_foreign(tmp_path)
-    with pytest.raises(UserError, match=r"notes\.txt is no file of weights"):
-        open_foreign(tmp_path / "notes.txt")
+        open_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"notes\.txt is not a known file of weights"):
+        open_checkpoint(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="there is no folder"):
-        open_foreign(tmp_path / "none.safetensors")
+        open_checkpoint(tmp_path / "none.safetensors")
     with pytest.raises(UserError, match="no folder of weights given"):
-        open_foreign("")
+        open_checkpoint("")
     for name in ("a", "b"):
         save(TIMM, tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match=r"several files.*a\.safetensors and b\.s"):
-        open_foreign(tmp_path)
+        open_checkpoint(tmp_path)
     (tmp_path / "b.safetensors").unlink()
-    assert recognise(open_foreign(tmp_path)) == "timm"
+    assert recognize(open_checkpoint(tmp_path)) == "timm"
     file = tmp_path / "a.safetensors"
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(UserError, match=r"a\.safetensors cannot be read"):
-        open_foreign(file)
+        open_checkpoint(file)
 
 
 @pytest.mark.parametrize(
@@ -106,21 +106,21 @@ def test_folders_and_files_that_hold_nothing(tmp_path):
     [(VIT, "huggingface-vit"), (BERT, "huggingface-bert"), (TIMM, "timm")],
 )
 def test_a_format_is_told_by_names(arrays, name, tmp_path):
-    source = open_foreign(save(arrays, tmp_path / "a.safetensors"))
-    assert recognise(source) == recognise(source, name) == name
+    source = open_checkpoint(save(arrays, tmp_path / "a.safetensors"))
+    assert recognize(source) == recognize(source, name) == name
     other = "blip" if name != "blip" else "albef"
     with pytest.raises(UserError, match=f"not in the format {other}: .* in {name}$"):
-        recognise(source, other)
+        recognize(source, other)
     with pytest.raises(UserError, match=r"no format 'tim': huggingface-vit, .*timm"):
-        recognise(source, "tim")
+        recognize(source, "tim")
 
 
 def test_names_of_no_format(tmp_path):
     arrays = {f"roberta.layer.{n}": np.zeros(1, "f4") for n in range(5)}
-    source = open_foreign(save(arrays, tmp_path / "a.safetensors"))
+    source = open_checkpoint(save(arrays, tmp_path / "a.safetensors"))
     pattern = r"no format that is known .*: roberta\.layer\.0, .* and 2 more$"
     with pytest.raises(UserError, match=pattern):
-        recognise(source)
+        recognize(source)
     assert len(FORMATS) == 7
 
 

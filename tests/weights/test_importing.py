@@ -155,7 +155,7 @@ def test_a_pickled_bert_becomes_safetensors(kind, torch, randomize, tmp_path):
     for name in theirs.keys() - pooler:
         np.testing.assert_array_equal(ours[name].numpy(), theirs[name].numpy())
     assert Tokenizer(tmp_path / "out").vocabulary.size == VOCABULARY
-    with pytest.raises(UserError, match="has 20 words, but the model has 30"):
+    with pytest.raises(UserError, match="has 20 tokens, but the model has 30"):
         import_weights(
             source,
             tmp_path / "other",
@@ -194,9 +194,9 @@ def test_a_blip_brings_two_tokens_more(torch, randomize, tmp_path):
     write_vocabulary(other, VOCABULARY - 2)
     text = (other / "vocab.txt").read_text()
     (other / "vocab.txt").write_text(text.replace("a\nb\n", "b\na\n"))
-    with pytest.raises(UserError, match="lists other words, or in another order"):
+    with pytest.raises(UserError, match="lists other tokens, or in another order"):
         import_weights(source, tmp_path / "no", tokenizer=str(other))
-    with pytest.raises(UserError, match="has 20 words, but the model has 30"):
+    with pytest.raises(UserError, match="has 20 tokens, but the model has 30"):
         name = write_vocabulary(tmp_path / "20", 20)
         import_weights(source, tmp_path / "no", tokenizer=name)
     assert not (tmp_path / "no").exists()
@@ -288,7 +288,7 @@ def test_other_words_than_a_berts_own_are_refused(torch, randomize, tmp_path):
     other.mkdir()
     pieces = (bert / "vocab.txt").read_text().split()
     (other / "vocab.txt").write_text("\n".join([*pieces[:-2], *pieces[:-3:-1]]) + "\n")
-    with pytest.raises(UserError, match="lists other words, or in another order"):
+    with pytest.raises(UserError, match="lists other tokens, or in another order"):
         import_weights(bert, tmp_path / "no", tokenizer=str(other))
     assert not (tmp_path / "no").exists()
 

@@ -156,7 +156,7 @@ def test_a_failure_leaves_the_folder_before(parts, folder, monkeypatch):
 def test_parts_that_do_not_belong_together(parts, tmp_path):
     config, params, _, queues, _ = parts
     other = write_vocabulary(tmp_path / "words", WORDS[:-1])
-    with pytest.raises(UserError, match="15 words, but the text tower 16"):
+    with pytest.raises(UserError, match="15 tokens, but the text tower 16"):
         write_model_folder(tmp_path / "model", config, params, other)
     tokenizer = parts[-1]
     with pytest.raises(ValueError, match="not the tree"):
@@ -225,7 +225,7 @@ def wider(settings):
         (settings_of(hidden_size=3), "is not a ViLEM's settings: it has no 'task'"),
         (
             settings_of(format_version=1, **to_dict(tiny_config(task="editor"))),
-            "of an editor",
+            "belongs to an editor",
         ),
         (
             lambda f: edit_settings(f, lambda s: s.update(format_version=2)),
@@ -239,7 +239,7 @@ def wider(settings):
         (lambda f: edit_settings(f, lambda s: s.update(x=1)), "config.x is not a"),
         (lambda f: edit_settings(f, wider), r"is \[16\], but .* needs \[8\]"),
         (lambda f: (f / "vocab.txt").unlink(), r"no vocab\.txt"),
-        (other_words(*WORDS[:-1]), "has 15 words, but the text tower 16"),
+        (other_words(*WORDS[:-1]), "has 15 tokens, but the text tower 16"),
         (other_words(*WORDS[::-1]), "not the vocabulary that the weights"),
         (without("local_head.detect.bias"), r"lacks local_head\.detect\.bias"),
         (one_more, r"holds text\.pooler\.kernel, which this model has no place for"),

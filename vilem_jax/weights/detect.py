@@ -1,11 +1,10 @@
-"""Which format foreign weights are in, told by the names of their tensors."""
+"""The format of foreign weights, recognized by the names of their tensors."""
 
-from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import NamedTuple
 
 from vilem_jax.errors import UserError
-from vilem_jax.weights.foreign import Foreign
+from vilem_jax.weights.foreign import Checkpoint
 from vilem_jax.weights.formats import (
     albef,
     augreg,
@@ -18,14 +17,14 @@ from vilem_jax.weights.formats import (
 
 
 class Format(NamedTuple):
-    module: ModuleType
-    has_vision: bool  # an image tower is in it
-    has_text: bool
-    is_model: bool  # and projections: it becomes a whole model
+    """One format. Its module has `matches(names)` and, as far as the format goes,
+    `read_vision_config`, `load_vision`, `read_text_config`, `load_text`, `read_model`.
+    """
 
-    @property
-    def is_here(self) -> Callable[[Collection[str]], bool]:
-        return self.module.is_here
+    module: ModuleType
+    has_vision: bool  # holds an image tower
+    has_text: bool
+    is_model: bool  # holds projections too: it becomes a whole model
 
 
 FORMATS = {
@@ -39,21 +38,21 @@ FORMATS = {
 }
 
 
-def recognise(source: Foreign, wanted: str = "") -> str:
+def recognize(source: Checkpoint, wanted: str = "") -> str:
     """The name of the source's format, a key of FORMATS.
 
     Args:
-      wanted: the format that a user has named; "" for whatever is there.
+      wanted: the format that the user named; "" accepts any.
 
     Raises:
-      UserError: no format that is known, or another than `wanted`.
+      UserError: the format is unknown, or is not `wanted`.
     """
     if wanted and wanted not in FORMATS:
         raise UserError(
             f"there is no format {wanted!r}: {', '.join(FORMATS)} are known"
         )
-    names = set(source.files.names)
-    found = next((key for key, form in FORMATS.items() if form.is_here(names)), "")
+    names = source.files.names
+    found = [key for key, each in FORMATS.items() if each.module.matches(names)]
     if not found:
         first = ", ".join(sorted(names)[:3]) or "none at all"
         raise UserError(
@@ -61,9 +60,9 @@ def recognise(source: Foreign, wanted: str = "") -> str:
             f"({', '.join(FORMATS)}): {first}"
             + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         )
-    if wanted and wanted != found:
+    if wanted and wanted != found[0]:
         raise UserError(
             f"{source.path} is not in the format {wanted}: by the names of its tensors "
-            f"it is in {found}"
+            f"it is in {found[0]}"
         )
-    return found
+    return found[0]

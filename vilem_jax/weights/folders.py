@@ -1,4 +1,4 @@
-"""Folders of weights as the Hugging Face hub has them: found, read, hashed, written."""
+"""Folders of weights in the layout of the Hugging Face hub: read, hashed, written."""
 
 import contextlib
 import hashlib
@@ -6,11 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  numpy knows bfloat16 from here on
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -31,56 +31,66 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 
-
-# In a config.json of Hugging Face's layout, so that no other folder is written over.
+# In a config.json of Hugging Face's layout: only folders with it are replaced.
 _WRITER = {"written_by": "vilem_jax"}
 
 
-class Tensors:
-    """The tensors of a checkpoint by name, whatever it is stored in."""
+class Stored(NamedTuple):
+    """One tensor: in a safetensors file, or in memory."""
 
-    folder: Path  # where they are from: a folder, or a file
-
-    @property
-    def names(self) -> Collection[str]:
-        raise NotImplementedError
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        raise NotImplementedError
-
-    def array(self, name: str) -> np.ndarray:
-        """The tensor as it is stored."""
-        raise NotImplementedError
-
-    def read(self, name: str) -> np.ndarray:
-        """The tensor in float32; float16 and bfloat16 are converted."""
-        array = self.array(name)
-        if array.dtype not in (np.float32, np.float64, np.float16, "bfloat16"):
-            raise UserError(
-                f"the tensor {name} in {self.folder} is {array.dtype}: weights must be "
-                "float32, float16 or bfloat16"
-            )
-        return array.astype(np.float32)
+    name: str  # in the checkpoint
+    origin: Path | np.ndarray  # the file that holds it, or the tensor itself
 
 
 @dataclass(frozen=True)
-class TensorFiles(Tensors):
-    """The tensors of one or several safetensors files, read one at a time."""
+class Tensors:
+    """The tensors of a checkpoint by name; those in files are read one at a time."""
 
-    folder: Path
-    file_of: Mapping[str, Path]  # tensor's name -> the file that holds it
+    path: Path  # the folder or file they are from
+    stored: Mapping[str, Stored]  # by the names that a table of names has for them
 
     @property
     def names(self) -> Collection[str]:
-        return self.file_of.keys()
+        return self.stored.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        with _opened(self.file_of[name]) as tensors:
-            return tuple(tensors.get_slice(name).get_shape())
+        own, origin = self.stored[name]
+        if isinstance(origin, np.ndarray):
+            return origin.shape
+        with _opened(origin) as tensors:
+            return tuple(tensors.get_slice(own).get_shape())
 
     def array(self, name: str) -> np.ndarray:
-        with _opened(self.file_of[name]) as tensors:
-            return tensors.get_tensor(name)
+        """The tensor as it is stored."""
+        own, origin = self.stored[name]
+        if isinstance(origin, np.ndarray):
+            return origin
+        with _opened(origin) as tensors:
+            return tensors.get_tensor(own)
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor in float32; float16 and bfloat16 are converted.
+
+        Raises:
+          UserError: it is of another type, of integers for example.
+        """
+        array = self.array(name)
+        if array.dtype not in (np.float32, np.float64, np.float16, "bfloat16"):
+            raise UserError(
+                f"the tensor {self.stored[name].name} in {self.path} is {array.dtype}: "
+                "weights must be float32, float16 or bfloat16"
+            )
+        return array.astype(np.float32)
+
+    def below(self, prefix: str) -> "Tensors":
+        """Those whose names start with `prefix`, named without it."""
+        named = self.stored.items()
+        found = {k.removeprefix(prefix): v for k, v in named if k.startswith(prefix)}
+        return replace(self, stored=found)
+
+
+def tensors_in_memory(path: Path, arrays: Mapping[str, np.ndarray]) -> Tensors:
+    return Tensors(path, {name: Stored(name, arrays[name]) for name in arrays})
 
 
 def read_folder(
@@ -88,12 +98,12 @@ def read_folder(
 ) -> Path:
     """A local folder of weights: the given one, or a download from the hub.
 
-    A name with at most one slash that is no folder here is looked up on the Hugging
-    Face hub: config.json, the weights as safetensors, the tokenizer's files, and those
-    named by `also`.
+    If there is no such folder, a name with at most one slash is looked up on the
+    Hugging Face hub: config.json, the weights as safetensors, the tokenizer's files,
+    and those named by `also`.
 
     Raises:
-      UserError: neither a folder nor a model on the hub, or the hub is out of reach.
+      UserError: neither a folder nor a model on the hub, or the hub cannot be reached.
     """
     given = os.fspath(path_or_hub_name)
     if not given:
@@ -109,7 +119,7 @@ def read_folder(
 
 
 def read_config(folder: Path) -> JsonObject:
-    """The folder's config.json; a UserError where there is none or it is no JSON."""
+    """The folder's config.json; raises UserError if it is missing or not JSON."""
     path = Path(folder) / CONFIG
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -126,10 +136,10 @@ def read_config(folder: Path) -> JsonObject:
 
 
 def setting(settings: JsonObject, key: str, kind: type, folder: Path) -> Any:
-    """One value of config.json, checked; `kind` is int or float, and positive."""
+    """One positive number of config.json; `kind` is int or float."""
     value = settings.get(key)
-    is_right = isinstance(value, kind) or (kind is float and isinstance(value, int))
-    if not is_right or isinstance(value, bool) or value <= 0:
+    allowed = (int, float) if kind is float else int
+    if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
         raise UserError(
             f"{Path(folder) / CONFIG}: {key} must be a positive {kind.__name__}, "
             f"not {value!r}"
@@ -150,7 +160,7 @@ def activation(settings: JsonObject, folder: Path) -> str:
 
 
 def layer_settings(settings: JsonObject, folder: Path) -> JsonObject:
-    """What BERT and ViT name alike: our names of it -> values."""
+    """The settings that BERT and ViT share, by our names."""
     keys = {
         "width": "hidden_size",
         "num_layers": "num_hidden_layers",
@@ -171,40 +181,42 @@ def check_model_type(settings: JsonObject, folder: Path, *wanted: str) -> None:
         )
 
 
-def open_tensors(folder: Path) -> TensorFiles:
+def open_tensors(folder: Path) -> Tensors:
     """The folder's safetensors, in one file or in several with an index."""
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
         return open_file(folder / WEIGHTS, folder)
     if (folder / INDEX).is_file():
-        return TensorFiles(folder, _read_index(folder))
+        return Tensors(folder, _read_index(folder))
     pickled = sorted(path.name for path in folder.glob("*.bin"))
     if pickled:
         raise UserError(
-            f"{folder} has its weights in {pickled[0]} only, a pickle, which can run "
+            f"{folder} has its weights only in {pickled[0]}, a pickle, which can run "
             f"code when read: convert it to {WEIGHTS} first (in an environment with "
             "torch: AutoModel.from_pretrained(...).save_pretrained(...))"
         )
     raise UserError(f"{folder} has no {WEIGHTS}: save the weights as safetensors")
 
 
-def open_file(path: Path, folder: Path | None = None) -> TensorFiles:
-    """One file of safetensors; messages name `folder` where it is given."""
+def open_file(path: Path, folder: Path | None = None) -> Tensors:
+    """One file of safetensors; messages name `folder`, if it is given."""
     with _opened(path) as tensors:
-        return TensorFiles(folder or path, dict.fromkeys(tensors.keys(), path))
+        names = tensors.keys()
+    return Tensors(folder or path, {name: Stored(name, path) for name in names})
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself, beside its tensors."""
+    """The metadata of a safetensors file."""
     with _opened(path) as tensors:
         return dict(tensors.metadata() or {})
 
 
 def sha256(folder: Path) -> str:
-    """Digest of the weights; of one file it is what `sha256sum` prints."""
-    files = sorted(set(open_tensors(folder).file_of.values()))
+    """Digest of the weights; that of one file equals `sha256sum`'s."""
+    stored = open_tensors(folder).stored.values()
+    files = {origin for _, origin in stored if isinstance(origin, Path)}
     digests = []
-    for path in files:
+    for path in sorted(files):
         with path.open("rb") as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
     if len(digests) == 1:
@@ -221,12 +233,11 @@ def write_folder(
 ) -> None:
     """Writes config.json, model.safetensors and the tokenizer's files as one change.
 
-    All is written beside `folder` first and renamed at the end, so that a killed
-    program leaves the old folder or the new one, never a half.
+    A killed program leaves the old folder or the new one, see `whole_folder`.
 
     Raises:
-      UserError: `folder` holds something else, which would be lost; or
-        `tokenizer_folder` has no vocab.txt.
+      UserError: `folder` holds other files, which would be lost, or `tokenizer_folder`
+        has no vocab.txt.
     """
     if tokenizer_folder is not None and not (tokenizer_folder / VOCABULARY).is_file():
         raise UserError(f"{tokenizer_folder} has no {VOCABULARY}")
@@ -239,17 +250,19 @@ def write_folder(
 
     ours = {CONFIG, WEIGHTS, *TOKENIZER_FILES}
     with whole_folder(folder, ours, is_earlier=is_earlier) as new:
-        # Hugging Face's loader refuses a file that does not name its origin.
+        # Hugging Face's loader refuses a file without this entry.
         safetensors.numpy.save_file(dict(tensors), new / WEIGHTS, {"format": "pt"})
         text = json.dumps({**settings, **_WRITER}, indent=2, sort_keys=True)
         (new / CONFIG).write_text(text + "\n", encoding="utf-8")
-        for name in TOKENIZER_FILES if tokenizer_folder is not None else ():
+        if tokenizer_folder is None:
+            return
+        for name in TOKENIZER_FILES:
             if (tokenizer_folder / name).is_file():
                 shutil.copyfile(tokenizer_folder / name, new / name)
 
 
 def _written_here(folder: Path, kind: str) -> bool:
-    """Whether `write_folder` wrote it, of the same model type: not somebody's own."""
+    """Whether `write_folder` wrote it, for the same model type."""
     try:
         settings = read_config(folder)
     except (UserError, OSError):
@@ -270,14 +283,13 @@ def whole_folder(
 
     Args:
       ours: paths below `folder` that may be replaced, "text/config.json".
-      is_earlier: tells an earlier one of ours, which is replaced, from somebody's
-        folder with files of the same names.
+      is_earlier: whether a folder with files of these names is an earlier one of
+        ours, which may be replaced.
 
     Raises:
-      UserError: `folder` holds something else, which would be lost, or cannot be
-        written.
+      UserError: `folder` holds other files, which would be lost, or cannot be written.
     """
-    folder = Path(folder).expanduser().resolve()  # the folder, where it is a link
+    folder = Path(folder).expanduser().resolve()  # a link stays, its target is replaced
     check_replaceable(folder, ours, is_earlier=is_earlier)
     beside = f".{folder.name}.{os.getpid()}"
     new, old = (folder.with_name(f"{beside}.{end}") for end in ("new", "old"))
@@ -299,18 +311,20 @@ def whole_folder(
 
 
 def _settle(folder: Path) -> None:
-    """Files on the disk, and readable as the folder is: safetensors keeps its own to
-    the owner."""
+    """Flushes the files to disk, readable as the folder is.
+
+    safetensors makes its files readable by their owner alone.
+    """
     mode = folder.stat().st_mode & 0o666
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
             with path.open("rb") as file:
-                os.fsync(file.fileno())  # else a power cut may leave names, no bytes
+                os.fsync(file.fileno())  # a power cut could leave empty files
 
 
 def holds(*names: str) -> Callable[[Path], bool]:
-    """An `is_earlier` for folders that files of these names give away."""
+    """An `is_earlier` for folders that are recognized by files of these names."""
     return lambda folder: all((folder / name).is_file() for name in names)
 
 
@@ -320,7 +334,7 @@ def check_replaceable(
     *,
     is_earlier: Callable[[Path], bool],
 ) -> None:
-    """A UserError where `whole_folder` would refuse, to be asked before long work."""
+    """Raises UserError if `whole_folder` would: for a check before long work."""
     folder = Path(folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: name another folder for the weights")
@@ -352,12 +366,12 @@ def _opened(path: Path) -> Iterator[Any]:
         why = (
             reason(error)
             if isinstance(error, OSError) and error.strerror
-            else "it is cut short, or no safetensors file"
+            else "it is cut short, or not a safetensors file"
         )
         raise UserError(f"{path} cannot be read: {why}; get it again") from None
 
 
-def _read_index(folder: Path) -> dict[str, Path]:
+def _read_index(folder: Path) -> dict[str, Stored]:
     try:
         weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
         file_of = {name: folder / file for name, file in weight_map.items()}
@@ -365,8 +379,8 @@ def _read_index(folder: Path) -> dict[str, Path]:
         raise UserError(f"{folder / INDEX} has no weight_map of names") from None
     for path in sorted(set(file_of.values())):
         if path.parent != folder or not path.is_file():
-            raise UserError(f"{folder / INDEX} names {path.name}, which is not there")
-    return file_of
+            raise UserError(f"{folder / INDEX} names {path.name}, which does not exist")
+    return {name: Stored(name, path) for name, path in file_of.items()}
 
 
 def _download(name: str, also: Sequence[str]) -> Path:
@@ -378,7 +392,7 @@ def _download(name: str, also: Sequence[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         reason = "no public model of that name on the Hugging Face hub"
-    except Exception as error:  # a dead network has many faces, one per HTTP library
+    except Exception as error:  # each HTTP library has its own for a lost network
         reason = (
             f"the Hugging Face hub cannot be reached ({type(error).__name__}): copy "
             "the model's folder here and name that"

@@ -2,8 +2,8 @@
 
 config.json            format_version, and the frozen config, shapes complete
 model.safetensors      the parameters by dotted names, "text.layers.0.norm.scale"
-momentum.safetensors   their moving average, where it was kept
-queues.safetensors     image_queue and text_queue [Q, E], newest first, where kept
+momentum.safetensors   their moving average, if it was kept
+queues.safetensors     image_queue and text_queue [Q, E], newest first, if kept
 vocab.txt              and tokenizer_config.json: the tokenizer
 README.md              the model card
 """
@@ -37,7 +37,7 @@ FILES = {
     CARD,
     *folders.TOKENIZER_FILES,
 }
-_SECTIONS = ("task", "model", "loss")  # of our config.json and nobody else's
+_SECTIONS = ("task", "model", "loss")  # only our config.json has them
 _VOCABULARY_KEY = "vocabulary_sha256"  # in the header of model.safetensors
 
 
@@ -53,10 +53,10 @@ class StoredModel:
 
 
 def is_model_folder(folder: str | Path) -> bool:
-    """Whether `folder` has a config.json of ours beside weights.
+    """Whether `folder` has our config.json beside weights.
 
-    A run's work directory has no weights there, a folder of Hugging Face's layout has
-    another config.json.
+    The work directory of a run has no weights beside it, a folder in Hugging Face's
+    layout another config.json.
     """
     folder = Path(folder)
     if not (folder / folders.WEIGHTS).is_file():
@@ -78,12 +78,12 @@ def write_model_folder(
     queues: Mapping[str, np.ndarray] | None = None,
     card: str = "",
 ) -> None:
-    """Writes a folder that `read_model_folder` gives back bit for bit, as one change.
+    """Writes a folder that `read_model_folder` reads bit for bit, as one change.
 
     Args:
       config: frozen, with the shapes of `params`.
-      params: nested, the tree of a `ViLEM`; arrays that reach the host.
-      tokenizer: the text tower's.
+      params: nested, the tree of a `ViLEM`; arrays that the host can read.
+      tokenizer: that of the text tower.
       momentum_params: the tree of `params`.
       queues: both of "image_queue" and "text_queue", float32 [Q, E], newest first.
       card: README.md, for people.
@@ -100,7 +100,7 @@ def write_model_folder(
         contents[QUEUES] = {
             name: np.ascontiguousarray(queues[name], np.float32) for name in QUEUE_NAMES
         }
-    # One entry: of several the library turns the order, and no two files are the same.
+    # One entry: the library shuffles several, and equal models would differ as files.
     header = {_VOCABULARY_KEY: vocabulary_digest(tokenizer)}
     with folders.whole_folder(folder, FILES, is_earlier=is_model_folder) as new:
         for name, tensors in contents.items():
@@ -143,11 +143,11 @@ def without_origins(config: ModelConfig) -> ModelConfig:
 
 
 def without_paths(config: Config) -> Config:
-    """`config` for other machines: folders and files of this one left out.
+    """`config` for other machines: without folders and files of this one.
 
-    What named a folder here (where towers started, tokenizer, editor, prepared edits,
-    images) is empty; of an annotation file its own name stays, of TFDS the data
-    set's. The digests of editor and prepared edits stay.
+    Settings that named a folder (`start_from`, tokenizer, editor, prepared edits,
+    images) are empty. An annotation file keeps its own name, TFDS that of the data
+    set. The digests of editor and prepared edits stay.
     """
     data = replace(
         config.data,
@@ -190,7 +190,7 @@ def read_config(folder: Path) -> Config:
     except UserError as error:
         raise UserError(f"{file} is not a ViLEM's settings: {error}") from error
     if config.task != "vilem":
-        raise UserError(f"{file} is of an editor, not of a ViLEM")
+        raise UserError(f"{file} belongs to an editor, not to a ViLEM")
     return config
 
 
@@ -210,7 +210,7 @@ def model_table(tree: Mapping) -> list[tables.Entry]:
 
 
 def _flat(params: Mapping, config: ModelConfig) -> dict[str, np.ndarray]:
-    """By dotted names; a ValueError, our own mistake, where the tree is not right."""
+    """By dotted names; raises ValueError if the tree is not the config's."""
     tree = model_tree(config)
     found, wanted = (
         {path: tuple(leaf.shape) for path, leaf in tables.leaves(part)}
@@ -221,17 +221,16 @@ def _flat(params: Mapping, config: ModelConfig) -> dict[str, np.ndarray]:
     return tables.write_tensors(model_table(tree), params)
 
 
-def _read_params(files: folders.TensorFiles, config: ModelConfig) -> dict:
+def _read_params(files: folders.Tensors, config: ModelConfig) -> dict:
     tree = model_tree(config)
-    names = {name: name for name in files.file_of}
-    return tables.read_tree(model_table(tree), files, names, dropped=(), expected=tree)
+    return tables.read_tree(model_table(tree), files, dropped=(), expected=tree)
 
 
 def _read_queues(folder: Path) -> dict[str, np.ndarray]:
     if not (folder / QUEUES).is_file():
         return {}
     files = folders.open_file(folder / QUEUES)
-    if sorted(files.file_of) != sorted(QUEUE_NAMES):
+    if sorted(files.names) != sorted(QUEUE_NAMES):
         raise UserError(f"{folder / QUEUES} must hold {' and '.join(QUEUE_NAMES)}")
     return {name: files.read(name) for name in QUEUE_NAMES}
 
@@ -240,8 +239,8 @@ def _check_parts(config: Config, tokenizer: Tokenizer, queues: Mapping) -> None:
     size = config.model.text.vocab_size
     if tokenizer.vocabulary.size != size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocabulary.size} words, but the text tower "
-            f"{size}: use the vocabulary it was made with"
+            f"the tokenizer has {tokenizer.vocabulary.size} tokens, but the text tower "
+            f"{size}: use the vocabulary that it was trained with"
         )
     shapes = {name: np.shape(queues[name]) for name in queues}
     if queues and (
@@ -255,12 +254,12 @@ def _check_parts(config: Config, tokenizer: Tokenizer, queues: Mapping) -> None:
 
 
 def _check_tokenizer(folder: Path, config: Config) -> None:
-    """That vocab.txt lists the words that the weights were trained with."""
+    """Raises UserError if vocab.txt is not that of the weights."""
     tokenizer = Tokenizer(folder)
     found, size = tokenizer.vocabulary.size, config.model.text.vocab_size
     if found != size:
         raise UserError(
-            f"{folder / folders.VOCABULARY} has {found} words, but the text tower "
+            f"{folder / folders.VOCABULARY} has {found} tokens, but the text tower "
             f"{size}: it is another model's; get the folder again"
         )
     header = folders.read_header(folder / folders.WEIGHTS)

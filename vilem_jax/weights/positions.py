@@ -14,10 +14,10 @@ def side_of(
     """The side S of a stored table [1, num_extra + S * S, W].
 
     Args:
-      num_extra: rows before the grid: that of [CLS], and of DeiT's distillation token.
+      num_extra: rows before the grid: [CLS], and DeiT's distillation token.
 
     Raises:
-      UserError: no such table.
+      UserError: the shape is another one.
     """
     rows = shape[1] - num_extra if len(shape) == 3 else 0
     side = math.isqrt(max(rows, 0))
@@ -30,6 +30,7 @@ def side_of(
 
 
 def check_divides(image_size: int, patch_size: int, origin: object) -> None:
+    """Raises UserError if the image's side is no multiple of the patch's."""
     if image_size % patch_size:
         raise UserError(
             f"images of {image_size} pixels do not divide into the patches of "

@@ -1,17 +1,19 @@
 """Towers to start from: any known format, a file or a folder or a hub name.
 
-What `config.model.vision.start_from` and `config.model.text.start_from` name.
+The names are those of `config.model.vision.start_from` and `model.text.start_from`.
 """
 
 import dataclasses
 from pathlib import Path
+from types import ModuleType
+from typing import Literal
 
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.weights import positions
-from vilem_jax.weights.detect import FORMATS, recognise
-from vilem_jax.weights.foreign import open_foreign
-from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
+from vilem_jax.weights.detect import FORMATS, recognize
+from vilem_jax.weights.foreign import Checkpoint, open_checkpoint
+from vilem_jax.weights.formats import huggingface_bert
 from vilem_jax.weights.model_folder import is_model_folder, read_model_folder
 
 
@@ -25,7 +27,7 @@ def read_vision_config(
       allow_pickle: whether .pth, .pt and .bin may be read.
 
     Raises:
-      UserError: nothing there that is known, or nothing with an image tower.
+      UserError: nothing known is there, or it has no image tower.
     """
     if _is_ours(name):
         stored = read_model_folder(name).config.model.vision
@@ -33,10 +35,8 @@ def read_vision_config(
         return dataclasses.replace(
             stored, start_from=base.start_from, image_size=base.image_size
         )
-    source, form = _open(name, "vision", allow_pickle)
-    if form.module is huggingface_vit:
-        return huggingface_vit.read_vision_config(source.folder, base)
-    return form.module.read_vision_config(source, base)
+    source, module = _open(name, "vision", allow_pickle)
+    return module.read_vision_config(source, base)
 
 
 def load_vision(name: str, config: VisionConfig, *, allow_pickle: bool = False) -> dict:
@@ -48,10 +48,8 @@ def load_vision(name: str, config: VisionConfig, *, allow_pickle: bool = False) 
     if _is_ours(name):
         side = config.image_size // config.patch_size
         return positions.resize_vision(read_model_folder(name).params, side)["vision"]
-    source, form = _open(name, "vision", allow_pickle)
-    if form.module is huggingface_vit:
-        return huggingface_vit.load_vision(source.folder, config, source.files)
-    return form.module.load_vision(source, config)
+    source, module = _open(name, "vision", allow_pickle)
+    return module.load_vision(source, config)
 
 
 def read_text_config(
@@ -60,17 +58,15 @@ def read_text_config(
     """The tower's shape, epsilon and activation; dropout from `base`.
 
     Raises:
-      UserError: nothing there that is known, or nothing with a text tower.
+      UserError: nothing known is there, or it has no text tower.
     """
     if _is_ours(name):
         stored = read_model_folder(name).config.model.text
         return dataclasses.replace(
             stored, start_from=base.start_from, dropout_rate=base.dropout_rate
         )
-    source, form = _open(name, "text", allow_pickle)
-    if form.module is huggingface_bert:
-        return huggingface_bert.read_text_config(source.folder, base)
-    return form.module.read_text_config(source, base)
+    source, module = _open(name, "text", allow_pickle)
+    return module.read_text_config(source, base)
 
 
 def load_text(
@@ -78,7 +74,7 @@ def load_text(
 ) -> tuple[dict, dict | None]:
     """Parameters of `TextTower` without cross-attention, and a masked-language head.
 
-    The head is `huggingface_bert.load_mlm_head`'s, None where there is none.
+    The head is `huggingface_bert.load_mlm_head`'s, None if there is none.
 
     Raises:
       UserError: tensors that are missing, unknown, or of another shape than `config`.
@@ -90,14 +86,11 @@ def load_text(
             for number, layer in tower["layers"].items()
         }
         return tower | {"layers": layers}, None
-    source, form = _open(name, "text", allow_pickle)
-    if form.module is not huggingface_bert:
-        return form.module.load_text(source, config), None
-    folder, files = source.folder, source.files
-    tower = huggingface_bert.load_text(folder, config, files)
-    if not huggingface_bert.has_head(folder, files):
-        return tower, None
-    return tower, huggingface_bert.load_mlm_head(folder, config, files)
+    source, module = _open(name, "text", allow_pickle)
+    tower = module.load_text(source, config)
+    if module is huggingface_bert and huggingface_bert.has_head(source):
+        return tower, huggingface_bert.load_mlm_head(source, config)
+    return tower, None
 
 
 def _is_ours(name: str) -> bool:
@@ -105,14 +98,16 @@ def _is_ours(name: str) -> bool:
     return folder.is_dir() and is_model_folder(folder)
 
 
-def _open(name: str, tower: str, allow_pickle: bool):
-    source = open_foreign(name, allow_pickle=allow_pickle)
-    key = recognise(source)
-    form = FORMATS[key]
-    if not getattr(form, f"has_{tower}"):
-        formats = [k for k, f in FORMATS.items() if getattr(f, f"has_{tower}")]
+def _open(
+    name: str, tower: Literal["vision", "text"], allow_pickle: bool
+) -> tuple[Checkpoint, ModuleType]:
+    """The opened checkpoint, and the module of its format, which has this tower."""
+    source = open_checkpoint(name, allow_pickle=allow_pickle)
+    key = recognize(source)
+    having = [k for k, f in FORMATS.items() if getattr(f, f"has_{tower}")]
+    if key not in having:
         raise UserError(
             f"{source.path} (config.model.{tower}.start_from) is in the format {key}, "
-            f"which has no {tower} tower; {', '.join(formats)} have one"
+            f"which has no {tower} tower; {', '.join(having)} have one"
         )
-    return source, form
+    return source, FORMATS[key].module

@@ -1,10 +1,11 @@
 """Tables of names: a foreign checkpoint's tensors to our tree of parameters, and back.
 
 A format is a list of entries. Every tensor of a file is used once or dropped on
-purpose, and every place of our tree is filled once; anything else is an error that
-names it, because a converter that skips what it does not know fails silently.
+purpose, and every leaf of our tree is filled once. Anything else is an error that names
+it: a converter that skips unknown names fails silently.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,15 +15,15 @@ import numpy as np
 
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
-from vilem_jax.weights.folders import Tensors
+from vilem_jax.weights.folders import Stored, Tensors
 
 TreePath = tuple[str | int, ...]
 HEADS_OF_WIDTH = {1280: 16, 1408: 16}  # ViT-H and -g; all others have heads of 64
-MAX_NAMED = 5  # names an error lists before it counts the rest
+MAX_NAMED = 5  # names in an error before the rest is counted
 
 
 class Form(NamedTuple):
-    """How an array is turned on its way into our tree, and back on its way out."""
+    """How an array changes on its way into our tree, and back on its way out."""
 
     read: Callable[[np.ndarray], np.ndarray]
     write: Callable[[np.ndarray], np.ndarray]
@@ -86,32 +87,30 @@ def layer_norm(name: str, path: TreePath) -> list[Entry]:
 
 
 def moved(table: Iterable[Entry], name: str, path: TreePath) -> list[Entry]:
-    """`table` with `name` before each name and `path` before each path."""
+    """`table` with `name` in front of each name and `path` of each path."""
     return [e._replace(name=f"{name}{e.name}", path=(*path, *e.path)) for e in table]
 
 
 def depth(names: Iterable[str], layer: str) -> int:
-    """How many layers there are: one more than the largest N in "{layer}N"."""
+    """Number of layers: one more than the largest N in "{layer}N"."""
     pattern = re.compile(re.escape(layer) + r"(\d+)[./]")
     found = (pattern.match(name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
-def shape_of(
-    files: Tensors, names: Mapping[str, str], name: str, *, rank: int
-) -> tuple[int, ...]:
-    """The shape of a tensor that says something of the model's.
+def shape_of(files: Tensors, name: str, *, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor that determines one of the model's.
 
     Raises:
       UserError: it is missing, or has another number of axes.
     """
-    if name not in names:
-        raise UserError(f"{files.folder} lacks the tensor {name}")
-    shape = files.shape(names[name])
+    if name not in files.names:
+        raise UserError(f"{files.path} lacks the tensor {name}")
+    shape = files.shape(name)
     if len(shape) != rank:
         raise UserError(
-            f"the tensor {names[name]} in {files.folder} is {list(shape)}: {rank} axes "
-            "are expected"
+            f"the tensor {files.stored[name].name} in {files.path} is {list(shape)}: "
+            f"{rank} axes are expected"
         )
     return shape
 
@@ -119,16 +118,16 @@ def shape_of(
 def num_heads(
     width: int, files: Tensors, base: VisionConfig | TextConfig, given: int = 0
 ) -> int:
-    """How many heads a tower of this width has, where its file does not say it.
+    """Number of heads of a tower of this width, whose file does not name it.
 
-    `given`, or else `base`'s, if it is as wide, or else what published models have.
+    `given`, or else `base`'s, if it is as wide, or else that of published models.
 
     Raises:
-      UserError: another width than the published models'; `given` does not divide it.
+      UserError: no published model has this width; `given` does not divide it.
     """
     if given and width % given:
         raise UserError(
-            f"a tower {width} wide, as that in {files.folder}, has not {given} heads: "
+            f"the tower in {files.path} is {width} wide and cannot have {given} heads: "
             "their number divides the width"
         )
     if given or base.width == width:
@@ -137,8 +136,8 @@ def num_heads(
     known = HEADS_OF_WIDTH.get(width, 0) or (0 if width % 64 else width // 64)
     if not known:
         raise UserError(
-            f"{files.folder} does not say how many heads its {tower} tower of width "
-            f"{width} has: say it with --{tower}-heads, or in a config with "
+            f"{files.path} does not name how many heads its {tower} tower of width "
+            f"{width} has: give it with --{tower}-heads, or in a config with "
             f"config.model.{tower}.width={width} and num_heads"
         )
     return known
@@ -156,7 +155,6 @@ def without(tree: Mapping, is_left_out: Callable[[TreePath], bool]) -> dict:
 def read_tree(
     table: Sequence[Entry],
     files: Tensors,
-    names: Mapping[str, str],
     *,
     dropped: Sequence[str],
     expected: Mapping,
@@ -164,8 +162,8 @@ def read_tree(
     """Reads the tensors of `table` from `files` into a nested dict of float32 arrays.
 
     Args:
-      table: one entry a place of our tree; the parts of a tensor make up the whole.
-      names: the table's spelling of each name in the files -> the files' own spelling.
+      table: one entry for each leaf of our tree; the parts of a tensor make it up.
+      files: in the spelling of the table, see `spell`.
       dropped: names left out on purpose; one that ends with "." or "/" leaves out all
         below.
       expected: our tree, with leaves that have a `shape`.
@@ -173,27 +171,27 @@ def read_tree(
     Raises:
       UserError: names that are unknown, missing, or of another shape.
     """
-    _check_names(table, names, dropped, files)
+    _check_names(table, files, dropped)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves(expected)}
     targets = [entry.path for entry in table]
     if sorted(map(str, targets)) != sorted(map(str, shapes)):  # our own mistake
         raise ValueError(f"the table does not fill {set(shapes) ^ set(targets)} once")
     tree: dict = {}
     for entry in table:
-        name, (number, count) = names[entry.name], entry.part
+        name, (number, count) = entry.name, entry.part
         wanted = entry.form.write(_shape_only(shapes[entry.path])).shape
         if count > 1:
             wanted = (wanted[0] * count, *wanted[1:])
         if files.shape(name) != wanted:
             raise UserError(
-                f"the tensor {name} in {files.folder} is {list(files.shape(name))}, "
-                f"but the configured model needs {list(wanted)}: a checkpoint of "
-                "another shape"
+                f"the tensor {files.stored[name].name} in {files.path} is "
+                f"{list(files.shape(name))}, but the configured model needs "
+                f"{list(wanted)}: a checkpoint of another shape"
             )
         array = files.read(name)
         if count > 1:
             array = np.split(array, count)[number]
-        # `ascontiguousarray` would make an array of one number from a number.
+        # `ascontiguousarray` would turn a scalar into an array of one number.
         value = np.asarray(entry.form.read(array), order="C")
         put(tree, entry.path, value)
     return tree
@@ -214,13 +212,13 @@ def merge_into(
 ) -> dict:
     """`params` with the leaves of `subtree` in place of its own below the path `at`.
 
-    What `subtree` lacks stays as it is (a BERT brings no cross-attention). Nothing is
-    changed in place.
+    Leaves that `subtree` lacks stay as they are (a BERT has no cross-attention).
+    Nothing is changed in place.
 
     Args:
       params: nested dict of arrays.
-      subtree: nested dict of arrays, in the tree that stands in `params` at `at`.
-      origin: the folder the subtree came from, for the message.
+      subtree: nested dict of arrays, a part of the tree that `params` has at `at`.
+      origin: the folder of the subtree, for the message.
 
     Raises:
       UserError: a leaf of another shape.
@@ -239,29 +237,32 @@ def merge_into(
     return merged
 
 
-def spell(
-    names: Iterable[str], *, prefix: str | Sequence[tuple[str, str]], folder
-) -> dict[str, str]:
-    """{the table's spelling: the file's}: without `prefix`, gamma and beta renamed.
+def spell(files: Tensors, prefixes: Sequence[tuple[str, str]] = ()) -> Tensors:
+    """`files` in the spelling of a table: prefixes replaced, gamma and beta renamed.
 
     Args:
-      prefix: what is taken away at the beginning of a name, or several pairs (what
-        stands there, what takes its place), the first that fits.
+      prefixes: pairs (start of a name, its replacement); the first that fits is taken.
+
+    Raises:
+      UserError: two tensors have one name then.
     """
-    prefixes = [(prefix, "")] if isinstance(prefix, str) else prefix
-    spelt: dict[str, str] = {}
-    for name in names:
-        old, new = next((p for p in prefixes if name.startswith(p[0])), ("", ""))
-        plain = new + name[len(old) :]
+    spelt: dict[str, Stored] = {}
+    for name, stored in files.stored.items():
+        plain = replace_prefix(name, prefixes)
         plain = plain.replace("LayerNorm.gamma", "LayerNorm.weight")
         plain = plain.replace("LayerNorm.beta", "LayerNorm.bias")
         if plain in spelt:
             raise UserError(
-                f"{folder} holds one tensor under two names, {spelt[plain]} and {name}:"
-                " remove one"
+                f"{files.path} holds one tensor under two names, {spelt[plain].name} "
+                f"and {name}: remove one"
             )
-        spelt[plain] = name
-    return spelt
+        spelt[plain] = stored
+    return dataclasses.replace(files, stored=spelt)
+
+
+def replace_prefix(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
+    old, new = next((pair for pair in prefixes if name.startswith(pair[0])), ("", ""))
+    return new + name[len(old) :]
 
 
 def leaves(tree: Mapping, path: TreePath = ()) -> Iterator[tuple[TreePath, np.ndarray]]:
@@ -291,13 +292,14 @@ def is_dropped(name: str, dropped: Collection[str]) -> bool:
     )
 
 
-def _check_names(table, names, dropped, files: Tensors) -> None:
-
+def _check_names(
+    table: Sequence[Entry], files: Tensors, dropped: Sequence[str]
+) -> None:
     known = {entry.name for entry in table}
-    missing = [name for name in known if name not in names]
+    missing = known.difference(files.names)
     unknown = [
-        own
-        for name, own in names.items()
+        stored.name
+        for name, stored in files.stored.items()
         if name not in known and not is_dropped(name, dropped)
     ]
     problems = []
@@ -307,19 +309,19 @@ def _check_names(table, names, dropped, files: Tensors) -> None:
         problems.append(f"holds {_some(unknown)}, which this model has no place for")
     if problems:
         raise UserError(
-            f"{files.folder} is not the model that its names and config.json tell of: "
+            f"{files.path} is not the model that its names and config.json describe: "
             "it " + " and ".join(problems)
         )
 
 
-def _some(names) -> str:
-    names = sorted(names)
+def _some(found: Iterable[str]) -> str:
+    names = sorted(found)
     rest = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _shape_only(shape) -> np.ndarray:
-    """An array of that shape that costs no memory, to ask a form for the other one."""
+def _shape_only(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of that shape that costs no memory, for a form to change."""
     return np.broadcast_to(np.float32(0.0), shape)
 
 

@@ -1,18 +1,18 @@
 """ALBEF's checkpoints, pre-trained or fine-tuned for retrieval, in.
 
-One BERT of 12 layers lies in the file: its first 6, without cross-attention, are the
-text encoder and become our text tower. The rest is the fusion encoder, which reads the
-words after them together with the image; a dual encoder has no place for it.
+The file has one BERT of 12 layers. Its first 6, without cross-attention, are the text
+encoder and become our text tower. The rest is the fusion encoder, which reads their
+output together with the image; a dual encoder has no place for it.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
-from vilem_jax.weights import positions, tables
+from vilem_jax.weights import tables
 from vilem_jax.weights.folders import Tensors
-from vilem_jax.weights.foreign import Foreign, part_of
-from vilem_jax.weights.formats import huggingface_bert, timm_vit
+from vilem_jax.weights.foreign import Checkpoint
+from vilem_jax.weights.formats import huggingface_bert, huggingface_vit, timm_vit
 from vilem_jax.weights.formats.whole_models import (
     NEW,
     QUEUES,
@@ -47,9 +47,9 @@ DROPPED = (
 )
 
 
-def is_here(names: Collection[str]) -> bool:
+def matches(names: Collection[str]) -> bool:
     """Whether tensors of these names are in this format."""
-    spelt = {_plain(name) for name in names}
+    spelt = {tables.replace_prefix(name, PREFIXES) for name in names}
     return f"{VISION}{timm_vit.PATCH}.weight" in spelt and any(
         f"{LAYER}{number}.crossattention.self.query.weight" in spelt
         and f"{LAYER}0.crossattention.self.query.weight" not in spelt
@@ -58,21 +58,20 @@ def is_here(names: Collection[str]) -> bool:
 
 
 def read_model(
-    source: Foreign, *, vision_heads: int = 0, text_heads: int = 0
+    source: Checkpoint, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
     """The whole model, at the image's side that it was trained at.
 
     Args:
-      vision_heads, text_heads: 0 where nobody has said them: as in published models of
-        that width.
+      vision_heads, text_heads: 0 means those of published models of that width.
 
     Raises:
       UserError: tensors that are missing, unknown, or of another shape.
     """
-    files, names = source.files, _names(source.files)
-    vision = vision_config(source, names, VisionConfig(), vision_heads)
-    text = _encoder_config(source, names, TextConfig(), text_heads)
-    width = tables.shape_of(files, names, "vision_proj.weight", rank=2)[0]
+    files = tables.spell(source.files, PREFIXES)
+    vision = vision_config(files, vision_heads)
+    text = read_text_config(source, TextConfig(), num_heads=text_heads)
+    width = tables.shape_of(files, "vision_proj.weight", rank=2)[0]
     model = ModelConfig(
         vision=vision,
         text=text,
@@ -83,18 +82,19 @@ def read_model(
     )
     config = make_config(
         model,
-        length_of_queues(files, names),
+        length_of_queues(files),
         cleaning="albef",
-        keeps_sep=False,  # its tokenizer ends no caption with [SEP]
+        keeps_sep=False,  # its tokenizer appends no [SEP]
         text_length=30,
         evaluation_length=30,
     )
     return read_both_copies(
         config,
-        lambda suffix: _table(model, suffix),
+        lambda suffix: model_table(
+            model, huggingface_bert.text_table(text.num_layers), suffix
+        ),
         files,
-        names,
-        dropped=(*DROPPED, *_fusion_layers(names, text.num_layers)),
+        dropped=(*DROPPED, *_fusion_layers(files, text.num_layers)),
         is_new=lambda path: path[0] in NEW or "cross_attention" in path,
     )
 
@@ -103,7 +103,6 @@ def read_both_copies(
     config: Config,
     table: Callable[[str], list[Entry]],
     files: Tensors,
-    names: Mapping[str, str],
     *,
     dropped: Sequence[str],
     is_new: Callable[[TreePath], bool],
@@ -115,84 +114,68 @@ def read_both_copies(
     Args:
       table: of the copy whose names have this suffix, "" or "_m".
       is_new: as of `read_params`.
-      complete: puts into the parameters what such a model is known to lack.
+      complete: adds to the parameters the leaves that such a model lacks.
     """
     dropped = (*dropped, *BOOKKEEPING)
     params = read_params(
         config,
         [*table(""), TEMPERATURE],
         files,
-        names,
         dropped=(*dropped, *MOMENTUM),
         is_new=is_new,
     )
     params = complete(params)
     momentum = read_momentum(
-        config, params, table("_m"), files, names, dropped=(*dropped, *ONLINE)
+        config, params, table("_m"), files, dropped=(*dropped, *ONLINE)
     )
-    queues = read_queues(files, names, POINTERS, config.model.embedding_width)
+    queues = read_queues(files, POINTERS, config.model.embedding_width)
     return WholeModel(config, params, momentum, queues, extra_pieces)
 
 
 def read_vision_config(
-    source: Foreign, base: VisionConfig, *, num_heads: int = 0
+    source: Checkpoint, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The image tower's shape, as of `timm_vit.read_vision_config`."""
-    tower = part_of(source, _names(source.files), VISION)
-    return timm_vit.read_vision_config(tower, base, num_heads=num_heads)
+    return timm_vit.read_vision_config(_vision_of(source), base, num_heads=num_heads)
 
 
-def load_vision(source: Foreign, config: VisionConfig) -> dict:
+def load_vision(source: Checkpoint, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, as of `timm_vit.load_vision`."""
-    return timm_vit.load_vision(part_of(source, _names(source.files), VISION), config)
+    return timm_vit.load_vision(_vision_of(source), config)
+
+
+def _vision_of(source: Checkpoint) -> Checkpoint:
+    return dataclasses.replace(source, files=source.files.below(VISION))
 
 
 def read_text_config(
-    source: Foreign, base: TextConfig, *, num_heads: int = 0
+    source: Checkpoint, base: TextConfig, *, num_heads: int = 0
 ) -> TextConfig:
     """The text encoder's shape; dropout from `base`."""
-    return _encoder_config(source, _names(source.files), base, num_heads)
+    files = tables.spell(source.files, PREFIXES)
+    config = text_config(files, base, num_heads)
+    return dataclasses.replace(config, num_layers=_first_fusion_layer(files))
 
 
-def load_text(source: Foreign, config: TextConfig) -> dict:
+def load_text(source: Checkpoint, config: TextConfig) -> dict:
     """Parameters of `TextTower`, without cross-attention."""
-    names = _names(source.files)
-    fusion = _fusion_layers(names, config.num_layers)
-    left_out = (*DROPPED, *fusion)
-    names = {n: own for n, own in names.items() if not tables.is_dropped(n, left_out)}
-    tower = part_of(source, names, TEXT)
-    return huggingface_bert.load_text(source.folder, config, tower.files)
+    files = tables.spell(source.files, PREFIXES)
+    left_out = (*DROPPED, *_fusion_layers(files, config.num_layers))
+    kept = {n: s for n, s in files.stored.items() if not tables.is_dropped(n, left_out)}
+    files = dataclasses.replace(files, stored=kept).below(TEXT)
+    return huggingface_bert.load_text(Checkpoint(source.path, files), config)
 
 
-def vision_config(
-    source: Foreign, names: Mapping[str, str], base: VisionConfig, num_heads: int
-) -> VisionConfig:
+def vision_config(files: Tensors, num_heads: int) -> VisionConfig:
     """The image tower below VISION, at the image's side that it was trained at."""
-    files = part_of(source, names, VISION).files
-    own = {name: name for name in files.names}
-    config = timm_vit.shape_config(files, own, base, num_heads=num_heads)
-    table = tables.shape_of(files, own, timm_vit.POSITIONS, rank=3)
-    side = positions.side_of(table, f"{VISION}{timm_vit.POSITIONS}", source.path)
-    return dataclasses.replace(config, image_size=side * config.patch_size)
+    files = files.below(VISION)
+    config = timm_vit.shape_config(files, VisionConfig(), num_heads=num_heads)
+    return huggingface_vit.stored_config(files, config, timm_vit.POSITIONS)
 
 
-def text_config(
-    source: Foreign, names: Mapping[str, str], base: TextConfig, num_heads: int
-) -> TextConfig:
+def text_config(files: Tensors, base: TextConfig, num_heads: int) -> TextConfig:
     """The BERT below TEXT, all of its layers; dropout from `base`."""
-    files = part_of(source, names, TEXT).files
-    own = {name: name for name in files.names}
-    return huggingface_bert.shape_config(files, own, base, num_heads=num_heads)
-
-
-def _encoder_config(source, names, base, num_heads) -> TextConfig:
-    config = text_config(source, names, base, num_heads)
-    return dataclasses.replace(config, num_layers=_first_fusion_layer(names))
-
-
-def _table(model: ModelConfig, suffix: str) -> list[Entry]:
-    text = huggingface_bert.text_table(model.text.num_layers)
-    return model_table(model, text, suffix)
+    return huggingface_bert.shape_config(files.below(TEXT), base, num_heads=num_heads)
 
 
 def model_table(model: ModelConfig, text: Sequence[Entry], suffix: str) -> list[Entry]:
@@ -206,29 +189,18 @@ def model_table(model: ModelConfig, text: Sequence[Entry], suffix: str) -> list[
     ]
 
 
-def _first_fusion_layer(names: Collection[str]) -> int:
+def _first_fusion_layer(files: Tensors) -> int:
     return next(
         number
-        for number in range(tables.depth(names, LAYER))
-        if f"{LAYER}{number}.crossattention.self.query.weight" in names
+        for number in range(tables.depth(files.names, LAYER))
+        if f"{LAYER}{number}.crossattention.self.query.weight" in files.names
     )
 
 
-def _fusion_layers(names: Collection[str], first: int) -> list[str]:
+def _fusion_layers(files: Tensors, first: int) -> list[str]:
     """Layers from `first` on, of both copies."""
     return [
         f"{tower}encoder.layer.{number}."
         for tower in (TEXT, "text_encoder_m.")
-        for number in range(first, tables.depth(names, LAYER))
+        for number in range(first, tables.depth(files.names, LAYER))
     ]
-
-
-def _plain(name: str) -> str:
-    for old, new in PREFIXES:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def _names(files: Tensors) -> dict[str, str]:
-    return tables.spell(files.names, prefix=PREFIXES, folder=files.folder)

@@ -7,8 +7,7 @@ import numpy as np
 
 from vilem_jax.config.schema import VisionConfig
 from vilem_jax.weights import positions, tables
-from vilem_jax.weights.folders import Tensors
-from vilem_jax.weights.foreign import Foreign
+from vilem_jax.weights.foreign import Checkpoint
 from vilem_jax.weights.formats.huggingface_vit import read_tower
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, Entry, Form
 
@@ -24,7 +23,7 @@ EPS = 1e-6  # Flax's
 DROPPED = ("head/", "pre_logits/", "opt/state/")
 
 
-def is_here(names: Collection[str]) -> bool:
+def matches(names: Collection[str]) -> bool:
     """Whether arrays of these names are in this format."""
     return any(
         f"{prefix}{BLOCK}0/LayerNorm_0/scale" in names
@@ -63,10 +62,16 @@ def vision_table(config: VisionConfig) -> list[Entry]:
     same = tables.SAME
     kernel, bias = _into_heads(config.num_heads)
 
-    def both(name, place, kernel=same, bias=same, first="kernel"):
+    def both(
+        name: str,
+        path: tables.TreePath,
+        kernel: Form = same,
+        bias: Form = same,
+        first: str = "kernel",
+    ) -> list[Entry]:
         return [
-            Entry(f"{name}/{first}", (*place, first), kernel),
-            Entry(f"{name}/bias", (*place, "bias"), bias),
+            Entry(f"{name}/{first}", (*path, first), kernel),
+            Entry(f"{name}/bias", (*path, "bias"), bias),
         ]
 
     table = [
@@ -76,27 +81,27 @@ def vision_table(config: VisionConfig) -> list[Entry]:
         *both("Transformer/encoder_norm", ("norm",), first="scale"),
     ]
     for number in range(config.num_layers):
-        name, place = f"{BLOCK}{number}", ("blocks", number)
+        name, path = f"{BLOCK}{number}", ("blocks", number)
         attention = f"{name}/{ATTENTION}"
-        table += both(f"{name}/LayerNorm_0", (*place, "attention_norm"), first="scale")
+        table += both(f"{name}/LayerNorm_0", (*path, "attention_norm"), first="scale")
         for part in ("query", "key", "value"):
-            table += both(f"{attention}/{part}", (*place, part), kernel, bias)
+            table += both(f"{attention}/{part}", (*path, part), kernel, bias)
         output = _out_of_heads(config.num_heads)
-        table += both(f"{attention}/out", (*place, "output"), output)
-        table += both(f"{name}/LayerNorm_2", (*place, "mlp_norm"), first="scale")
-        table += both(f"{name}/MlpBlock_3/Dense_0", (*place, "mlp", "expand"))
-        table += both(f"{name}/MlpBlock_3/Dense_1", (*place, "mlp", "contract"))
+        table += both(f"{attention}/out", (*path, "output"), output)
+        table += both(f"{name}/LayerNorm_2", (*path, "mlp_norm"), first="scale")
+        table += both(f"{name}/MlpBlock_3/Dense_0", (*path, "mlp", "expand"))
+        table += both(f"{name}/MlpBlock_3/Dense_1", (*path, "mlp", "contract"))
     return table
 
 
 def read_vision_config(
-    source: Foreign, base: VisionConfig, *, num_heads: int = 0
+    source: Checkpoint, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The shape as the arrays have it, heads too; the image's side from `base`."""
-    files, names = source.files, _names(source.files)
+    files = tables.spell(source.files, PREFIXES)
 
-    def shape(name, rank):
-        return tables.shape_of(files, names, name, rank=rank)
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        return tables.shape_of(files, name, rank=rank)
 
     patch_size, _, _, width = shape(f"{PATCH}/kernel", 4)
     positions.check_divides(base.image_size, patch_size, source.path)
@@ -104,7 +109,7 @@ def read_vision_config(
         base,
         patch_size=patch_size,
         width=width,
-        num_layers=tables.depth(names, BLOCK),
+        num_layers=tables.depth(files.names, BLOCK),
         num_heads=shape(f"{BLOCK}0/{ATTENTION}/query/kernel", 3)[1],
         mlp_width=shape(f"{BLOCK}0/MlpBlock_3/Dense_0/kernel", 2)[1],
         layer_norm_eps=EPS,
@@ -112,22 +117,16 @@ def read_vision_config(
     )
 
 
-def load_vision(source: Foreign, config: VisionConfig) -> dict:
+def load_vision(source: Checkpoint, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
 
     Raises:
       UserError: arrays that are missing, unknown, or of another shape than `config`.
     """
-    files, names = source.files, _names(source.files)
     return read_tower(
         vision_table(config),
-        files,
-        names,
+        tables.spell(source.files, PREFIXES),
         config,
         position_name=POSITIONS,
         dropped=DROPPED,
     )
-
-
-def _names(files: Tensors) -> dict[str, str]:
-    return tables.spell(files.names, prefix=PREFIXES, folder=files.folder)

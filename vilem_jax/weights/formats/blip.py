@@ -1,17 +1,18 @@
 """BLIP's original checkpoints, pre-trained or fine-tuned for retrieval, in.
 
 Its text tower is a BERT of 12 layers, without token types, with [DEC] and [ENC] after
-BERT's words (30,524 in all), and with cross-attention in every layer: all of it has a
-place in our text tower where M_1 is as large as the tower.
+BERT's vocabulary (30,524 in all), and with cross-attention in every layer: our text
+tower has a place for all of it if M_1 is as large as the tower.
 """
 
+import dataclasses
 from collections.abc import Collection
 
 import numpy as np
 
 from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.weights import tables
-from vilem_jax.weights.foreign import Foreign, part_of
+from vilem_jax.weights.foreign import Checkpoint
 from vilem_jax.weights.formats import albef, huggingface_bert, timm_vit
 from vilem_jax.weights.formats.whole_models import (
     NEW,
@@ -31,32 +32,33 @@ EXTRA_PIECES = ("[DEC]", "[ENC]")
 DROPPED = (*albef.DROPPED, "text_decoder.")
 
 
-def is_here(names: Collection[str]) -> bool:
+def matches(names: Collection[str]) -> bool:
     """Whether tensors of these names are in this format."""
     return f"{VISION}{timm_vit.PATCH}.weight" in names and f"{LAYER}0.{CROSS}" in names
 
 
 def read_model(
-    source: Foreign, *, vision_heads: int = 0, text_heads: int = 0
+    source: Checkpoint, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
     """The whole model, at the image's side that it was trained at.
 
     Args and errors as of `albef.read_model`.
     """
-    files, names = source.files, _names(source)
-    vision = albef.vision_config(source, names, VisionConfig(), vision_heads)
-    text = albef.text_config(source, names, TextConfig(), text_heads)
-    width = tables.shape_of(files, names, "vision_proj.weight", rank=2)[0]
-    config = config_of(vision, text, width, length_of_queues(files, names))
+    files = tables.spell(source.files)
+    vision = albef.vision_config(files, vision_heads)
+    text = albef.text_config(files, TextConfig(), text_heads)
+    width = tables.shape_of(files, "vision_proj.weight", rank=2)[0]
+    config = config_of(vision, text, width, length_of_queues(files))
     model = config.model
     return albef.read_both_copies(
         config,
         lambda suffix: albef.model_table(model, text_table(model), suffix),
         files,
-        names,
         dropped=(*DROPPED, *late_cross_attention(model)),
         is_new=lambda path: path[0] in NEW or "token_types" in path,
-        complete=lambda params: params | {"text": with_no_token_types(params["text"])},
+        complete=lambda params: (
+            params | {"text": with_zero_token_types(params["text"])}
+        ),
         extra_pieces=EXTRA_PIECES,
     )
 
@@ -66,7 +68,7 @@ def config_of(
 ) -> Config:
     """A BLIP's settings: cross-attention in all layers, towards the last block.
 
-    Where the image tower has fewer blocks than the text tower has layers, M_1 is the
+    If the image tower has fewer blocks than the text tower has layers, M_1 is the
     number of blocks, and later cross-attention is left out.
     """
     model = ModelConfig(
@@ -86,41 +88,32 @@ def config_of(
     )
 
 
-def read_vision_config(
-    source: Foreign, base: VisionConfig, *, num_heads: int = 0
-) -> VisionConfig:
-    """The image tower's shape, as of `timm_vit.read_vision_config`."""
-    tower = part_of(source, _names(source), VISION)
-    return timm_vit.read_vision_config(tower, base, num_heads=num_heads)
-
-
-def load_vision(source: Foreign, config: VisionConfig) -> dict:
-    """Parameters of `VisionTower`, as of `timm_vit.load_vision`."""
-    return timm_vit.load_vision(part_of(source, _names(source), VISION), config)
+read_vision_config = albef.read_vision_config
+load_vision = albef.load_vision
 
 
 def read_text_config(
-    source: Foreign, base: TextConfig, *, num_heads: int = 0
+    source: Checkpoint, base: TextConfig, *, num_heads: int = 0
 ) -> TextConfig:
     """The text tower's shape; dropout from `base`."""
-    return albef.text_config(source, _names(source), base, num_heads)
+    return albef.text_config(tables.spell(source.files), base, num_heads)
 
 
-def load_text(source: Foreign, config: TextConfig) -> dict:
+def load_text(source: Checkpoint, config: TextConfig) -> dict:
     """Parameters of `TextTower`, without cross-attention: a run has its own M_1."""
-    files = part_of(source, _names(source), TEXT).files
+    files = tables.spell(source.files).below(TEXT)
+    own = {n: s for n, s in files.stored.items() if "crossattention" not in n}
     expected = huggingface_bert.expected_tree(config)["text"]
     tree = tables.read_tree(
-        words_table(config.num_layers),
-        files,
-        {name: name for name in files.names if "crossattention" not in name},
+        bert_table(config.num_layers),
+        dataclasses.replace(files, stored=own),
         dropped=huggingface_bert.DROPPED,
         expected=tables.without(expected, lambda path: "token_types" in path),
     )
-    return with_no_token_types(tree)
+    return with_zero_token_types(tree)
 
 
-def words_table(num_layers: int) -> list[Entry]:
+def bert_table(num_layers: int) -> list[Entry]:
     """A BERT without token types."""
     table = huggingface_bert.text_table(num_layers)
     return [entry for entry in table if "token_types" not in entry.path]
@@ -128,11 +121,11 @@ def words_table(num_layers: int) -> list[Entry]:
 
 def text_table(model: ModelConfig) -> list[Entry]:
     """BLIP's text tower -> `TextTower` with cross-attention in M_1 layers."""
-    table = words_table(model.text.num_layers)
+    table = bert_table(model.text.num_layers)
     for number in range(model.num_proofread_layers):
         name = f"encoder.layer.{number}.crossattention"
-        place = ("layers", number, "cross_attention")
-        table += huggingface_bert.attention_table(name, place)
+        path = ("layers", number, "cross_attention")
+        table += huggingface_bert.attention_table(name, path)
     return table
 
 
@@ -145,12 +138,8 @@ def late_cross_attention(model: ModelConfig) -> list[str]:
     ]
 
 
-def with_no_token_types(tower: dict) -> dict:
-    """`TextTower` with zeros for the token types a BLIP does not have: they add 0."""
+def with_zero_token_types(tower: dict) -> dict:
+    """`TextTower` with zeros for the token types that a BLIP lacks: they add 0."""
     width = tower["embedding"]["words"].shape[1]
     zeros = np.zeros((1, width), np.float32)
     return tower | {"embedding": tower["embedding"] | {"token_types": zeros}}
-
-
-def _names(source: Foreign) -> dict[str, str]:
-    return tables.spell(source.files.names, prefix="", folder=source.path)

@@ -11,6 +11,7 @@ from vilem_jax.config.schema import ComputeConfig, TextConfig
 from vilem_jax.errors import UserError
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.weights import folders, tables
+from vilem_jax.weights.foreign import Checkpoint, folder_of, open_layout
 from vilem_jax.weights.tables import SAME, Entry
 
 PREFIX = "bert."  # BertForMaskedLM has it, BertModel has not
@@ -26,14 +27,14 @@ DROPPED = (
     "classifier.",
     "qa_outputs.",
 )
-# Copies of the word embeddings and of the head's bias, which some files repeat.
+# Copies of the token embeddings and of the head's bias, which some files repeat.
 TIED = {
     "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
 
 
-def is_here(names: Collection[str]) -> bool:
+def matches(names: Collection[str]) -> bool:
     """Whether tensors of these names are in this format."""
     word = "embeddings.word_embeddings.weight"
     return word in names or PREFIX + word in names
@@ -41,38 +42,38 @@ def is_here(names: Collection[str]) -> bool:
 
 def text_table(num_layers: int) -> list[Entry]:
     """BertModel without its pooler -> `TextTower` without cross-attention."""
-    place = ("embedding",)
+    path: tables.TreePath = ("embedding",)
     table = [
-        Entry("embeddings.word_embeddings.weight", (*place, "words"), SAME),
-        Entry("embeddings.position_embeddings.weight", (*place, "positions"), SAME),
-        Entry("embeddings.token_type_embeddings.weight", (*place, "token_types"), SAME),
-        *tables.layer_norm("embeddings.LayerNorm", (*place, "norm")),
+        Entry("embeddings.word_embeddings.weight", (*path, "words"), SAME),
+        Entry("embeddings.position_embeddings.weight", (*path, "positions"), SAME),
+        Entry("embeddings.token_type_embeddings.weight", (*path, "token_types"), SAME),
+        *tables.layer_norm("embeddings.LayerNorm", (*path, "norm")),
     ]
     for number in range(num_layers):
-        name, place = f"encoder.layer.{number}", ("layers", number)
-        table += attention_table(f"{name}.attention", (*place, "attention"))
-        table += tables.linear(f"{name}.intermediate.dense", (*place, "mlp", "expand"))
-        table += tables.linear(f"{name}.output.dense", (*place, "mlp", "contract"))
-        table += tables.layer_norm(f"{name}.output.LayerNorm", (*place, "norm"))
+        name, path = f"encoder.layer.{number}", ("layers", number)
+        table += attention_table(f"{name}.attention", (*path, "attention"))
+        table += tables.linear(f"{name}.intermediate.dense", (*path, "mlp", "expand"))
+        table += tables.linear(f"{name}.output.dense", (*path, "mlp", "contract"))
+        table += tables.layer_norm(f"{name}.output.LayerNorm", (*path, "norm"))
     return table
 
 
-def attention_table(name: str, place: tables.TreePath) -> list[Entry]:
+def attention_table(name: str, path: tables.TreePath) -> list[Entry]:
     """BertAttention -> `Attention`, for self- and for cross-attention."""
     return [
-        *tables.linear(f"{name}.self.query", (*place, "query")),
-        *tables.linear(f"{name}.self.key", (*place, "key")),
-        *tables.linear(f"{name}.self.value", (*place, "value")),
-        *tables.linear(f"{name}.output.dense", (*place, "output")),
-        *tables.layer_norm(f"{name}.output.LayerNorm", (*place, "norm")),
+        *tables.linear(f"{name}.self.query", (*path, "query")),
+        *tables.linear(f"{name}.self.key", (*path, "key")),
+        *tables.linear(f"{name}.self.value", (*path, "value")),
+        *tables.linear(f"{name}.output.dense", (*path, "output")),
+        *tables.layer_norm(f"{name}.output.LayerNorm", (*path, "norm")),
     ]
 
 
-def transform_table(name: str, place: tables.TreePath) -> list[Entry]:
+def transform_table(name: str, path: tables.TreePath) -> list[Entry]:
     """BertPredictionHeadTransform -> `Transform`."""
     return [
-        *tables.linear(f"{name}.dense", (*place, "dense")),
-        *tables.layer_norm(f"{name}.LayerNorm", (*place, "norm")),
+        *tables.linear(f"{name}.dense", (*path, "dense")),
+        *tables.layer_norm(f"{name}.LayerNorm", (*path, "norm")),
     ]
 
 
@@ -84,12 +85,15 @@ def head_table() -> list[Entry]:
     ]
 
 
-def read_text_config(folder: Path, base: TextConfig) -> TextConfig:
-    """The folder's shape, epsilon and activation; dropout and the rest from `base`.
+def read_text_config(
+    source: Checkpoint | Path, base: TextConfig, *, num_heads: int = 0
+) -> TextConfig:
+    """The shape, epsilon and activation of config.json; the rest from `base`.
 
     Raises:
       UserError: no config.json, not a BERT's, or something our BERT does not do.
     """
+    folder = folder_of(source)
     settings = folders.read_config(folder)
     folders.check_model_type(settings, folder, "bert")
     positions = settings.get("position_embedding_type") or "absolute"
@@ -99,7 +103,7 @@ def read_text_config(folder: Path, base: TextConfig) -> TextConfig:
             "is not supported; 'absolute' is"
         )
 
-    def number(key):
+    def number(key: str) -> int:
         return folders.setting(settings, key, int, folder)
 
     return dataclasses.replace(
@@ -112,21 +116,17 @@ def read_text_config(folder: Path, base: TextConfig) -> TextConfig:
 
 
 def shape_config(
-    files: folders.Tensors,
-    names: Mapping[str, str],
-    base: TextConfig,
-    *,
-    num_heads: int = 0,
+    files: folders.Tensors, base: TextConfig, *, num_heads: int = 0
 ) -> TextConfig:
     """`base` with the shape that the tensors of a BERT have, and BERT's epsilon.
 
     Args:
-      names: the spelling of `text_table` -> the file's own.
-      num_heads: 0 where nobody has said it, see `tables.num_heads`.
+      files: in the spelling of `text_table`.
+      num_heads: 0 if not given, see `tables.num_heads`.
     """
 
-    def shape(name):
-        return tables.shape_of(files, names, name, rank=2)
+    def shape(name: str) -> tuple[int, ...]:
+        return tables.shape_of(files, name, rank=2)
 
     vocab_size, width = shape("embeddings.word_embeddings.weight")
     types = "embeddings.token_type_embeddings.weight"
@@ -134,23 +134,18 @@ def shape_config(
         base,
         vocab_size=vocab_size,
         width=width,
-        num_layers=tables.depth(names, "encoder.layer."),
+        num_layers=tables.depth(files.names, "encoder.layer."),
         num_heads=tables.num_heads(width, files, base, num_heads),
         mlp_width=shape("encoder.layer.0.intermediate.dense.weight")[0],
         max_positions=shape("embeddings.position_embeddings.weight")[0],
-        num_token_types=shape(types)[0] if types in names else 1,
+        num_token_types=shape(types)[0] if types in files.names else 1,
         layer_norm_eps=1e-12,
         activation="gelu",
     )
 
 
-def load_text(
-    folder: Path, config: TextConfig, files: folders.Tensors | None = None
-) -> dict:
-    """Parameters of `TextTower`, without cross-attention; a masked-language head stays.
-
-    Args:
-      files: the folder's tensors, where they are open already (a pickle's, say).
+def load_text(source: Checkpoint | Path, config: TextConfig) -> dict:
+    """Parameters of `TextTower`, without cross-attention or masked-language head.
 
     Returns:
       nested dict of float32 arrays on the host.
@@ -158,51 +153,40 @@ def load_text(
     Raises:
       UserError: tensors that are missing, unknown, or of another shape than `config`.
     """
-    files, names = _open(folder, files)
     return tables.read_tree(
         text_table(config.num_layers),
-        files,
-        names,
+        _open(source),
         dropped=(*DROPPED, HEAD),
         expected=expected_tree(config)["text"],
     )
 
 
-def load_mlm_head(
-    folder: Path, config: TextConfig, files: folders.Tensors | None = None
-) -> dict:
+def load_mlm_head(source: Checkpoint | Path, config: TextConfig) -> dict:
     """{"transform": ..., "bias": [V]} of a BertForMaskedLM.
 
     Raises:
-      UserError: the folder has no such head, or one that is not tied to its words.
+      UserError: there is no such head, or it is not tied to the token embeddings.
     """
-    files, names = _open(folder, files)
-    _check_head(files, names)
+    files = _open(source)
+    _check_head(files)
     expected = expected_tree(config)
     del expected["text"]
     return tables.read_tree(
         head_table(),
         files,
-        names,
         dropped=(*DROPPED, *TIED, "embeddings.", "encoder."),
         expected=expected,
     )
 
 
-def load_masked_language_model(
-    folder: Path, config: TextConfig, files: folders.Tensors | None = None
-) -> dict:
+def load_masked_language_model(source: Checkpoint | Path, config: TextConfig) -> dict:
     """Parameters of `MaskedLanguageModel`; errors as of the two functions above."""
-    files, names = _open(folder, files)
-    _check_head(files, names)
-    text = [
-        entry._replace(path=("text", *entry.path))
-        for entry in text_table(config.num_layers)
-    ]
+    files = _open(source)
+    _check_head(files)
+    text = tables.moved(text_table(config.num_layers), "", ("text",))
     return tables.read_tree(
         [*text, *head_table()],
         files,
-        names,
         dropped=(*DROPPED, *TIED),
         expected=expected_tree(config),
     )
@@ -252,11 +236,8 @@ def save_text(
 def _settings(config: TextConfig, tokenizer_folder: Path) -> dict:
     """config.json of a BertForMaskedLM."""
     vocabulary = tokenizer_folder / folders.VOCABULARY
-    words = (
-        vocabulary.read_text(encoding="utf-8").split("\n")
-        if vocabulary.is_file()
-        else []
-    )
+    text = vocabulary.read_text(encoding="utf-8") if vocabulary.is_file() else ""
+    tokens = text.split("\n")
     return {
         "architectures": ["BertForMaskedLM"],
         "model_type": "bert",
@@ -273,13 +254,12 @@ def _settings(config: TextConfig, tokenizer_folder: Path) -> dict:
         "attention_probs_dropout_prob": config.dropout_rate,
         "position_embedding_type": "absolute",
         "tie_word_embeddings": True,
-        "pad_token_id": words.index("[PAD]") if "[PAD]" in words else 0,
+        "pad_token_id": tokens.index("[PAD]") if "[PAD]" in tokens else 0,
     }
 
 
-def _open(folder: Path, files: folders.Tensors | None = None):
-    files = files or folders.open_tensors(folder)
-    return files, tables.spell(files.names, prefix=PREFIX, folder=folder)
+def _open(source: Checkpoint | Path) -> folders.Tensors:
+    return tables.spell(open_layout(source).files, ((PREFIX, ""),))
 
 
 def expected_tree(config: TextConfig) -> dict:
@@ -290,25 +270,24 @@ def expected_tree(config: TextConfig) -> dict:
     return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
 
 
-def _check_head(files: folders.Tensors, names: Mapping[str, str]) -> None:
-    if not any(name.startswith(HEAD) for name in names):
+def _check_head(files: folders.Tensors) -> None:
+    if not any(name.startswith(HEAD) for name in files.names):
         raise UserError(
-            f"{files.folder} has no masked-language head ({HEAD}*): train one with "
+            f"{files.path} has no masked-language head ({HEAD}*): train one with "
             f"`vilem train --config=editor "
-            f"--config.model.text.start_from={files.folder}`"
+            f"--config.model.text.start_from={files.path}`"
         )
     for copy, original in TIED.items():
-        if copy not in names or original not in names:
+        if copy not in files.names or original not in files.names:
             continue
-        same = np.array_equal(files.read(names[copy]), files.read(names[original]))
-        if not same:
+        if not np.array_equal(files.read(copy), files.read(original)):
+            first, second = files.stored[copy].name, files.stored[original].name
             raise UserError(
-                f"in {files.folder} {names[copy]} differs from {names[original]}: only "
-                "heads tied to the word embeddings are supported"
+                f"in {files.path} {first} differs from {second}: only heads tied to "
+                "the token embeddings are supported"
             )
 
 
-def has_head(folder: Path, files: folders.Tensors | None = None) -> bool:
-    """Whether the folder holds a masked-language head."""
-    _, names = _open(folder, files)
-    return any(name.startswith(HEAD) for name in names)
+def has_head(source: Checkpoint) -> bool:
+    """Whether the checkpoint holds a masked-language head."""
+    return any(name.startswith(HEAD) for name in _open(source).names)

@@ -1,7 +1,7 @@
 """BLIP as Hugging Face's BlipForImageTextRetrieval, in: a folder with config.json.
 
-Towers and projections; there are neither queues nor momentum copies nor a temperature,
-which begins at its usual value.
+Towers and projections. It has neither queues nor momentum copies nor a temperature,
+which starts at its default.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.typing import JsonObject
 from vilem_jax.weights import folders, positions, tables
-from vilem_jax.weights.foreign import Foreign, part_of
+from vilem_jax.weights.foreign import Checkpoint
 from vilem_jax.weights.formats import blip
 from vilem_jax.weights.formats.blip import EXTRA_PIECES, TEXT
 from vilem_jax.weights.formats.huggingface_vit import read_tower
@@ -37,7 +37,7 @@ DROPPED = (
 )
 
 
-def is_here(names: Collection[str]) -> bool:
+def matches(names: Collection[str]) -> bool:
     """Whether tensors of these names are in this format."""
     word = f"{TEXT}embeddings.word_embeddings.weight"
     return f"{VISION}{PATCH}.weight" in names and word in names
@@ -53,41 +53,38 @@ def vision_table(num_layers: int) -> list[Entry]:
         *tables.layer_norm("post_layernorm", ("norm",)),
     ]
     for number in range(num_layers):
-        name, place = f"encoder.layers.{number}", ("blocks", number)
+        name, path = f"encoder.layers.{number}", ("blocks", number)
         parts = ("query", "key", "value")
         table += [
-            *tables.layer_norm(f"{name}.layer_norm1", (*place, "attention_norm")),
-            *tables.thirds(f"{name}.self_attn.qkv", place, parts),
-            *tables.linear(f"{name}.self_attn.projection", (*place, "output")),
-            *tables.layer_norm(f"{name}.layer_norm2", (*place, "mlp_norm")),
-            *tables.linear(f"{name}.mlp.fc1", (*place, "mlp", "expand")),
-            *tables.linear(f"{name}.mlp.fc2", (*place, "mlp", "contract")),
+            *tables.layer_norm(f"{name}.layer_norm1", (*path, "attention_norm")),
+            *tables.thirds(f"{name}.self_attn.qkv", path, parts),
+            *tables.linear(f"{name}.self_attn.projection", (*path, "output")),
+            *tables.layer_norm(f"{name}.layer_norm2", (*path, "mlp_norm")),
+            *tables.linear(f"{name}.mlp.fc1", (*path, "mlp", "expand")),
+            *tables.linear(f"{name}.mlp.fc2", (*path, "mlp", "contract")),
         ]
     return table
 
 
 def read_model(
-    source: Foreign, *, vision_heads: int = 0, text_heads: int = 0
+    source: Checkpoint, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
     """The whole model, at the image's side that it was trained at.
 
     Args:
-      vision_heads, text_heads: without meaning here: config.json says both.
+      vision_heads, text_heads: ignored, config.json has both.
 
     Raises:
       UserError: no config.json, or one of another model; tensors that are missing,
         unknown, or of another shape.
     """
-    files, names = source.files, _names(source)
-    base = VisionConfig(
-        image_size=folders.setting(
-            _section(source, "vision_config"), "image_size", int, source.folder
-        )
-    )
-    vision = read_vision_config(source, base)
+    files = tables.spell(source.files)
+    settings = _section(source, "vision_config")
+    image_size = folders.setting(settings, "image_size", int, source.folder)
+    vision = read_vision_config(source, VisionConfig(image_size=image_size))
     text = read_text_config(source, TextConfig())
-    width = tables.shape_of(files, names, "vision_proj.weight", rank=2)[0]
-    config = blip.config_of(vision, text, width, length_of_queues(files, names))
+    width = tables.shape_of(files, "vision_proj.weight", rank=2)[0]
+    config = blip.config_of(vision, text, width, length_of_queues(files))
     model = config.model
     params = read_params(
         config,
@@ -98,16 +95,15 @@ def read_model(
             *tables.linear("text_proj", ("text_projection",)),
         ],
         files,
-        names,
         dropped=(*DROPPED, *blip.late_cross_attention(model)),
         is_new=lambda path: path[0] in (*NEW, "temperature") or "token_types" in path,
     )
-    params |= {"text": blip.with_no_token_types(params["text"])}
+    params |= {"text": blip.with_zero_token_types(params["text"])}
     return WholeModel(config, params, None, {}, EXTRA_PIECES)
 
 
 def read_vision_config(
-    source: Foreign, base: VisionConfig, *, num_heads: int = 0
+    source: Checkpoint, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The image tower's shape from config.json; the image's side from `base`."""
     settings = _section(source, "vision_config")
@@ -117,18 +113,15 @@ def read_vision_config(
     return dataclasses.replace(base, patch_size=patch_size, **shape)
 
 
-def load_vision(source: Foreign, config: VisionConfig) -> dict:
+def load_vision(source: Checkpoint, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
 
     Raises:
       UserError: tensors that are missing, unknown, or of another shape than `config`.
     """
-    files = part_of(source, _names(source), VISION).files
-    names = {name: name for name in files.names}
     return read_tower(
         vision_table(config.num_layers),
-        files,
-        names,
+        tables.spell(source.files).below(VISION),
         config,
         position_name=POSITIONS,
         dropped=("embeddings.position_ids",),
@@ -136,7 +129,7 @@ def load_vision(source: Foreign, config: VisionConfig) -> dict:
 
 
 def read_text_config(
-    source: Foreign, base: TextConfig, *, num_heads: int = 0
+    source: Checkpoint, base: TextConfig, *, num_heads: int = 0
 ) -> TextConfig:
     """The text tower's shape from config.json; dropout from `base`."""
     settings, folder = _section(source, "text_config"), source.folder
@@ -152,14 +145,10 @@ def read_text_config(
 load_text = blip.load_text
 
 
-def _section(source: Foreign, name: str) -> JsonObject:
-    settings = source.settings
+def _section(source: Checkpoint, name: str) -> JsonObject:
+    settings = folders.read_config(source.folder)
     folders.check_model_type(settings, source.folder, "blip")
     section = settings.get(name)
     if not isinstance(section, dict):
         raise UserError(f"{source.folder / folders.CONFIG} has no {name}")
     return section
-
-
-def _names(source: Foreign) -> dict[str, str]:
-    return tables.spell(source.files.names, prefix="", folder=source.path)

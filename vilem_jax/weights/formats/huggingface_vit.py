@@ -10,6 +10,7 @@ from vilem_jax.config.schema import ComputeConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.models.vision import VisionTower
 from vilem_jax.weights import folders, positions, tables
+from vilem_jax.weights.foreign import Checkpoint, folder_of, open_layout
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
 
 # ViTForImageClassification and its like have one, ViTModel and DeiTModel have none.
@@ -29,7 +30,7 @@ DROPPED = (
 )
 
 
-def is_here(names: Collection[str]) -> bool:
+def matches(names: Collection[str]) -> bool:
     """Whether tensors of these names are in this format."""
     patches = "embeddings.patch_embeddings.projection.weight"
     return any(prefix + patches in names for prefix in ("", "vit.", "deit."))
@@ -54,32 +55,34 @@ def vision_table(num_layers: int, *, is_distilled: bool = False) -> list[Entry]:
         *tables.layer_norm("layernorm", ("norm",)),
     ]
     for number in range(num_layers):
-        name, place = f"encoder.layer.{number}", ("blocks", number)
+        name, path = f"encoder.layer.{number}", ("blocks", number)
         attention = f"{name}.attention"
         table += [
-            *tables.layer_norm(f"{name}.layernorm_before", (*place, "attention_norm")),
-            *tables.linear(f"{attention}.attention.query", (*place, "query")),
-            *tables.linear(f"{attention}.attention.key", (*place, "key")),
-            *tables.linear(f"{attention}.attention.value", (*place, "value")),
-            *tables.linear(f"{attention}.output.dense", (*place, "output")),
-            *tables.layer_norm(f"{name}.layernorm_after", (*place, "mlp_norm")),
-            *tables.linear(f"{name}.intermediate.dense", (*place, "mlp", "expand")),
-            *tables.linear(f"{name}.output.dense", (*place, "mlp", "contract")),
+            *tables.layer_norm(f"{name}.layernorm_before", (*path, "attention_norm")),
+            *tables.linear(f"{attention}.attention.query", (*path, "query")),
+            *tables.linear(f"{attention}.attention.key", (*path, "key")),
+            *tables.linear(f"{attention}.attention.value", (*path, "value")),
+            *tables.linear(f"{attention}.output.dense", (*path, "output")),
+            *tables.layer_norm(f"{name}.layernorm_after", (*path, "mlp_norm")),
+            *tables.linear(f"{name}.intermediate.dense", (*path, "mlp", "expand")),
+            *tables.linear(f"{name}.output.dense", (*path, "mlp", "contract")),
         ]
     return table
 
 
-def read_vision_config(folder: Path, base: VisionConfig) -> VisionConfig:
-    """The folder's shape, epsilon and activation; the image's side from `base`.
+def read_vision_config(
+    source: Checkpoint | Path, base: VisionConfig, *, num_heads: int = 0
+) -> VisionConfig:
+    """The shape, epsilon and activation of config.json; the image's side from `base`.
 
     The side is a choice of the run: `load_vision` resizes the grid of positions.
 
     Raises:
       UserError: no config.json, not a ViT's, or something our ViT does not do.
     """
+    folder = folder_of(source)
     settings = folders.read_config(folder)
     folders.check_model_type(settings, folder, "vit", "deit")
-
     if settings.get("num_channels", 3) != 3:
         raise UserError(f"{Path(folder) / folders.CONFIG}: num_channels must be 3")
     patch_size = folders.setting(settings, "patch_size", int, folder)
@@ -91,13 +94,8 @@ def read_vision_config(folder: Path, base: VisionConfig) -> VisionConfig:
     )
 
 
-def load_vision(
-    folder: Path, config: VisionConfig, files: folders.Tensors | None = None
-) -> dict:
+def load_vision(source: Checkpoint | Path, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
-
-    Args:
-      files: the folder's tensors, where they are open already (a pickle's, say).
 
     Returns:
       nested dict of float32 arrays on the host.
@@ -105,13 +103,11 @@ def load_vision(
     Raises:
       UserError: tensors that are missing, unknown, or of another shape than `config`.
     """
-    files = files or folders.open_tensors(folder)
-    names = tables.spell(files.names, prefix=PREFIXES, folder=folder)
-    is_distilled = DISTILLATION in names
+    files = tables.spell(open_layout(source).files, PREFIXES)
+    is_distilled = DISTILLATION in files.names
     return read_tower(
         vision_table(config.num_layers, is_distilled=is_distilled),
         files,
-        names,
         config,
         position_name=POSITIONS,
         dropped=DROPPED,
@@ -151,7 +147,6 @@ def save_vision(folder: Path, params: Mapping, config: VisionConfig) -> None:
 def read_tower(
     table: Sequence[Entry],
     files: folders.Tensors,
-    names: Mapping[str, str],
     config: VisionConfig,
     *,
     position_name: str,
@@ -162,17 +157,15 @@ def read_tower(
 
     Args:
       table: of the format; every entry is used once.
-      position_name: that of the position embeddings in it.
+      position_name: the name of the position embeddings in it.
       dropped: left out on purpose.
 
     Raises:
       UserError: tensors that are missing, unknown, or of another shape than `config`.
     """
-    stored = stored_config(
-        files, names, config, position_name, is_distilled=is_distilled
-    )
+    stored = stored_config(files, config, position_name, is_distilled=is_distilled)
     tree = tables.read_tree(
-        table, files, names, dropped=dropped, expected=expected_tower(stored)
+        table, files, dropped=dropped, expected=expected_tower(stored)
     )
     side = config.image_size // config.patch_size
     tree["position_embedding"] = positions.resize(tree["position_embedding"], side)
@@ -181,7 +174,6 @@ def read_tower(
 
 def stored_config(
     files: folders.Tensors,
-    names: Mapping[str, str],
     config: VisionConfig,
     table: str,
     *,
@@ -192,14 +184,10 @@ def stored_config(
     Args:
       table: the name of its positions.
     """
-    if table not in names:
+    if table not in files.names:
         return config  # reading the tensors will name what is missing
-    side = positions.side_of(
-        files.shape(names[table]),
-        names[table],
-        files.folder,
-        num_extra=1 + is_distilled,
-    )
+    shape, name = files.shape(table), files.stored[table].name
+    side = positions.side_of(shape, name, files.path, num_extra=1 + is_distilled)
     return dataclasses.replace(config, image_size=side * config.patch_size)
 
 

@@ -4,12 +4,12 @@ ALBEF and BLIP name their image towers in the same way.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from vilem_jax.config.schema import VisionConfig
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
-from vilem_jax.weights.foreign import Foreign
+from vilem_jax.weights.foreign import Checkpoint
 from vilem_jax.weights.formats.huggingface_vit import read_tower
 from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, PATCHES, Entry
 
@@ -17,12 +17,12 @@ POSITIONS = "pos_embed"
 PATCH = "patch_embed.proj"
 EPS = 1e-6  # of all of timm's ViTs, and ALBEF's and BLIP's
 
-# Left out on purpose: our feature is [CLS] itself, without classifier; what stands
-# between the two in models of ImageNet-21k; the distillation token of DeiT's.
+# Left out on purpose: our feature is [CLS] itself, without classifier or the layer
+# before it in models of ImageNet-21k; the distillation token of DeiT's.
 DROPPED = ("head.", "head_dist.", "pre_logits.", "dist_token")
 
 
-def is_here(names: Collection[str]) -> bool:
+def matches(names: Collection[str]) -> bool:
     """Whether tensors of these names are in this format."""
     return f"{PATCH}.weight" in names
 
@@ -41,34 +41,34 @@ def vision_table(num_layers: int, *, is_distilled: bool = False) -> list[Entry]:
         *tables.layer_norm("norm", ("norm",)),
     ]
     for number in range(num_layers):
-        name, place = f"blocks.{number}", ("blocks", number)
+        name, path = f"blocks.{number}", ("blocks", number)
         table += [
-            *tables.layer_norm(f"{name}.norm1", (*place, "attention_norm")),
-            *tables.thirds(f"{name}.attn.qkv", place, ("query", "key", "value")),
-            *tables.linear(f"{name}.attn.proj", (*place, "output")),
-            *tables.layer_norm(f"{name}.norm2", (*place, "mlp_norm")),
-            *tables.linear(f"{name}.mlp.fc1", (*place, "mlp", "expand")),
-            *tables.linear(f"{name}.mlp.fc2", (*place, "mlp", "contract")),
+            *tables.layer_norm(f"{name}.norm1", (*path, "attention_norm")),
+            *tables.thirds(f"{name}.attn.qkv", path, ("query", "key", "value")),
+            *tables.linear(f"{name}.attn.proj", (*path, "output")),
+            *tables.layer_norm(f"{name}.norm2", (*path, "mlp_norm")),
+            *tables.linear(f"{name}.mlp.fc1", (*path, "mlp", "expand")),
+            *tables.linear(f"{name}.mlp.fc2", (*path, "mlp", "contract")),
         ]
     return table
 
 
 def shape_config(
-    files: Tensors, names: Mapping[str, str], base: VisionConfig, *, num_heads: int = 0
+    files: Tensors, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """`base` with the shape that the tensors have; the image's side stays.
 
     Args:
-      num_heads: 0 where nobody has said it, see `tables.num_heads`.
+      num_heads: 0 if not given, see `tables.num_heads`.
     """
-    shape = tables.shape_of(files, names, f"{PATCH}.weight", rank=4)
+    shape = tables.shape_of(files, f"{PATCH}.weight", rank=4)
     width, patch_size = shape[0], shape[-1]
-    mlp = tables.shape_of(files, names, "blocks.0.mlp.fc1.weight", rank=2)
+    mlp = tables.shape_of(files, "blocks.0.mlp.fc1.weight", rank=2)
     return dataclasses.replace(
         base,
         patch_size=patch_size,
         width=width,
-        num_layers=tables.depth(names, "blocks."),
+        num_layers=tables.depth(files.names, "blocks."),
         num_heads=tables.num_heads(width, files, base, num_heads),
         mlp_width=mlp[0],
         layer_norm_eps=EPS,
@@ -77,34 +77,27 @@ def shape_config(
 
 
 def read_vision_config(
-    source: Foreign, base: VisionConfig, *, num_heads: int = 0
+    source: Checkpoint, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The shape as the tensors have it; the image's side from `base`."""
-    names = _names(source.files)
-    config = shape_config(source.files, names, base, num_heads=num_heads)
+    config = shape_config(tables.spell(source.files), base, num_heads=num_heads)
     positions.check_divides(config.image_size, config.patch_size, source.path)
     return config
 
 
-def load_vision(source: Foreign, config: VisionConfig) -> dict:
+def load_vision(source: Checkpoint, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
 
     Raises:
       UserError: tensors that are missing, unknown, or of another shape than `config`.
     """
-    files = source.files
-    names = _names(files)
-    is_distilled = "dist_token" in names
+    files = tables.spell(source.files)
+    is_distilled = "dist_token" in files.names
     return read_tower(
         vision_table(config.num_layers, is_distilled=is_distilled),
         files,
-        names,
         config,
         position_name=POSITIONS,
         dropped=DROPPED,
         is_distilled=is_distilled,
     )
-
-
-def _names(files: Tensors) -> dict[str, str]:
-    return tables.spell(files.names, prefix="", folder=files.folder)

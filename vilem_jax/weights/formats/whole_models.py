@@ -1,12 +1,12 @@
 """What imports of whole models share: ALBEF, and BLIP in two spellings.
 
-They bring both towers, projections and the temperature, some of them momentum copies
-and queues too. What they have not learnt, our heads, begins at random, so that such a
-model may be searched with and trained on, but cannot proofread.
+They have both towers, projections and the temperature, some of them momentum copies
+and queues too. Our heads are not in them and are initialized at random: such a model
+can search and be trained further, but cannot proofread.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -22,8 +22,8 @@ from vilem_jax.weights.model_folder import model_tree
 from vilem_jax.weights.tables import Entry, TreePath
 
 QUEUES = ("image_queue", "text_queue")
-NO_ONE = -100  # in `idx_queue`: a place of the queue that still holds its first noise
-NEW = ("local_head", "global_head", "global_map")  # nothing foreign has these
+NO_ONE = -100  # in `idx_queue`: a row of the queue that still holds its first noise
+NEW = ("local_head", "global_head", "global_map")  # no foreign model has these
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ def read_params(
     config: Config,
     table: Sequence[Entry],
     files: Tensors,
-    names: Mapping[str, str],
     *,
     dropped: Sequence[str],
     is_new: Callable[[TreePath], bool],
@@ -49,17 +48,16 @@ def read_params(
     """All parameters of a `ViLEM`: those of `table` read, the others at random.
 
     Args:
-      is_new: which paths of our tree the checkpoint has nothing for.
+      is_new: whether the checkpoint lacks this path of our tree.
 
     Raises:
       UserError: tensors that are missing, unknown, or of another shape.
     """
     expected = tables.without(model_tree(config.model), is_new)
-    tree = tables.read_tree(table, files, names, dropped=dropped, expected=expected)
+    tree = tables.read_tree(table, files, dropped=dropped, expected=expected)
     key = jax.random.key(config.seed)
     new = jax.jit(lambda key: new_params(config.model, config.compute, key))(key)
-    origin = str(files.folder)
-    return tables.merge_into(jax.device_get(new), tree, origin=origin)
+    return tables.merge_into(jax.device_get(new), tree, origin=str(files.path))
 
 
 def read_momentum(
@@ -67,68 +65,66 @@ def read_momentum(
     params: dict,
     table: Sequence[Entry],
     files: Tensors,
-    names: Mapping[str, str],
     *,
     dropped: Sequence[str],
 ) -> dict | None:
-    """The momentum copy; what it lacks (heads, temperature) is that of `params`.
+    """The momentum copy; leaves it lacks (heads, temperature) are those of `params`.
 
-    None where the checkpoint has none of `table`.
+    None if the checkpoint has no tensor of `table`.
     """
-    if not any(entry.name in names for entry in table):
+    if not any(entry.name in files.names for entry in table):
         return None
     paths = {entry.path for entry in table}
     expected = tables.without(model_tree(config.model), lambda path: path not in paths)
-    tree = tables.read_tree(table, files, names, dropped=dropped, expected=expected)
-    return tables.merge_into(params, tree, origin=str(files.folder))
+    tree = tables.read_tree(table, files, dropped=dropped, expected=expected)
+    return tables.merge_into(params, tree, origin=str(files.path))
 
 
 def read_queues(
-    files: Tensors, names: Mapping[str, str], pointers: Sequence[str], width: int
+    files: Tensors, pointers: Sequence[str], width: int
 ) -> dict[str, np.ndarray]:
     """{} or both queues, float32 [Q, E], newest first.
 
-    They are stored as [E, Q], written round and round; places that were never written
-    are left out, where `idx_queue` tells which.
+    They are stored as ring buffers [E, Q]. Rows that were never written are left out,
+    if `idx_queue` marks them.
 
     Args:
-      pointers: names of the place that comes next; one of them is there.
+      pointers: possible names of the index that is written next.
       width: E.
 
     Raises:
       UserError: one queue without the other, or of another shape.
     """
-    if not any(name in names for name in QUEUES):
+    if not any(name in files.names for name in QUEUES):
         return {}
-    length = tables.shape_of(files, names, QUEUES[0], rank=2)[1]
+    length = tables.shape_of(files, QUEUES[0], rank=2)[1]
     for name in QUEUES:
-        shape = tables.shape_of(files, names, name, rank=2)
+        shape = tables.shape_of(files, name, rank=2)
         if shape != (width, length):
             raise UserError(
-                f"the tensor {names[name]} in {files.folder} is {list(shape)}: "
+                f"the tensor {name} in {files.path} is {list(shape)}: "
                 f"{[width, length]} is expected"
             )
-    pointer = next((names[name] for name in pointers if name in names), None)
+    pointer = next((name for name in pointers if name in files.names), None)
     if pointer is None:
-        raise UserError(f"{files.folder} lacks the tensor {pointers[0]}")
-    place = int(files.array(pointer).reshape(-1)[0])
-    newest_first = (place - 1 - np.arange(length)) % length
-    if "idx_queue" in names:
-        owner = files.array(names["idx_queue"]).reshape(-1)
+        raise UserError(f"{files.path} lacks the tensor {pointers[0]}")
+    next_index = int(files.array(pointer).reshape(-1)[0])
+    newest_first = (next_index - 1 - np.arange(length)) % length
+    if "idx_queue" in files.names:
+        owner = files.array("idx_queue").reshape(-1)
         newest_first = newest_first[owner[newest_first] != NO_ONE]
     if not len(newest_first):
         return {}
     return {
-        name: np.ascontiguousarray(files.read(names[name]).T[newest_first])
-        for name in QUEUES
+        name: np.ascontiguousarray(files.read(name).T[newest_first]) for name in QUEUES
     }
 
 
-def length_of_queues(files: Tensors, names: Mapping[str, str]) -> int:
-    """N_q of the checkpoint; without queues the usual one."""
-    if QUEUES[0] not in names:
+def length_of_queues(files: Tensors) -> int:
+    """N_q of the checkpoint; without queues the default one."""
+    if QUEUES[0] not in files.names:
         return LossConfig().queue_length
-    return tables.shape_of(files, names, QUEUES[0], rank=2)[1]
+    return tables.shape_of(files, QUEUES[0], rank=2)[1]
 
 
 def make_config(
@@ -142,7 +138,7 @@ def make_config(
 ) -> Config:
     """Settings with which the model is evaluated as its authors did.
 
-    The four switches of proofreading are off: it was never learnt.
+    The four switches of proofreading are off: the model has not learned it.
     """
     config = Config(model=model)
     longest = model.text.max_positions
