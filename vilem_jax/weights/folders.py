@@ -379,7 +379,7 @@ def _read_index(folder: Path) -> dict[str, Stored]:
         raise UserError(f"{folder / INDEX} has no weight_map of names") from None
     for path in sorted(set(file_of.values())):
         if path.parent != folder or not path.is_file():
-            raise UserError(f"{folder / INDEX} names {path.name}, which does not exist")
+            raise UserError(f"{folder / INDEX} names {path.name}, not in the folder")
     return {name: Stored(name, path) for name, path in file_of.items()}
 
 
