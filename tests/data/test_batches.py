@@ -90,7 +90,7 @@ def assert_same(batch, other):
         np.testing.assert_array_equal(batch[key], other[key], err_msg=key)
 
 
-def test_what_a_batch_holds(maker, tokenizer):
+def test_batch_has_the_documented_arrays(maker, tokenizer):
     batch = maker(Corpus([Numbers(10)]))(0)
     kinds = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
     assert kinds == {
@@ -189,7 +189,7 @@ def test_rounded_shares_fill_an_epoch():
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_odd_weights_are_refused(weight):
+def test_invalid_weights_are_refused(weight):
     with pytest.raises(UserError, match=r"'numbers': weight="):
         Corpus([Numbers(3)], [weight])
 

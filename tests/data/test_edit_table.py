@@ -125,13 +125,13 @@ def test_a_host_makes_its_rows_of_the_batch(maker):
     assert_same({key: value[list(rows)] for key, value in whole.items()}, here)
 
 
-def test_travels_as_its_path(edits):
+def test_pickles_as_its_path(edits):
     travelling = pickle.dumps(edits)
     assert len(travelling) < 400
     assert_same(pickle.loads(travelling).rows([3], [1]), edits.rows([3], [1]))
 
 
-def test_what_does_not_fit_is_named(edits, tokenizer, corpus, tmp_path):
+def test_edits_that_do_not_fit_are_refused_by_name(edits, tokenizer, corpus, tmp_path):
     def refused(corpus=corpus, tokenizer=tokenizer, length=LENGTH, editor=EDITOR):
         with pytest.raises(UserError) as error:
             edits.check(describe(corpus, tokenizer, length, editor))

@@ -161,7 +161,7 @@ def test_progressive_and_one_pixel():
         b"\x89PNG\r\n\x1a\n" + bytes(100),
     ],
 )
-def test_what_is_no_image_is_an_image_error(content):
+def test_non_images_raise_image_error(content):
     with pytest.raises(ImageError):
         decode(content)
 
@@ -233,14 +233,14 @@ def test_crops_keep_to_area_ratio_and_image():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 2)])
-def test_crops_of_odd_images_are_never_empty(size):
+def test_crops_of_narrow_images_are_never_empty(size):
     image = np.zeros((size[1], size[0], 3), np.uint8)
     for seed in range(20):
         crop = random_crop(image, 8, (0.2, 1.0), np.random.default_rng(seed))
         assert crop.shape == (8, 8, 3)
 
 
-def test_crop_is_what_its_box_shows():
+def test_crop_equals_its_box():
     image = noise(3, 100, 80)
     box = crop_box(100, 80, (0.3, 0.9), np.random.default_rng(5))
     expected = Image.fromarray(image).crop(box).resize((16, 16), Image.BICUBIC)
@@ -303,7 +303,7 @@ def test_crops_of_large_jpegs_stand_upright(orientation, mode):
 
 @pytest.mark.parametrize("width, height", [(301, 257), (1000, 333), (640, 480)])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_jpegs_decode_to_what_pillow_shows(width, height, options):
+def test_jpegs_decode_as_pillow_does(width, height, options):
     content = encode(rgb(4, width, height), "JPEG", quality=80, **options)
     with Image.open(io.BytesIO(content)) as image:
         np.testing.assert_array_equal(decode(content), np.asarray(image))

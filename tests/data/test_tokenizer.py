@@ -58,7 +58,7 @@ def test_rows_begin_end_and_are_padded(tokenizer):
     assert tokenizer.lengths(["A doggy", ""]).tolist() == [5, 2]
 
 
-def test_without_sep_one_more_word_fits(tokenizer, tmp_path):
+def test_without_sep_one_more_token_fits(tokenizer, tmp_path):
     without = Tokenizer(tmp_path, keeps_sep=False)
     cls, pad = tokenizer.vocabulary.cls_id, tokenizer.vocabulary.pad_id
     tokens = without.encode(["A doggy", "", "red " * 50], 6)
@@ -98,7 +98,7 @@ def test_a_piece_without_its_word_is_a_word(tokenizer):
     ]
 
 
-def test_which_tokens_are_words(tokenizer):
+def test_which_tokens_are_editable(tokenizer):
     vocabulary = tokenizer.vocabulary
     pieces = np.array(tokenizer.pieces)
     no_words = {*SPECIAL_TOKENS, "[unused0]", ",", ".", "-", "##,"}
@@ -134,7 +134,7 @@ def test_wrong_bytes_become_spaces(tokenizer):
     assert tokenizer.clean(text) == "a dog red"
 
 
-def test_travels_to_other_processes(tokenizer):
+def test_pickles_to_other_processes(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
     captions = ["A doggy on a surfboard", "red, red"]
     np.testing.assert_array_equal(
@@ -186,7 +186,7 @@ def test_two_vocabularies_in_one_folder_are_refused(tokenizer, tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_corrupt_settings_are_one_sentence(tokenizer, tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=r"cannot be read \(.*\): is a .* corrupt\?"):
+    with pytest.raises(UserError, match=r"cannot be read \(.*\): is .* corrupt\?"):
         Tokenizer(tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_a_tokenizer_json_without_a_tokenizer(tokenizer, tmp_path, content):
         Tokenizer(tmp_path)
 
 
-def test_missing_tokenizers_are_one_sentence(tmp_path, monkeypatch):
+def test_missing_tokenizers_are_refused_in_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no vocab.txt"):
         Tokenizer(tmp_path)
     with pytest.raises(UserError, match="does not exist"):

@@ -1,39 +1,35 @@
-"""The verbs for data before a long run: data check, show, edit, prepare."""
+"""`vilem data check`, `show`, `edit` and `prepare`: data before a long run."""
 
 import argparse
+from typing import Any
 
 from vilem_jax.cli import data_prepare
 from vilem_jax.cli.options import add_config, count
 from vilem_jax.config.files import load_config
+from vilem_jax.config.schema import Config
 
 
-def add_verbs(verbs) -> None:
-    looks = verbs.add_parser(
-        "data", help="look at data, edit captions before a run", allow_abbrev=False
+def add_verbs(verbs: Any) -> None:
+    parts = verbs.add_parser(
+        "data", help="check, show, edit or prepare data before a run"
     ).add_subparsers(metavar="WHAT", required=True)
 
-    check = looks.add_parser(
-        "check", help="count what is missing, corrupt or double", allow_abbrev=False
-    )
+    check = parts.add_parser("check", help="count what is missing, corrupt or double")
     add_config(check)
     check.add_argument(
-        "--max-images", type=count, default=0, help="decode so many of each source"
+        "--max-images", type=count, default=0, help="decode only so many per source"
     )
     check.add_argument("--out", metavar="FILE.json", help="the counts as JSON")
     check.set_defaults(verb=_check)
 
-    show = looks.add_parser(
-        "show", help="a page of what the model will see", allow_abbrev=False
-    )
+    show = parts.add_parser("show", help="a page of what the model will see")
     add_config(show)
     show.add_argument("--out", default="batch.html", metavar="FILE.html")
     show.add_argument("--num-pairs", type=count, default=24)
     show.set_defaults(verb=_show)
 
-    edit = looks.add_parser(
-        "edit",
-        help="edit all captions, for config.editor.edit_table",
-        allow_abbrev=False,
+    edit = parts.add_parser(
+        "edit", help="edit all captions, for config.editor.edit_table"
     )
     add_config(edit)
     edit.add_argument("--out", required=True, metavar="FILE.safetensors")
@@ -41,7 +37,7 @@ def add_verbs(verbs) -> None:
         "--variants", type=count, default=4, help="edits of each caption; 4 by default"
     )
     edit.set_defaults(verb=_edit)
-    data_prepare.add_verb(looks)
+    data_prepare.add_verb(parts)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -52,13 +48,9 @@ def _check(options: argparse.Namespace) -> None:
     from vilem_jax.files import write_json
 
     sources = {
-        split: [open_source(source) for source in parts]
-        for split, parts in (
-            ("train", config.data.train),
-            ("validation", config.data.validation),
-            ("test", config.data.test),
-        )
-        if parts
+        split: [open_source(source) for source in configs]
+        for split in ("train", "validation", "test")
+        if (configs := getattr(config.data, split))
     }
     report = check(
         sources,
@@ -75,7 +67,7 @@ def _check(options: argparse.Namespace) -> None:
         write_json(options.out, report)
 
 
-def _tokenizer_name(config) -> str:
+def _tokenizer_name(config: Config) -> str:
     if config.tokenizer_name or not config.model.start_from:
         return config.tokenizer_name
     from vilem_jax.runs.origin import origin_tokenizer

@@ -1,4 +1,4 @@
-"""`vilem data prepare`: sources -> ArrayRecord with images resized, once."""
+"""`vilem data prepare`: sources -> ArrayRecord with resized images."""
 
 import argparse
 import dataclasses
@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from vilem_jax.cli.options import EMBEDDED, count, named_source
 from vilem_jax.config.sources import SOURCE_KINDS, SourceConfig
@@ -14,20 +15,19 @@ from vilem_jax.errors import UserError
 _NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)")  # SPLIT=PATH
 
 
-def add_verb(looks) -> None:
-    prepare = looks.add_parser(
+def add_verb(verbs: Any) -> None:
+    prepare = verbs.add_parser(
         "prepare",
         help="images resized and packed once, for kind='tfds'",
         description="Packs sources as a TFDS data set in ArrayRecord, with images "
-        "no larger than needed. Stopped, the same command goes on.",
-        allow_abbrev=False,
+        "no larger than needed. Rerun the same command to resume.",
     )
     prepare.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
         help="annotations (JSON, or FILE.zip/FILE.json), tars, a TFDS name, or "
-        f"{EMBEDDED!r}; SPLIT=SOURCE puts all of it into that split",
+        f"{EMBEDDED!r}; SPLIT=SOURCE puts it into that split",
     )
     prepare.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
     prepare.add_argument(
@@ -47,7 +47,7 @@ def add_verb(looks) -> None:
         action="append",
         default=[],
         help="of the sources, to be prepared under its name; may be given again; "
-        "without it all goes into 'train'",
+        "without it everything goes into 'train'",
     )
     prepare.add_argument("--num-images", type=count, default=0, help="of each source")
     prepare.add_argument("--seed", type=int, default=0, help=f"of {EMBEDDED!r}")
@@ -96,17 +96,17 @@ def _prepare(options: argparse.Namespace) -> None:
         from vilem_jax.data.prepare.local import prepare
 
         # Opened here: parsing annotations again in every process would take longer.
-        splits = {name: list(map(open_source, parts)) for name, parts in splits.items()}
-        report = prepare(splits, options.out, settings, num_workers=options.workers)
+        opened = {name: list(map(open_source, parts)) for name, parts in splits.items()}
+        report = prepare(opened, options.out, settings, num_workers=options.workers)
     _print_report(options.out, report)
 
 
 def source_configs(options: argparse.Namespace) -> dict[str, list[SourceConfig]]:
-    """The sources of every split of the result, by the command line.
+    """The sources of each split of the result.
 
     Raises:
-      UserError: neither none, one nor as many --images as sources; a split named twice
-        over; a kind that cannot be told.
+      UserError: the number of --images is not 0, 1 or that of the sources; --split and
+        SPLIT=SOURCE are both given; a name does not tell the kind of its source.
     """
     images, num_sources = options.images, len(options.sources)
     if len(images) not in (0, 1, num_sources):
@@ -119,7 +119,7 @@ def source_configs(options: argparse.Namespace) -> dict[str, list[SourceConfig]]
     for text, folder in zip(options.sources, images, strict=True):
         named = None if Path(text).exists() else _NAMED.fullmatch(text)
         if named and options.split:
-            raise UserError(f"say {text} without {named[1]}=, or leave out --split")
+            raise UserError(f"give {text} without {named[1]}=, or leave out --split")
         config = named_source(
             named[2] if named else text,
             options.kind,
@@ -140,7 +140,7 @@ def _print_report(out: str, report: dict) -> None:
     for split, counts in report["splits"].items():
         print(
             f"{out}: {split}: {counts['images']:,} images ({counts['resized']:,} "
-            f"resized, {counts['kept']:,} kept as they were), "
+            f"resized, {counts['kept']:,} kept unchanged), "
             f"{counts['captions']:,} captions, {counts['image_bytes'] / 1e6:,.1f} MB"
         )
         for note in counts["notes"]:

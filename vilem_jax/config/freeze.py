@@ -200,38 +200,46 @@ def _out_of_bounds(section: Any, where: str) -> Iterator[str]:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    data, loss, train, editor = config.data, config.loss, config.train, config.editor
-    yield from _model_contradictions(config)
+    flat = flatten(config)
+
+    def show(key: str) -> str:
+        return f"config.{key}={flat[key]}"
+
+    data, loss, train, compute = config.data, config.loss, config.train, config.compute
+    vision, text = config.model.vision, config.model.text
     yield from _text_length_contradictions(config)
     yield from _start_contradictions(config)
+    if vision.image_size % vision.patch_size:
+        image, patch = show("model.vision.image_size"), show("model.vision.patch_size")
+        yield f"{image} is not a multiple of {patch}"
+    for name, tower in (("vision", vision), ("text", text)):
+        if tower.width % tower.num_heads:
+            heads = show(f"model.{name}.num_heads")
+            yield f"{show(f'model.{name}.width')} is not a multiple of {heads}"
+    if config.model.num_proofread_layers > min(vision.num_layers, text.num_layers):
+        yield (
+            f"{show('model.num_proofread_layers')} must be at most the number of "
+            f"vision layers ({vision.num_layers}) and of text layers "
+            f"({text.num_layers}); otherwise Eq. (11) has no level left to choose"
+        )
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
         yield (
             f"config.data.crop_scale={data.crop_scale} must be two fractions of the "
             "area, the smaller first, above 0 and at most 1"
         )
+    batch = show("train.batch_size")
     if train.batch_size % train.num_microbatches:
-        yield (
-            f"config.train.batch_size={train.batch_size} does not divide into "
-            f"config.train.num_microbatches={train.num_microbatches}"
-        )
+        yield f"{batch} does not divide into {show('train.num_microbatches')}"
     if config.task == "vilem" and 0 < loss.queue_length < train.batch_size:
         yield (
-            f"config.loss.queue_length={loss.queue_length} is shorter than "
-            f"config.train.batch_size={train.batch_size}; make it 0 (no queue) or at "
-            "least the batch"
+            f"{show('loss.queue_length')} is shorter than {batch}; make it 0 (no "
+            "queue) or at least the batch"
         )
     if loss.min_temperature > loss.max_temperature:
-        yield (
-            f"config.loss.min_temperature={loss.min_temperature} is above "
-            f"config.loss.max_temperature={loss.max_temperature}"
-        )
-    if editor.min_edits > editor.max_edits:
-        yield (
-            f"config.editor.min_edits={editor.min_edits} is above "
-            f"config.editor.max_edits={editor.max_edits}"
-        )
-    compute = config.compute
+        yield f"{show('loss.min_temperature')} is above {show('loss.max_temperature')}"
+    if config.editor.min_edits > config.editor.max_edits:
+        yield f"{show('editor.min_edits')} is above {show('editor.max_edits')}"
     if compute.attention == "cudnn" and compute.dtype != "bfloat16":
         yield (
             f"config.compute.attention='cudnn' cannot compute in {compute.dtype}: set "
@@ -241,28 +249,6 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             "config.checkpoint.keep_best needs data to judge by: name a source in "
             "config.data.validation, or set it to False"
-        )
-
-
-def _model_contradictions(config: Config) -> Iterator[str]:
-    vision, text = config.model.vision, config.model.text
-    if vision.image_size % vision.patch_size:
-        yield (
-            f"config.model.vision.image_size={vision.image_size} is not a multiple of "
-            f"config.model.vision.patch_size={vision.patch_size}"
-        )
-    for name, tower in (("vision", vision), ("text", text)):
-        if tower.width % tower.num_heads:
-            yield (
-                f"config.model.{name}.width={tower.width} is not a multiple of "
-                f"config.model.{name}.num_heads={tower.num_heads}"
-            )
-    num_proofread = config.model.num_proofread_layers
-    if num_proofread > min(vision.num_layers, text.num_layers):
-        yield (
-            f"config.model.num_proofread_layers={num_proofread} must be at most the "
-            f"number of vision layers ({vision.num_layers}) and of text layers "
-            f"({text.num_layers}); otherwise Eq. (11) has no level left to choose"
         )
 
 

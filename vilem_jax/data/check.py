@@ -1,4 +1,4 @@
-"""Counts what is wrong with data before a long run: `vilem data check`."""
+"""Counts the faults of data before a long run: `vilem data check`."""
 
 import hashlib
 import itertools
@@ -14,10 +14,10 @@ from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.typing import JsonObject
 
-NUM_EXAMPLES = 5  # named of each problem
-_CHUNK = 256  # images looked at together
+NUM_EXAMPLES = 5  # listed of each problem
+_CHUNK = 256  # images checked together
 
-# What is counted, and how the report says it; of images and of captions.
+# The problems that are counted, and their words in the report.
 IMAGE_PROBLEMS = {
     "missing_images": "missing",
     "corrupt_images": "corrupt",
@@ -26,7 +26,7 @@ IMAGE_PROBLEMS = {
 CAPTION_PROBLEMS = {
     "empty_captions": "empty after cleaning",
     "duplicate_captions": "a repetition for the same image",
-    "shared_captions": "said of another image before",
+    "shared_captions": "used for an earlier image",
     "truncated_captions": "cut at the text length",
     "unknown_captions": "with a word that the vocabulary lacks",
     "uneditable_captions": "with nothing to edit",
@@ -40,18 +40,18 @@ def check(
     *,
     max_images: int = 0,
 ) -> JsonObject:
-    """Looks at every image and caption and counts what is wrong.
+    """Checks every image and caption and counts the problems.
 
     Args:
       sources: by split, for example {"train": [...], "validation": [...]}.
       text_length: L, tokens of a caption with [CLS] and [SEP].
-      max_images: decode only so many of each source, spread over it; 0 decodes all.
-        Captions are always read all.
+      max_images: decode about this many images of each source, spread over it; 0
+        decodes all. All captions are read in any case.
 
     Returns:
       a dict, JSON-ready: "splits", by name: "images", "captions" and "images_decoded",
-      counts; "tokens", mean, 99th percentile and largest number a caption before
-      cutting; for each key of `IMAGE_PROBLEMS` and `CAPTION_PROBLEMS` "count" and some
+      counts; "tokens", mean, 99th percentile and maximum per caption before cutting;
+      for each key of `IMAGE_PROBLEMS` and `CAPTION_PROBLEMS` "count" and some
       "examples"; "notes", sentences of the sources. "in_two_splits": for each pair of
       splits "by_name" and "by_content" of their images, with "examples".
     """
@@ -97,18 +97,25 @@ def format_report(report: JsonObject) -> str:
 class _Tally:
     """One split: its problems, and digests of names and contents of its images."""
 
-    def __init__(self, split, sources, tokenizer, text_length, max_images):
+    def __init__(
+        self,
+        split: str,
+        sources: Sequence[Source],
+        tokenizer: Tokenizer,
+        text_length: int,
+        max_images: int,
+    ):
         self.split, self.tokenizer, self.text_length = split, tokenizer, text_length
         self.notes = [n for s in sources for n in getattr(s, "notes", ())]
         self.num_images = sum(len(source) for source in sources)
         self.num_decoded = 0
-        self.problems = {
+        self.problems: dict[str, JsonObject] = {
             key: {"count": 0, "examples": []}
             for key in (*IMAGE_PROBLEMS, *CAPTION_PROBLEMS)
         }
         self.name_of: dict[int, str] = {}  # by digest of the name
         self.content_of: dict[int, str] = {}  # name, by digest of the content
-        self._said: set[int] = set()  # digests of cleaned captions
+        self._seen: set[int] = set()  # digests of cleaned captions
         self._lengths: list[np.ndarray] = []
         bar = tqdm(
             total=self.num_images,
@@ -122,27 +129,29 @@ class _Tally:
                 step = max(1, len(source) // max_images) if max_images else 1
                 for start in range(0, len(source), _CHUNK):
                     chunk = range(start, min(start + _CHUNK, len(source)))
-                    self._look_at_images(source, chunk, step, pool)
-                    self._look_at_captions(source, chunk)
+                    self._check_images(source, chunk, step, pool)
+                    self._check_captions(source, chunk)
                     bar.update(len(chunk))
 
     def report(self) -> JsonObject:
         lengths = np.concatenate([np.zeros(0, np.int64), *self._lengths])
-        has_any = len(lengths) > 0
+        tokens = {"mean": 0.0, "p99": 0.0, "max": 0}
+        if len(lengths):
+            tokens["mean"] = float(lengths.mean())
+            tokens["p99"] = float(np.percentile(lengths, 99))
+            tokens["max"] = int(lengths.max())
         return {
             "images": self.num_images,
             "images_decoded": self.num_decoded,
             "captions": len(lengths),
-            "tokens": {
-                "mean": float(lengths.mean()) if has_any else 0.0,
-                "p99": float(np.percentile(lengths, 99)) if has_any else 0.0,
-                "max": int(lengths.max()) if has_any else 0,
-            },
+            "tokens": tokens,
             **self.problems,
             "notes": self.notes,
         }
 
-    def _look_at_images(self, source, chunk, step, pool) -> None:
+    def _check_images(
+        self, source: Source, chunk: range, step: int, pool: ThreadPoolExecutor
+    ) -> None:
         chosen = [i for i in chunk if i % step == 0]
         self.num_decoded += len(chosen)
         states = pool.map(lambda i: _image_state(source, i), chosen)
@@ -158,7 +167,7 @@ class _Tally:
             name = source.image_name(i)
             self.name_of[_digest(name.encode("utf-8", "surrogatepass"))] = name
 
-    def _look_at_captions(self, source, chunk) -> None:
+    def _check_captions(self, source: Source, chunk: range) -> None:
         captions_of = [source.captions(i) for i in chunk]
         owners = [i for i, c in zip(chunk, captions_of, strict=True) for _ in c]
         captions = [caption for captions in captions_of for caption in captions]
@@ -173,28 +182,28 @@ class _Tally:
             "uneditable_captions": ~vocabulary.is_editable[tokens].any(axis=1),
             **self._repeated(owners, cleaned),
         }
-        for problem, is_so in found.items():
-            for k in np.flatnonzero(is_so):
+        for problem, has_problem in found.items():
+            for k in np.flatnonzero(has_problem):
                 name = source.image_name(owners[k])
                 self._count(problem, f"{name}: {_short(captions[k])}")
         self._lengths.append(lengths)
 
-    def _repeated(self, owners, cleaned) -> dict[str, np.ndarray]:
-        """Which captions came before, for the same image or for another."""
+    def _repeated(
+        self, owners: Sequence[int], cleaned: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Which captions came before, for the same image or for an earlier one."""
         duplicate = np.zeros(len(cleaned), bool)
         shared = np.zeros(len(cleaned), bool)
-        own: set[str] = set()
-        pending: list[int] = []  # of the image at hand, said once it is through
+        own: set[int] = set()  # digests of the captions of image owners[k]
         for k, (owner, text) in enumerate(zip(owners, cleaned, strict=True)):
             if k == 0 or owner != owners[k - 1]:
-                self._said.update(pending)
-                own, pending = set(), []
+                self._seen |= own
+                own = set()
             digest = _digest(text.encode("utf-8"))
-            duplicate[k] = text in own
-            shared[k] = digest in self._said and not duplicate[k]
-            own.add(text)
-            pending.append(digest)
-        self._said.update(pending)
+            duplicate[k] = digest in own
+            shared[k] = digest in self._seen and not duplicate[k]
+            own.add(digest)
+        self._seen |= own
         return {"duplicate_captions": duplicate, "shared_captions": shared}
 
     def _count(self, problem: str, example: str) -> None:
@@ -205,7 +214,7 @@ class _Tally:
 
 
 def _image_state(source: Source, index: int) -> tuple[str, str, int]:
-    """("" or the problem, its reason, digest of the content)."""
+    """The problem ("" if none), its reason, and a digest of the content."""
     try:
         encoded = source.read_image(index)
         decode(encoded)
@@ -233,7 +242,7 @@ def _in_both(first: _Tally, second: _Tally) -> JsonObject:
     }
 
 
-def _problem_lines(found: Mapping, total: int | None, sentence: str) -> list[str]:
+def _problem_lines(found: JsonObject, total: int | None, sentence: str) -> list[str]:
     if not found["count"]:
         return []
     share = f" ({found['count'] / total:.2%})" if total else ""

@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import simplejpeg
@@ -19,12 +19,12 @@ from cykooz_resizer import (
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # by the header: larger ones are refused before decoding
-# Pillow knows many more; some run other programs (EPS) or have had holes.
+# Pillow reads many more; some run other programs (EPS) or had security holes.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height, as RandomResizedCrop
-# A JPEG that is decoded at 1/2, 1/4 or 1/8 leaves a crop at least so many times as
-# large as what it is resized to: the pixels then differ by less than 1 of 255, on
-# average, from those of the whole image.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 only if the crop stays at least this many times
+# larger than the size that it is resized to: its pixels then differ by less than 1 of
+# 255, on average, from those of the whole image.
 SHRINK_MARGIN = 2.5
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -36,8 +36,8 @@ class ImageError(ValueError):
 def decode(encoded: bytes | np.ndarray) -> np.ndarray:
     """Any image as upright 8-bit RGB.
 
-    Turned as EXIF says, alpha over white, the first frame of an animation, 16 bits
-    scaled to 8.
+    It is rotated by its EXIF orientation, alpha is composed over white, 16 bits are
+    scaled to 8, and of an animation the first frame is taken.
 
     Args:
       encoded: the bytes of a file, or a uint8 array [H, W], [H, W, 1], [H, W, 3] or
@@ -56,7 +56,7 @@ def decode(encoded: bytes | np.ndarray) -> np.ndarray:
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
-    """An opened Pillow image as `decode` gives it: uint8 [H, W, 3].
+    """An opened Pillow image as `decode` returns it: uint8 [H, W, 3].
 
     Raises:
       ImageError: its file is corrupt or truncated, or it is above `MAX_PIXELS`.
@@ -70,12 +70,12 @@ def from_pillow(image: Image.Image) -> np.ndarray:
 
 
 def resize_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Squashes to [size, size, 3]: Pillow's antialiased bicubic, as measures want it.
+    """Resizes to [size, size, 3], whatever the shape, as evaluation does.
 
     Args:
       image: uint8 [H, W, 3].
     """
-    # Pillow's bicubic antialiases; a = -0.5.
+    # Pillow's bicubic (a = -0.5) antialiases.
     square = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
     return np.array(square)
 
@@ -85,8 +85,8 @@ def fit_short_side(
 ) -> tuple[bytes, bool]:
     """An image no larger than needed: shorter side at most `short_side` pixels.
 
-    A larger one is resized by antialiased bicubic, its shape kept, and becomes a JPEG
-    of `quality`, 1 to 100. Any other stays the file it is; an array becomes a PNG.
+    A larger image is resized by antialiased bicubic, at the same aspect ratio, to a
+    JPEG of `quality`, 1 to 100. Other files stay unchanged; an array becomes a PNG.
 
     Returns:
       the bytes of a file, and whether it was resized.
@@ -117,9 +117,9 @@ def random_crop(
 ) -> np.ndarray:
     """RandomResizedCrop: a random box, resized to [size, size, 3].
 
-    By antialiased bicubic, in a quarter of Pillow's time; and a large JPEG is decoded
-    at 1/2, 1/4 or 1/8 as far as the box allows it (`SHRINK_MARGIN`). On average the
-    pixels of a photo are within 1 of 255 of what Pillow makes of the whole image.
+    The antialiased bicubic takes a quarter of Pillow's time, and a large JPEG is
+    decoded at 1/2, 1/4 or 1/8 if the box allows it (`SHRINK_MARGIN`). On average the
+    pixels of a photo are within 1 of 255 of Pillow's result from the whole image.
 
     Args:
       encoded: as for `decode`.
@@ -137,7 +137,7 @@ def random_crop(
         box = crop_box(width, height, scale, rng)
         shrink = _shrink(box, size) if image.format == "JPEG" else 1
         pixels = _pixels(image, encoded, shrink)
-    # What was asked for is not always what a decoder does.
+    # Decoders do not always shrink by the requested factor.
     done = min((1, 2, 4, 8), key=lambda n: abs(math.ceil(width / n) - pixels.shape[1]))
     return _crop(pixels, tuple(edge / done for edge in box), size)
 
@@ -147,8 +147,8 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """A box (left, top, right, bottom) in pixels, never empty.
 
-    Area uniform in `scale`, ratio log-uniform in 3/4 to 4/3; where ten draws do not
-    fit, the largest centred box of an allowed ratio, as torchvision does.
+    Area uniform in `scale`, ratio log-uniform in 3/4 to 4/3; if ten samples do not fit,
+    the largest centred box of an allowed ratio, as in torchvision.
     """
     log_ratio = (math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1]))
     for _ in range(10):
@@ -168,7 +168,7 @@ def crop_box(
 
 @contextmanager
 def _opened(encoded: bytes) -> Iterator[Image.Image]:
-    """The image, its header read; whatever its bytes raise is an `ImageError`."""
+    """The image with its header read; raises any error of its bytes as ImageError."""
     if _webp_pixels(encoded) > MAX_PIXELS:  # Pillow's WebP allocates when it opens
         raise ImageError(
             f"a WebP image has more than {MAX_PIXELS} pixels: make it smaller"
@@ -183,7 +183,7 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError:
         raise ImageError(
-            f"not an image of a known kind ({', '.join(FORMATS)})"
+            f"not an image of a known format ({', '.join(FORMATS)})"
         ) from None
     except Exception as error:
         raise _corrupt(error) from error
@@ -199,18 +199,18 @@ def _refuse_large(image: Image.Image) -> None:
 
 def _pixels(image: Image.Image, encoded: bytes, shrink: int = 1) -> np.ndarray:
     """Upright RGB; a JPEG at 1 / `shrink` of its sides, rounded up."""
-    least = [-(-side // shrink) for side in image.size]
+    width, height = (-(-side // shrink) for side in image.size)
     is_plain = image.format == "JPEG" and image.mode == "RGB"
     if is_plain and _orientation(image) == 1:
-        # The same library as Pillow's and the same pixels in half the time, but no
-        # word on what is corrupt: Pillow then says, or shows what can be shown.
-        try:
-            size = {"min_width": least[0], "min_height": least[1]}
-            return simplejpeg.decode_jpeg(encoded, **size if shrink > 1 else {})
-        except ValueError:
-            pass
+        # The library that Pillow uses, and the same pixels in half the time. Its errors
+        # do not say what is corrupt: Pillow then names it, or decodes what it can.
+        with suppress(ValueError):
+            least = (width, height) if shrink > 1 else (0, 0)  # 0: the full size
+            return simplejpeg.decode_jpeg(
+                encoded, min_width=least[0], min_height=least[1]
+            )
     if shrink > 1:
-        image.draft(image.mode, tuple(least))
+        image.draft(image.mode, (width, height))
     return from_pillow(image)
 
 
@@ -221,7 +221,7 @@ def _shrink(box: tuple[int, int, int, int], size: int) -> int:
 
 
 def _crop(pixels: np.ndarray, box: tuple[float, ...], size: int) -> np.ndarray:
-    """What `box` shows, and nothing around it, as [size, size, 3]."""
+    """The pixels inside `box`, resized to [size, size, 3]."""
     left, top = math.floor(box[0]), math.floor(box[1])
     part = pixels[top : math.ceil(box[3]), left : math.ceil(box[2])]
     source = ImageData(part.shape[1], part.shape[0], PixelType.U8x3, part.tobytes())
@@ -250,10 +250,10 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF tells it; above 4 width and height change places."""
+    """EXIF's orientation, 1 to 8; above 4, width and height are swapped."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # corrupt EXIF: the pixels are still good
+    except Exception:  # corrupt EXIF: the pixels are still intact
         return 1
 
 
@@ -286,8 +286,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Grey of 16 or 32 bits, or float, to 0-255.
 
-    32-bit and float images do not say what white is: the least of 1 (float only),
-    255 and 65535 that covers their values.
+    32-bit and float images do not define white: it is the smallest of 1 (float only),
+    255 and 65535 that is no less than their values.
     """
     if values.dtype == np.uint16:
         white = 65535.0
@@ -299,7 +299,7 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _webp_pixels(encoded: bytes) -> int:
-    """Width times height by the header of a WebP file; 0 for anything else."""
+    """Width times height from the header of a WebP file; 0 for any other file."""
     if len(encoded) < 30 or encoded[:4] != b"RIFF" or encoded[8:12] != b"WEBP":
         return 0
     kind = encoded[12:16]

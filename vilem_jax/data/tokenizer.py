@@ -1,7 +1,7 @@
-"""Captions: cleaning, WordPiece tokens, and which tokens are words.
+"""Captions: cleaning, WordPiece tokens, and which tokens may be edited.
 
-The only file that imports `transformers`; worker processes get the tokenizer by pickle
-and do without it.
+Only this file imports `transformers`; worker processes unpickle the tokenizer without
+it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -25,9 +25,13 @@ import numpy as np
 from vilem_jax.errors import UserError
 from vilem_jax.files import replace_file
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as WordPiece
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-# ALBEF drops marks and splits at hyphens; BLIP puts a space for fewer marks.
+Cleaning = Literal["albef", "blip"]
+# ALBEF drops marks and splits at hyphens; BLIP replaces fewer marks by spaces.
 _RULES = {
     "albef": (re.compile(r"[,.'!?\"()*#:;~]"), "", re.compile(r"[-/]")),
     "blip": (re.compile(r"[.!\"()*#:;~]"), " ", None),
@@ -37,11 +41,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ufffd]")
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What models and losses know of a vocabulary.
+    """The vocabulary as models and losses need it.
 
-    `is_editable` [V] is False for special tokens, [UNK], [unusedN] and tokens without a
-    letter or digit, and BLIP's [DEC] and [ENC]; `is_piece` [V] is True for ## tokens,
-    which go on with a word.
+    `is_editable` [V] is False for special tokens, [UNK], [unusedN], BLIP's [DEC] and
+    [ENC], and tokens without a letter or digit. `is_piece` [V] is True for ## tokens,
+    which continue a word.
     """
 
     size: int
@@ -58,8 +62,8 @@ class Tokenizer:
     """BERT's WordPiece over a folder's vocab.txt.
 
     Args:
-      folder: a folder that holds vocab.txt, or a hub name.
-      cleaning: which captions' marks are dropped, see `clean_caption`.
+      folder: a folder with vocab.txt, or a hub name.
+      cleaning: the rule of `clean_caption`.
       keeps_sep: whether [SEP] ends a caption.
 
     Raises:
@@ -71,11 +75,11 @@ class Tokenizer:
         self,
         folder: str | os.PathLike,
         *,
-        cleaning: Literal["albef", "blip"] = "albef",
+        cleaning: Cleaning = "albef",
         keeps_sep: bool = True,
     ):
         file = _find_vocabulary(str(folder))
-        self.cleaning = cleaning
+        self.cleaning: Cleaning = cleaning
         self.keeps_sep = keeps_sep
         self.pieces = _read_vocabulary(file)
         self.vocabulary = make_vocabulary(self.pieces)
@@ -85,12 +89,12 @@ class Tokenizer:
         return clean_caption(caption, self.cleaning)
 
     def encode(self, captions: Sequence[str], length: int) -> np.ndarray:
-        """Tokens of cleaned captions: [CLS] words [SEP] padding.
+        """Cleaned captions as rows of [CLS], tokens, [SEP], padding.
 
         Args:
-          captions: N raw texts; may be empty, or hold nothing that is a word.
-          length: L, with [CLS] and [SEP]; longer captions are cut, [SEP] stays. Without
-            `keeps_sep` the words have its place.
+          captions: N raw texts; N may be 0, and texts may be empty.
+          length: L, with [CLS] and [SEP]; longer captions are cut before [SEP]. Without
+            `keeps_sep` one more token fits.
 
         Returns:
           int32 [N, L].
@@ -116,7 +120,7 @@ class Tokenizer:
         """Words of one row of tokens [L], ## pieces joined: (word, start, stop).
 
         A word is tokens_row[start:stop]. [CLS], [SEP] and padding are left out;
-        punctuation and [UNK] are words here.
+        punctuation and [UNK] count as words.
         """
         vocabulary = self.vocabulary
         left_out = (vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id)
@@ -135,7 +139,7 @@ class Tokenizer:
         return words
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes vocab.txt and the tokenizer's settings, as Hugging Face reads them."""
+        """Writes vocab.txt and the tokenizer's settings in Hugging Face's format."""
         lower_case = getattr(self._wordpiece.normalizer, "lowercase", True)
         _write_vocabulary(self.pieces, Path(folder), lower_case=lower_case)
 
@@ -149,12 +153,12 @@ def extended_tokenizer(
     folder: str | os.PathLike,
     extra: Sequence[str],
     *,
-    cleaning: Literal["albef", "blip"] = "albef",
+    cleaning: Cleaning = "albef",
     keeps_sep: bool = True,
 ) -> Tokenizer:
-    """The lower-case tokenizer over a folder's vocab.txt with `extra` tokens after it.
+    """The lower-case tokenizer over a folder's vocab.txt with `extra` tokens appended.
 
-    Other files of the folder, which may hold other additions, are not read.
+    Other files of the folder, which may add other tokens, are not read.
 
     Raises:
       UserError: as of `Tokenizer`.
@@ -171,16 +175,16 @@ def vocabulary_size(folder: str | os.PathLike) -> int:
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
-    """Tells vocabularies apart, so that no token is taken for another word."""
+    """The digest of the vocabulary: the same ids then mean the same tokens."""
     return hashlib.sha256("\n".join(tokenizer.pieces).encode()).hexdigest()
 
 
-def clean_caption(text: str, rule: Literal["albef", "blip"] = "albef") -> str:
+def clean_caption(text: str, rule: Cleaning = "albef") -> str:
     """Lower case, fewer marks, single spaces.
 
     "albef" drops ,.'!?"()*#:;~ and turns - and / into spaces; "blip" turns .!"()*#:;~
     into spaces and keeps commas, hyphens, quotes and slashes. Control characters and
-    U+FFFD (bytes that were not UTF-8) become spaces, half surrogate pairs go.
+    U+FFFD (bytes that were not UTF-8) become spaces; half surrogate pairs are removed.
     """
     text = text.encode("utf-8", "ignore").decode("utf-8")
     text = _CONTROL.sub(" ", text).lower()
@@ -188,16 +192,23 @@ def clean_caption(text: str, rule: Literal["albef", "blip"] = "albef") -> str:
     text = marks.sub(replacement, text)
     if spaces:
         text = spaces.sub(" ", text)
-    # Conceptual Captions writes people's names so.
+    # Conceptual Captions replaces the names of people by <person>.
     return " ".join(text.replace("<person>", "person").split())
 
 
 def make_vocabulary(pieces: Sequence[str]) -> Vocabulary:
-    """Finds the special tokens and says which of `pieces` are words."""
-    ids = [pieces.index(token) for token in SPECIAL_TOKENS]
-    is_piece = np.array([p.startswith("##") and len(p) > 2 for p in pieces])
-    is_editable = np.array([_is_editable(piece) for piece in pieces])
-    return Vocabulary(len(pieces), *ids, is_editable, is_piece)
+    """The ids of the special tokens, and the properties of each of `pieces`."""
+    pad_id, unk_id, cls_id, sep_id, mask_id = map(pieces.index, SPECIAL_TOKENS)
+    return Vocabulary(
+        size=len(pieces),
+        pad_id=pad_id,
+        unk_id=unk_id,
+        cls_id=cls_id,
+        sep_id=sep_id,
+        mask_id=mask_id,
+        is_editable=np.array([_is_editable(piece) for piece in pieces]),
+        is_piece=np.array([p.startswith("##") and len(p) > 2 for p in pieces]),
+    )
 
 
 def train_vocabulary(
@@ -205,19 +216,19 @@ def train_vocabulary(
     size: int,
     folder: str | os.PathLike,
     *,
-    cleaning: Literal["albef", "blip"] = "albef",
+    cleaning: Cleaning = "albef",
 ) -> Path:
     """Learns WordPiece from captions and writes vocab.txt into `folder`.
 
-    Every letter a-z and digit is a token, alone and as ## piece, so no plain word
+    Every letter a-z and digit is a token, alone and as ## piece, so no word of them
     becomes [UNK]. The same captions give the same file.
 
     Args:
       captions: raw texts.
-      size: tokens at most; few captions may give fewer.
+      size: the largest number of tokens; few captions may give fewer.
 
     Raises:
-      UserError: `size` leaves no room for words.
+      UserError: `size` leaves no room for learned tokens.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, normalizers, pre_tokenizers, trainers
@@ -234,7 +245,7 @@ def train_vocabulary(
     )
     backend.train_from_iterator((clean_caption(c, cleaning) for c in captions), trainer)
     learned = backend.get_vocab()
-    pieces += sorted(set(learned) - set(pieces), key=learned.get)
+    pieces += sorted(set(learned) - set(pieces), key=lambda piece: learned[piece])
     return _write_vocabulary(pieces[:size], Path(folder), lower_case=True)
 
 
@@ -242,7 +253,7 @@ def _is_editable(piece: str) -> bool:
     if piece in SPECIAL_TOKENS or re.fullmatch(r"\[(unused\d+|DEC|ENC)\]", piece):
         return False
     text = piece.removeprefix("##") or piece
-    # M: marks of Indian and other scripts are parts of words; So, Sc, P, ... are not.
+    # Letters, numbers, and the marks (M) that are parts of words in Indic scripts.
     return any(unicodedata.category(char)[0] in "LNM" for char in text)
 
 
@@ -257,7 +268,7 @@ def _find_vocabulary(name: str) -> Path:
         return folder / "vocab.txt"
     if folder.is_file():
         raise UserError(
-            f"{name} is a file and brings no tokenizer: name a folder or hub name with "
+            f"{name} is a file, not a tokenizer: give a folder or hub name with "
             "vocab.txt (config.data.tokenizer, or --tokenizer)"
         )
     if folder.exists():
@@ -272,22 +283,20 @@ def _find_vocabulary(name: str) -> Path:
 
 def _fetch_vocabulary(name: str) -> Path:
     """vocab.txt of the hub repository `name`, from the cache or the network."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
-    # Off line the hub's client tries again for half a minute; ask the cache first.
-    for options in ({"local_files_only": True}, {}):
-        if not options and not _hub_is_reachable():
-            break
-        try:
-            file = cached_file(name, "vocab.txt", **options)
-        except (OSError, ValueError):
-            continue
-        if not options:
+    # Without network the hub's client retries for half a minute: try the cache first.
+    # (`or ""` is for the type: without a file it raises.)
+    with contextlib.suppress(OSError, ValueError):
+        return Path(cached_file(name, "vocab.txt", local_files_only=True) or "")
+    if _hub_is_reachable():
+        with contextlib.suppress(OSError, ValueError):
+            file = Path(cached_file(name, "vocab.txt") or "")
             with contextlib.suppress(OSError):  # says whether the model is cased
                 cached_file(name, "tokenizer_config.json")
-        return Path(file)
+            return file
     raise UserError(
-        f"tokenizer {name!r} is neither a folder nor to be had from the hub; download "
+        f"tokenizer {name!r} is neither a folder nor available from the hub; download "
         "it on a machine with network and give its folder"
     )
 
@@ -296,7 +305,7 @@ def _hub_is_reachable() -> bool:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
         return False
-    if getproxies().get("https"):  # a proxy resolves the name for us
+    if getproxies().get("https"):  # the proxy resolves the name
         return True
     try:
         socket.getaddrinfo(urlsplit(endpoint).hostname, 443)
@@ -305,20 +314,23 @@ def _hub_is_reachable() -> bool:
     return True
 
 
-def _load_wordpiece(file: Path, pieces: Sequence[str]):
-    """The `tokenizers.Tokenizer` for vocab.txt, checked to hold the same ids."""
-    from transformers import BertTokenizerFast
+def _load_wordpiece(file: Path, pieces: Sequence[str]) -> "WordPiece":
+    """The `tokenizers.Tokenizer` for vocab.txt, checked to have the same ids."""
+    # Exported lazily; its module has another name in each major version.
+    from transformers import (
+        BertTokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
+    )
 
     try:
         tokenizer = BertTokenizerFast.from_pretrained(file.parent)
     except (ImportError, MemoryError):
         raise
-    except Exception as error:  # whatever it trips over: its parser names no kind
+    except Exception as error:  # its parser raises plain Exception
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"the tokenizer beside {file} cannot be read ({type(error).__name__}: "
-            f"{reason}): is a tokenizer.json, tokenizer_config.json or other .json "
-            "there corrupt? Take it from its source again"
+            f"{reason}): is tokenizer.json, tokenizer_config.json or another .json "
+            "file there corrupt? Download it again"
         ) from error
     if tokenizer.get_vocab() != {piece: i for i, piece in enumerate(pieces)}:
         raise UserError(f"tokenizer.json beside {file} holds another vocabulary")
@@ -350,7 +362,7 @@ def _write_vocabulary(pieces: Sequence[str], folder: Path, *, lower_case: bool) 
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower_case}
     text = json.dumps(settings, indent=2) + "\n"
     replace_file(folder / "tokenizer_config.json", text)
-    # vocab.txt last: where it is, the folder is complete.
+    # vocab.txt last: if it exists, the folder is complete.
     file = folder / "vocab.txt"
     replace_file(file, "".join(f"{piece}\n" for piece in pieces))
     return file

@@ -139,7 +139,7 @@ def test_paths_of_another_machine(tmp_path, packed):
         source.read_image(29)
 
 
-def test_captions_keep_what_json_may_hold(images):
+def test_captions_keep_any_json_text(images):
     rows = [{"image": "a.png", "caption": ["", "\ud83d", "é\u0000🐕"]}]
     source = open_source(config(write_json(images, rows)))
     assert source.captions(0) == ("", "\ud83d", "é\u0000🐕")

@@ -122,7 +122,7 @@ def test_a_folder_names_it_too(root):
     assert source.captions(0) == ("ä 5 0", "ä 5 1")
 
 
-def test_travels_to_other_processes_and_is_indexed_once(root, monkeypatch):
+def test_pickles_to_other_processes_and_is_indexed_once(root, monkeypatch):
     source = open_source(config(root, split="test"))
     source.read_image(0)
     copy = pickle.loads(pickle.dumps(source))
@@ -132,7 +132,7 @@ def test_travels_to_other_processes_and_is_indexed_once(root, monkeypatch):
     assert open_source(config(root, split="test")).captions(0) == source.captions(0)
 
 
-def test_what_is_not_there_is_one_sentence(root):
+def test_missing_data_sets_are_refused_in_one_sentence(root):
     with pytest.raises(UserError, match="no prepared data set nothing"):
         open_source(config(root, path="nothing"))
     (root / "coco_like" / "2017").mkdir()

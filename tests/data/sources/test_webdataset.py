@@ -80,9 +80,7 @@ def test_a_corrupt_index_is_rebuilt(folder):
         assert records(open_source(config(folder / "*.tar"))) == expected
 
 
-def test_where_data_is_read_only_the_index_goes_to_the_cache(
-    folder, cache, monkeypatch
-):
+def test_index_of_read_only_data_is_stored_in_the_cache(folder, cache, monkeypatch):
     real = webdataset.load_or_build.__globals__["_store"]
 
     def store(file, *arguments):
@@ -201,7 +199,7 @@ def test_a_tar_that_shrinks_afterwards_is_an_os_error(folder):
         source.read_image(2)
 
 
-def test_what_is_no_tar_is_one_sentence(folder):
+def test_non_tars_are_refused_in_one_sentence(folder):
     with pytest.raises(UserError, match=r"no tar matches .*\*.tar.none"):
         open_source(config(folder / "*.tar.none"))
     with pytest.raises(UserError, match="tars have no split 'train'"):

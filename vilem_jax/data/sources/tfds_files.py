@@ -173,7 +173,7 @@ def write_metadata(
             shard_lengths=list(lengths),
             num_bytes=num_bytes,
             filename_template=tfds.core.ShardedFileTemplate(
-                data_dir=tfds.core.as_path(folder),
+                data_dir=tfds.core.Path(folder),
                 dataset_name=name,
                 split=split,
                 filetype_suffix=SUFFIX,
