@@ -180,7 +180,7 @@ def test_another_shape_names_the_first_tensor(tmp_path):
         assert "params.layers.0.kernel" in str(caught.value)
         assert "(16, 4)" in str(caught.value) and "(32, 4)" in str(caught.value)
         smaller = abstract(make_state(1)).params
-        with pytest.raises(UserError, match="does not know"):
+        with pytest.raises(UserError, match="does not have"):
             checkpoints.restore_latest({"params": smaller})
     assert checkpoints.steps() == [1]
 
@@ -212,7 +212,7 @@ def test_a_save_that_fails_in_the_background_is_said(tmp_path, monkeypatch):
 
     with Checkpoints(tmp_path, notify=said.append) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr("vilem_jax.runs.checkpoints.list_files", fail)
+            patch.setattr("vilem_jax.runs.checkpoint_contents.list_files", fail)
             checkpoints.save(1, make_state(1))
             checkpoints.wait()
         assert "no space left" in said[0]
@@ -221,7 +221,7 @@ def test_a_save_that_fails_in_the_background_is_said(tmp_path, monkeypatch):
 
 
 def test_a_last_save_that_fails_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("vilem_jax.runs.checkpoints.list_files", lambda _: 1 / 0)
+    monkeypatch.setattr("vilem_jax.runs.checkpoint_contents.list_files", lambda _: 1 / 0)
     with (
         pytest.raises(UserError, match="the last checkpoint could not be written"),
         Checkpoints(tmp_path, notify=lambda _: None) as checkpoints,

@@ -1,52 +1,71 @@
-"""What a checkpoint holds: tensors by name, and how corrupt ones are found."""
+"""The content of a checkpoint: tensors by name, and checksums that find corruption."""
 
 import contextlib
 import json
 import logging
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason, replace_file
+from vilem_jax.typing import JsonObject, PyTree
 
 FILES_LIST = "files.json"
 ORBAX_LOGGER = logging.getLogger("absl")
 SILENT = logging.CRITICAL + 1
-# Which field of the state holds which weights.
+# The field of the state that holds the weights of each name.
 FIELDS = {"online": "params", "momentum": "momentum_params"}
 
-Flat = dict[str, Any]  # dotted name -> array, or its shape and dtype
-Entry = dict[str, Any]  # dtype, shape and crc32 of one tensor
+# dotted name -> array: of JAX, of NumPy, or only its shape and dtype
+Flat = dict[str, PyTree]
+Entry = JsonObject  # dtype, shape and crc32 of one tensor
 
 
 class CorruptError(Exception):
-    """A finished checkpoint whose bytes are not what was saved."""
+    """The bytes of a finished checkpoint are not those that were saved."""
 
 
-def flatten(tree: Any) -> Flat:
-    """Leaves by dotted name, in the order of `jax.tree.leaves`."""
+class NoRoomError(OSError):
+    """The disk has no room for a checkpoint; raised on all processes."""
+
+
+def check_room(folder: Path, flat: Flat) -> None:
+    """Raises NoRoomError if the disk is full: Orbax would fail late and at length."""
+    free = processes.broadcast(shutil.disk_usage(folder).free)
+    needed = 0.9 * sum(leaf.nbytes for leaf in flat.values())  # compressed by about 7 %
+    if free < needed:
+        raise NoRoomError(
+            f"no space: {free / 1e6:,.1f} MB are free, {needed / 1e6:,.1f} needed"
+        )
+
+
+def flatten(tree: PyTree) -> Flat:
+    """The leaves by dotted name, in the order of `jax.tree.leaves`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     flat = {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in leaves
     }
+    # {"a.b": x, "a": {"b": y}} would store one of the two and lose the other.
     if len(flat) < len(leaves):
-        raise ValueError("two tensors of the state have one name")
+        raise ValueError("two tensors of the state have the same name")
     return flat
 
 
-def nest(flat: Flat) -> dict[str | int, Any]:
+def nest(flat: Flat) -> dict[str | int, PyTree]:
     """{"layers.0.kernel": a} as {"layers": {0: {"kernel": a}}}."""
-    nested: dict[str | int, Any] = {}
+    nested: dict[str | int, PyTree] = {}
     for name, leaf in flat.items():
+        # Flax NNX numbers the layers of a list with int keys.
         *path, last = [int(p) if p.isdecimal() else p for p in name.split(".")]
         parent = nested
         for key in path:
@@ -55,88 +74,82 @@ def nest(flat: Flat) -> dict[str | int, Any]:
     return nested
 
 
-def placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and where it shall lie: by its own sharding, or a device here."""
+def with_sharding(leaf: PyTree) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of `leaf` with its sharding, or on the first device without."""
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def no_elements(leaf: Any) -> jax.Array:
-    return jax.device_put(np.zeros(leaf.shape, leaf.dtype), placed(leaf).sharding)
-
-
-def shapes(flat: Flat) -> dict[str, Entry]:
+def describe_shapes(flat: Flat) -> dict[str, Entry]:
+    """The dtype and shape of each tensor, as JSON values."""
     return {
         name: {"dtype": str(leaf.dtype), "shape": list(leaf.shape)}
         for name, leaf in flat.items()
     }
 
 
-def describe(flat: Flat) -> dict[str, Any]:
-    """What `read_description` reads back and trusts."""
-    tensors = shapes(flat)
+def describe(flat: Flat) -> JsonObject:
+    """The content of the item `tensors`, which `read_description` reads."""
+    tensors = describe_shapes(flat)
     for name, crc in _checksums(flat).items():
         tensors[name]["crc32"] = crc
-    return {"tensors": tensors, "crc32": zlib.crc32(_canonical(tensors))}
+    return {"tensors": tensors, "crc32": _json_checksum(tensors)}
 
 
-def _canonical(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, sort_keys=True).encode()
+def _json_checksum(values: JsonObject) -> int:
+    # Sorted: a reader need not keep the order of the keys.
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _checksums(flat: Flat) -> dict[str, int]:
     """CRC-32 of every array's bytes, about 3 GB/s a core."""
-
-    def checksum(leaf) -> int:
-        array = np.ascontiguousarray(leaf)
-        return zlib.crc32(array.reshape(-1).view(np.uint8).data)
-
-    # What is split over processes is gathered by all of them, one after another.
-    split = {name: checksum(_gathered(v)) for name, v in flat.items() if _is_split(v)}
-    rest = {name: leaf for name, leaf in flat.items() if name not in split}
+    sums, local = {}, {}
+    for name, leaf in flat.items():
+        is_array = isinstance(leaf, jax.Array)
+        if not is_array or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            local[name] = leaf
+        else:
+            # A collective: every process must gather the same arrays in the same order,
+            # so not in threads.
+            whole = multihost_utils.process_allgather(leaf, tiled=True)
+            sums[name] = _array_checksum(whole)
+    # zlib releases the GIL. More than 4 threads wait for memory.
     with ThreadPoolExecutor(max_workers=4) as pool:
-        sums = dict(zip(rest, pool.map(checksum, rest.values()), strict=True))
-    return {name: (split | sums)[name] for name in flat}
+        found = pool.map(_array_checksum, local.values())
+        return sums | dict(zip(local, found, strict=True))
 
 
-def _is_split(leaf: Any) -> bool:
-    is_array = isinstance(leaf, jax.Array)
-    return is_array and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+def _array_checksum(array: PyTree) -> int:
+    # A flat view as bytes: Python's buffers know neither bfloat16 nor scalars.
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def _gathered(leaf: jax.Array) -> np.ndarray:
-    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-
-
-def read_description(where: Path, part: str = "tensors") -> dict[str, Any]:
-    """Name -> dtype, shape, crc32 of what a checkpoint holds; or its "metrics"."""
+def read_description(checkpoint: Path, part: str = "tensors") -> JsonObject:
+    """The dtype, shape and crc32 of each tensor of a checkpoint; or its "metrics"."""
     with (
         corrupt_if_unreadable(),
-        quiet(),
         ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader,
     ):
-        description = reader.restore(where / "tensors")
-        tensors = description["tensors"]
-        if zlib.crc32(_canonical(tensors)) != description["crc32"]:
+        description = reader.restore(checkpoint / "tensors")
+        if _json_checksum(description["tensors"]) != description["crc32"]:
             raise CorruptError("its list of tensors is not what was saved")
-    return tensors if part == "tensors" else description.get(part, {})
+    return description.get(part, {})
 
 
-def read_fields(where: Path, fields: Iterable[str]) -> dict[str, Flat]:
+def read_fields(checkpoint: Path, fields: Iterable[str]) -> dict[str, Flat]:
     """Some fields of the state in a checkpoint.
 
     Returns:
-      Field -> {name below it: array}; of a field that is one array the
-      name is "".
+      {field: {name below it: array}}; the name is "" if the field is one array.
 
     Raises:
-      UserError: it has no such field.
-      CorruptError: its bytes are not what was saved.
+      UserError: if it has no such field.
+      CorruptError: if its bytes are not those that were saved.
     """
-    verify_files(where)
-    saved = read_description(where)
+    verify_files(checkpoint)
+    saved = read_description(checkpoint)
     of_field = {
         field: [n for n in saved if n == field or n.startswith(f"{field}.")]
         for field in fields
@@ -144,10 +157,12 @@ def read_fields(where: Path, fields: Iterable[str]) -> dict[str, Flat]:
     for field, names in of_field.items():
         if not names:
             kind = {v: f"{k} weights" for k, v in FIELDS.items()}.get(field, field)
-            raise UserError(f"{where} holds no {kind}")
+            raise UserError(f"{checkpoint} holds no {kind}")
     wanted = [name for names in of_field.values() for name in names]
+    # Arrays without elements are described but not stored, see `Checkpoints.save`.
     empty = {n: saved[n] for n in wanted if 0 in saved[n]["shape"]}
-    stored = [name for name in wanted if name not in empty]  # see `save`
+    stored = [name for name in wanted if name not in empty]
+    # The checkpoint may have been saved on devices that this machine does not have.
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     args = ocp.args.PyTreeRestore(
         dict.fromkeys(stored, 0),
@@ -156,51 +171,52 @@ def read_fields(where: Path, fields: Iterable[str]) -> dict[str, Flat]:
     )
     with (
         corrupt_if_unreadable(),
-        quiet(),
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
     ):
-        flat = reader.restore(where / "state", args=args)
+        flat = reader.restore(checkpoint / "state", args=args)
     verify(flat, saved)
     flat |= {n: np.zeros(e["shape"], e["dtype"]) for n, e in empty.items()}
     return {
-        field: {
-            name.removeprefix(field).removeprefix("."): flat[name] for name in names
-        }
+        field: {n.removeprefix(field).removeprefix("."): flat[n] for n in names}
         for field, names in of_field.items()
     }
 
 
 def finished_steps(folder: Path) -> list[int]:
-    """Finished checkpoints in `folder`; Orbax's name for unfinished ones is longer."""
+    """The finished checkpoints in `folder`, oldest first; [] if there is no folder."""
     if not folder.is_dir():
         return []
+    # Orbax appends a suffix to the name of an unfinished checkpoint.
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
 
 
 def list_files(checkpoint: Path) -> None:
-    """Stores size and checksum of a written checkpoint's files beside them, so that
-    corrupt files are found before Orbax prints a traceback for every tensor."""
+    """Stores the size and checksum of each file of a written checkpoint beside them.
+
+    With them, corruption is found before Orbax reads the checkpoint: Orbax prints a
+    traceback for every tensor.
+    """
     files = {
         str(file.relative_to(checkpoint)): [file.stat().st_size, _file_checksum(file)]
         for item in ("state", "tensors")
         for file in sorted((checkpoint / item).rglob("*"))
         if file.is_file()
     }
-    listing = {"files": files, "crc32": zlib.crc32(_canonical(files))}
+    listing = {"files": files, "crc32": _json_checksum(files)}
     replace_file(checkpoint / FILES_LIST, json.dumps(listing))
 
 
 def verify_files(checkpoint: Path) -> None:
     """Raises CorruptError for the first file that is not what was written.
 
-    Without a list the tensors' own checksums still speak, see `verify`.
+    Without the list of files, `verify` still checks the tensors.
     """
     file = checkpoint / FILES_LIST
     if not file.exists():
         return
     with corrupt_if_unreadable():
         listing = json.loads(file.read_text())
-        if zlib.crc32(_canonical(listing["files"])) != listing["crc32"]:
+        if _json_checksum(listing["files"]) != listing["crc32"]:
             raise CorruptError(f"{FILES_LIST} is not what was saved")
         for name, (size, checksum) in listing["files"].items():
             if not (checkpoint / name).exists():
@@ -214,37 +230,41 @@ def verify_files(checkpoint: Path) -> None:
 def _file_checksum(file: Path) -> int:
     checksum = 0
     with open(file, "rb") as stream:
-        while block := stream.read(1 << 24):
+        while block := stream.read(1 << 24):  # 16 MB: a file may exceed the memory
             checksum = zlib.crc32(block, checksum)
     return checksum
 
 
-def check_same(saved: dict[str, Any], wanted: Flat, where: Path) -> None:
-    """Raises a UserError that names the first tensor that differs."""
-    expected = shapes(wanted)
+def check_same(saved: dict[str, Entry], wanted: Flat, source: Path) -> None:
+    """Raises UserError for the first of the `wanted` tensors that `source` differs in.
+
+    Args:
+      saved: from `describe_shapes` or `read_description` of what `source` holds.
+    """
+    expected = describe_shapes(wanted)
     for name, entry in expected.items():
         if name not in saved:
             raise UserError(
-                f"{where} has no tensor {name}, which this model needs; it was saved "
+                f"{source} has no tensor {name}, which this model needs; it was saved "
                 "with other settings"
             )
-        for what in ("shape", "dtype"):
-            if saved[name][what] != entry[what]:
+        for key in ("shape", "dtype"):
+            # JSON has no tuples, but a shape is printed as one.
+            found, needed = (
+                tuple(value) if key == "shape" else value
+                for value in (saved[name][key], entry[key])
+            )
+            if found != needed:
                 raise UserError(
-                    f"{where}: {name} has {what} {_show(saved[name][what])} there and "
-                    f"{_show(entry[what])} in this model; use the settings it was "
-                    "saved with"
+                    f"{source}: {name} has {key} {found} there and {needed} in this "
+                    "model; use the settings it was saved with"
                 )
     extra = next((name for name in saved if name not in expected), None)
     if extra:
         raise UserError(
-            f"{where} has a tensor {extra} that this model does not know; it was saved "
-            "with other settings"
+            f"{source} has a tensor {extra} that this model does not have; it was "
+            "saved with other settings"
         )
-
-
-def _show(value: Any) -> str:
-    return str(tuple(value)) if isinstance(value, list) else str(value)
 
 
 def verify(flat: Flat, saved: dict[str, Entry]) -> None:
@@ -256,33 +276,30 @@ def verify(flat: Flat, saved: dict[str, Entry]) -> None:
 
 @contextlib.contextmanager
 def corrupt_if_unreadable() -> Iterator[None]:
-    """Raises CorruptError for every error of the block, except lack of memory or of
-    permission, which say nothing about the bytes."""
+    """Raises CorruptError for any error of the block, and silences Orbax's warnings.
+
+    Errors that say nothing about the bytes stay what they are: a lack of memory or of
+    permission.
+    """
+    level = ORBAX_LOGGER.level  # of the program that called us, restored at the end
+    ORBAX_LOGGER.setLevel(SILENT)
     try:
         yield
     except (CorruptError, MemoryError):
         raise
     except PermissionError as error:
         raise UserError(f"cannot read {error.filename}: {reason(error)}") from error
+    # Corrupt bytes raise errors of many types in Orbax, TensorStore and json.
     except Exception as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error):  # XLA: no memory left on the device
             raise
         raise CorruptError(failure(error)) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without Orbax's warnings, for a reader inside somebody else's program."""
-    before = ORBAX_LOGGER.level
-    ORBAX_LOGGER.setLevel(SILENT)
-    try:
-        yield
     finally:
-        ORBAX_LOGGER.setLevel(before)
+        ORBAX_LOGGER.setLevel(level)
 
 
 def failure(error: BaseException) -> str:
-    """What went wrong in one line, without Orbax's and TensorStore's wrapping."""
+    """The reason of an error in one line, without what Orbax and TensorStore add."""
     if "No space left" in str(error):
         return "no space left on the disk"
     while error.__cause__ is not None and isinstance(error.__cause__, OSError):

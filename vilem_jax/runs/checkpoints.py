@@ -1,9 +1,9 @@
-"""Saving and restoring a run's state with Orbax, so that nothing is lost in silence.
+"""Saves and restores the state of a run with Orbax; finds corrupt checkpoints.
 
 A checkpoint RUN/checkpoints/STEP has two items: `state`, a flat mapping from dotted
 names ("params.text.layers.0...") to arrays, and `tensors`, their dtypes, shapes and
 checksums. Orbax writes under another name and renames at the end, so a killed save is
-never taken for a checkpoint; the checksums find what a disk did to it afterwards.
+never taken for a checkpoint; the checksums find bytes that changed on the disk later.
 """
 
 import contextlib
@@ -11,51 +11,28 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
-from vilem_jax.runs.checkpoint_contents import (
-    FIELDS,
-    ORBAX_LOGGER,
-    SILENT,
-    CorruptError,
-    Flat,
-    check_same,
-    corrupt_if_unreadable,
-    describe,
-    failure,
-    finished_steps,
-    flatten,
-    list_files,
-    nest,
-    no_elements,
-    placed,
-    read_description,
-    read_fields,
-    shapes,
-    verify,
-    verify_files,
-)
+from vilem_jax.runs import checkpoint_contents as contents
+from vilem_jax.runs.checkpoint_contents import FIELDS, CorruptError, finished_steps
 from vilem_jax.runs.metrics import notify
 from vilem_jax.runs.workdir import read_config
+from vilem_jax.typing import PyTree
 
 CHECKPOINTS_FOLDER = "checkpoints"
 BEST_FOLDER, MEAN_RECALL = "best", "mean_recall"  # see best.py
 CORRUPT_FOLDER = "corrupt-checkpoints"
 MAX_FAILED_SAVES = 3  # in a row, then the run stops
 
-_OLD = ".old-"  # begins the name of a checkpoint on its way out
+_OLD = ".old-"  # prefix of a checkpoint that is being removed
 _FOLDER = {"last": CHECKPOINTS_FOLDER, "best": BEST_FOLDER}
-
-
-class _NoRoomError(OSError):
-    """Found by all processes alike, before Orbax begins."""
 
 
 class Checkpoints:
@@ -71,16 +48,18 @@ class Checkpoints:
     ):
         """
         Args:
-          keep: the newest so many stay; an older one goes when a new one is safe. None:
-            all stay.
-          folder: their name in the work directory.
+          keep: how many of the newest to keep; an older one is removed once a new one
+            is stored. None keeps all.
+          folder: the name of their folder in the work directory.
+          notify: prints a sentence for the user.
         """
-        # Orbax logs every failure with its traceback; what a person needs, we say.
-        ORBAX_LOGGER.setLevel(SILENT)
+        # Orbax logs every failure with its traceback; `_fail` reports it in a sentence.
+        contents.ORBAX_LOGGER.setLevel(contents.SILENT)
         self._folder = Path(workdir).absolute() / folder
         self._keep, self._notify = keep, notify
-        self._saving: int | None = None  # the step that is on its way to the disk
+        self._saving: int | None = None  # the step that Orbax is writing
         self._failed = 0  # saves in a row
+        # A killed `drop` leaves these.
         left = self._folder.glob(f"{_OLD}*")
         processes.on_process_0(
             lambda: [shutil.rmtree(p, ignore_errors=True) for p in left]
@@ -88,43 +67,46 @@ class Checkpoints:
         self._manager = self._open()
 
     def steps(self) -> list[int]:
-        """The finished checkpoints, oldest first, as process 0 sees the disk."""
+        """The finished checkpoints that process 0 sees, oldest first."""
         return processes.broadcast(finished_steps(self._folder))
 
-    def save(self, step: int, state: Any, metrics: dict | None = None) -> None:
+    def save(self, step: int, state: PyTree, metrics: dict | None = None) -> None:
         """Starts to store `state`; returns once the arrays may be overwritten.
 
-        A save that fails is reported and training continues. Of several processes all
-        must call this; an error that not all of them see ends the run.
+        A failed save is reported, and training continues. All processes must call this.
+        With several processes, only a full disk is survived: it is found on all.
 
         Args:
-          metrics: what was measured of it, for `read_metrics`.
+          metrics: the metrics of this state, for `read_metrics`.
 
         Raises:
-          UserError: the third failure in a row, or one among several processes.
+          UserError: at the third failure in a row, or if one process of several failed.
         """
         self.wait()
         if step in self.steps():
             return
-        flat = flatten(state)
+        flat = contents.flatten(state)
+        tensors = contents.describe(flat) | {"metrics": metrics or {}}
         items = ocp.args.Composite(
             # Orbax refuses arrays without elements (a queue of length 0).
             state=ocp.args.StandardSave({k: v for k, v in flat.items() if v.size}),
-            tensors=ocp.args.JsonSave(describe(flat) | {"metrics": metrics or {}}),
+            tensors=ocp.args.JsonSave(tensors),
         )
         self._saving = step
         try:
-            self._check_room(flat)
+            contents.check_room(self._folder, flat)
             self._manager.save(step, args=items, force=True)
+        # Orbax and TensorStore raise many types; no full disk may stop a run of days.
         except Exception as error:
             self._fail(error)
 
     def wait(self) -> None:
-        """Returns when the save that is under way is on the disk, or has failed."""
+        """Returns when the save that was started is on the disk, or has failed."""
         if self._saving is None:
             return
         try:
             self._manager.wait_until_finished()
+            # Orbax only logs some failures of its thread.
             if self._saving not in self.steps():
                 raise OSError("the checkpoint was not finished")
         except Exception as error:
@@ -132,110 +114,106 @@ class Checkpoints:
         else:
             self._saving, self._failed = None, 0
 
-    def _check_room(self, flat: Flat) -> None:
-        """Fails at once where the disk is sure to fill up: Orbax would fail later and
-        with many words. Compression takes about 7 % off a state."""
-        free = processes.broadcast(shutil.disk_usage(self._folder).free)
-        needed = 0.9 * sum(leaf.nbytes for leaf in flat.values())
-        if free < needed:
-            raise _NoRoomError(
-                f"no space: {free / 1e6:,.1f} MB are free, {needed / 1e6:,.1f} needed"
-            )
-
     def _list_files(self) -> None:
         """Called from Orbax's thread when all is written, before the renaming."""
         if jax.process_index() == 0:
-            for path in self._folder.glob(f"{self._saving}.*"):
-                list_files(path)
+            for unfinished in self._folder.glob(f"{self._saving}.*"):
+                contents.list_files(unfinished)
 
     def _fail(self, error: Exception) -> None:
+        """Reports a failed save and prepares the next one, or ends the run."""
         if processes.is_lost(error):
             raise error
         step, self._saving = self._saving, None
         self._failed += 1
         kept = finished_steps(self._folder)
         last = f"step {kept[-1]} is safe" if kept else "none is stored yet"
-        trouble = f"saving step {step} to {self._folder} failed: {failure(error)}"
-        if processes.is_multi_process() and not isinstance(error, _NoRoomError):
+        why = contents.failure(error)
+        failed = f"saving step {step} to {self._folder} failed: {why}"
+        # The others may have succeeded, and then wait for this one at the next step.
+        if processes.is_multi_process() and not isinstance(error, contents.NoRoomError):
             raise UserError(
-                f"{trouble}, so the processes no longer agree ({last}); fix the cause "
-                "and rerun the same command on all of them to resume"
+                f"{failed}; with several processes the run must stop ({last}): fix it "
+                "and rerun the command on all processes to resume"
             ) from error
+        # After a failure Orbax's manager refuses further saves, so a new one is opened.
         with contextlib.suppress(Exception):
             self._manager.close()
         with contextlib.suppress(UserError):
-            self._manager = self._open()  # which removes what the failure left
+            self._manager = self._open()  # also removes what the failed save wrote
         if self._failed >= MAX_FAILED_SAVES:
             raise UserError(
-                f"{trouble}; that was failure {self._failed} in a row, so the run "
-                f"stops ({last}); make room or choose another --workdir, then resume"
+                f"{failed}; that was failure {self._failed} in a row, so the run stops "
+                f"({last}): make room or choose another --workdir, then resume"
             ) from error
         self._notify(
-            f"{trouble} ({self._failed} of {MAX_FAILED_SAVES} in a row); training "
+            f"{failed} ({self._failed} of {MAX_FAILED_SAVES} in a row); training "
             f"continues, {last}"
         )
 
-    def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
-        """The newest checkpoint that is whole, and its step; None where there is none.
+    def restore_latest(self, abstract_state: PyTree) -> tuple[PyTree, int] | None:
+        """The newest intact checkpoint and its step; None if there is no checkpoint.
 
-        Corrupt ones newer than it are said, and moved to RUN/corrupt-checkpoints.
+        Newer ones that are corrupt are reported, and moved to RUN/corrupt-checkpoints.
 
         Args:
-          abstract_state: the state's tree with shapes, dtypes and shardings, for
-            the devices of this run.
+          abstract_state: the state's tree with shapes, dtypes and shardings, for the
+            devices of this run, which may be others than those of the save.
 
         Raises:
-          UserError: the model has another shape (the first tensor that differs is
-            named), or every checkpoint is corrupt.
+          UserError: if the model has another shape (the first tensor that differs is
+            named), or if every checkpoint is corrupt.
         """
         self.wait()
         corrupt = []
         for step in reversed(self.steps()):
             try:
-                state = self._restore(step, abstract_state)
+                state = self._restore(self._folder / str(step), abstract_state)
             except CorruptError as error:
-                self._notify(
-                    f"checkpoint {self._folder / str(step)} is corrupt: {error}"
-                )
+                self._notify(_corrupt(self._folder / str(step), error))
                 corrupt.append(step)
                 continue
             if corrupt:
                 self.set_aside(corrupt)
-                self._notify(f"going on from the checkpoint of step {step} instead")
+                self._notify(f"resuming from the checkpoint of step {step} instead")
             return state, step
+        # Never start at step 0 here: the user may have a copy of the checkpoints.
         if corrupt:
             raise UserError(
                 f"every checkpoint in {self._folder} is corrupt; delete the folder to "
-                "begin again, or choose another --workdir"
+                "start again, or choose another --workdir"
             )
         return None
 
-    def _restore(self, step: int, abstract_state: Any) -> Any:
-        where = self._folder / str(step)
-        wanted = flatten(abstract_state)
-        processes.raise_on_all(lambda: verify_files(where), CorruptError)
-        saved = read_description(where)
-        check_same(saved, wanted, where)
-        target = {name: placed(leaf) for name, leaf in wanted.items() if leaf.size}
-        with corrupt_if_unreadable():
+    def _restore(self, checkpoint: Path, abstract_state: PyTree) -> PyTree:
+        wanted = contents.flatten(abstract_state)
+        # On all processes: one that reads on alone would wait for the others forever.
+        processes.raise_on_all(lambda: contents.verify_files(checkpoint), CorruptError)
+        saved = contents.read_description(checkpoint)
+        contents.check_same(saved, wanted, checkpoint)
+        targets = {n: contents.with_sharding(leaf) for n, leaf in wanted.items()}
+        stored = {n: target for n, target in targets.items() if target.size}
+        with contents.corrupt_if_unreadable():
             items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(target)),
+                int(checkpoint.name),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(stored)),
             )
         flat = dict(items["state"])
-        processes.raise_on_all(lambda: verify(flat, saved), CorruptError)
-        for name, leaf in wanted.items():
-            if not leaf.size:
-                flat[name] = no_elements(leaf)
+        processes.raise_on_all(lambda: contents.verify(flat, saved), CorruptError)
+        # Arrays without elements, which `save` leaves out.
+        for name in targets.keys() - stored.keys():
+            shape, dtype = targets[name].shape, targets[name].dtype
+            flat[name] = jax.device_put(np.zeros(shape, dtype), targets[name].sharding)
         return jax.tree.unflatten(
             jax.tree.structure(abstract_state), [flat[name] for name in wanted]
         )
 
     def drop(self, step: int) -> None:
-        """Removes a finished checkpoint, renamed first, for half of one is corrupt."""
+        """Removes a finished checkpoint."""
         old = self._folder / f"{_OLD}{step}"
 
         def remove() -> None:
+            # Renamed first: a kill would leave a part of it, which looks corrupt.
             (self._folder / str(step)).rename(old)
             shutil.rmtree(old, ignore_errors=True)
 
@@ -243,23 +221,28 @@ class Checkpoints:
         self._manager.reload()
 
     def set_aside(self, steps: list[int]) -> None:
-        """Out of the way of the save that will come to the same step again."""
-        processes.on_process_0(lambda: self._move_away(steps))
-        self._manager.reload()
+        """Moves corrupt checkpoints away, so that their steps can be saved again.
 
-    def _move_away(self, steps: list[int]) -> None:
-        folder = self._folder.parent / CORRUPT_FOLDER
-        try:
-            folder.mkdir(exist_ok=True)
-            for step in steps:
-                path, count = folder / str(step), 1
-                while path.exists():
-                    path, count = folder / f"{step}-{count}", count + 1
-                (self._folder / str(step)).rename(path)
-        except OSError as error:
-            raise UserError(
-                f"cannot move a corrupt checkpoint to {folder}: {reason(error)}"
-            ) from error
+        Raises:
+          UserError: if they cannot be moved.
+        """
+        target = self._folder.parent / CORRUPT_FOLDER
+
+        def move() -> None:
+            try:
+                target.mkdir(exist_ok=True)
+                for step in steps:
+                    free, number = target / str(step), 1
+                    while free.exists():  # the step was corrupt before
+                        free, number = target / f"{step}-{number}", number + 1
+                    (self._folder / str(step)).rename(free)
+            except OSError as error:
+                raise UserError(
+                    f"cannot move a corrupt checkpoint to {target}: {reason(error)}"
+                ) from error
+
+        processes.on_process_0(move)
+        self._manager.reload()
 
     def _open(self) -> ocp.CheckpointManager:
         try:
@@ -268,7 +251,7 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=self._keep,
                     cleanup_tmp_directories=True,
-                    lightweight_initialize=True,  # a corrupt one must not stop us here
+                    lightweight_initialize=True,  # or a corrupt one raises here
                     save_root_metadata=False,
                     async_options=ocp.AsyncOptions(
                         post_finalization_callback=self._list_files
@@ -284,7 +267,7 @@ class Checkpoints:
         """Waits for the last save.
 
         Raises:
-          UserError: it failed, so the run's end is not stored.
+          UserError: if it failed, so that the end of the run is not stored.
         """
         had_failed = self._failed
         self.wait()
@@ -293,37 +276,43 @@ class Checkpoints:
         if self._failed > had_failed:
             raise UserError(
                 f"the last checkpoint could not be written to {self._folder}; make "
-                "room and run the same command again to resume"
+                "room and rerun the same command to resume"
             )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # The error of the block matters more than a failed last save.
         with contextlib.suppress(UserError) if kind else contextlib.nullcontext():
             self.close()
+
+
+def _corrupt(checkpoint: Path, error: CorruptError) -> str:
+    return f"checkpoint {checkpoint} is corrupt: {error}"
 
 
 def restore_params(
     workdir: str | os.PathLike,
     weights: str = "online",
-    abstract_params: Any = None,
+    abstract_params: PyTree = None,
     *,
     step: str = "last",
-) -> tuple[dict[str, Any], Config]:
-    """The parameters in a whole checkpoint of a run, and the run's settings.
+) -> tuple[dict[str, PyTree], Config]:
+    """The parameters in an intact checkpoint of a run, and the run's settings.
 
     Args:
-      weights: "online", those that were trained, or "momentum", their moving average.
-      abstract_params: where given, the tree they must have.
-      step: "last", the newest checkpoint, or "best", that of the best validation, where
+      weights: "online", the trained parameters, or "momentum", their moving average.
+      abstract_params: if given, the tree they must have.
+      step: "last", the newest checkpoint, or "best", that of the best validation, if
         the run kept it (`config.checkpoint.keep_best`).
 
     Returns:
       A nested dict of NumPy arrays with int keys for layers, and the `Config`.
 
     Raises:
-      UserError: no run, no whole checkpoint, no such weights, or another shape.
+      UserError: if there is no run, no intact checkpoint or no such weights, or if
+        they have another shape.
     """
     if weights not in FIELDS:
         raise UserError(f"weights must be one of {tuple(FIELDS)}, not {weights!r}")
@@ -333,58 +322,63 @@ def restore_params(
 
 
 def read_metrics(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
-    """What was measured of each whole checkpoint in RUN/`folder`: {step: metrics}."""
-    found, path = {}, Path(workdir).absolute() / folder
-    for step in processes.broadcast(finished_steps(path)):
+    """The metrics of each intact checkpoint in RUN/`folder`: {step: metrics}."""
+    found, checkpoints = {}, Path(workdir).absolute() / folder
+    for step in processes.broadcast(finished_steps(checkpoints)):
         try:
-            verify_files(path / str(step))
-            found[step] = read_description(path / str(step), "metrics")
+            contents.verify_files(checkpoints / str(step))
+            found[step] = contents.read_description(checkpoints / str(step), "metrics")
         except CorruptError as error:
-            notify(f"checkpoint {path / str(step)} is corrupt: {error}")
+            notify(_corrupt(checkpoints / str(step), error))
     return found
 
 
 def best_first(metrics: dict[int, dict]) -> list[int]:
-    """Steps in the order of their mean recall."""
+    """The steps, highest mean recall first."""
     return sorted(metrics, key=lambda step: -metrics[step][MEAN_RECALL])
 
 
 def restore_fields(
-    workdir: str | os.PathLike, fields: Mapping[str, Any], *, step: str = "last"
-) -> tuple[dict[str, Any], int]:
-    """Some fields of the state in a whole checkpoint of a run, and its step.
+    workdir: str | os.PathLike, fields: Mapping[str, PyTree], *, step: str = "last"
+) -> tuple[dict[str, PyTree], int]:
+    """Some fields of the state in an intact checkpoint of a run, and its step.
 
     Args:
       fields: names in `TrainState` -> the tree each must have, or None for any.
-      step: "last" or "best", as of `restore_params`; the best has the parameters and
-        their momentum copies alone.
+      step: "last" or "best", as for `restore_params`; the best checkpoint has only the
+        parameters and the momentum parameters.
 
     Returns:
-      NumPy arrays, in nested dicts with int keys for layers where a field is a tree.
+      NumPy arrays, in nested dicts with int keys for layers if a field is a tree.
 
     Raises:
-      UserError: no whole checkpoint, no such field in it, or another shape.
+      UserError: if there is no intact checkpoint or no such field in it, or if a field
+        has another shape.
     """
     if step not in _FOLDER:
         raise UserError(f"step must be one of {tuple(_FOLDER)}, not {step!r}")
     folder = Path(workdir).absolute() / _FOLDER[step]
     steps = in_order = finished_steps(folder)[::-1]
-    if step == "best":
+    if step == "best":  # after a kill there may be two
         in_order = best_first(read_metrics(workdir, BEST_FOLDER))
     for number in in_order:
-        where = folder / str(number)
+        checkpoint = folder / str(number)
         try:
-            flat = read_fields(where, fields)
+            flat = contents.read_fields(checkpoint, fields)
         except CorruptError as error:
-            notify(f"checkpoint {where} is corrupt: {error}")
+            notify(_corrupt(checkpoint, error))
             continue
         for field, abstract in fields.items():
             if abstract is not None:
-                check_same(shapes(flat[field]), flatten(abstract), where)
+                saved = contents.describe_shapes(flat[field])
+                contents.check_same(saved, contents.flatten(abstract), checkpoint)
         if number != in_order[0]:
             notify(f"the checkpoint of step {number} is used instead")
-        # A field that is one array has no names below its own.
-        found = {f: part[""] if "" in part else nest(part) for f, part in flat.items()}
+        found = {
+            # A field that is one array has no names below its own.
+            field: part[""] if "" in part else contents.nest(part)
+            for field, part in flat.items()
+        }
         return found, number
     if steps:
         raise UserError(f"every checkpoint in {folder} is corrupt")

@@ -12,7 +12,7 @@ import numpy as np
 
 from vilem_jax.config.schema import Config, ModelConfig
 from vilem_jax.errors import UserError
-from vilem_jax.runs.checkpoint_contents import check_same, flatten, shapes
+from vilem_jax.runs.checkpoint_contents import check_same, describe_shapes, flatten
 from vilem_jax.runs.checkpoints import CHECKPOINTS_FOLDER, restore_fields
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import model_folder, positions
@@ -129,7 +129,7 @@ def load_origin(config: Config) -> tuple[dict, dict]:
     side = config.model.vision.image_size // config.model.vision.patch_size
     params = _resized(params, side)
     wanted = flatten(model_tree(config.model))
-    check_same(shapes(flatten(params)), wanted, Path(name))
+    check_same(describe_shapes(flatten(params)), wanted, Path(name))
     if momentum_params is None:
         return params, params
     return params, _resized(momentum_params, side)

@@ -13,7 +13,8 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.loading import check_same_vocabulary, check_vocabulary
 from vilem_jax.errors import UserError
 from vilem_jax.models.vilem import Params
-from vilem_jax.runs.checkpoints import FIELDS, restore_fields
+from vilem_jax.runs.checkpoint_contents import FIELDS
+from vilem_jax.runs.checkpoints import restore_fields
 from vilem_jax.runs.origin import TOKENIZER_FOLDER, origin_tokenizer
 from vilem_jax.runs.workdir import read_config
 from vilem_jax.weights.folders import VOCABULARY, WEIGHTS
