@@ -221,7 +221,9 @@ def test_a_save_that_fails_in_the_background_is_said(tmp_path, monkeypatch):
 
 
 def test_a_last_save_that_fails_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("vilem_jax.runs.checkpoint_contents.list_files", lambda _: 1 / 0)
+    monkeypatch.setattr(
+        "vilem_jax.runs.checkpoint_contents.list_files", lambda _: 1 / 0
+    )
     with (
         pytest.raises(UserError, match="the last checkpoint could not be written"),
         Checkpoints(tmp_path, notify=lambda _: None) as checkpoints,
