@@ -48,7 +48,7 @@ def test_recompute_keeps_the_inputs_and_one_layer():
     patches = 3 * vision.patch_size**2 * vision.num_patches * 4
     inputs = vision.num_layers * (vision.num_patches + 1) * vision.width * 4
     assert memory.activation_bytes(config)["ViT"] == (
-        patches + inputs + memory.vision_layer(config)
+        patches + inputs + memory.layer_bytes(config, vision)
     )
 
 

@@ -104,7 +104,7 @@ def test_texts_cut_short_change_nothing(alone):
 def test_a_batch_that_does_not_divide(num_devices, num_microbatches):
     mesh = make_mesh(num_devices)
     with pytest.raises(UserError) as error:
-        check_batch(BATCH, num_microbatches, mesh)
+        check_batch(BATCH, num_microbatches, mesh.size)
     assert f"batch_size={BATCH}" in str(error.value)
     assert f"a multiple of {num_devices * num_microbatches}" in str(error.value)
 

@@ -129,31 +129,28 @@ def _memory_rows(held: JsonObject) -> list[list[str]]:
         "all of these last": held["state_sum"],
         "images of the batch": held["batch"],
         f"activations of a microbatch, {a_pair:.0f} MB a pair": held["activations"],
-        "sum": _total(held),
+        "sum": held["state_sum"] + held["batch"] + held["activations"],
     }
     return [[name, _gb(size)] for name, size in sizes.items()]
 
 
 def _fit(plan: JsonObject) -> str:
     """Whether the sum fits the chip, and the microbatches with which it would."""
-    held, needed = plan["bytes_a_chip"], plan["bytes_a_chip"]["microbatches_needed"]
+    held = plan["bytes_a_chip"]
     memory, margin = held["memory"], held["margin"]
-    fits = "fits" if _total(held) <= (1 - margin) * memory else "DOES NOT FIT"
+    total = held["state_sum"] + held["batch"] + held["activations"]
     sentence = (
-        f"{fits} {_gb(memory)} GB with {100 * margin:.0f} % left free; "
+        f"{'fits' if total <= (1 - margin) * memory else 'DOES NOT FIT'} {_gb(memory)} "
+        f"GB with {100 * margin:.0f} % left free; "
         f"largest microbatch: {held['largest_microbatch']:,} pairs a chip"
     )
-    if needed is None:
+    if not (needed := held["microbatches_needed"]):
         return f"{sentence}; no number of microbatches makes this batch fit"
     a_chip = plan["batch_size"] // plan["device"]["num_chips"] // needed
     return (
         f"{sentence}\nfewest microbatches for this batch: {needed} "
         f"(config.train.num_microbatches), of {a_chip:,} pairs a chip"
     )
-
-
-def _total(held: JsonObject) -> float:
-    return held["state_sum"] + held["batch"] + held["activations"]
 
 
 def _prediction(plan: JsonObject) -> str:

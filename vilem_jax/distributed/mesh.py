@@ -189,9 +189,8 @@ def sum_over_devices(values: PyTree) -> PyTree:
     return jax.lax.psum(values, (DATA, FSDP))
 
 
-def check_batch(batch_size: int, num_microbatches: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, num_microbatches: int, num_devices: int) -> None:
     """Raises UserError if a microbatch does not divide over the devices."""
-    num_devices = mesh.size
     if batch_size % (num_devices * num_microbatches):
         raise UserError(
             f"config.train.batch_size={batch_size} does not divide over {num_devices} "

@@ -77,7 +77,7 @@ def devices_of(device: Device) -> list:
       UserError: there is no compiler for the device, or too few processors.
     """
     if device.topology:
-        return _topology_devices(device.topology)
+        return _tpu_devices(device.topology)
     if jax.default_backend() != "cpu" or jax.device_count() < device.num_chips:
         raise UserError(
             f"--compile for {device.name} compiles for this machine's processors, as "
@@ -87,7 +87,7 @@ def devices_of(device: Device) -> list:
     return jax.devices()[: device.num_chips]
 
 
-def _topology_devices(topology: str) -> list:
+def _tpu_devices(topology: str) -> list:
     from jax.experimental import topologies
 
     if not has_libtpu():
@@ -118,7 +118,8 @@ def compile_ahead(config: Config, devices: Sequence) -> CompiledStep:
       UserError: the batch does not divide, or the step does not fit the device.
     """
     layout = make_layout(config.compute, devices=devices)
-    check_batch(config.train.batch_size, config.train.num_microbatches, layout.mesh)
+    num_devices, train = layout.mesh.size, config.train
+    check_batch(train.batch_size, train.num_microbatches, num_devices)
     start = time.monotonic()
     lowered = lower_step(config, layout)
     lowered_at = time.monotonic()
@@ -135,7 +136,7 @@ def compile_ahead(config: Config, devices: Sequence) -> CompiledStep:
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return CompiledStep(
-        num_devices=layout.mesh.size,
+        num_devices=num_devices,
         argument_bytes=arguments,
         temporary_bytes=temporaries,
         peak_bytes=arguments + outputs + temporaries,

@@ -196,15 +196,13 @@ def _clean_pass(config: Config, *, may_stop: bool = True) -> Work:
 
 
 def _clean_text(config: Config) -> Part:
-    is_joint = (
-        config.compute.joint_text_pass
-        and config.loss.has_global
-        and not _is_cross(config)
-    )
+    model, loss = config.model, config.loss
+    is_joint = config.compute.joint_text_pass and loss.has_global
     # Layers that the global branch shares compute all positions.
-    shares_all = config.model.num_proofread_layers == config.model.text.num_layers
-    work = _clean_pass(config, may_stop=not (is_joint and shares_all))
-    name = f"clean text, {config.model.text.num_layers} layers"
+    shares_all = model.num_proofread_layers == model.text.num_layers
+    may_stop = not (is_joint and shares_all) or _is_cross(config)
+    work = _clean_pass(config, may_stop=may_stop)
+    name = f"clean text, {model.text.num_layers} layers"
     return Part(name, work.forward, work.backward + work.recomputed(config))
 
 

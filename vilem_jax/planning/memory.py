@@ -98,7 +98,7 @@ def batch_bytes(config: Config) -> int:
 def activation_bytes(config: Config) -> dict[str, float]:
     """Bytes per pair of a microbatch that are kept for the backward pass, by part."""
     model, loss, text = config.model, config.loss, config.model.text
-    num, layer = model.num_proofread_layers, text_layer(config)
+    num, layer = model.num_proofread_layers, layer_bytes(config, text)
     clean = _kept(config, [layer] * text.num_layers, text)
     # Logits over the vocabulary at the edited positions, and their softmax.
     logits = 2 * _FLOAT32 * config.editor.max_edits * text.vocab_size
@@ -141,36 +141,38 @@ def _bytes_a_value(config: Config) -> int:
     return 2 if config.compute.dtype == "bfloat16" else _FLOAT32
 
 
+def _length(config: Config, tower: VisionConfig | TextConfig) -> int:
+    is_vit = isinstance(tower, VisionConfig)
+    return tower.num_patches + 1 if is_vit else config.data.text_length
+
+
 def _vit(config: Config) -> float:
     vision = config.model.vision
     cls_only = vit_stops_at_cls(config, with_levels=config.loss.has_local)
-    layers = [vision_layer(config)] * (vision.num_layers - 1)
-    layers.append(vision_layer(config, cls_only=cls_only))
+    layers = [layer_bytes(config, vision)] * (vision.num_layers - 1)
+    layers.append(layer_bytes(config, vision, cls_only=cls_only))
     patches = 3 * vision.patch_size**2 * vision.num_patches * _bytes_a_value(config)
     return patches + _kept(config, layers, vision)
 
 
-def vision_layer(config: Config, *, cls_only: bool = False) -> float:
-    """Bytes per pair of a ViT block.
+def layer_bytes(
+    config: Config, tower: VisionConfig | TextConfig, *, cls_only: bool = False
+) -> float:
+    """Bytes per pair that a layer keeps, with all its values.
 
     They are its input, LayerNorms, queries, keys, values, attention, and the MLP before
     and after its activation.
     """
-    vision = config.model.vision
-    length = vision.num_patches + 1
+    length = _length(config, tower)
     num_queries = 1 if cls_only else length
-    values = 4 * length * vision.width
-    values += num_queries * (4 * vision.width + 2 * vision.mlp_width)
+    values = 4 * length * tower.width
+    values += num_queries * (4 * tower.width + 2 * tower.mlp_width)
     size = values * _bytes_a_value(config)
-    is_fused = config.compute.attention == "cudnn" and not cls_only
-    return size if is_fused else size + _attention(config, vision, num_queries, length)
-
-
-def text_layer(config: Config) -> float:
-    """Bytes per pair of a text layer: the same values, with the LayerNorms behind."""
-    text, length = config.model.text, config.data.text_length
-    values = length * (8 * text.width + 2 * text.mlp_width)
-    return values * _bytes_a_value(config) + _attention(config, text, length, length)
+    # The text's attention has dropout on its probabilities: it is never fused.
+    can_fuse = isinstance(tower, VisionConfig) and not cls_only
+    if can_fuse and config.compute.attention == "cudnn":
+        return size
+    return size + _attention(config, tower, num_queries, length)
 
 
 def _cross_attention(config: Config) -> float:
@@ -194,9 +196,8 @@ def _kept(
     """All of the layers; with `recompute` their inputs, and all of one layer."""
     if not config.compute.recompute:
         return sum(layers)
-    is_vit = isinstance(tower, VisionConfig)
-    length = tower.num_patches + 1 if is_vit else config.data.text_length
-    return len(layers) * length * tower.width * _bytes_a_value(config) + max(layers)
+    inputs = len(layers) * _length(config, tower) * tower.width
+    return inputs * _bytes_a_value(config) + max(layers)
 
 
 def _size(tree: PyTree) -> int:

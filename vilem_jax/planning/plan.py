@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vilem_jax.config.freeze import validate
 from vilem_jax.config.schema import Config
-from vilem_jax.errors import UserError
+from vilem_jax.distributed.mesh import check_batch
 from vilem_jax.planning import abstract, compiled, costs, hlo, memory
 from vilem_jax.planning.devices import Device
 from vilem_jax.runs.origin import complete_model
@@ -69,11 +69,7 @@ def make_plan(
     """
     config, notes = with_shapes(config)
     train, chips = config.train, device.num_chips
-    if train.batch_size % (chips * train.num_microbatches):
-        raise UserError(
-            f"config.train.batch_size={train.batch_size} does not divide over {chips} "
-            f"chips x config.train.num_microbatches={train.num_microbatches}"
-        )
+    check_batch(train.batch_size, train.num_microbatches, chips)
     if abstract.uses_editor(config):
         notes.append("the frozen editor is taken to have the text tower's shape")
     elif config.task == "vilem" and config.loss.has_proofreading:

@@ -79,7 +79,7 @@ def train(
     config = starting.complete(config, folder)
     layout = make_layout(config.compute, num_devices)
     mesh, batch_size = layout.mesh, config.train.batch_size
-    check_batch(batch_size, config.train.num_microbatches, mesh)
+    check_batch(batch_size, config.train.num_microbatches, mesh.size)
 
     # ---- data ----
     tokenizer = open_tokenizer(config, folder)
