@@ -26,7 +26,7 @@ def default_config() -> Any:
     """A ConfigDict with every key at its default, for config files to start from."""
     from ml_collections import ConfigDict
 
-    return ConfigDict(_with_tuples(to_dict(Config())))
+    return ConfigDict(to_dict(Config()))
 
 
 def packaged_config(name: str) -> Any:
@@ -208,10 +208,3 @@ def _parse_list(text: str, where: str) -> list:
     if not isinstance(values, list | tuple):
         raise UserError(f"{where} must be values like (0.5, 1.0), not {text!r}")
     return list(values)
-
-
-def _with_tuples(values: Any) -> Any:
-    """Lists as tuples: a ConfigDict then takes both."""
-    if isinstance(values, dict):
-        return {key: _with_tuples(value) for key, value in values.items()}
-    return tuple(values) if isinstance(values, list) else values

@@ -53,8 +53,6 @@ def to_dict(config: Any) -> JsonObject:
             value = to_dict(value)
         elif f.type == tuple[SourceConfig, ...]:
             value = {source.name: to_dict(source) for source in value}
-        elif isinstance(value, tuple):
-            value = list(value)
         values[f.name] = value
     return values
 

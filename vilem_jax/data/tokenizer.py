@@ -198,14 +198,11 @@ def clean_caption(text: str, rule: Cleaning = "albef") -> str:
 
 def make_vocabulary(pieces: Sequence[str]) -> Vocabulary:
     """The ids of the special tokens, and the properties of each of `pieces`."""
-    pad_id, unk_id, cls_id, sep_id, mask_id = map(pieces.index, SPECIAL_TOKENS)
+    names = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
+    ids = map(pieces.index, SPECIAL_TOKENS)
     return Vocabulary(
         size=len(pieces),
-        pad_id=pad_id,
-        unk_id=unk_id,
-        cls_id=cls_id,
-        sep_id=sep_id,
-        mask_id=mask_id,
+        **dict(zip(names, ids, strict=True)),
         is_editable=np.array([_is_editable(piece) for piece in pieces]),
         is_piece=np.array([p.startswith("##") and len(p) > 2 for p in pieces]),
     )

@@ -1,17 +1,15 @@
 """Encoded images by name, from a folder or straight from a zip."""
 
 import os
-import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from vilem_jax.data.sources.handles import PerProcess
 from vilem_jax.errors import UserError
 
 MAX_FILE_BYTES = 256 << 20  # more than any image of 50 megapixels
-_opening = threading.Lock()  # the threads of a process share one handle per zip
 
 
 def open_images(path: str | os.PathLike, names: Sequence[str]) -> "ImageFiles":
@@ -117,19 +115,16 @@ class ImageZip(ImageFiles):
     """Images in a zip; in COCO's they are in a folder that annotations do not name."""
 
     def __init__(self, path: Path, names: Sequence[str]):
-        self._archive, self._process = None, None
+        self._archive = PerProcess(zipfile.ZipFile, path)
         super().__init__(path, names)
-        tops = {member.partition("/")[0] for member in self._open().NameToInfo}
+        tops = {name.partition("/")[0] for name in self._archive.get().NameToInfo}
         if len(tops) == 1 and names and not any(map(self.exists, names[:20])):
             self.top = tops.pop()
             super().__init__(path, names)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_archive": None, "_process": None}
-
     def read(self, name: str) -> bytes:
         try:
-            archive = self._open()
+            archive = self._archive.get()
             info = archive.getinfo(self._local(name))
             if info.file_size > MAX_FILE_BYTES:
                 raise OSError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
@@ -141,12 +136,4 @@ class ImageZip(ImageFiles):
             raise OSError(f"{name} in {self.path}: {error}") from error
 
     def _exists(self, local: str) -> bool:
-        return local in self._open().NameToInfo
-
-    def _open(self) -> zipfile.ZipFile:
-        """This process's own handle: a shared one would share its file position."""
-        with _opening:
-            if self._archive is None or self._process != os.getpid():
-                self._archive = zipfile.ZipFile(self.path)
-                self._process = os.getpid()
-            return self._archive
+        return local in self._archive.get().NameToInfo

@@ -2,7 +2,6 @@
 
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from vilem_jax.config.sources import TfdsConfig
 from vilem_jax.data.sources import tfds_files
+from vilem_jax.data.sources.handles import PerProcess
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedRecords, PackedSource
 from vilem_jax.data.sources.tfds_files import Features
@@ -22,7 +22,6 @@ CAPTION_NAMES = ("captions", "caption", "text", "texts", "sentences", "sentence"
 NAME_NAMES = ("image/filename", "filename", "file_name", "image/id", "image_id", "id")
 INFO_FILE = "dataset_info.json"
 _INDEX_VERSION = "1"
-_opening = threading.Lock()
 
 
 class TfdsSource(PackedSource):
@@ -43,11 +42,13 @@ class TfdsSource(PackedSource):
     def __init__(self, config: TfdsConfig):
         self.name = config.name or config.path
         self._folder = _find_prepared(config)
-        self._opened, self._process = None, None
         splits, features = tfds_files.read_info(self._folder)
         self._split = _choose_split(config, splits)
         self._image = _image_feature(self._folder, features)
         self._caption = _caption_feature(self._folder, features, self._image)
+        self._data = PerProcess(
+            tfds_files.open_records, self._folder, self._split, self._image
+        )
         self._name_features = [name for name in NAME_NAMES if name in features]
         version = f"{_INDEX_VERSION}-{fingerprint(self._folder / INFO_FILE)}"
         part = re.sub(r"\W+", "_", self._split)
@@ -60,28 +61,15 @@ class TfdsSource(PackedSource):
             config.num_images,
         )
 
-    def __getstate__(self):
-        return self.__dict__ | {"_opened": None, "_process": None}
-
     def read_image(self, index: int) -> bytes:
         row = int(self._rows[self._checked(index)])
         try:
-            return bytes(self._data()[row][self._image])
+            return bytes(self._data.get()[row][self._image])
         except Exception as error:  # ArrayRecord raises its own exceptions
             raise OSError(f"{self.image_name(index)}: {error}") from error
 
-    def _data(self) -> Any:
-        """This process's reader; it gives images as encoded bytes."""
-        with _opening:
-            if self._opened is None or self._process != os.getpid():
-                self._opened = tfds_files.open_records(
-                    self._folder, self._split, self._image
-                )
-                self._process = os.getpid()
-            return self._opened
-
     def _build_index(self) -> dict[str, np.ndarray]:
-        data, rows, records = self._data(), [], []
+        data, rows, records = self._data.get(), [], []
         bar = tqdm(
             range(len(data)), desc=f"{self.name}: captions", disable=None, leave=False
         )
