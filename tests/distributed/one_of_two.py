@@ -1,7 +1,7 @@
-"""`vilem` as one of two processes, which notes the ids of every pair it reads.
+"""`vilem` as one of two processes, which writes down the ids of all pairs it reads.
 
 As a script: `python -m tests.distributed.one_of_two IDS_FILE SECONDS ARGUMENT...`. An
-IDS_FILE of "-" notes nothing; reading a batch takes so many seconds longer.
+IDS_FILE of "-" writes nothing. Reading a batch takes SECONDS longer.
 """
 
 import json
@@ -32,13 +32,13 @@ def write_config(folder: Path, settings: dict) -> Path:
 
 
 def main(ids_file: str, seconds: str, *arguments: str) -> int:
-    processes.SEE_SECONDS = 3  # no network lies between a file and who looks for it
+    processes.SEE_SECONDS = 3  # there is no network file system
     if ids_file == "-":
         return vilem(arguments)
     plain, file = run.train_batches, Path(ids_file)
 
-    class Noting:
-        """The reader, writing down the ids of each batch that is taken from it."""
+    class RecordingReader:
+        """The reader; writes down the ids of each batch."""
 
         def __init__(self, *given, **settings):
             self.reader = plain(*given, **settings)
@@ -46,8 +46,8 @@ def main(ids_file: str, seconds: str, *arguments: str) -> int:
         def __next__(self):
             batch = next(self.reader)
             time.sleep(float(seconds))
-            with file.open("a") as notes:
-                notes.write(json.dumps(batch["sample_id"].tolist()) + "\n")
+            with file.open("a") as opened:
+                opened.write(json.dumps(batch["sample_id"].tolist()) + "\n")
             return batch
 
         def __enter__(self):
@@ -56,7 +56,7 @@ def main(ids_file: str, seconds: str, *arguments: str) -> int:
         def __exit__(self, *_):
             self.reader.close()
 
-    run.train_batches = Noting
+    run.train_batches = RecordingReader
     return vilem(arguments)
 
 

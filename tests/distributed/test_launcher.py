@@ -3,9 +3,11 @@
 import importlib.util
 
 import pytest
+from jax.errors import JaxRuntimeError
 
 from vilem_jax.distributed import launcher, processes
 from vilem_jax.distributed.launcher import find_membership
+from vilem_jax.distributed.mesh import make_mesh, replicated
 from vilem_jax.errors import UserError
 
 TASK = {
@@ -24,12 +26,15 @@ NAMED = {
 }
 
 
-def nobody():
-    raise AssertionError("nobody is to be asked for a slice here")
+def no_request(*_, **__):
+    raise AssertionError("there must be no request to the metadata server")
 
 
-def membership(environment, switch="auto", *, tpu_hosts=lambda: 0, **flags):
-    return find_membership(switch, environment, count_tpu_hosts=tpu_hosts, **flags)
+def member(environment, switch="auto", **options):
+    """The membership that must be found."""
+    found = find_membership(switch, environment, **options)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -46,40 +51,43 @@ def membership(environment, switch="auto", *, tpu_hosts=lambda: 0, **flags):
         NAMED | {"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
     ],
 )
-def test_alone(environment):
-    assert membership(environment) is None
-    assert membership(environment | TASK | NAMED, "off") is None
+def test_one_process_has_no_membership(environment):
+    assert find_membership("auto", environment) is None
+    assert find_membership("off", environment | TASK | NAMED) is None
 
 
-def test_a_laptop_asks_nobody(monkeypatch):
+def test_a_laptop_makes_no_request(monkeypatch):
     monkeypatch.setattr(launcher.glob, "glob", lambda pattern: [])
-    monkeypatch.setattr(launcher.urllib.request, "urlopen", nobody)
+    monkeypatch.setattr(launcher.urllib.request, "urlopen", no_request)
     assert find_membership("auto", {}) is None
 
 
-def test_a_tpu_vm_asks_for_its_slice(monkeypatch):
-    assert membership({}, tpu_hosts=lambda: 4).found_by == "TPU slice"
-    assert membership({}, tpu_hosts=lambda: 1) is None
-    assert membership({"TPU_WORKER_HOSTNAMES": "a,b"}, tpu_hosts=nobody).arguments == {}
+def test_a_tpu_vm_requests_the_size_of_its_slice(monkeypatch):
+    monkeypatch.setattr(launcher, "_count_tpu_hosts", lambda: 4)
+    assert member({}).found_by == "TPU slice"
+    monkeypatch.setattr(launcher, "_count_tpu_hosts", lambda: 1)
+    assert find_membership("auto", {}) is None
+    monkeypatch.setattr(launcher, "_count_tpu_hosts", no_request)
+    assert member({"TPU_WORKER_HOSTNAMES": "a,b"}).arguments == {}
     slices = {"MEGASCALE_NUM_SLICES": "2", "TPU_WORKER_HOSTNAMES": "a"}
-    assert membership(slices, tpu_hosts=nobody).found_by == "TPU slice"
+    assert member(slices).found_by == "TPU slice"
 
 
 @pytest.mark.parametrize(
     "change, devices",
     [
-        ({}, None),  # each its own, by its number on the node: JAX does so
+        ({}, None),  # JAX's default: one GPU for each task of the node
         ({"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, None),
         ({"CUDA_VISIBLE_DEVICES": "3"}, [0]),  # bound by SLURM
         (
             {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_NUM_TASKS": "4"},
-            [0, 1, 2, 3],  # a process a node has them all
+            [0, 1, 2, 3],  # one process for each node has all GPUs
         ),
         ({"SLURM_STEP_NUM_TASKS": "4"}, None),
     ],
 )
-def test_slurm_and_its_gpus(change, devices):
-    found = membership(TASK | change)
+def test_a_slurm_task_has_its_gpus(change, devices):
+    found = member(TASK | change)
     assert found.found_by == "SLURM"
     expected = {"num_processes": int((TASK | change)["SLURM_STEP_NUM_TASKS"])}
     if devices is not None:
@@ -87,26 +95,26 @@ def test_slurm_and_its_gpus(change, devices):
     assert found.arguments == expected
 
 
-def test_open_mpi(monkeypatch):
+def test_open_mpi_is_found(monkeypatch):
     four = {"OMPI_COMM_WORLD_SIZE": "4"}
-    found = membership(four | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1"})
+    found = member(four | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://a:1"})
     assert found.found_by == "Open MPI" and found.arguments == {}
     have(monkeypatch, "mpi4py")
-    assert membership(four).arguments == {"cluster_detection_method": "mpi4py"}
+    assert member(four).arguments == {"cluster_detection_method": "mpi4py"}
     have(monkeypatch)
     with pytest.raises(UserError, match="install mpi4py, or set JAX_COORDINATOR"):
-        membership(four)
+        member(four)
 
 
-def test_kubernetes(monkeypatch):
+def test_a_kubernetes_job_is_found(monkeypatch):
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "2"}
     have(monkeypatch, "kubernetes")
-    assert membership(pod).found_by == "Kubernetes"
+    assert member(pod).found_by == "Kubernetes"
     have(monkeypatch)
     with pytest.raises(UserError, match=r"install jax\[k8s\].*--distributed=off"):
-        membership(pod)
-    assert membership(pod | NAMED).found_by == "coordinator a1:6002"
-    assert membership(pod, "off") is None
+        member(pod)
+    assert member(pod | NAMED).found_by == "coordinator a1:6002"
+    assert find_membership("off", pod) is None
 
 
 def have(monkeypatch, *packages):
@@ -115,22 +123,22 @@ def have(monkeypatch, *packages):
     )
 
 
-def test_named_by_flags_or_environment():
+def test_options_and_environment_name_the_processes():
     expected = {
         "coordinator_address": "a1:6002",
         "num_processes": 4,
         "process_id": 3,
         "cluster_detection_method": "deactivate",
     }
-    flags = {"coordinator": "a1:6002", "num_processes": 4, "process_id": 3}
-    assert membership({}, **flags).arguments == expected
-    assert membership(NAMED).arguments == expected
-    assert membership(NAMED | TASK).arguments == expected  # what is said goes before
-    assert membership(NAMED, process_id=0).arguments == expected | {"process_id": 0}
+    options = {"coordinator": "a1:6002", "num_processes": 4, "process_id": 3}
+    assert member({}, **options).arguments == expected
+    assert member(NAMED).arguments == expected
+    assert member(NAMED | TASK).arguments == expected  # explicit values come first
+    assert member(NAMED, process_id=0).arguments == expected | {"process_id": 0}
 
 
 @pytest.mark.parametrize(
-    "environment, flags, words",
+    "environment, options, words",
     [
         ({}, {"coordinator": "a:1"}, "--num-processes .* and --process-id .* must be"),
         ({}, {"process_id": 0}, "--coordinator .* and --num-processes .* must be"),
@@ -141,31 +149,30 @@ def test_named_by_flags_or_environment():
         (NAMED, {"process_id": -1}, "JAX_PROCESS_ID=-1"),
     ],
 )
-def test_half_a_membership_is_refused(environment, flags, words):
+def test_incomplete_options_raise(environment, options, words):
     with pytest.raises(UserError, match=words):
-        membership(environment, **flags)
+        member(environment, **options)
 
 
-def test_off_contradicts_a_membership():
+def test_off_contradicts_options():
     with pytest.raises(UserError, match="--distributed=off contradicts"):
-        membership({}, "off", num_processes=2)
+        find_membership("off", {}, num_processes=2)
 
 
-def test_on_leaves_the_search_to_jax():
-    found = membership({}, "on")
-    assert found.arguments == {} and membership(TASK, "on").found_by == "SLURM"
+def test_on_leaves_detection_to_jax():
+    found = member({}, "on")
+    assert found.arguments == {} and member(TASK, "on").found_by == "SLURM"
 
 
-def test_alone_nothing_is_joined_and_everything_is_decided_here():
-    with processes.joined(None):
+def test_a_single_process_decides_alone():
+    with processes.distributed(None):
         assert processes.is_process_0() and not processes.is_multi_process()
-        assert processes.broadcast({"a": 1}) == {"a": 1} and processes.all_gather(
-            7
-        ) == [7]
-        assert processes.part(3) == [0, 1, 2]
-        votes = processes.DelayedSums(None, None)
-        assert votes.sums(1, 0) == (1, 0)
-    with pytest.raises(KeyError):  # no error is turned into another
+        assert processes.broadcast({"a": 1}) == {"a": 1}
+        assert processes.all_gather(7) == [7]
+        assert processes.local_items(3) == [0, 1, 2]
+        whole = replicated(make_mesh(1))
+        assert processes.DelayedSums(whole, whole).sums(1, 0) == (1, 0)
+    with pytest.raises(KeyError):  # the error itself, not another
         processes.on_process_0(lambda: {}["missing"])
     with pytest.raises(UserError, match=r"^as it was$"):
         processes.on_process_0(fails)
@@ -178,7 +185,7 @@ def fails(kind=UserError):
 
 
 @pytest.mark.parametrize(
-    "count, processes, parts",
+    "count, num_processes, shares",
     [
         (5, 2, [[0, 1, 2], [3, 4, 4]]),
         (4, 2, [[0, 1], [2, 3]]),
@@ -186,30 +193,59 @@ def fails(kind=UserError):
         (4, 3, [[0, 1], [2, 3], [3, 3]]),
     ],
 )
-def test_parts_are_of_one_size_and_hold_all(monkeypatch, count, processes, parts):
-    monkeypatch.setattr(processes, "num_processes", lambda: processes)
-    for index, expected in enumerate(parts):
+def test_shares_have_one_length_and_cover_all(
+    monkeypatch, count, num_processes, shares
+):
+    monkeypatch.setattr(processes, "num_processes", lambda: num_processes)
+    for index, expected in enumerate(shares):
         monkeypatch.setattr(processes.jax, "process_index", lambda index=index: index)
-        assert processes.part(count) == expected
-    together = [row for rows in parts for row in rows][:count]
+        assert processes.local_items(count) == expected
+    together = [item for share in shares for item in share][:count]
     assert together == list(range(count))
 
 
 @pytest.mark.parametrize(
-    "words, is_lost",
+    "error, expected",
     [
-        (
-            "UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]",
-            True,
-        ),
-        ("NCCL operation ncclAllReduce failed: unhandled system error", True),
-        ("DEADLINE_EXCEEDED: Barrier timed out", True),
-        ("RESOURCE_EXHAUSTED: out of memory in gloo", False),
-        ("INVALID_ARGUMENT: shapes differ", False),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed"), True),
+        (JaxRuntimeError("INTERNAL: NCCL operation ncclAllReduce failed"), True),
+        (JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out"), True),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory in gloo"), False),
+        (JaxRuntimeError("INVALID_ARGUMENT: shapes differ"), False),
+        (ValueError("the connection was aborted by a peer"), False),
+        (RuntimeError("UNKNOWN: not an error of JAX"), False),
     ],
 )
-def test_a_lost_process_is_no_other_error(monkeypatch, words, is_lost):
-    error = RuntimeError(words)
-    assert not processes.is_lost(error)  # alone there is nobody to lose
+def test_the_status_code_decides_whether_a_process_may_be_lost(
+    monkeypatch, error, expected
+):
+    assert not processes.may_have_lost_process(error)  # there is only one process
     monkeypatch.setattr(processes, "num_processes", lambda: 2)
-    assert processes.is_lost(error) == is_lost
+    assert processes.may_have_lost_process(error) == expected
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed"), 3),
+        (ValueError("a bug"), 1),
+    ],
+)
+def test_leaving_prints_the_traceback(monkeypatch, capsys, error, code):
+    class ExitError(Exception):
+        pass
+
+    def leave(given):
+        raise ExitError(given)
+
+    monkeypatch.setattr(processes, "num_processes", lambda: 2)
+    monkeypatch.setattr(processes.os, "_exit", leave)
+    try:
+        raise error
+    except ValueError as raised:
+        with pytest.raises(ExitError) as exit_code:
+            processes._leave(raised)
+    assert exit_code.value.args == (code,)
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors and str(error) in errors
+    assert ("rerun the same command" in errors) == (code == 3)

@@ -1,4 +1,4 @@
-"""A state that devices split among them trains as a whole one does."""
+"""A split state trains like a replicated one."""
 
 import re
 
@@ -43,20 +43,22 @@ def alone():
     "sharding_name, fsdp_devices, num_microbatches",
     [("zero1", 0, 1), ("fsdp", 2, 2)],
 )
-def test_split_is_as_whole(alone, sharding_name, fsdp_devices, num_microbatches):
+def test_a_split_state_trains_like_a_replicated_one(
+    alone, sharding_name, fsdp_devices, num_microbatches
+):
     config = split(sharding_name, fsdp_devices, num_microbatches)
     assert_same_run(run(config, 8), alone)
 
 
 @pytest.mark.parametrize("sharding_name", ["replicated", "zero1", "fsdp"])
-def test_what_a_device_holds(sharding_name):
-    """Of 8 devices in pairs: half of what is split, and what is small whole."""
+def test_each_device_holds_its_share(sharding_name):
+    """For 8 devices in pairs: half of split arrays, small arrays whole."""
     config = split(sharding_name, 2)
     state = Runner(config, 8).init_state(config)
 
     def share(tree):
-        here = sum(x.addressable_data(0).size for x in jax.tree.leaves(tree))
-        return here / sum(x.size for x in jax.tree.leaves(tree))
+        local = sum(x.addressable_data(0).size for x in jax.tree.leaves(tree))
+        return local / sum(x.size for x in jax.tree.leaves(tree))
 
     halves = {
         "replicated": (),
@@ -88,8 +90,8 @@ def collectives(config, num_devices):
 
 
 @pytest.mark.slow
-def test_one_all_reduce_of_the_gradients_a_step():
-    """Four microbatches move gradients, sums and keys once, and nothing else."""
+def test_gradients_are_all_reduced_once_a_step():
+    """Four microbatches communicate gradients, sums and keys once, and nothing else."""
     config = tiny_config(train={"num_microbatches": 4})
     state = Runner(config, 2).init_state(config)
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
@@ -138,15 +140,15 @@ def test_a_checkpoint_of_eight_devices_restores_on_fewer(tmp_path):
         ((768, 3072), 1, PartitionSpec()),
     ],
 )
-def test_where_an_array_is_split(shape, count, expected):
+def test_the_longest_divisible_axis_is_split(shape, count, expected):
     mesh = jax.sharding.AbstractMesh((1, count), ("data", "fsdp"))
     layout = Layout(mesh, "fsdp")
     assert layout.param_specs(jax.ShapeDtypeStruct(shape, "float32")) == expected
 
 
 @pytest.mark.parametrize("name", ["replicated", "fsdp"])
-def test_whole_parameters_on_one_device(name):
-    """What an evaluation scores with."""
+def test_on_one_device_gives_whole_parameters(name):
+    """An evaluation uses them."""
     layout = make_layout(split(name, 0).compute, 8)
     state = tiny_state(tiny_config())
     params = device_put(state, state_sharding(state, layout)).params
@@ -158,7 +160,7 @@ def test_whole_parameters_on_one_device(name):
         np.testing.assert_array_equal(leaf, wanted)
 
 
-def test_devices_that_do_not_divide():
+def test_devices_that_do_not_divide_raise():
     compute = ComputeConfig(sharding="zero1", fsdp_devices=3)
     with pytest.raises(UserError, match="fsdp_devices=3 does not divide the 8 devices"):
         make_layout(compute, 8)

@@ -62,9 +62,9 @@ def _run(given: list[str]) -> int:
     if "distributed" not in options:
         options.verb(options)
     else:
-        from vilem_jax.distributed.processes import joined
+        from vilem_jax.distributed.processes import distributed
 
-        with joined(membership_of(options)):
+        with distributed(membership_of(options)):
             options.verb(options)
     sys.stdout.flush()
     return 0

@@ -1,24 +1,23 @@
-"""Whether this process is one of several, by its environment; imports no JAX.
+"""Whether the environment makes this process one of several; does not import JAX.
 
-Where a launcher says so JAX finds the rest by itself (`jax.distributed`); a laptop, a
-notebook or an interactive allocation with one task stays alone.
+If a launcher started several processes, JAX finds the rest (`jax.distributed`). A
+laptop, a notebook or an interactive allocation with one task stays one process.
 """
 
 import glob
 import importlib.util
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from vilem_jax.errors import UserError
 from vilem_jax.typing import JsonObject
 
 Switch = Literal["auto", "on", "off"]
-SWITCHES: tuple[Switch, ...] = ("auto", "on", "off")
+SWITCHES: tuple[Switch, ...] = get_args(Switch)
 
-# As the environment spells what the flags say.
+# The environment variables of the options --coordinator, --num-processes, --process-id.
 ADDRESS, COUNT, NUMBER = (
     "JAX_COORDINATOR_ADDRESS",
     "JAX_NUM_PROCESSES",
@@ -28,51 +27,53 @@ ADDRESS, COUNT, NUMBER = (
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 _METADATA_SECONDS = 3
 
+Environment = Mapping[str, str]
+
 
 @dataclass(frozen=True)
 class Membership:
     """How to join the other processes."""
 
-    found_by: str  # for people
+    found_by: str  # the launcher, for messages
     arguments: JsonObject  # of `jax.distributed.initialize`
 
 
 def find_membership(
     switch: Switch,
-    environment: Mapping[str, str],
+    environment: Environment,
     *,
     coordinator: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    count_tpu_hosts: Callable[[], int] | None = None,
 ) -> Membership | None:
-    """This process's membership in several; None if it is alone.
+    """The membership of this process among several, or None if it is alone.
 
     Args:
-      switch: "auto" looks at the environment, "on" insists, "off" stays alone.
+      switch: "auto" decides by the environment, "on" always joins, "off" never.
       environment: as `os.environ`.
-      coordinator: HOST:PORT of process 0; with the next two, or none of them.
-      count_tpu_hosts: of the slice this machine belongs to; asks Google's metadata.
+      coordinator: HOST:PORT of process 0. It and the next two are given together.
 
     Raises:
-      UserError: a part of the three is missing or no number, or a launcher is there
-        that JAX cannot read.
+      UserError: if one of the three is missing or invalid, or JAX cannot read the
+        launcher.
     """
-    flags = (coordinator, num_processes, process_id)
+    options = (coordinator, num_processes, process_id)
+    has_options = any(value is not None for value in options)
     if switch == "off":
-        if any(value is not None for value in flags):
+        if has_options:
             raise UserError(
                 "--distributed=off contradicts --coordinator, --num-processes and "
                 "--process-id: leave it out, or them"
             )
         return None
-    named = _named(environment, *flags)
-    if named is not None:
-        return named if named.arguments["num_processes"] > 1 else None
+    # If only the address is in the environment, JAX's own detection uses it.
+    if has_options or COUNT in environment or NUMBER in environment:
+        explicit = _explicit(environment, *options)
+        return explicit if explicit.arguments["num_processes"] > 1 else None
     found = (
         _open_mpi(environment)
         or _slurm(environment)
-        or _tpu(environment, count_tpu_hosts or _count_tpu_hosts)
+        or _tpu(environment)
         or _kubernetes(environment)
     )
     if found is None and switch == "on":
@@ -80,30 +81,34 @@ def find_membership(
     return found
 
 
-def _named(environment, coordinator, num_processes, process_id) -> Membership | None:
-    # An address alone in the environment is for JAX's own detection.
-    by_flags = any(value is not None for value in (coordinator, num_processes))
-    by_flags = by_flags or process_id is not None
-    if not (by_flags or COUNT in environment or NUMBER in environment):
-        return None
+def _explicit(
+    environment: Environment,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+) -> Membership:
+    """By options, or else by their environment variables."""
+    address = coordinator or environment.get(ADDRESS)
+    count = environment.get(COUNT) if num_processes is None else num_processes
+    number = environment.get(NUMBER) if process_id is None else process_id
     given = {
-        f"--coordinator ({ADDRESS})": coordinator or environment.get(ADDRESS),
-        f"--num-processes ({COUNT})": _first(num_processes, environment.get(COUNT)),
-        f"--process-id ({NUMBER})": _first(process_id, environment.get(NUMBER)),
+        f"--coordinator ({ADDRESS})": address,
+        f"--num-processes ({COUNT})": count,
+        f"--process-id ({NUMBER})": number,
     }
     missing = [name for name, value in given.items() if value in (None, "")]
-    if missing:
+    if address is None or count is None or number is None or missing:
         raise UserError(
             f"{' and '.join(missing)} must be given too: the coordinator, the number "
             "of processes and the number of this one belong together"
         )
-    address, count, number = given.values()
-    if not str(address).rpartition(":")[2].isdecimal() or ":" not in str(address):
+    _, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
         raise UserError(
             f"the coordinator {address} has no port: say HOST:PORT, any free port of "
             "the host of process 0"
         )
-    count, number = _whole(count, COUNT), _whole(number, NUMBER)
+    count, number = _natural(count, COUNT), _natural(number, NUMBER)
     if not number < count:
         raise UserError(
             f"process {number} of {count}: processes are counted from 0 to {count - 1}"
@@ -112,17 +117,13 @@ def _named(environment, coordinator, num_processes, process_id) -> Membership | 
         "coordinator_address": address,
         "num_processes": count,
         "process_id": number,
-        # Else a launcher around it would choose the devices.
+        # Otherwise a launcher that JAX detects would select the devices.
         "cluster_detection_method": "deactivate",
     }
     return Membership(f"coordinator {address}", arguments)
 
 
-def _first(*values):
-    return next((value for value in values if value is not None), None)
-
-
-def _whole(value: int | str, name: str) -> int:
+def _natural(value: int | str, name: str) -> int:
     try:
         number = int(value)
     except ValueError:
@@ -132,7 +133,7 @@ def _whole(value: int | str, name: str) -> int:
     return number
 
 
-def _open_mpi(environment) -> Membership | None:
+def _open_mpi(environment: Environment) -> Membership | None:
     if _count(environment.get("OMPI_COMM_WORLD_SIZE")) < 2:
         return None
     if "OMPI_MCA_orte_hnp_uri" in environment:  # up to Open MPI 4
@@ -146,9 +147,11 @@ def _open_mpi(environment) -> Membership | None:
     )
 
 
-def _slurm(environment) -> Membership | None:
-    """A task of an `srun` with several; SLURM_NTASKS is set in batch scripts and
-    interactive shells too, which are no tasks of it."""
+def _slurm(environment: Environment) -> Membership | None:
+    """A task of an `srun` with several tasks.
+
+    SLURM_NTASKS does not decide: batch scripts and interactive shells have it too.
+    """
     count = _count(environment.get("SLURM_STEP_NUM_TASKS"))
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if count < 2 or any(name not in environment for name in needed):
@@ -160,47 +163,52 @@ def _slurm(environment) -> Membership | None:
     return Membership("SLURM", arguments)
 
 
-def _slurm_devices(environment, num_tasks: int) -> list[int] | None:
-    """Which of the GPUs it sees are this task's; None leaves one for each to JAX."""
-    seen = environment.get("CUDA_VISIBLE_DEVICES", "")
-    num_seen = len([name for name in seen.split(",") if name.strip()])
-    is_alone = num_tasks == _count(environment.get("SLURM_STEP_NUM_NODES"))
-    if is_alone and num_seen:
-        return list(range(num_seen))  # JAX would take the first alone
-    if num_seen == 1:  # bound to its own: JAX would count on, from 0
+def _slurm_devices(environment: Environment, num_tasks: int) -> list[int] | None:
+    """Local GPUs of this task; None for JAX's default, one GPU for each task."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    num_visible = sum(1 for name in visible.split(",") if name.strip())
+    has_node = num_tasks == _count(environment.get("SLURM_STEP_NUM_NODES"))
+    if has_node and num_visible:
+        return list(range(num_visible))  # JAX would take only the first
+    if num_visible == 1:  # bound by SLURM; JAX would take the index of the task
         return [0]
     return None
 
 
-def _tpu(environment, count_hosts: Callable[[], int]) -> Membership | None:
+def _tpu(environment: Environment) -> Membership | None:
     names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get(
         "TPU_WORKER_HOSTNAMES", ""
     )
     num_slices = _count(environment.get("MEGASCALE_NUM_SLICES"))
     if len(names.split(",")) > 1 or num_slices > 1:
         return Membership("TPU slice", {})
-    if names or "TPU_SKIP_MDS_QUERY" in environment:  # one host, as GKE says
+    if names or "TPU_SKIP_MDS_QUERY" in environment:  # one host, by GKE
         return None
-    return Membership("TPU slice", {}) if count_hosts() > 1 else None
+    return Membership("TPU slice", {}) if _count_tpu_hosts() > 1 else None
 
 
 def _count_tpu_hosts() -> int:
-    """Hosts of this TPU VM's slice; 0 on any other machine, without asking anybody."""
+    """Hosts of the slice of this TPU VM; 0 on other machines, without a request.
+
+    JAX asks the same server, but only in `jax.distributed.initialize`. That fails if no
+    server answers, and on a slice of one host it would start a coordinator at a fixed
+    port, where a second run on the host fails.
+    """
     has_chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
     if not has_chips or not importlib.util.find_spec("libtpu"):
         return 0
-    question = urllib.request.Request(
+    request = urllib.request.Request(
         f"{_METADATA}worker-network-endpoints", headers={"Metadata-Flavor": "Google"}
     )
     try:
-        with urllib.request.urlopen(question, timeout=_METADATA_SECONDS) as answer:
-            return len(answer.read().decode().split(","))
-    except (OSError, urllib.error.URLError):
+        with urllib.request.urlopen(request, timeout=_METADATA_SECONDS) as response:
+            return len(response.read().decode().split(","))
+    except OSError:  # includes URLError
         return 0
 
 
-def _kubernetes(environment) -> Membership | None:
-    """A pod of an indexed Job; others (a notebook, a server) stay alone."""
+def _kubernetes(environment: Environment) -> Membership | None:
+    """A pod of an indexed Job; other pods (a notebook, a server) stay alone."""
     if not {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= set(environment):
         return None
     if not importlib.util.find_spec("kubernetes"):

@@ -1,14 +1,13 @@
-"""The mesh and what lies where on it; the only file that names a mesh axis.
+"""The device mesh and the shardings on it; the only file that names a mesh axis.
 
-The mesh has two axes. Devices along `fsdp` together hold one copy of what is split,
-devices along `data` hold copies of it. The batch is split over both. Momentum keys are
-gathered once a step, so that every device contrasts its samples with the whole global
-batch, for every way of sharding.
+The mesh has two axes. Split arrays are split along `fsdp` and replicated along `data`.
+The batch is split along both. Momentum keys are all-gathered once a step, so that each
+device contrasts its samples with the whole global batch.
 
-compute.sharding    parameters, momentum copies    Adam's moments    gradients
-replicated          whole on each device           whole             all-reduced
-zero1               whole                          split             reduce-scattered
-fsdp                split, gathered once a step    split             reduce-scattered
+compute.sharding    parameters, momentum parameters    Adam's moments    gradients
+replicated          replicated                         replicated        all-reduce
+zero1               replicated                         split             reduce-scatter
+fsdp                split, all-gathered once a step    split             reduce-scatter
 """
 
 import math
@@ -28,17 +27,20 @@ DATA, FSDP = "data", "fsdp"
 WHOLE = PartitionSpec()
 ROWS = PartitionSpec((DATA, FSDP))  # the leading axis over all devices
 
-SMALLEST_SPLIT = 1024  # elements; norms and most biases are not worth a collective
+# jax.Device is a variable for type checkers.
+Devices = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm]
+
+SMALLEST_SPLIT = 1024  # elements; norms and most biases do not justify a collective
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """A mesh over the first `num_devices` devices of all hosts; None takes all."""
+    """A mesh over the first `num_devices` devices of all hosts; None for all."""
     return _mesh(jax.devices()[:num_devices], 1)
 
 
-def _mesh(devices: Sequence[jax.Device], fsdp: int) -> Mesh:
-    """Neighbours, `fsdp` at a time, share one copy of what is split."""
-    # Auto is spelt out: Explicit, the default, refuses products of two sharded arrays.
+def _mesh(devices: Devices, fsdp: int) -> Mesh:
+    """Neighbours, `fsdp` at a time, hold one copy of the split arrays."""
+    # Not Explicit, the default, which rejects products of two sharded arrays.
     return jax.make_mesh(
         (len(devices) // fsdp, fsdp),
         (DATA, FSDP),
@@ -49,42 +51,44 @@ def _mesh(devices: Sequence[jax.Device], fsdp: int) -> Mesh:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run lies on its devices."""
+    """The mesh of a run, and which arrays are split on it."""
 
     mesh: Mesh
     splits: Literal["replicated", "zero1", "fsdp"] = "replicated"
 
     def param_specs(self, params: PyTree) -> PyTree:
-        """Per leaf, how parameters and their momentum copies are split."""
+        """The spec of each leaf of the parameters, or of the momentum parameters."""
         return self._specs(params, is_split=self.splits == "fsdp")
 
     def moment_specs(self, moments: PyTree) -> PyTree:
-        """Per leaf, how gradients and Adam's moments are split."""
+        """The spec of each leaf of the gradients, or of Adam's moments."""
         return self._specs(moments, is_split=self.splits != "replicated")
 
-    def _specs(self, tree, is_split: bool):
+    def _specs(self, tree: PyTree, is_split: bool) -> PyTree:
         count = self.mesh.shape[FSDP] if is_split else 1
         return jax.tree.map(lambda x: _split_spec(x.shape, count), tree)
 
-    def on_each_device(self, function: Callable, in_specs: PyTree, out_specs: PyTree):
-        """`function` on every device's part of its arguments, collectives by hand.
+    def on_each_device(
+        self, function: Callable, in_specs: PyTree, out_specs: PyTree
+    ) -> Callable:
+        """`shard_map`: `function` on each device's shards, with explicit collectives.
 
-        Inside, gradients stay on the device until `sum_gradients`: under plain `jit`
-        every microbatch would all-reduce its own.
+        Inside, gradients stay on the device until `sum_gradients`. With plain `jit`,
+        each microbatch would all-reduce its own.
         """
         return jax.shard_map(
             function,
             mesh=self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
-            # The check would sum a gradient where it arises, in each microbatch.
+            # The check would all-reduce each gradient at once, in each microbatch.
             check_vma=False,
         )
 
     def gather_params(self, params: PyTree, specs: PyTree) -> PyTree:
-        """Whole parameters from their parts; inside `on_each_device`."""
+        """All-gathers parameters from their shards; inside `on_each_device`."""
 
-        def gather(spec, value):
+        def gather(spec: PartitionSpec, value: jax.Array) -> jax.Array:
             axis = _split_axis(spec)
             if axis is None:
                 return value
@@ -93,9 +97,9 @@ class Layout:
         return _map_specs(gather, specs, params)
 
     def sum_gradients(self, gradients: PyTree, specs: PyTree) -> PyTree:
-        """Sums over all devices, each keeping its part; inside `on_each_device`."""
+        """Sums over all devices; each keeps its shard; inside `on_each_device`."""
 
-        def reduce(spec, value):
+        def reduce(spec: PartitionSpec, value: jax.Array) -> jax.Array:
             axis = _split_axis(spec)
             if axis is None:
                 return sum_over_devices(value)
@@ -113,16 +117,16 @@ def make_layout(
     compute: ComputeConfig,
     num_devices: int | None = None,
     *,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Devices | None = None,
 ) -> Layout:
-    """The layout that a config asks for.
+    """The layout of a config.
 
     Args:
-      num_devices: the first so many devices of all hosts; None takes all.
-      devices: these instead, which may be elsewhere (planning).
+      num_devices: uses the first `num_devices` devices of all hosts; None for all.
+      devices: uses these instead; planning passes devices that do not exist here.
 
     Raises:
-      UserError: the devices do not divide into groups of `compute.fsdp_devices`.
+      UserError: if the devices do not divide into groups of `compute.fsdp_devices`.
     """
     devices = jax.devices()[:num_devices] if devices is None else devices
     if compute.sharding == "replicated":
@@ -138,9 +142,9 @@ def make_layout(
 
 
 def _split_spec(shape: tuple[int, ...], count: int) -> PartitionSpec:
-    """Splits the longest axis that `count` divides; nothing where the array is small.
+    """Splits the longest axis that `count` divides; small arrays are not split.
 
-    A vocabulary of 30,522 words divides by 2 and 3 alone; its width does by more.
+    A vocabulary of 30,522 tokens divides only by 2 and 3; its width by more.
     """
     if count == 1 or math.prod(shape) < SMALLEST_SPLIT:
         return WHOLE
@@ -155,19 +159,15 @@ def _split_axis(spec: PartitionSpec) -> int | None:
     return len(spec) - 1 if len(spec) else None
 
 
-def _map_specs(function, specs, tree):
+def _map_specs(function: Callable, specs: PyTree, *trees: PyTree) -> PyTree:
     return jax.tree.map(
-        function, specs, tree, is_leaf=lambda x: isinstance(x, PartitionSpec)
+        function, specs, *trees, is_leaf=lambda x: isinstance(x, PartitionSpec)
     )
 
 
 def on_mesh(specs: PyTree, mesh: Mesh) -> PyTree:
-    """Shardings from specs, one or a tree of them."""
-    return jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
-        specs,
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
-    )
+    """The shardings of one spec or a tree of specs."""
+    return _map_specs(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -175,7 +175,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over the devices."""
+    """The leading axis is split over all devices."""
     return NamedSharding(mesh, ROWS)
 
 
@@ -200,7 +200,7 @@ def check_batch(batch_size: int, num_microbatches: int, num_devices: int) -> Non
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows [B / hosts, ...] as part of the global arrays [B, ...]."""
+    """Global arrays [B, ...] from the rows [B / processes, ...] of each process."""
     sharding = over_batch(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
@@ -209,23 +209,23 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def device_put(tree: PyTree, shardings: PyTree) -> PyTree:
-    """Arrays, the same on every host, to where `shardings` (one or a tree) says.
+    """Copies arrays, equal on all processes, to `shardings` (one or a tree).
 
-    The copy matters: a donated state may not hold one buffer twice, nor a view of host
-    memory that somebody else reads.
+    `jax.device_put` may not copy. But a donated state must not have the same buffer
+    twice, or share host memory with arrays that are still in use.
     """
     return jax.jit(lambda x: x, out_shardings=shardings)(tree)
 
 
 def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Arrays, the same on every host, whole onto all devices."""
+    """Copies arrays, equal on all processes, to every device."""
     return device_put(tree, replicated(mesh))
 
 
 def on_one_device(tree: PyTree) -> PyTree:
-    """Whole arrays on this host's first device of the mesh; free where replicated."""
+    """Whole arrays on the first local device; does not copy if they are replicated."""
     leaves = jax.tree.leaves(tree)
     split = next((leaf for leaf in leaves if not leaf.is_fully_replicated), None)
-    if split is not None:  # all at once: one program, not one an array
+    if split is not None:  # in one program, not one for each array
         tree = put_replicated(tree, split.sharding.mesh)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)

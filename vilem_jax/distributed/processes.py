@@ -1,8 +1,8 @@
-"""Many processes as one program: how they find each other, agree, and leave.
+"""Many processes as one program: how they join, agree and leave.
 
-One process a host (or a GPU) runs the same command. The first of them, process 0,
-alone writes and talks; what is decided on the way is decided for all, since a process
-that goes another way leaves the others waiting.
+One process for each host (or GPU) runs the same command. Only process 0 writes files
+and prints. A decision that depends on one process is broadcast to all: a process that
+takes another branch would leave the others waiting in a collective.
 """
 
 import contextlib
@@ -12,9 +12,10 @@ import socket
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -23,62 +24,59 @@ from jax.sharding import NamedSharding
 
 from vilem_jax.distributed.launcher import Membership
 from vilem_jax.errors import UserError
+from vilem_jax.files import reason
 
-# A process that was not heard of for so long is gone, and the others leave: well
-# within a minute, and long for a stall of the network.
+# A process without a heartbeat for this time is lost, and the others leave. Well below
+# a minute, but longer than the network usually stalls.
 HEARTBEAT_SECONDS = 30
-# Until all processes have begun: hosts of a pod may come minutes apart.
+# For all processes to start: the hosts of a pod may start minutes apart.
 BEGIN_SECONDS = 300
-# At the end the first may still write, while the others wait for it.
+# At the end: process 0 may still write while the others wait.
 END_SECONDS = 300
-SEE_SECONDS = 30  # a file of process 0 may take so long to be seen over NFS
+SEE_SECONDS = 30  # until a file of process 0 is visible over NFS
 
-EXIT_USER, EXIT_LOST = 2, 3  # what `vilem` ends with; the second: others are gone
+# Exit codes of `vilem`; launch/ restarts a run after EXIT_LOST.
+EXIT_USER, EXIT_LOST = 2, 3
+
+# The status codes of XLA's errors if another process is lost; which one depends on the
+# collective library and on the call. The others (such as RESOURCE_EXHAUSTED and
+# INVALID_ARGUMENT) would come again after a restart.
+_LOST_STATUS = {
+    "ABORTED",
+    "CANCELLED",
+    "DEADLINE_EXCEEDED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "UNKNOWN",
+}
 
 Value = TypeVar("Value")
 
-# What XLA and its libraries say where another process is gone or out of reach.
-_LOST = (
-    "gloo",
-    "nccl",
-    "connection",
-    "coordination",
-    "heartbeat",
-    "barrier",
-    "unavailable",
-    "deadline_exceeded",
-    "aborted",
-    "peer",
-)
-
 
 class AllProcessesError(UserError):
-    """A UserError that all processes raise alike: process 0 reports it."""
+    """A UserError that all processes raise; only process 0 prints it."""
 
 
 # ---- joining and leaving ----
 
 
 @contextlib.contextmanager
-def joined(membership: Membership | None) -> Iterator[None]:
-    """The block, as one of several processes; unchanged if `membership` is None.
+def distributed(membership: Membership | None) -> Iterator[None]:
+    """Runs the block as one of several processes, or alone if `membership` is None.
 
-    An error inside ends this process at once, without waiting for the others, which
-    notice within `HEARTBEAT_SECONDS`.
-
-    Raises:
-      UserError: the others cannot be reached.
+    An error in the block ends this process at once, without waiting for the others,
+    which notice within `HEARTBEAT_SECONDS`.
     """
     if membership is None:
         yield
         return
-    # From here on nothing returns to the caller but success: leaving in the usual
-    # way would wait for processes that wait for this one.
+    # Errors do not return to the caller: a normal exit would wait for processes that
+    # wait for this one.
     try:
         _join(membership)
         try:
             yield
-        except SystemExit:  # no error: all leave so
+        except SystemExit:  # not an error: all processes exit
             jax.distributed.shutdown()
             raise
         jax.distributed.shutdown()
@@ -89,7 +87,7 @@ def joined(membership: Membership | None) -> Iterator[None]:
 
 
 def _join(membership: Membership) -> None:
-    # Its handler would take SIGTERM away from the loop that saves.
+    # JAX's handler would take SIGTERM away from the training loop, which saves.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -99,25 +97,22 @@ def _join(membership: Membership) -> None:
             shutdown_timeout_seconds=END_SECONDS,
         )
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"cannot join the other processes ({membership.found_by}): "
-            f"{first_line[:300]}; name them with --coordinator, --num-processes and "
+            f"{reason(error)}; name them with --coordinator, --num-processes and "
             "--process-id, or train in one process with --distributed=off"
         ) from error
     if not is_process_0():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     elif is_multi_process():
-        print(
-            f"vilem: {num_processes()} processes with {jax.device_count()} devices "
-            f"({membership.found_by})",
-            file=sys.stderr,
+        _report(
+            f"{num_processes()} processes with {jax.device_count()} devices "
+            f"({membership.found_by})"
         )
 
 
-def _leave(error: BaseException) -> None:
-    """Says what happened and ends the process; never returns."""
-    code = 1
+def _leave(error: BaseException) -> NoReturn:
+    """Reports an error and ends the process."""
     if isinstance(error, UserError):
         code = EXIT_USER
         if is_process_0() or not isinstance(error, AllProcessesError):
@@ -125,14 +120,16 @@ def _leave(error: BaseException) -> None:
     elif isinstance(error, KeyboardInterrupt):
         code = 130
         _report("interrupted")
-    elif is_lost(error):
-        code = EXIT_LOST
-        _report(
-            "another process is gone or out of reach, so this one exits; rerun the "
-            "same command on all of them to resume from the newest checkpoint"
-        )
     else:
+        code = 1
         traceback.print_exception(error)
+        if may_have_lost_process(error):
+            code = EXIT_LOST
+            _report(
+                "JAX failed, perhaps because another process is gone or out of reach; "
+                "rerun the same command on all of them to resume from the newest "
+                "checkpoint"
+            )
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -140,21 +137,24 @@ def _leave(error: BaseException) -> None:
 
 
 def _report(sentence: str) -> None:
-    who = ""
-    if jax.distributed.is_initialized() and not is_process_0():
-        who = f"process {jax.process_index()} on {socket.gethostname()}: "
-    print(f"vilem: {who}{sentence}", file=sys.stderr, flush=True)
+    sender = ""
+    if not is_process_0():
+        sender = f"process {jax.process_index()} on {socket.gethostname()}: "
+    print(f"vilem: {sender}{sentence}", file=sys.stderr, flush=True)
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether an error of JAX means that another process cannot be reached."""
-    if not isinstance(error, RuntimeError | ValueError) or not is_multi_process():
-        return False
-    text = str(error).lower()
-    return "resource_exhausted" not in text and any(word in text for word in _LOST)
+def may_have_lost_process(error: BaseException) -> bool:
+    """Whether a lost process can be the cause of an error, by XLA's status code."""
+    # Reading the result of a failed computation raises a plain ValueError, which begins
+    # with the status code like a JaxRuntimeError.
+    is_from_xla = isinstance(error, jax.errors.JaxRuntimeError) or (
+        type(error) is ValueError
+    )
+    status = str(error).partition(":")[0]
+    return is_multi_process() and is_from_xla and status in _LOST_STATUS
 
 
-# ---- who is who ----
+# ---- which process this is ----
 
 
 def num_processes() -> int:
@@ -166,29 +166,29 @@ def is_multi_process() -> bool:
 
 
 def is_process_0() -> bool:
-    """Whether this process writes and talks: process 0, or the only one."""
+    """Whether this is process 0, or the only one: it writes files and prints."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-# ---- agreeing; every function below must be called by all processes ----
+# ---- agreeing: all processes must call each function below ----
 
 
-def broadcast(value: Any) -> Any:
-    """Process 0's `value` (what JSON can hold) on every process."""
+def broadcast(value: Value) -> Value:
+    """Process 0's `value`, which JSON can represent, on every process."""
     if not is_multi_process():
         return value
     content = json.dumps(value).encode() if is_process_0() else b""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    # Few lengths, since each is a program of its own.
-    rows = np.zeros(max(64, 1 << (length - 1).bit_length()), np.uint8)
+    # Powers of two, because each length is a program to compile.
+    padded = np.zeros(max(64, 1 << (length - 1).bit_length()), np.uint8)
     if is_process_0():
-        rows[:length] = np.frombuffer(content, np.uint8)
-    gathered = np.asarray(multihost_utils.broadcast_one_to_all(rows))
-    return json.loads(gathered.astype(np.uint8)[:length].tobytes())
+        padded[:length] = np.frombuffer(content, np.uint8)
+    received = np.asarray(multihost_utils.broadcast_one_to_all(padded))
+    return json.loads(received.astype(np.uint8)[:length].tobytes())
 
 
 def all_gather(number: int) -> list[int]:
-    """Everybody's `number` (below 2**31), by process."""
+    """The `number` (below 2**31) of each process."""
     if not is_multi_process():
         return [number]
     gathered = multihost_utils.process_allgather(np.int32(number))
@@ -196,73 +196,72 @@ def all_gather(number: int) -> list[int]:
 
 
 def on_process_0(action: Callable[[], object]) -> None:
-    """Process 0 runs `action` alone; the others wait until it is done.
+    """Runs `action` on process 0 only; all processes continue when it is done.
 
     Raises:
-      UserError: the action's, on every process.
+      UserError: if `action` raises one, on every process.
     """
-    trouble = None
+    message = None
     if is_process_0():
         try:
             action()
         except UserError as error:
             if not is_multi_process():
                 raise
-            trouble = str(error)
-    trouble = broadcast(trouble)
-    if trouble is not None:
-        raise AllProcessesError(trouble)
+            message = str(error)
+    message = broadcast(message)
+    if message is not None:
+        raise AllProcessesError(message)
 
 
 def raise_on_all(action: Callable[[], Value], kind: type[Exception]) -> Value:
-    """`action()`; where it raises a `kind` on one process, it is raised on all."""
-    error, result = None, None
+    """`action()`; if it raises a `kind` on one process, all processes raise one."""
     try:
         result = action()
-    except kind as raised:
-        error = raised
-    failed = all_gather(int(error is not None))
-    if error is not None:
-        raise error
+    except kind:
+        all_gather(1)
+        raise
+    failed = all_gather(0)
     if any(failed):
         raise kind(f"process {failed.index(1)} found it so")
     return result
 
 
 def check_same(values: Mapping[str, object]) -> None:
-    """That every process holds equal `values`, by what a person calls them.
+    """Checks that `values` are the same on every process.
+
+    Args:
+      values: by their name in the message.
 
     Raises:
-      UserError: the first that differs, and on which processes.
+      UserError: if one differs; it names the first, and the processes.
     """
-    import zlib
-
     for name, value in values.items():
         digests = all_gather(zlib.crc32(repr(value).encode()) >> 1)
         others = [i for i, digest in enumerate(digests) if digest != digests[0]]
         if others:
             raise AllProcessesError(
-                f"{_named(others)} other {name} than process 0: start all processes "
+                f"{_have(others)} other {name} than process 0: start all processes "
                 "with one command, on the same files"
             )
 
 
 def check_shared(folder: Path) -> None:
-    """That process 0's `folder` is everybody's.
+    """Checks that all processes see the same `folder`.
 
     Raises:
-      UserError: some do not see what process 0 writes there.
+      UserError: if some do not see the files of process 0.
     """
     if not is_multi_process():
         return
     mark = folder / broadcast(f".shared-{os.getpid()}-{time.time_ns()}")
     on_process_0(mark.touch)
-    sees = _appears(mark)
-    blind = [i for i, sees_it in enumerate(all_gather(int(sees))) if not sees_it]
+    seen = all_gather(int(_appears(mark)))
     on_process_0(lambda: mark.unlink(missing_ok=True))
-    if blind:
+    others = [i for i, is_seen in enumerate(seen) if not is_seen]
+    if others:
         raise AllProcessesError(
-            f"{_named(blind)} another work directory {folder} than process 0: it must "
+            f"{_have(others)} another work directory {folder} than process 0: it must "
             "lie on a disk that all hosts share (NFS, Lustre, Filestore)"
         )
 
@@ -274,74 +273,77 @@ def _appears(file: Path) -> bool:
             return False
         time.sleep(0.2)
         with contextlib.suppress(OSError):
-            os.listdir(file.parent)  # makes NFS look again
+            os.listdir(file.parent)  # refreshes the cache of NFS
     return True
 
 
-def _named(processes: Sequence[int]) -> str:
+def _have(processes: Sequence[int]) -> str:
     names = ", ".join(map(str, processes))
     return f"process {names} has" if len(processes) == 1 else f"processes {names} have"
 
 
 class DelayedSums:
-    """Sums of small numbers over all processes, returned one call later.
+    """Sums of small integers over all processes, each returned one call later.
 
-    Nobody waits for a vote: its sum is computed behind the step that was started
-    before it, and read when the next step has been started. Alone, at once.
+    So no process waits: the device computes a sum after the step that was started
+    before, and the sum is read when the next step has been started. A single process
+    gets its sums at once.
     """
 
-    def __init__(self, rows: NamedSharding, whole: NamedSharding):
+    def __init__(self, over_batch: NamedSharding, replicated: NamedSharding):
         """
         Args:
-          rows, whole: the batch's sharding and the replicated one of the training
-            mesh, so that no other group of its devices has to be set up.
+          over_batch, replicated: shardings of the training mesh, so that no other group
+            of devices is needed.
         """
-        self._before: jax.Array | None = None
-        if not is_multi_process():
-            return
-        self._rows = rows
-        self._add = jax.jit(lambda votes: votes.sum(0), out_shardings=whole)
-        self._num_rows = len(self._rows.addressable_devices)
+        self._previous: jax.Array | None = None
+        self._over_batch = over_batch
+        self._sum = jax.jit(lambda rows: rows.sum(0), out_shardings=replicated)
 
-    def sums(self, *votes: int) -> tuple[int, ...]:
-        """The sums of the `votes` of the last call; 0 at the first."""
+    def sums(self, *numbers: int) -> tuple[int, ...]:
+        """The sums of the `numbers` of the previous call; 0 at the first call."""
         if not is_multi_process():
-            return votes
-        rows = np.zeros((self._num_rows, len(votes)), np.int32)
-        rows[0] = votes
-        before, self._before = (
-            self._before,
-            self._add(jax.make_array_from_process_local_data(self._rows, rows)),
+            return numbers
+        # One row for each device of this process; the numbers are in the first.
+        rows = np.zeros(
+            (len(self._over_batch.addressable_devices), len(numbers)), np.int32
         )
-        if before is None:
-            return (0,) * len(votes)
-        return tuple(np.asarray(before).tolist())
+        rows[0] = numbers
+        previous = self._previous
+        self._previous = self._sum(
+            jax.make_array_from_process_local_data(self._over_batch, rows)
+        )
+        if previous is None:
+            return (0,) * len(numbers)
+        return tuple(np.asarray(previous).tolist())
 
 
 # ---- sharing work ----
 
 
-def rows_here(sharding: NamedSharding, num_rows: int) -> tuple[int, ...]:
-    """Which rows of a global array [num_rows, ...] lie on this process's devices, in
-    the order that `make_array_from_process_local_data` expects."""
-    slices = sharding.addressable_devices_indices_map((num_rows,)).values()
-    rows = {row for (part,) in slices for row in range(*part.indices(num_rows))}
+def local_rows(sharding: NamedSharding, num_rows: int) -> tuple[int, ...]:
+    """The rows of a global array [num_rows, ...] on this process's devices, in the
+    order that `make_array_from_process_local_data` expects."""
+    indices = sharding.addressable_devices_indices_map((num_rows,)).values()
+    rows = {row for index in indices if index for row in range(num_rows)[index[0]]}
     return tuple(sorted(rows))
 
 
-def part(count: int) -> list[int]:
-    """This process's share of `count` items: as many on each, the last one repeated
-    where they do not divide; for `gather`."""
+def local_items(count: int) -> list[int]:
+    """This process's share of `count` items, for `all_gather_rows`.
+
+    All shares have the same length; the last item is repeated if it does not divide.
+    """
     if not is_multi_process():
         return list(range(count))
-    each = -(-count // num_processes())
-    start = jax.process_index() * each
-    return [min(row, count - 1) for row in range(start, start + each)]
+    share = -(-count // num_processes())
+    start = jax.process_index() * share
+    return [min(item, count - 1) for item in range(start, start + share)]
 
 
-def gather(rows: np.ndarray, count: int) -> np.ndarray:
-    """What each process made of its `part(count)`, together: [count, ...]."""
+def all_gather_rows(rows: np.ndarray, count: int) -> np.ndarray:
+    """The rows of all processes, each for its `local_items(count)`: [count, ...]."""
     if not is_multi_process():
         return rows
-    parts = np.asarray(multihost_utils.process_allgather(rows))
-    return parts.reshape(-1, *rows.shape[1:])[:count]
+    gathered = np.asarray(multihost_utils.process_allgather(rows))
+    return gathered.reshape(-1, *rows.shape[1:])[:count]

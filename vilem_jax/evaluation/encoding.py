@@ -294,9 +294,9 @@ def share_rows(encode: Callable[[list[int]], np.ndarray], count: int) -> np.ndar
     Raises:
       UserError: that of `encode`, on every process.
     """
-    here = processes.part(count)
-    rows = processes.raise_on_all(lambda: encode(here), UserError)
-    return processes.gather(rows, count)
+    local = processes.local_items(count)
+    rows = processes.raise_on_all(lambda: encode(local), UserError)
+    return processes.all_gather_rows(rows, count)
 
 
 def read_images(

@@ -83,22 +83,24 @@ def _branches(
     images: np.ndarray,
     show_progress: bool,
 ) -> dict:
-    here = processes.part(len(images))  # of several processes each judges its part
+    local = processes.local_items(len(images))
     judged = encoder.proofread(
         read_images(
             source,
-            images[here].tolist(),
+            images[local].tolist(),
             encoder.image_size,
             show_progress=show_progress,
         ),
-        edits.edited[here],
-        edits.positions[here],
-        edits.labels[here],
+        edits.edited[local],
+        edits.positions[local],
+        edits.labels[local],
     )
     is_editable = encoder.tokenizer.vocabulary.is_editable
     metrics = {}
     for branch, part in judged.items():
-        one = Proofreading(*(processes.gather(rows, len(images)) for rows in part))
+        one = Proofreading(
+            *(processes.all_gather_rows(rows, len(images)) for rows in part)
+        )
         both = proofread_metrics(
             one.p_wrong,
             edits.edited != edits.tokens,

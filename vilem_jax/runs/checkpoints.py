@@ -122,7 +122,7 @@ class Checkpoints:
 
     def _fail(self, error: Exception) -> None:
         """Reports a failed save and prepares the next one, or ends the run."""
-        if processes.is_lost(error):
+        if processes.may_have_lost_process(error):
             raise error
         step, self._saving = self._saving, None
         self._failed += 1

@@ -227,7 +227,7 @@ def _batches(
         batch_size=config.train.batch_size,
         image_size=image_size,
         edits=edits,
-        rows=processes.rows_here(over_batch(mesh), config.train.batch_size),
+        rows=processes.local_rows(over_batch(mesh), config.train.batch_size),
     )
 
 

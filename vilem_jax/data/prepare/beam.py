@@ -10,6 +10,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vilem_jax.data.prepare.local import (
@@ -95,19 +96,23 @@ def prepare_with_beam(
         return finish(partial, folder, plan, tallies, records, files)
 
 
-def _options(runner: str, options: str) -> Any:
-    """Beam's `PipelineOptions`; checks that the runner exists."""
+def _beam() -> ModuleType:
     try:
-        from apache_beam.options.pipeline_options import PipelineOptions
-        from apache_beam.runners import create_runner
+        import apache_beam  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError:
         raise UserError(
             "--beam-runner needs apache-beam: pip install 'vilem-jax[beam]', or leave "
             "it out to use --workers on this machine"
         ) from None
+    return apache_beam
+
+
+def _options(runner: str, options: str) -> Any:
+    """Beam's `PipelineOptions`; checks that the runner exists."""
+    beam = _beam()
     try:
-        create_runner(runner)
-        return PipelineOptions(shlex.split(options))
+        beam.runners.create_runner(runner)
+        return beam.options.pipeline_options.PipelineOptions(shlex.split(options))
     except (ValueError, ImportError, AttributeError):
         raise UserError(
             f"Beam has no runner {runner!r} here, or cannot read --beam-options: try "
@@ -149,9 +154,7 @@ class _SplitPipeline:
         self.split, self.records, self.tallies = split, records, tallies
 
     def __call__(self, pipeline: Any) -> Any:
-        import apache_beam as beam
-
-        name, count = self.split, len(self.records)
+        beam, name, count = _beam(), self.split, len(self.records)
         spans = [(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
         prepare_spans = beam.FlatMap(_prepare_span, self.records)
         outputs = (
@@ -166,11 +169,10 @@ class _SplitPipeline:
 
 def _prepare_span(span: tuple[int, int], records: SplitRecords) -> Iterator:
     """The examples of some records, and their tally as a line of JSON."""
-    from apache_beam import pvalue
-
     prepared: list[JsonObject] = []
     counts = tally(range(*span), records, prepared.append)
-    yield pvalue.TaggedOutput("tally", json.dumps({"start": span[0], **counts}))
+    line = json.dumps({"start": span[0], **counts})
+    yield _beam().pvalue.TaggedOutput("tally", line)
     for record in prepared:
         number = record["image_id"] - records.first_id
         yield number, tfds_files.as_example(record)
