@@ -78,6 +78,6 @@ def unit(rows):
 
 
 def write_image(path, colour):
-    """A PNG of one colour, whatever the file is called."""
+    """A PNG of one colour, for any file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 10), colour).save(path, format="PNG")

@@ -71,7 +71,7 @@ def change(**arrays):
         (change(image_embedding=np.ones((0, 6))), "image_embedding must be"),
     ],
 )
-def test_bad_arrays_are_named(tmp_path, arrays, words):
+def test_wrong_arrays_are_named(tmp_path, arrays, words):
     np.savez(tmp_path / "f.npz", **arrays)
     with pytest.raises(UserError, match=rf"f\.npz.*{words}"):
         read_features(tmp_path / "f.npz")

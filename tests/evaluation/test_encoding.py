@@ -117,10 +117,10 @@ def test_images_come_in_order_and_square(source, capsys):
     assert list(read_ahead(lambda n: n * n, range(100))) == [n * n for n in range(100)]
 
 
-def test_a_broken_image_is_named(source):
-    class Broken(type(source)):
+def test_a_corrupt_image_is_named(source):
+    class Unreadable(type(source)):
         def read_image(self, index):
             return b"no image"
 
     with pytest.raises(UserError, match=r"image 3\.png of four"):
-        list(read_images(Broken(), [3], 16))
+        list(read_images(Unreadable(), [3], 16))

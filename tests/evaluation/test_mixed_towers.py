@@ -22,7 +22,7 @@ def test_the_score_is_the_mean_of_both_crossed_pairs(encoder, tokenizer):
         one.encode_pixels(pixels) @ two.encode_tokens(tokens).T
         for one, two in ((other, encoder), (encoder, other))
     ]
-    assert np.abs(crossed[0] - crossed[1]).max() > 1e-3  # else nothing is told
+    assert np.abs(crossed[0] - crossed[1]).max() > 1e-3  # else the test shows nothing
     np.testing.assert_allclose(images @ texts.T, np.mean(crossed, axis=0), atol=1e-6)
 
 

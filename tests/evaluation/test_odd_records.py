@@ -1,4 +1,4 @@
-"""Files of other people's making: whatever stands anywhere in them, one clear sentence.
+"""Files of other programs: any value in any field gives one clear sentence.
 
 Every value of a small file of each layout is replaced by odd ones, and left out.
 """
@@ -90,41 +90,41 @@ def write(layout, folder, content):
     return file
 
 
-def places(content, place=()):
-    yield place
+def paths(content, path=()):
+    yield path
     if isinstance(content, dict | list):
         keys = content if isinstance(content, dict) else range(len(content))
         for key in keys:
-            yield from places(content[key], (*place, key))
+            yield from paths(content[key], (*path, key))
 
 
-def changed(content, place, value):
+def changed(content, path, value):
     """`content` with `value` there, or without that place."""
-    if not place:
+    if not path:
         return value
     content = copy.deepcopy(content)
     inside = content
-    for key in place[:-1]:
+    for key in path[:-1]:
         inside = inside[key]
     if value is LEFT_OUT:
-        del inside[place[-1]]
+        del inside[path[-1]]
     else:
-        inside[place[-1]] = value
+        inside[path[-1]] = value
     return content
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_odd_values_anywhere(tmp_path, layout):
     refused = 0
-    for place in places(LAYOUTS[layout]):
-        for value in (*ODD, *([LEFT_OUT] if place else [])):
-            file = write(layout, tmp_path, changed(LAYOUTS[layout], place, value))
+    for path in paths(LAYOUTS[layout]):
+        for value in (*ODD, *([LEFT_OUT] if path else [])):
+            file = write(layout, tmp_path, changed(LAYOUTS[layout], path, value))
             for split in ("", "test"):
                 try:
                     read(layout, file, split)
                 except UserError as error:
                     refused += 1
-                    assert "\n" not in str(error), (place, value)
+                    assert "\n" not in str(error), (path, value)
     assert refused > len(ODD)
 
 

@@ -1,4 +1,4 @@
-"""Files of caption pairs: SugarCrepe, ARO and VALSE, told apart by their fields."""
+"""Files of caption pairs: SugarCrepe, ARO and VALSE, recognized by their fields."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_a_folder_gives_one_type_a_file(tmp_path):
         ({"7": "a"}, "entry '7'"),
     ],
 )
-def test_a_bad_file_is_named(tmp_path, content, words):
+def test_a_wrong_file_is_named(tmp_path, content, words):
     write(tmp_path / "swap.json", content)
     with pytest.raises(UserError, match=f"swap.json.*{words}"):
         read_pairs(tmp_path / "swap.json")

@@ -53,9 +53,9 @@ def test_metrics_by_loop():
         metrics = proofread_metrics(p_wrong, is_wrong, is_editable, rank, is_edit)
         counts = {"tp": 0, "fp": 0, "fn": 0}
         for row in range(3):
-            for place in range(6):
-                if is_editable[row, place]:
-                    says, wrong = p_wrong[row, place] > 0.5, is_wrong[row, place]
+            for position in range(6):
+                if is_editable[row, position]:
+                    says, wrong = p_wrong[row, position] > 0.5, is_wrong[row, position]
                     counts["tp"] += says and wrong
                     counts["fp"] += says and not wrong
                     counts["fn"] += wrong and not says
@@ -248,7 +248,7 @@ def trained_only(encoder, *switches):
     )
 
 
-def test_what_was_not_trained_has_no_figures(encoder, edits, source):
+def test_an_untrained_branch_has_no_metrics(encoder, edits, source):
     whole = evaluate_proofreading(encoder, edits, source)
     part = trained_only(encoder, "global_correct")
     metrics = evaluate_proofreading(part, edits, source)

@@ -69,7 +69,7 @@ def test_ranks_are_those_of_the_loop(monkeypatch, with_ties, block):
         np.testing.assert_array_equal(found[1], expected[1])
 
 
-def test_figures_by_hand():
+def test_metrics_by_hand():
     images = unit(np.eye(3))
     texts = unit([[1, 0, 0], [0, 1, 0], [0.9, 0, 1], [1, 0, 0.5]])
     metrics = retrieval_metrics(images, texts, np.array([0, 1, 2, 2]))
@@ -136,7 +136,7 @@ def test_chance_is_the_mean_of_random_orders():
         ({"image_embedding": np.ones((3,))}, "must be"),
     ],
 )
-def test_bad_input_gets_a_sentence(change, words):
+def test_wrong_input_is_refused(change, words):
     arguments = {
         "image_embedding": np.ones((3, 2)),
         "text_embedding": np.ones((3, 2)),
@@ -165,7 +165,7 @@ def test_a_source_is_encoded_in_order(encoder, source, captions_per_image):
     assert metrics["protocol"]["captions_per_image"] == captions_per_image
 
 
-def test_what_the_figures_leave_out_is_counted(encoder, source):
+def test_what_the_metrics_leave_out_is_counted(encoder, source):
     class Odd(type(source)):
         notes = ("3 images without a caption left out",)
 

@@ -122,8 +122,8 @@ def coco_problem(peer, *, spread, num_images=None):
     _, first = np.unique(owner, return_index=True)
     image_ids = owner[np.sort(first)]  # as they appear
     rng = np.random.default_rng(1)
-    place = {int(one): row for row, one in enumerate(image_ids)}
-    image_of_text = np.array([place[int(one)] for one in owner])
+    row_of_image = {int(one): row for row, one in enumerate(image_ids)}
+    image_of_text = np.array([row_of_image[int(one)] for one in owner])
     images = unit(rng.normal(size=(len(image_ids), 16)).astype(np.float32))
     noise = spread * rng.normal(size=(len(caption_ids), 16)).astype(np.float32)
     texts = unit(images[image_of_text] + noise)
@@ -135,9 +135,9 @@ def best_ids(queries, candidates, ids, keep=10):
     found = []
     for start in range(0, len(queries), 500):
         scores = queries[start : start + 500].astype(float) @ candidates.T.astype(float)
-        places = np.argpartition(scores, -keep, axis=1)[:, -keep:]
-        order = np.argsort(-np.take_along_axis(scores, places, 1), axis=1)
-        found += ids[np.take_along_axis(places, order, 1)].tolist()
+        best = np.argpartition(scores, -keep, axis=1)[:, -keep:]
+        order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1)
+        found += ids[np.take_along_axis(best, order, 1)].tolist()
     return found
 
 
@@ -223,7 +223,7 @@ def test_missing_images_are_counted_and_refused(json_source, encoder):
         assert present.read_image(row) == json_source.read_image((0, 2, 3, 5)[row])
 
 
-def test_no_image_at_all_is_refused_whatever_is_allowed(json_source, tmp_path):
+def test_no_image_at_all_is_always_refused(json_source, tmp_path):
     for file in Path(tmp_path).glob("*.png"):
         file.unlink()
     with pytest.raises(UserError, match=r"6 of 6 images .* with --images"):
@@ -261,10 +261,10 @@ def test_what_a_run_judges_by_must_be_complete(json_source):
 def test_times_exclude_compiling(encoder, source):
     encoder = dataclasses.replace(encoder, text_length=11)
     metrics = evaluate_retrieval(encoder, source)
-    told = metrics["measured"]
-    assert told["image_size"] == 16 and told["dtype"] == "float32"
-    assert told["batch_size"] == 4 and "CPU" in told["device"]
-    seconds = told["seconds"]
+    measured = metrics["measured"]
+    assert measured["image_size"] == 16 and measured["dtype"] == "float32"
+    assert measured["batch_size"] == 4 and "CPU" in measured["device"]
+    seconds = measured["seconds"]
     stages = {"read_images", "encode_images", "encode_texts", "similarity", "ranking"}
     assert stages <= set(seconds) and all(value >= 0 for value in seconds.values())
     # A length that ran nowhere else compiles once, and outside the stage of encoding.

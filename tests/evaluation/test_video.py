@@ -166,22 +166,22 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         ([f"--out={file}/x.json"], "cannot write"),
     ):
         assert main([*arguments, *wrong]) == 2
-        told = capsys.readouterr().err
-        assert sentence in told and told.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert sentence in printed and printed.count("\n") == 1
 
     monkeypatch.setattr(api, "load", lambda *_, **__: model)
     out = tmp_path / "video.json"
     assert main([*arguments, f"--out={out}", "--frames=4"]) == 0
-    told = capsys.readouterr().out
-    assert "text to video  100.0" in told and "4 frames a clip" in told
+    printed = capsys.readouterr().out
+    assert "text to video  100.0" in printed and "4 frames a clip" in printed
     written = json.loads(out.read_text())
     assert written["protocol"]["model"] == "RUN" and written["v2t"]["r1"] == 100.0
     assert written["protocol"]["step"] == "last"
     assert main([*arguments, "--text-length=41"]) == 2
     (tmp_path / "video1").rename(tmp_path / "elsewhere")
     assert main([*arguments, "--allow-missing"]) == 0
-    told = capsys.readouterr()
-    assert "1 LEFT OUT" in told.out and "left out video1: missing" in told.err
+    printed = capsys.readouterr()
+    assert "1 LEFT OUT" in printed.out and "left out video1: missing" in printed.err
 
 
 @pytest.mark.realdata

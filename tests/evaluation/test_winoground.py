@@ -141,8 +141,8 @@ def test_missing_images_are_counted(tmp_path):
     write_images(tmp_path, 0)
     with pytest.raises(UserError, match=r"2 of 4 .* images/ex_1_img_0\.png"):
         measure(tmp_path)
-    for place in (0, 1):
-        (tmp_path / "images" / f"ex_1_img_{place}.png").write_bytes(b"no image")
+    for index in (0, 1):
+        (tmp_path / "images" / f"ex_1_img_{index}.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"ex_1_img_0\.png of Winoground cannot"):
         measure(tmp_path)
 
@@ -158,7 +158,7 @@ def test_missing_images_are_counted(tmp_path):
         (["[]"], "no text in"),
     ],
 )
-def test_a_bad_file_is_named(tmp_path, records, words):
+def test_a_wrong_file_is_named(tmp_path, records, words):
     write_examples(tmp_path, records)
     with pytest.raises(UserError, match=words):
         read_winoground(tmp_path)

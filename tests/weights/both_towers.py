@@ -73,8 +73,8 @@ def albef_state(torch, randomize, *, is_pretrained):
     state |= {f"text_encoder.{inner}{n}": t for n, t in bert.state_dict().items()}
     for number in (3, 4):  # what makes a layer one of fusion
         attention = BertAttention(BertConfig(**text_shape(1)))
-        place = f"text_encoder.{inner}encoder.layer.{number}.crossattention"
-        state |= {f"{place}.{n}": t for n, t in attention.state_dict().items()}
+        prefix = f"text_encoder.{inner}encoder.layer.{number}.crossattention"
+        state |= {f"{prefix}.{n}": t for n, t in attention.state_dict().items()}
     for name, linear in zip(("vision_proj", "text_proj"), linears, strict=True):
         state |= {f"{name}.{n}": t for n, t in linear.state_dict().items()}
     prefixes = ("visual_encoder.", "text_encoder.", "vision_proj.", "text_proj.")

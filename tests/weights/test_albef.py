@@ -80,9 +80,9 @@ def test_albef_momentum_and_queues(albef_file, albef_model):
     for head in ("local_head", "temperature"):  # what ALBEF has no copy of
         jax.tree.map(np.testing.assert_array_equal, momentum[head], params[head])
     # Written round and round: 2 comes next, so 1 is the newest and 2 the oldest.
-    places = np.array([1, 0, 4, 3, 2] if is_pretrained else [1, 0, 4, 2])
+    rows = np.array([1, 0, 4, 3, 2] if is_pretrained else [1, 0, 4, 2])
     for name, offset in (("image_queue", 0.25), ("text_queue", 0.5)):
-        wanted = np.repeat(places[:, None] + offset, EMBEDDING, axis=1)
+        wanted = np.repeat(rows[:, None] + offset, EMBEDDING, axis=1)
         np.testing.assert_array_equal(albef_model.queues[name], wanted)
     assert albef_model.config.loss.queue_length == QUEUE
 

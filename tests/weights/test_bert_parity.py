@@ -165,8 +165,8 @@ def test_masked_language_model(saved, torch, relative_error):
         lambda: MaskedLanguageModel(config, COMPUTE, rngs=nnx.Rngs(0)),
         weights.load_masked_language_model(folder, config),
     )
-    places = np.broadcast_to(np.arange(11, dtype=np.int32), tokens.shape)
-    ours = jax.jit(editor.logits_at)(tokens, attention_mask, places)
+    positions = np.broadcast_to(np.arange(11, dtype=np.int32), tokens.shape)
+    ours = jax.jit(editor.logits_at)(tokens, attention_mask, positions)
     assert relative_error(ours, theirs) <= 1e-4
 
 

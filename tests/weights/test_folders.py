@@ -216,7 +216,7 @@ def test_wrong_config_is_named(folder, settings, message):
         weights.read_text_config(folder, TextConfig())
 
 
-def test_broken_files_are_named(folder):
+def test_corrupt_files_are_named(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not JSON"):
         weights.read_text_config(folder, TextConfig())

@@ -59,8 +59,8 @@ def test_pickles_that_are_no_weights(torch, tmp_path):
             open_checkpoint(file, allow_pickle=True)
     torch.save({"weight": torch.zeros(1000)}, file)
     whole = file.read_bytes()
-    for broken in (whole[:-700], whole[:100], b""):
-        file.write_bytes(broken)
+    for cut in (whole[:-700], whole[:100], b""):
+        file.write_bytes(cut)
         with pytest.raises(UserError, match=r"a\.pth cannot be read: it is corrupt"):
             open_checkpoint(file, allow_pickle=True)
 
@@ -105,7 +105,7 @@ def test_folders_and_files_that_hold_nothing(tmp_path):
     ("arrays", "name"),
     [(VIT, "huggingface-vit"), (BERT, "huggingface-bert"), (TIMM, "timm")],
 )
-def test_a_format_is_told_by_names(arrays, name, tmp_path):
+def test_a_format_is_recognized_by_names(arrays, name, tmp_path):
     source = open_checkpoint(save(arrays, tmp_path / "a.safetensors"))
     assert recognize(source) == recognize(source, name) == name
     other = "blip" if name != "blip" else "albef"

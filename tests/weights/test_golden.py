@@ -52,8 +52,8 @@ def test_bert(unpack, relative_error):
     @jax.jit
     def run(tokens, attention_mask):
         hidden = model.text.run(model.text.embed(tokens), attention_mask)
-        places = jnp.broadcast_to(jnp.arange(8), tokens.shape)
-        return hidden, model.logits_at(tokens, attention_mask, places)
+        positions = jnp.broadcast_to(jnp.arange(8), tokens.shape)
+        return hidden, model.logits_at(tokens, attention_mask, positions)
 
     hidden, logits = run(stored["tokens"], stored["attention_mask"])
     assert relative_error(hidden, stored["hidden"]) <= 1e-5

@@ -175,28 +175,28 @@ def edit_settings(folder, change):
 
 
 def cut(name):
-    def damage(folder):
+    def change(folder):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
 
-    return damage
+    return change
 
 
 def other_words(*words):
-    def damage(folder):
+    def change(folder):
         shutil.rmtree(folder.parent / "words", ignore_errors=True)
         write_vocabulary(folder.parent / "words", words).save(folder)
 
-    return damage
+    return change
 
 
 def without(name):
-    def damage(folder):
+    def change(folder):
         tensors = safetensors.numpy.load_file(folder / "model.safetensors")
         del tensors[name]
         safetensors.numpy.save_file(tensors, folder / "model.safetensors")
 
-    return damage
+    return change
 
 
 def one_more(folder):
@@ -214,7 +214,7 @@ def wider(settings):
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("change", "words"),
     [
         (cut("model.safetensors"), r"model\.safetensors cannot be read: it is cut"),
         (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors"),
@@ -245,14 +245,14 @@ def wider(settings):
         (one_more, r"holds text\.pooler\.kernel, which this model has no place for"),
     ],
 )
-def test_folders_that_are_not_what_they_say(folder, damage, words):
-    damage(folder)
+def test_changed_folders_are_refused(folder, change, words):
+    change(folder)
     with pytest.raises(UserError, match=words) as caught:
         read_model_folder(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_damage_beside_the_weights(parts, tmp_path):
+def test_corrupt_files_beside_the_weights(parts, tmp_path):
     config, params, momentum, queues, tokenizer = parts
     folder = tmp_path / "model"
     for name in ("momentum.safetensors", "queues.safetensors"):

@@ -147,7 +147,7 @@ def test_wrong_tensors_are_named(timm, change, message, tmp_path):
         starts.load_vision(str(file), config)
 
 
-def test_heads_that_nothing_tells(timm, tmp_path):
+def test_an_unknown_number_of_heads(timm, tmp_path):
     state = {n: v[..., :60] if n == "cls_token" else v for n, v in timm[1].items()}
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"][:60]
     file = save(
@@ -301,7 +301,7 @@ def test_augreg(prefix, relative_error, tmp_path):
     assert relative_error(class_feature(name, config, pixels), theirs) <= 1e-4
 
 
-def test_augreg_that_is_broken(tmp_path):
+def test_a_corrupt_augreg_file(tmp_path):
     arrays = augreg_arrays()
     file = tmp_path / "vit.npz"
     del arrays["Transformer/encoderblock_1/LayerNorm_2/scale"]

@@ -93,11 +93,11 @@ def momentum_names(state: dict, prefixes) -> dict:
 
 
 def queues(width, length, pointer, *, name="queue_ptr", owners=None) -> dict:
-    """Queues [E, Q] whose columns tell where they stand, and where the next goes."""
-    place = torch.arange(length, dtype=torch.float32)
+    """Queues [E, Q] whose columns hold their index, and the index of the next one."""
+    index = torch.arange(length, dtype=torch.float32)
     stored = {
-        "image_queue": place.repeat(width, 1) + 0.25,
-        "text_queue": place.repeat(width, 1) + 0.5,
+        "image_queue": index.repeat(width, 1) + 0.25,
+        "text_queue": index.repeat(width, 1) + 0.5,
         name: torch.tensor([pointer]),
     }
     return stored if owners is None else stored | {"idx_queue": torch.tensor([owners])}

@@ -40,7 +40,7 @@ def add_verb(verbs: Any) -> None:
     prepare.add_argument(
         "--kind",
         choices=tuple(SOURCE_KINDS),
-        help="of the sources, if their names do not tell",
+        help="of the sources, if their names do not show it",
     )
     prepare.add_argument(
         "--split",
@@ -106,7 +106,7 @@ def source_configs(options: argparse.Namespace) -> dict[str, list[SourceConfig]]
 
     Raises:
       UserError: the number of --images is not 0, 1 or that of the sources; --split and
-        SPLIT=SOURCE are both given; a name does not tell the kind of its source.
+        SPLIT=SOURCE are both given; a name does not show the kind of its source.
     """
     images, num_sources = options.images, len(options.sources)
     if len(images) not in (0, 1, num_sources):

@@ -141,7 +141,7 @@ def add_data(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--kind",
         choices=tuple(SOURCE_KINDS),
-        help="of --data, if its name does not tell",
+        help="of --data, if its name does not show it",
     )
     verb.add_argument("--split", default="", help='of the data; several as "a+b"')
     verb.add_argument("--num-images", type=count, default=0, help="only the first ones")
@@ -154,7 +154,7 @@ def source_config(options: argparse.Namespace) -> SourceConfig:
     Without --data, --split takes another split of the run's data set.
 
     Raises:
-      UserError: the name does not tell its kind, the run has not exactly one
+      UserError: the name does not show its kind, the run has not exactly one
         validation source, or an option is given that belongs to --data.
     """
     if options.data is None:
@@ -187,7 +187,7 @@ def named_source(
       settings: fields of the kind; those that it does not have are ignored.
 
     Raises:
-      UserError: the name does not tell the kind.
+      UserError: the name does not show the kind.
     """
     cls = SOURCE_KINDS[kind or kind_of(data)]
     if issubclass(cls, ScenesConfig):

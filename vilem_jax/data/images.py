@@ -70,7 +70,7 @@ def from_pillow(image: Image.Image) -> np.ndarray:
 
 
 def resize_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes to [size, size, 3], whatever the shape, as evaluation does.
+    """Resizes any shape to [size, size, 3], as evaluation does.
 
     Args:
       image: uint8 [H, W, 3].

@@ -22,11 +22,11 @@ def needs_edits(config: Config) -> bool:
 
 
 def check_edits(config: Config) -> EditorConfig:
-    """`config.editor` with the digests of what edits captions: editor, prepared edits.
+    """`config.editor` with the digests of what edits captions: editor, edit table.
 
     Raises:
       UserError: they are missing, others than the digests it has name, or the editor
-        is not that of the prepared edits.
+        is not that of the edit table.
     """
     editor = config.editor
     if not editor.edit_table:
@@ -53,7 +53,7 @@ def check_edits(config: Config) -> EditorConfig:
 def open_edits(
     config: Config, corpus: Corpus, tokenizer: Tokenizer
 ) -> StoredEditTable | None:
-    """The run's prepared edits; None where it has none, or needs none.
+    """The run's edit table; None if it has none, or needs none.
 
     Raises:
       UserError: they were made for other data, another vocabulary or other settings.
@@ -143,7 +143,7 @@ def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Any]:
 
 
 def check_same_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
-    """A UserError where the folder's own vocab.txt lists other words."""
+    """Raises UserError if the folder's vocab.txt has other tokens."""
     vocabulary = folder / folders.VOCABULARY
     if not vocabulary.is_file():
         return

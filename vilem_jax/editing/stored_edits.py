@@ -36,7 +36,7 @@ class StoredEdits:
     """Captions of a data set with some words replaced, once and for all."""
 
     source: str  # name of the data set
-    captions: str  # digest of all captions of these images: tells data sets apart
+    captions: str  # digest of all captions of these images
     vocabulary: str  # digest of the words that the tokens stand for
     editor: str  # SHA-256 of the editor's weights
     manner: str  # JSON: the `EditorConfig.manner` they were made in

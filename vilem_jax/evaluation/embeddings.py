@@ -49,13 +49,13 @@ def evaluate_embeddings(features: Features, *, name: str, folds: int = 1) -> dic
         "i2t": "the best-ranked of the image's captions",
         "ties": "count against the model",
     }
-    told = {
+    measured = {
         "dtype": str(features.image_embedding.dtype),
         "device": "none: the features were given",
         "scores_on": "host, NumPy, summed in float64",
-        "seconds": clock.told(),
+        "seconds": clock.in_order(),
     }
-    return metrics | {"protocol": protocol, "measured": told}
+    return metrics | {"protocol": protocol, "measured": measured}
 
 
 def read_features(path: str | Path) -> Features:

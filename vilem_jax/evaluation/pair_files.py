@@ -1,6 +1,6 @@
 """Files of true and wrong captions, in the layouts they are given out in.
 
-Each entry is told apart by its fields:
+The fields of an entry determine its layout:
 
   SugarCrepe      {"filename", "caption", "negative_caption"}
   ARO, relation   {"image_path", "true_caption", "false_caption", "relation_name",
@@ -84,8 +84,8 @@ def read_pairs(*paths: str | Path) -> PairSet:
     """Pairs from JSON files in any of the layouts, or from folders of such files.
 
     The type of a pair is its file's name without `.json`. Entries of VALSE whose foil
-    fewer than two of three annotators told from the caption are left out and counted;
-    those without votes are taken.
+    fewer than two of three annotators distinguished from the caption are left out and
+    counted; those without votes are taken.
 
     Raises:
       UserError: nothing there, no JSON, or another layout; names file and entry.

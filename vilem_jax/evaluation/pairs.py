@@ -80,7 +80,7 @@ def _by_group(
     for right, kind, group in zip(is_right.tolist(), kinds, groups, strict=True):
         if group:
             rows.setdefault(kind, {}).setdefault(group, []).append(right)
-    told = {
+    by_kind = {
         kind: {
             group: {"accuracy": 100.0 * float(np.mean(found)), "pairs": len(found)}
             for group, found in sorted(of_kind.items())
@@ -89,9 +89,9 @@ def _by_group(
     }
     means = {
         kind: float(np.mean([one["accuracy"] for one in of_kind.values()]))
-        for kind, of_kind in told.items()
+        for kind, of_kind in by_kind.items()
     }
-    return {"by_group": told, "mean_over_groups": means}
+    return {"by_group": by_kind, "mean_over_groups": means}
 
 
 def pair_scores(

@@ -132,7 +132,7 @@ def ranks(
 
     An image's own captions do not count against each other. Scores are taken block by
     block, so that memory does not grow with I times T. They are summed in float64 and
-    compared in float32: equal embeddings then tie whatever the order of summation.
+    compared in float32: equal embeddings then tie for any order of summation.
 
     Args:
       image_of_text: int [T], row of each caption's image in image_embedding.

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vilem_jax.evaluation.encoding import Encoder
 
-# In the order in which they are told. The two towers are timed without what compiling
-# and the first run of a shape cost; that is "warm_up".
+# In the order in which they are reported. The two towers are timed without compiling
+# and the first run of a shape; that is "warm_up".
 STAGES = (
     "read_images",
     "encode_images",
@@ -47,7 +47,7 @@ class Stopwatch:
             elapsed = time.perf_counter() - start
             self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
 
-    def told(self) -> dict[str, float]:
+    def in_order(self) -> dict[str, float]:
         """Seconds of the stages that were measured, in the order of `STAGES`."""
         return {
             stage: round(self.seconds[stage], 6)
@@ -76,7 +76,7 @@ def measured(encoder: "Encoder", clock: Stopwatch) -> dict:
         "device": device_name(),
         "batch_size": encoder.batch_size,
         "scores_on": "host, NumPy, summed in float64",
-        "seconds": clock.told(),
+        "seconds": clock.in_order(),
     }
 
 

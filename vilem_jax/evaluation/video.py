@@ -144,7 +144,7 @@ def _pixels(
                 return error
             raise UserError(
                 f"clip {clips.clips[index]} of {clips.name} cannot be decoded "
-                f"({error}): mend it, or leave it out with --allow-missing"
+                f"({error}): replace it, or leave it out with --allow-missing"
             ) from error
         return [resize_square(frame, size) for frame in frames]
 

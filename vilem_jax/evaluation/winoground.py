@@ -159,9 +159,9 @@ def read_winoground(folder: str | Path) -> list[WinogroundExample]:
 
 
 def _examples_file(folder: Path) -> Path:
-    for place in (folder, folder / "data"):
-        if (place / EXAMPLES).is_file():
-            return place / EXAMPLES
+    for parent in (folder, folder / "data"):
+        if (parent / EXAMPLES).is_file():
+            return parent / EXAMPLES
     raise UserError(
         f"{folder} holds no {EXAMPLES}: give the folder of Winoground as it is given "
         f"out, with {EXAMPLES} and images/"
@@ -211,7 +211,7 @@ def winoground_tables(metrics: dict) -> list[Table]:
 
 
 def _open(options: Namespace, _) -> Opened:
-    read_winoground(options.data)  # a bad file is reported before the model is loaded
+    read_winoground(options.data)  # a wrong file is reported before the model is loaded
     return Opened((options.data,))
 
 

@@ -145,9 +145,9 @@ def without_origins(config: ModelConfig) -> ModelConfig:
 def without_paths(config: Config) -> Config:
     """`config` for other machines: without folders and files of this one.
 
-    Settings that named a folder (`start_from`, tokenizer, editor, prepared edits,
+    Settings that named a folder (`start_from`, tokenizer, editor, edit table,
     images) are empty. An annotation file keeps its own name, TFDS that of the data
-    set. The digests of editor and prepared edits stay.
+    set. The digests of editor and edit table stay.
     """
     data = replace(
         config.data,

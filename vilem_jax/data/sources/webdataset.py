@@ -121,7 +121,7 @@ def _scan(tar: Path) -> dict[str, np.ndarray]:
 
 
 def _members(tar: Path) -> tuple[list[tarfile.TarInfo], int]:
-    """Intact files of `tar`, and the byte offset of its damage or -1."""
+    """Intact files of `tar`, and the byte offset of its first corrupt part, or -1."""
     size, members, end = tar.stat().st_size, [], 0
     try:
         with tarfile.open(tar, "r:") as archive:  # no compression: read by offset
@@ -165,9 +165,9 @@ def _caption(file: BinaryIO, parts: dict[str, tarfile.TarInfo]) -> str | None:
 def _notes(tars: list[Path], indexes: list[dict[str, np.ndarray]]) -> tuple[str, ...]:
     notes = []
     corrupt = [
-        f"{tar.name} at byte {int(index['damage'])}"
+        f"{tar.name} at byte {int(offset)}"
         for tar, index in zip(tars, indexes, strict=True)
-        if index["damage"] >= 0
+        if (offset := index["damage"]) >= 0
     ]
     if corrupt:
         more = f" and {len(corrupt) - _MAX_SHOWN} more" if corrupt[_MAX_SHOWN:] else ""
