@@ -234,7 +234,7 @@ def test_corrupt_shards_are_named(folder, tmp_path):
     assert done.written == 1 and done.replaced == (shard.name,)
     assert shard.read_bytes() == whole
     flip(shard)
-    with pytest.raises(UserError, match="delete it and run the same"):
+    with pytest.raises(UserError, match="delete it and rerun the same"):
         vectors.open_vectors(out)
     shard.unlink()
     run(folder, out)
@@ -245,15 +245,15 @@ def test_corrupt_shards_are_named(folder, tmp_path):
         vectors.open_vectors(out)
 
 
-def test_another_beginning_is_refused(folder, tmp_path):
+def test_another_plan_is_refused(folder, tmp_path):
     out = tmp_path / "vectors"
     run(folder, out)
     before = files_in(out)
     with pytest.raises(UserError, match="another model"):
         run(folder, out, MeanColour("two"))
-    with pytest.raises(UserError, match="begun with --dtype=float32"):
+    with pytest.raises(UserError, match="started with --dtype=float32"):
         run(folder, out, dtype="float16")
-    with pytest.raises(UserError, match="begun with --images-per-shard=5"):
+    with pytest.raises(UserError, match="started with --images-per-shard=5"):
         run(folder, out, images_per_shard=6)
     with pytest.raises(UserError, match="another model"):
         Searcher(out, MeanColour("two"))

@@ -127,7 +127,7 @@ def test_what_cannot_be_handed_over(tmp_path, monkeypatch):
         hand_over(vectors, tmp_path / "out", to="faiss", queries=narrow)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter").touch()
-    with pytest.raises(UserError, match="holds something already"):
+    with pytest.raises(UserError, match="is not empty"):
         hand_over(vectors, tmp_path / "full", to="faiss")
 
     def fails(*_):

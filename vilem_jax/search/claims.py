@@ -1,7 +1,7 @@
-"""Who works on which shard: so that workers on a shared folder seldom do it twice.
+"""Which worker embeds which shard, so that workers on one folder share the work.
 
-A claim is a file. Nothing depends on claims but time: shards are written whole, and
-two workers that made the same one would write the same.
+A claim is a file that names its holder. Claims only save time: shards are written as
+one change, and two workers on the same shard would write the same bytes.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vilem_jax.files import create_file
 
-STALE = 900.0  # seconds without a sign of life, of a worker on another machine
+STALE = 900.0  # seconds without a sign of life after which a claim is dead
 EVERY = 10.0  # seconds between signs of life
 _ours: set[str] = set()  # tokens of the claims that this process holds
 
@@ -25,8 +25,8 @@ def claimed(path: Path) -> Iterator[Callable[[], None] | None]:
     """Holds the claim `path` for the block.
 
     Yields:
-      a function to call now and then as a sign of life; None where somebody else
-      holds the claim.
+      a function to call repeatedly as a sign of life; None if another worker holds
+      the claim.
     """
     token = secrets.token_hex(8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,17 +34,14 @@ def claimed(path: Path) -> Iterator[Callable[[], None] | None]:
     content = json.dumps(holder).encode()
     _ours.add(token)
     try:
-        if not create_file(path, content):
-            if not _is_dead(path) or not _remove(path):
-                yield None
-                return
-            if not create_file(path, content):
-                yield None
-                return
+        is_mine = create_file(path, content) or (
+            _is_dead(path) and _remove(path) and create_file(path, content)
+        )
         try:
-            yield _sign_of_life(path)
+            yield _sign_of_life(path) if is_mine else None
         finally:
-            path.unlink(missing_ok=True)
+            if is_mine:
+                path.unlink(missing_ok=True)
     finally:
         _ours.discard(token)
 
@@ -56,7 +53,7 @@ def _sign_of_life(path: Path) -> Callable[[], None]:
         nonlocal last
         if time.monotonic() - last > EVERY:
             last = time.monotonic()
-            with contextlib.suppress(FileNotFoundError):  # taken for dead
+            with contextlib.suppress(FileNotFoundError):  # removed as dead
                 os.utime(path)
 
     return sign
@@ -69,26 +66,26 @@ def _is_dead(path: Path) -> bool:
         age = _clock_of(path.parent) - path.stat().st_mtime
         host, pid, token = holder["host"], int(holder["pid"]), holder["token"]
     except FileNotFoundError:
-        return False  # finished just now
+        return False  # its holder has just finished
     except (ValueError, KeyError, TypeError):
         return True
     if age > STALE:
         return True
     if host != socket.gethostname():
         return False
-    if pid == os.getpid():  # else of one that had our number before us
+    if pid == os.getpid():  # ours, or of an earlier process with our number
         return token not in _ours
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        return False
+    except PermissionError:  # another user's process
+        pass
     return False
 
 
 def _remove(path: Path) -> bool:
-    """Takes a dead claim away; False where somebody else just did."""
+    """Removes a dead claim; False if another worker has just done so."""
     grave = path.with_name(f".{path.name}.{secrets.token_hex(4)}.dead")
     try:
         os.rename(path, grave)
@@ -99,7 +96,7 @@ def _remove(path: Path) -> bool:
 
 
 def _clock_of(folder: Path) -> float:
-    """Now, by the clock that stamps files there: machines' own may differ."""
+    """The time of the file system's clock: those of the machines may differ."""
     probe = folder / f".{secrets.token_hex(4)}.clock"
     try:
         probe.touch()

@@ -119,11 +119,13 @@ class ExactSearch:
         size = next((size for size in FEW if len(queries) <= size), most)
 
         def search_chunk(start: int) -> list[np.ndarray]:
-            part, best = queries[start : start + size], None
+            best: tuple[jax.Array, jax.Array] | None = None
+            part = queries[start : start + size]
             part = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
             for number, chunk in enumerate(self.chunks):
                 arrays = (part, chunk, self.num_valid, np.int32(number))
                 best = _find(best, *arrays, count=count, mesh=self.mesh)
+            assert best is not None  # there is at least one chunk
             return [np.asarray(each) for each in _over_devices(*best, count=count)]
 
         # On one CPU two at a time: while one looks for the best, the other multiplies.
@@ -139,7 +141,9 @@ class ExactSearch:
         count = min(count, len(self))  # padding stands last
         return Found(rows[:, :count], scores[:, :count])
 
-    def _ordered(self, queries, found: Found, top_k: int, error) -> Found:
+    def _ordered(
+        self, queries: np.ndarray, found: Found, top_k: int, error: np.ndarray
+    ) -> Found:
         """The first `top_k` candidates in their true order."""
         gaps = found.scores[:, :-1] - found.scores[:, 1:]
         is_close = (gaps[:, :top_k] <= 2 * error[:, None]).any(axis=1)

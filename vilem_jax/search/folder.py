@@ -64,8 +64,8 @@ def list_images(folder: str | Path) -> list[Entry]:
     Hidden ones are left out, and links to folders are not followed.
 
     Raises:
-      UserError: no such folder, no image in it, or a folder in it that cannot be
-        listed, whose images would be taken for removed.
+      UserError: no such folder, no image in it, or a folder in it cannot be listed,
+        whose images would count as removed.
     """
     root = Path(folder).expanduser().absolute()
     if not root.is_dir():
@@ -81,7 +81,7 @@ def list_images(folder: str | Path) -> list[Entry]:
 def _walk(root: Path) -> Iterator[Entry]:
     def refuse(error: OSError):
         raise UserError(
-            f"cannot list {error.filename}: {reason(error)}; let it be read, or move "
+            f"cannot list {error.filename}: {reason(error)}; make it readable, or move "
             "it out of the folder"
         ) from error
 
@@ -93,7 +93,7 @@ def _walk(root: Path) -> Iterator[Entry]:
                 continue
             try:
                 status = path.stat()
-            except OSError:  # a link to nowhere, or a file deleted just now
+            except OSError:  # a broken link, or a file that has just been deleted
                 status = None
             size, modified = (status.st_size, status.st_mtime_ns) if status else (0, 0)
             yield Entry(str(path.relative_to(root)), size, modified)

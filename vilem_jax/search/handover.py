@@ -1,7 +1,7 @@
-"""Embeddings handed over to a search engine, and how much of the truth it finds.
+"""Embeddings exported to a search engine, and its recall against exact search.
 
-Exact search by matmul costs time in proportion to the rows. Engines that look at a part
-of them are others' work: this writes what they read, and counts what they miss.
+Exact search by matmul takes time in proportion to the rows. faiss and LanceDB can
+compare a part of them: this writes their files and measures what they miss.
 """
 
 import contextlib
@@ -19,27 +19,23 @@ import numpy as np
 
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_writable, reason, replacing, write_json
-from vilem_jax.search.exact import ExactSearch, put_on_devices
+from vilem_jax.search.exact import ExactSearch, Found, put_on_devices
 from vilem_jax.search.vectors import Vectors
 from vilem_jax.typing import JsonObject
 
 To = Literal["faiss", "lancedb"]
 Kind = Literal["flat", "ivf", "hnsw"]
 Ask = Callable[[np.ndarray, int], np.ndarray]  # [Q, E], k -> int64 [Q, k], -1: none
-BATCH = 65536  # rows handed over at a time
-FAISS_FILE, NAMES, TABLE, RECALL = (
-    "index.faiss",
-    "names.jsonl",
-    "images",
-    "recall.json",
-)
+BATCH = 65536  # rows written at a time
+FAISS_FILE, NAMES, RECALL = "index.faiss", "names.jsonl", "recall.json"
+TABLE = "images"  # LanceDB's
 NEIGHBOURS = 32  # links of an image in HNSW
-PER_CELL = 39  # images that faiss wants, at least, to train one cell of IVF
+PER_CELL = 39  # faiss warns below so many images for the training of a cell of IVF
 NUM_QUERIES = 1000
 
 
 class Queries(NamedTuple):
-    """What the recall is measured with."""
+    """Embeddings to measure the recall with."""
 
     embedding: np.ndarray  # float32 [Q, E]
     what: str  # for people
@@ -58,27 +54,25 @@ def hand_over(
 
     Args:
       out: must not exist, or be empty.
-      kind: "flat", all rows looked at; "ivf" or "hnsw", a part of them.
+      kind: "flat" compares all rows; "ivf" and "hnsw" a part of them.
       queries: None takes `NUM_QUERIES` of the embeddings, evenly spread.
       top_k: of the recall.
 
     Returns:
-      what `out`/recall.json holds, see `recall_against_exact`.
+      the content of `out`/recall.json, see `recall_against_exact`.
 
     Raises:
-      UserError: the library is not installed; `out` holds something or cannot be
-        written; queries of another width.
+      UserError: the library is not installed; `out` is not empty or cannot be written;
+        queries of another width.
     """
     if to not in _WRITERS:
-        raise UserError(
-            f"embeddings are handed over to faiss or lancedb, not to {to!r}"
-        )
+        raise UserError(f"embeddings are exported to faiss or lancedb, not to {to!r}")
     if kind not in ("flat", "ivf", "hnsw"):
         raise UserError(f"an index is flat, ivf or hnsw, not {kind!r}")
     check_installed(to)
     search = put_on_devices(vectors.parts)
     queries = queries or own_queries(vectors)
-    truth = search.top(queries.embedding, top_k)  # refuses what cannot be asked
+    truth = search.top(queries.embedding, top_k)  # checks queries and top_k
     with _new_folder(out) as folder:
         ask, about = _WRITERS[to](vectors, folder, kind)
         metrics = recall_against_exact(search, ask, queries, truth)
@@ -109,12 +103,11 @@ def own_queries(vectors: Vectors, count: int = NUM_QUERIES) -> Queries:
 
 
 def recall_against_exact(
-    search: ExactSearch, ask: Ask, queries: Queries, truth
+    search: ExactSearch, ask: Ask, queries: Queries, truth: Found
 ) -> JsonObject:
-    """How many of the exact best an engine finds.
+    """The share of the exact best rows that an engine finds.
 
-    A row counts that scores as high as the last of the exact ones, so that ties are
-    nobody's fault.
+    A row counts if it scores as high as the last of the exact ones: ties are no error.
 
     Args:
       truth: of `search.top(queries.embedding, top_k)`.
@@ -127,7 +120,7 @@ def recall_against_exact(
     found = ask(queries.embedding, top_k)
     taken = search.take(np.maximum(found, 0)).astype(np.float64)
     scores = np.einsum("qe,qke->qk", queries.embedding.astype(np.float64), taken)
-    # Engines compare in float32 sums of their own.
+    # Engines compare float32 sums in an order of their own.
     is_good = (scores >= truth.scores[:, -1:] - 2e-6) & (found >= 0)
     recall = is_good.mean(axis=1)
     return {
@@ -141,7 +134,7 @@ def recall_against_exact(
 
 
 def _to_faiss(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
-    """index.faiss, and names.jsonl whose line n names row n."""
+    """index.faiss, and names.jsonl, whose line n is the name of row n."""
     import faiss
 
     count, width = len(vectors), vectors.width
@@ -173,6 +166,7 @@ def _to_lancedb(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
     import lancedb
     import pyarrow
     from lancedb.index import HnswFlat, IvfFlat
+    from lancedb.query import LanceVectorQueryBuilder
 
     number = pyarrow.from_numpy_dtype(vectors.parts[0].dtype)
     schema = pyarrow.schema(
@@ -188,7 +182,7 @@ def _to_lancedb(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
         flat = pyarrow.array(rows.astype(vectors.parts[0].dtype).ravel())
         columns = {
             "row": pyarrow.array(numbers, pyarrow.int64()),
-            # Names that are not UTF-8 on disk: LanceDB has no other text.
+            # LanceDB stores UTF-8 alone; file names may be other bytes.
             "name": [
                 str(vectors.path(row)).encode("utf-8", "replace").decode()
                 for row in numbers
@@ -209,7 +203,9 @@ def _to_lancedb(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
     def ask(queries: np.ndarray, top_k: int) -> np.ndarray:
         found = np.full((len(queries), top_k), -1, np.int64)
         for number, query in enumerate(queries):
-            asked = table.search(query).distance_type("dot").limit(top_k)
+            asked = table.search(query, query_type="vector")
+            assert isinstance(asked, LanceVectorQueryBuilder)
+            asked = asked.distance_type("dot").limit(top_k)
             if kind == "ivf":
                 asked = asked.nprobes(_probes(cells))
             elif kind == "hnsw":
@@ -225,7 +221,7 @@ _WRITERS = {"faiss": _to_faiss, "lancedb": _to_lancedb}
 
 
 def _batches(vectors: Vectors) -> Iterator[tuple[int, np.ndarray]]:
-    """The first row, and float32 rows, of all of them in turn."""
+    """All rows in batches: the index of the first, and the rows in float32."""
     first = 0
     for part in vectors.parts:
         for start in range(0, len(part), BATCH):
@@ -235,7 +231,7 @@ def _batches(vectors: Vectors) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _cells(count: int) -> int:
-    """Cells of IVF: about 4 sqrt(N), each with enough images to be trained."""
+    """Number of cells of IVF: about 4 sqrt(N), as faiss advises."""
     return max(1, min(int(4 * math.sqrt(count)), count // PER_CELL))
 
 
@@ -248,14 +244,14 @@ def _new_folder(out: str | Path) -> Iterator[Path]:
     """A folder to write to that becomes `out` at the end of the block."""
     folder = Path(out).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out} holds something already: name a new folder with --out")
+        raise UserError(f"{out} is not empty: name a new folder with --out")
     check_writable(folder.parent / f".{folder.name}")
     draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
         draft.mkdir()
         yield draft
         os.replace(draft, folder)
-    except (OSError, RuntimeError) as error:  # the libraries' own, and a full disk
+    except (OSError, RuntimeError) as error:  # the libraries raise RuntimeError
         raise UserError(f"cannot write {out}: {reason(error)}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -1,6 +1,6 @@
 """The index of a folder of images: one file with their embeddings and names.
 
-Making it again encodes only what is new or changed; an image that is gone leaves it.
+Rebuilding it encodes only new and changed images, and drops deleted ones.
 """
 
 import dataclasses
@@ -8,16 +8,16 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from vilem_jax.api import Model
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import read_ahead
 from vilem_jax.files import check_format_version, check_writable, reason, write_bytes
 from vilem_jax.search.folder import Entry, list_images
+from vilem_jax.search.readable import encode_readable
 
 FORMAT_VERSION = 1
 
@@ -34,12 +34,12 @@ class Index:
 
 @dataclasses.dataclass(frozen=True)
 class IndexReport:
-    """What `index` did."""
+    """Counts of one call of `index`."""
 
     images: int  # in the index now
     encoded: int  # of them new or changed
-    removed: int  # in the index before, gone from the folder or corrupt
-    corrupt: tuple[tuple[str, str], ...]  # path, and what is wrong with it
+    removed: int  # in the index before, now deleted or corrupt
+    corrupt: tuple[tuple[str, str], ...]  # path, and why it cannot be read
 
 
 def index(
@@ -47,8 +47,8 @@ def index(
 ) -> IndexReport:
     """Encodes the images in `folder` and below it, and writes the index to `out`.
 
-    The index is replaced as a whole when all is done: a stop in between leaves it as it
-    was (`embed` keeps what it has done by then).
+    The index is replaced at the end, as one change: an interrupted call leaves it as it
+    was (`embed` keeps finished shards).
     If `out` is an index of another model or folder, everything is encoded again.
     Hidden files and folders are left out.
 
@@ -56,8 +56,8 @@ def index(
       show_progress: a bar on stderr.
 
     Raises:
-      UserError: no such folder, no image in it that can be read, or `out` is a file
-        that is not an index.
+      UserError: no such folder, no readable image in it, or `out` is a file that is
+        not an index.
     """
     root = Path(folder).expanduser().absolute()
     entries = list_images(folder)
@@ -65,34 +65,40 @@ def index(
     before = load_index(out) if Path(out).expanduser().exists() else None
     known = _known(before, str(root), model.fingerprint)
     new = [entry for entry in entries if entry not in known]
-    encoded, corrupt = _encode(root, new, model, show_progress)
-    rows = known | encoded
+    encoded = encode_readable(
+        tqdm(new, unit="image", file=sys.stderr, disable=not show_progress),
+        lambda entry: model.read_image(root / entry.path),
+        model.encode_image,
+    )
+    corrupt = tuple((entry.path, why) for entry, why in encoded.corrupt)
+    rows = dict(known)
+    if encoded.embedding is not None:
+        rows |= zip(encoded.items, encoded.embedding, strict=True)
     kept = tuple(entry for entry in entries if entry in rows)
     if not kept:
-        path, reason = corrupt[0]
+        path, why = corrupt[0]
         raise UserError(
-            f"none of the {len(entries)} images in {folder} can be read; "
-            f"{path}: {reason}"
+            f"none of the {len(entries)} images in {folder} can be read; {path}: {why}"
         )
     embedding = np.stack([rows[entry] for entry in kept])
     save_index(Index(str(root), model.fingerprint, kept, embedding), out)
     paths = {entry.path for entry in kept}
     gone = {entry.path for entry in before.entries} - paths if before else ()
-    return IndexReport(len(kept), len(encoded), len(gone), tuple(corrupt))
+    return IndexReport(len(kept), len(encoded.items), len(gone), corrupt)
 
 
-def save_index(made: Index, path: str | Path) -> None:
-    """Writes an index as .npz, whole or not at all."""
+def save_index(index: Index, path: str | Path) -> None:
+    """Writes an index as .npz, as one change."""
     about = {
         "format_version": FORMAT_VERSION,
-        "folder": made.folder,
-        "fingerprint": made.fingerprint,
-        "images": [dataclasses.astuple(entry) for entry in made.entries],
+        "folder": index.folder,
+        "fingerprint": index.fingerprint,
+        "images": [dataclasses.astuple(entry) for entry in index.entries],
     }
     text = json.dumps(about).encode()  # escapes any file name
     content = io.BytesIO()
     np.savez(
-        content, embedding=made.embedding, about=np.frombuffer(text, dtype=np.uint8)
+        content, embedding=index.embedding, about=np.frombuffer(text, dtype=np.uint8)
     )
     write_bytes(path, content.getvalue())
 
@@ -123,53 +129,15 @@ def load_index(path: str | Path) -> Index:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
     except (EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} is not an index of images, or not a whole one: name a file that "
-            "`vilem index` wrote, or one that is not there yet to make it"
+            f"{path} is not an index of images, or is cut short: name a file that "
+            "`vilem index` wrote, or a new one"
         ) from error
 
 
-def _known(before: Index | None, folder: str, fingerprint: str) -> dict:
-    """The embeddings that can be taken over, by entry."""
+def _known(
+    before: Index | None, folder: str, fingerprint: str
+) -> dict[Entry, np.ndarray]:
+    """The embeddings of the index before that are still valid."""
     if before is None or (before.folder, before.fingerprint) != (folder, fingerprint):
         return {}
     return dict(zip(before.entries, before.embedding, strict=True))
-
-
-def _encode(root, entries, model, show_progress):
-    """{entry: embedding} of the images that can be read, and [(path, reason)]."""
-    from tqdm import tqdm
-
-    def read(entry):
-        try:
-            return model.read_image(root / entry.path)
-        except UserError as error:
-            return error
-
-    good, corrupt = [], []
-    bar = tqdm(
-        zip(entries, read_ahead(read, entries), strict=True),
-        total=len(entries),
-        unit="image",
-        file=sys.stderr,
-        disable=not show_progress,
-    )
-
-    def pixels():
-        for entry, image in bar:
-            if isinstance(image, UserError):
-                corrupt.append((entry.path, str(image)))
-            else:
-                good.append(entry)
-                yield image
-
-    images = pixels()
-    first = next(images, None)
-    if first is None:
-        return {}, corrupt
-    embedding = model.encode_image(_with_first(first, images))
-    return dict(zip(good, embedding, strict=True)), corrupt
-
-
-def _with_first(first, others) -> Iterator:
-    yield first
-    yield from others

@@ -18,16 +18,16 @@ from vilem_jax.search.vectors import Vectors, open_vectors
 
 
 class Hit(NamedTuple):
-    path: Path  # or what the image is called, where it is no file of its own
+    path: Path  # or the name of an image that is no file of its own
     score: float  # cosine, -1..1
 
 
 class Searcher:
-    """Embeddings on the devices, ready for any number of questions.
+    """Embeddings on the devices, ready for any number of searches.
 
     Args:
       vectors: a file of `vilem index`, a folder of `vilem embed`, or either opened.
-      model: whose embeddings they are; None where only vectors will be asked for.
+      model: of the embeddings; None if only `by_vectors` will be called.
 
     Raises:
       UserError: no embeddings there, or another model's.
@@ -50,14 +50,14 @@ class Searcher:
         """The images that fit each of these texts best, the best first.
 
         Raises:
-          UserError: a text without a word that the model knows, or none; top_k below 1.
+          UserError: no text, or one without a word that the model knows; top_k below 1.
         """
         words = [words] if isinstance(words, str) else list(words)
         _check_words(self._model(), words)
         return self.by_vectors(self._model().encode_text(words), top_k=top_k)
 
     def by_image(self, image: ImageInput, *, top_k: int = 10) -> list[Hit]:
-        """The images most like this one; itself, where it is among them."""
+        """The images most like this one, which is found too if it is among them."""
         (hits,) = self.by_vectors(self._model().encode_image(image), top_k=top_k)
         return hits
 
@@ -94,12 +94,12 @@ def search(
     image: ImageInput | None = None,
     top_k: int = 10,
 ) -> list[Hit]:
-    """One question to a `Searcher`: the images that fit best, the best first.
+    """One search with a `Searcher`: the images that fit best, the best first.
 
     Args:
-      index: as of `Searcher`.
-      words: what to look for; or
-      image: what the images shall look like; exactly one of the two.
+      index: see `Searcher`.
+      words: what to search for; or
+      image: an image to compare with; exactly one of the two.
 
     Raises:
       UserError: the index is of another model; both or neither of words and image;
@@ -107,11 +107,11 @@ def search(
     """
     if (words is None) == (image is None):
         raise UserError("search by words or by an image: give one of the two")
-    if words is not None:
+    if words is not None:  # checked before the index is read
         _check_words(model, [words])
     if top_k < 1:
         raise UserError(f"top_k is {top_k}: ask for 1 or more images")
     searcher = Searcher(index, model)
-    if words is None:
+    if image is not None:
         return searcher.by_image(image, top_k=top_k)
-    return searcher.by_words(words, top_k=top_k)[0]
+    return searcher.by_words(words or "", top_k=top_k)[0]

@@ -1,11 +1,11 @@
 """Embeddings of images on disk, with their names: what is searched and handed over.
 
-    FOLDER/plan.json                         what is embedded, by which model, how cut
-    FOLDER/vectors-00000.safetensors, ...    one shard each: whole, or not there
-    FOLDER/manifest.json                     counts, written when all shards are there
-    FOLDER/corrupt.jsonl                      images left out, and why
+    FOLDER/plan.json                         the images, the model, rows in a shard
+    FOLDER/vectors-00000.safetensors, ...    one shard each, written as one change
+    FOLDER/manifest.json                     counts, written after the last shard
+    FOLDER/corrupt.jsonl                     images left out, and why
 
-`vilem embed` makes such a folder; the one file of `vilem index` is read as well.
+`vilem embed` writes such a folder; the file of `vilem index` is read as well.
 """
 
 import dataclasses
@@ -30,18 +30,46 @@ _KINDS = {"F32": np.float32, "F16": np.float16, "U8": np.uint8, "I64": np.int64}
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+    """FOLDER/plan.json: what all workers on a folder must agree on."""
+
+    format_version: int
+    fingerprint: str  # of the model
+    image_size: int
+    dimension: int  # E
+    dtype: str
+    images: int
+    images_digest: str  # of their names; of files also sizes and times
+    images_per_shard: int
+    shards: int
+    root: str  # the folder of the images; "" if they are no files
+
+    @property
+    def digest(self) -> str:
+        """What a shard must share with its plan; the images may be moved."""
+        compared = dataclasses.asdict(self)
+        del compared["root"]
+        return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
+
+    def rows(self, number: int) -> range:
+        """The images of a shard."""
+        first = number * self.images_per_shard
+        return range(first, min(first + self.images_per_shard, self.images))
+
+
+@dataclasses.dataclass(frozen=True)
 class Vectors:
-    """Embeddings of N images by one model, and what they are called."""
+    """Embeddings of N images by one model, and the names of the images."""
 
     fingerprint: str  # of the model
-    root: str  # the folder that names are paths below; "" where they are no paths
+    root: str  # the folder that names are paths below; "" if they are no paths
     names: Sequence[str]  # N
     parts: tuple[np.ndarray, ...]  # float32 or float16 [N_i, E]; memory-mapped
 
     @classmethod
-    def of_index(cls, made: Index) -> "Vectors":
-        names = [entry.path for entry in made.entries]
-        return cls(made.fingerprint, made.folder, names, (made.embedding,))
+    def of_index(cls, index: Index) -> "Vectors":
+        names = [entry.path for entry in index.entries]
+        return cls(index.fingerprint, index.folder, names, (index.embedding,))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,7 +79,7 @@ class Vectors:
         return self.parts[0].shape[1]
 
     def path(self, row: int) -> Path:
-        """Where image `row` lies, or what it is called."""
+        """The file of image `row`, or its name."""
         return Path(self.root) / self.names[row]
 
     def check_model(self, fingerprint: str) -> None:
@@ -59,7 +87,7 @@ class Vectors:
         if fingerprint != self.fingerprint:
             raise UserError(
                 "the index was made with another model (or its other weights, online "
-                "or momentum): make it again, or give its own model"
+                "or momentum): rebuild it, or give its own model"
             )
 
 
@@ -73,100 +101,92 @@ class Shard:
 
 
 def open_vectors(path: str | Path) -> Vectors:
-    """The embeddings that `vilem embed` or `vilem index` left at `path`.
+    """The embeddings that `vilem embed` or `vilem index` wrote to `path`.
 
-    Every shard is read through once, to compare its checksum.
+    Every shard is read once, to compare its checksum.
 
     Raises:
-      UserError: nothing of the kind there, shards missing, corrupt or of another plan.
+      UserError: there are none, shards are missing, corrupt or of another plan, or
+        another format version.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         return Vectors.of_index(load_index(path))
     plan = read_plan(folder)
-    there = [shard_file(folder, n) for n in range(plan["shards"])]
-    missing = [file for file in there if not file.exists()]
+    files = [shard_file(folder, number) for number in range(plan.shards)]
+    missing = [file for file in files if not file.exists()]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(there)} shards of {folder} are not there, the "
-            f"first is {missing[0].name}: run the same `vilem embed` again, which "
-            "makes what is missing"
+            f"{len(missing)} of {len(files)} shards of {folder} are missing, the first "
+            f"is {missing[0].name}: rerun the same `vilem embed` to write them"
         )
-    shards = [read_shard(file, plan) for file in there]
+    shards = [read_shard(file, plan) for file in files]
     full = tuple(shard.embedding for shard in shards if len(shard.embedding))
     if not full:
         raise UserError(f"{folder} has no embedding: none of the images can be read")
     names = PackedTexts.joined([shard.names for shard in shards])
-    return Vectors(plan["fingerprint"], plan["root"], names, full)
+    return Vectors(plan.fingerprint, plan.root, names, full)
 
 
-def read_plan(folder: Path) -> JsonObject:
-    """FOLDER/plan.json; raises UserError if it is none."""
+def read_plan(folder: Path) -> Plan:
+    """FOLDER/plan.json; raises UserError if it is missing or not a plan."""
     try:
-        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        version = plan.get("format_version")
-        rebuild = "rebuild it with `vilem embed` in a new folder"
-        check_format_version(version, FORMAT_VERSION, folder, rebuild)
-        for key, kind in (("shards", int), ("fingerprint", str), ("root", str)):
-            if not isinstance(plan[key], kind):
-                raise ValueError(key)
-        return plan
-    except UserError:
-        raise
+        stored = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        version = stored.get("format_version")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"there are no embeddings in {folder}, for it has no {PLAN}; `vilem embed` "
-            "makes them"
+            "writes them"
         ) from None
     except OSError as error:
         raise UserError(f"{folder / PLAN} cannot be read: {reason(error)}") from error
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{folder / PLAN} is not a plan that `vilem embed` wrote, or not a whole "
-            "one: name another folder"
-        ) from error
+    except (ValueError, AttributeError) as error:
+        raise _not_a_plan(folder) from error
+    rebuild = "rebuild it with `vilem embed` in a new folder"
+    check_format_version(version, FORMAT_VERSION, folder, rebuild)
+    types = {field.name: field.type for field in dataclasses.fields(Plan)}
+    if {name: type(value) for name, value in stored.items()} != types:
+        raise _not_a_plan(folder)
+    return Plan(**stored)
+
+
+def _not_a_plan(folder: Path) -> UserError:
+    return UserError(
+        f"{folder / PLAN} is not a plan that `vilem embed` wrote, or is cut short: "
+        "name another folder"
+    )
 
 
 def shard_file(folder: Path, number: int) -> Path:
     return folder / f"vectors-{number:05d}.safetensors"
 
 
-def digest_of(plan: JsonObject) -> str:
-    """What a shard must share with its plan; where the images lie is no part."""
-    compared = {key: value for key, value in plan.items() if key != "root"}
-    return hashlib.sha256(json.dumps(compared, sort_keys=True).encode()).hexdigest()
-
-
-def write_shard(path: Path, plan: JsonObject, shard: Shard) -> None:
-    """One shard as safetensors, whole or not at all."""
+def write_shard(path: Path, plan: Plan, shard: Shard) -> None:
+    """One shard as safetensors, as one change."""
     letters, ends = shard.names.arrays()
     tensors = {"embedding": shard.embedding, "names": letters, "name_ends": ends}
     about = {
-        "plan": digest_of(plan),
-        "checksums": {
-            name: zlib.crc32(np.ascontiguousarray(tensor).data.cast("B"))
-            for name, tensor in tensors.items()
-            if tensor.size
-        },
+        "plan": plan.digest,
+        "checksums": {n: _checksum(t) for n, t in tensors.items() if t.size},
         "corrupt": shard.corrupt,
     }
     write_bytes(path, safetensors.numpy.save(tensors, {"about": json.dumps(about)}))
 
 
-def is_whole(path: Path, plan: JsonObject) -> bool:
-    """Whether a shard is there with all its bytes; they are not read."""
+def is_whole(path: Path, plan: Plan) -> bool:
+    """Whether a shard exists with all its bytes; they are not compared."""
     try:
         header, _ = _header(path)
-        return _about(header)["plan"] == digest_of(plan)
+        return _about(header)["plan"] == plan.digest
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def read_shard(path: Path, plan: JsonObject) -> Shard:
+def read_shard(path: Path, plan: Plan) -> Shard:
     """What `write_shard` wrote, memory-mapped.
 
     Raises:
-      UserError: it is missing, corrupt, or of another plan.
+      UserError: it is missing, corrupt, or belongs to another plan.
     """
     try:
         header, start = _header(path)
@@ -176,14 +196,11 @@ def read_shard(path: Path, plan: JsonObject) -> Shard:
             for name in ("embedding", "names", "name_ends")
         }
         for name, checksum in about["checksums"].items():
-            if (
-                zlib.crc32(np.ascontiguousarray(arrays[name]).data.cast("B"))
-                != checksum
-            ):
+            if _checksum(arrays[name]) != checksum:
                 raise ValueError(f"checksum of {name}")
         corrupt = [(str(name), str(why)) for name, why in about["corrupt"]]
         names = PackedTexts.from_arrays(arrays["names"], arrays["name_ends"])
-        if arrays["embedding"].shape != (len(names), plan["dimension"]):
+        if arrays["embedding"].shape != (len(names), plan.dimension):
             raise ValueError("shapes")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error
@@ -192,16 +209,23 @@ def read_shard(path: Path, plan: JsonObject) -> Shard:
             f"{path} is corrupt, or not a shard of embeddings: delete it and rerun "
             "the same `vilem embed`, which rebuilds it"
         ) from error
-    if about["plan"] != digest_of(plan):
+    if about["plan"] != plan.digest:
         raise UserError(
             f"{path} does not belong to {PLAN} beside it: it is of other images, or "
-            "made by another model; delete it and run the same `vilem embed` again"
+            "made by another model; delete it and rerun the same `vilem embed`"
         )
     return Shard(arrays["embedding"], names, corrupt)
 
 
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
+
+
 def _header(path: Path) -> tuple[JsonObject, int]:
-    """A safetensors file's header, and the byte that tensors are counted from."""
+    """A safetensors file's header, and the byte that tensors are counted from.
+
+    safetensors itself would read the tensors; shards are mapped instead.
+    """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size
