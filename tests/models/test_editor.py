@@ -1,4 +1,4 @@
-"""The masked-language model computes at the positions what it would everywhere."""
+"""The masked-language model: its savings are exact, its decoder is tied."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,9 @@ from flax import nnx
 from vilem_jax.models.editor import MaskedLanguageModel
 
 
-def test_positions_alone_equal_everything(build, text_config, tokens, assert_close):
+def test_logits_at_positions_equal_those_of_all_positions(
+    build, text_config, tokens, assert_close
+):
     ids, attention_mask = tokens
     positions = jnp.array([[1, 4, 0], [1, 0, 6], [2, 2, 3], [5, 4, 3]])
     results = []
@@ -21,7 +23,7 @@ def test_positions_alone_equal_everything(build, text_config, tokens, assert_clo
     assert_close(*results)
 
 
-def test_the_decoder_is_tied(build, text_config, tokens):
+def test_decoder_is_tied_to_the_embeddings(build, text_config, tokens):
     ids, attention_mask = tokens
     text = (ids, attention_mask, jnp.zeros((4, 1), jnp.int32))
     editor = build(MaskedLanguageModel, text_config)

@@ -1,4 +1,4 @@
-"""The pieces of the towers against what their docstrings say."""
+"""The layers of the towers against loops and properties."""
 
 import math
 
@@ -10,7 +10,7 @@ import pytest
 from vilem_jax.models import layers
 
 
-def test_gelu_is_the_exact_one():
+def test_gelu_is_exact():
     x = np.linspace(-4, 4, 41)
     exact = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x]
     tanh = [
@@ -20,9 +20,8 @@ def test_gelu_is_the_exact_one():
     given = jnp.asarray(x, jnp.float32)
     np.testing.assert_allclose(layers.activation("gelu")(given), exact, atol=1e-6)
     np.testing.assert_allclose(layers.activation("gelu_tanh")(given), tanh, atol=1e-6)
-    assert (
-        np.abs(np.subtract(exact, tanh)).max() > 1e-4
-    )  # so the test can see a difference
+    # The two differ by more than the tolerance.
+    assert np.abs(np.subtract(exact, tanh)).max() > 1e-4
 
 
 def test_attention_equals_a_loop():
@@ -40,7 +39,7 @@ def test_attention_equals_a_loop():
     np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_masked_keys_weigh_exactly_nothing():
+def test_masked_keys_have_weight_0():
     query, key = jnp.ones((1, 1, 1, 2)), jnp.ones((1, 3, 1, 2))
     value = jnp.array([1.0, 1.0, 1e30])[None, :, None, None] * jnp.ones((1, 1, 1, 2))
     here = jnp.array([[True, True, False]])
@@ -53,16 +52,16 @@ def sample_seeds(count):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_dropout_rate_and_mean(rate):
+def test_dropout_has_the_given_rate_and_mean_1(rate):
     dropped = layers.dropout(jnp.ones((8, 4000)), sample_seeds(8), rate)
     assert abs(float((dropped == 0).mean()) - rate) < 0.01
     assert abs(float(dropped.mean()) - 1) < 0.02
     np.testing.assert_allclose(dropped.max(), 1 / (1 - rate), rtol=1e-6)
 
 
-def test_dropout_is_independent():
-    """Of neighbours, samples, sites and steps: no correlation above chance."""
-    shape = (4, 16, 64)  # heads, queries, keys, notify
+def test_dropout_is_uncorrelated():
+    """Between neighbours, samples, sites and steps: no correlation above chance."""
+    shape = (4, 16, 64)  # heads, queries, keys: any sizes
     size = math.prod(shape)
 
     def masks(seeds):
@@ -96,7 +95,7 @@ def test_dropout_is_independent():
 
 
 def test_dropout_of_a_position_is_independent_of_the_length():
-    """As padding, and [CLS] alone, must leave the draws of what remains."""
+    """Padding or [CLS] alone must not change the dropout of the other values."""
     seeds, ones = sample_seeds(3), jnp.ones((3, 4, 6, 8))
     whole = layers.dropout(ones, seeds, 0.3)
     for part in (np.s_[:, :, :5, :7], np.s_[:, :, :1], np.s_[:, :2]):
@@ -105,7 +104,7 @@ def test_dropout_of_a_position_is_independent_of_the_length():
         )
 
 
-def test_dropout_belongs_to_the_sample():
+def test_dropout_of_a_sample_does_not_depend_on_the_batch():
     seeds = sample_seeds(6)
     values = jax.random.normal(jax.random.key(1), (6, 3, 5))
     whole = layers.dropout(values, seeds, 0.3)
@@ -119,7 +118,7 @@ def test_dropout_belongs_to_the_sample():
     assert layers.for_site(None, 3) is None and layers.dropout_seeds(None) is None
 
 
-def test_at_positions():
+def test_at_positions_selects_rows():
     values = jnp.arange(24.0).reshape(2, 4, 3)
     positions = jnp.array([[3, 0], [1, 1]])
     chosen = layers.at_positions(values, positions)

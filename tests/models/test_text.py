@@ -20,20 +20,22 @@ def test_padding_changes_nothing(build, text_config, tokens, assert_close):
     for row, length in ((1, 2), (2, 5)):
         cut = (ids[row : row + 1, :length], attention_mask[row : row + 1, :length])
         assert_close(run(*cut, None), whole[row : row + 1])
-    # Nor does what stands in the padding.
+    # Nor do the tokens in the padding.
     noise = jnp.where(attention_mask, ids, 9)
     np.testing.assert_array_equal(run(noise, attention_mask, None), whole)
     np.testing.assert_array_equal(make_attention_mask(ids, 0), attention_mask)
 
 
-def test_class_only_last_layer(build, text_config, tokens, assert_close):
+def test_cls_only_last_layer_equals_the_whole_layer(
+    build, text_config, tokens, assert_close
+):
     ids, attention_mask = tokens
     on = encode(build(TextTower, text_config))(ids, attention_mask, None)
     off = encode(build(TextTower, text_config, cls_only_last_layer=False))
     assert_close(on, off(ids, attention_mask, None))
 
 
-def test_a_sample_keeps_its_dropout_in_any_company(
+def test_dropout_of_a_sample_does_not_depend_on_the_batch(
     build, text_config, tokens, seeds, assert_close
 ):
     ids, attention_mask = tokens
@@ -62,7 +64,7 @@ def test_recomputing_changes_no_gradient(
     assert_close(*grads)
 
 
-def test_layers_in_two_parts_are_the_whole(build, text_config, tokens, seeds):
+def test_layers_in_two_runs_equal_one_run(build, text_config, tokens, seeds):
     ids, attention_mask = tokens
     tower = build(TextTower, text_config)
 
@@ -76,7 +78,7 @@ def test_layers_in_two_parts_are_the_whole(build, text_config, tokens, seeds):
     np.testing.assert_array_equal(*run(ids, attention_mask, seeds))
 
 
-def test_too_long_a_text_is_refused(build, text_config):
+def test_too_long_text_is_refused(build, text_config):
     tower = build(TextTower, text_config)
     with pytest.raises(ValueError, match="11 tokens a text, but only 10 positions"):
         tower.embed(jnp.zeros((1, 11), jnp.int32))

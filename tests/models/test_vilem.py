@@ -24,7 +24,7 @@ from vilem_jax.models.vision import ImageFeatures
         (4, 1, (1,)),
     ],
 )
-def test_levels_of_eq_11(depth, m1, levels):
+def test_levels_follow_eq_11(depth, m1, levels):
     config = ModelConfig(vision=VisionConfig(num_layers=depth), num_proofread_layers=m1)
     assert level_of_layer(config) == levels
     last = dataclasses.replace(config, levels="last")
@@ -33,7 +33,7 @@ def test_levels_of_eq_11(depth, m1, levels):
 
 @pytest.mark.parametrize("m1", [2, 3])
 @pytest.mark.parametrize("has_dropout", [False, True])
-def test_joint_pass_equals_two(
+def test_joint_text_pass_equals_two_passes(
     m1, has_dropout, build, model_config, tokens, seeds, assert_close
 ):
     config = dataclasses.replace(model_config, num_proofread_layers=m1)
@@ -58,14 +58,14 @@ def test_joint_pass_equals_two(
 
     joint, separate = run(image)
     if m1 == 3 and has_dropout:
-        # No layer is left to compute [CLS] alone, so its dropout is drawn for all
-        # positions, and the last layer of `encode_text` draws another.
+        # No layer is left to compute [CLS] alone, so it has dropout at all positions,
+        # other than the last layer of `encode_text`.
         joint, separate = joint[1], separate[1]
     assert_close(joint, separate)
 
 
-def test_proofreading_uses_the_first_layers_alone(build, model_config, tokens):
-    """Gradients of both branches reach the first M_1 layers, local ones the cross-."""
+def test_proofreading_trains_only_the_first_layers(build, model_config, tokens):
+    """Both branches reach the first M_1 layers; the local one their cross-attention."""
     model = build(ViLEM, model_config)
     graph, params = nnx.split(model, nnx.Param)
     ids, attention_mask = tokens
@@ -126,7 +126,7 @@ def test_recomputing_changes_no_gradient(
     assert_close(*grads)
 
 
-def test_logits_and_heads(build, model_config, tokens):
+def test_heads_are_separate_or_shared(build, model_config, tokens):
     hidden = jax.random.normal(jax.random.key(0), (4, 7, 8))
     positions = jnp.array([[1, 2], [0, 1], [3, 3], [6, 5]])
     separate = build(ViLEM, model_config)
@@ -144,7 +144,7 @@ def test_logits_and_heads(build, model_config, tokens):
 
 
 @pytest.mark.parametrize("branch", ["local", "global"])
-def test_whether_the_decoder_trains_the_words(build, model_config, branch):
+def test_decoder_trains_the_embeddings_if_configured(build, model_config, branch):
     hidden = jax.random.normal(jax.random.key(0), (4, 7, 8))
     positions = jnp.array([[1, 2], [0, 1], [3, 3], [6, 5]])
     scores, grads = [], []
@@ -166,7 +166,7 @@ def test_whether_the_decoder_trains_the_words(build, model_config, branch):
     jax.tree.map(np.testing.assert_array_equal, grads[0][head], grads[1][head])
 
 
-def test_the_global_feature(build, model_config):
+def test_global_feature_is_normed_raw_or_mapped(build, model_config):
     normed, raw = jax.random.normal(jax.random.key(0), (2, 4, 8))
     features = ImageFeatures(normed, raw, ())
     model = build(ViLEM, model_config)
@@ -189,14 +189,14 @@ def test_embeddings_are_unit_rows(build, model_config, tokens, pixels):
         np.testing.assert_allclose(jnp.linalg.norm(rows, axis=1), 1, rtol=1e-6)
 
 
-def test_a_zero_row_has_no_nan():
+def test_zero_row_gives_no_nan():
     rows = jnp.array([[0.0, 0.0], [3.0, 4.0]])
     np.testing.assert_allclose(unit_rows(rows), [[0, 0], [0.6, 0.8]], rtol=1e-6)
     gradient = jax.grad(lambda x: unit_rows(x)[:, 0].sum())(rows)
     assert np.isfinite(gradient).all()
 
 
-def test_the_paper_s_network_traces():
+def test_the_papers_network_traces():
     """Defaults, as shapes only: ViT-B/16 and BERT-base with 6 cross-attentions."""
     from vilem_jax.config.schema import ComputeConfig
 

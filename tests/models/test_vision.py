@@ -28,13 +28,17 @@ def test_patches_are_read_row_by_row(build, vision_config, pixels):
         np.testing.assert_allclose(embedded[:, position], wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_class_only_last_block(build, vision_config, pixels, assert_close):
+def test_cls_only_last_block_equals_the_whole_block(
+    build, vision_config, pixels, assert_close
+):
     on = build(VisionTower, vision_config)
     off = build(VisionTower, vision_config, cls_only_last_layer=False)
     assert_close(see(on, (1, 2))(pixels), see(off, (1, 2))(pixels))
 
 
-def test_a_level_at_the_last_block(build, vision_config, pixels, assert_close):
+def test_level_at_the_last_block_needs_all_patches(
+    build, vision_config, pixels, assert_close
+):
     """Then the last block must compute its patches, also if the switch is on."""
     on = see(build(VisionTower, vision_config), (2, 3))(pixels)
     off = build(VisionTower, vision_config, cls_only_last_layer=False)
@@ -79,7 +83,7 @@ def test_recomputing_and_scanning_change_no_gradient(
         assert_close(other, grads[0])
 
 
-def test_another_size_is_refused(build, vision_config):
+def test_image_of_another_size_is_refused(build, vision_config):
     tower = build(VisionTower, vision_config)
     for shape in ((1, 8, 12, 3), (1, 16, 16, 3), (1, 3, 8, 8), (8, 8, 3)):
         with pytest.raises(ValueError, match=r"pixels must be \[B, 8, 8, 3\], not"):

@@ -58,8 +58,8 @@ def ours(arrays, *, row=None, count=QUEUE, temperature=TEMPERATURE, **settings):
 
 
 @pytest.mark.parametrize("momentum", [0.995, 0.0, 1.0])
-def test_momentum_keeps_the_old_by_m(momentum):
-    """Eqs. (1), (2): m belongs to the slow parameters, 1 - m to the trained ones."""
+def test_momentum_update_equals_loops(momentum):
+    """Eqs. (1), (2): m weighs the momentum parameters, 1 - m the trained ones."""
     rng = np.random.default_rng(1)
     slow, fast = {"a": rng.normal(size=(2, 3))}, {"a": rng.normal(size=(2, 3))}
     with jax.enable_x64(True):
@@ -74,7 +74,7 @@ def test_momentum_keeps_the_old_by_m(momentum):
 
 @pytest.mark.parametrize("count", [0, 3, QUEUE])
 @pytest.mark.parametrize("num_groups", [1, 2, 3])
-def test_info_nce(arrays, count, num_groups):
+def test_info_nce_equals_loops(arrays, count, num_groups):
     with jax.enable_x64(True):
         losses = ours(arrays, count=count, num_groups=num_groups)
     expected = info_nce_loops(
@@ -90,7 +90,7 @@ def test_info_nce(arrays, count, num_groups):
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("num_groups", [1, 2])
-def test_soft_targets(arrays, alpha, num_groups):
+def test_soft_targets_equal_loops(arrays, alpha, num_groups):
     with jax.enable_x64(True):
         losses = ours(
             arrays,
@@ -112,7 +112,7 @@ def test_soft_targets(arrays, alpha, num_groups):
     np.testing.assert_allclose(losses, expected, rtol=RTOL)
 
 
-def test_a_part_of_the_batch_meets_all_its_keys(arrays):
+def test_rows_of_a_batch_are_contrasted_with_all_its_keys(arrays):
     row = np.array([5, 0, 3])
     with jax.enable_x64(True):
         part, whole = ours(arrays, row=row), ours(arrays)
@@ -120,7 +120,7 @@ def test_a_part_of_the_batch_meets_all_its_keys(arrays):
 
 
 @pytest.mark.parametrize("queue_length", [0, QUEUE])
-def test_no_valid_queue_row_is_contrast_within_the_batch(arrays, queue_length):
+def test_empty_queue_contrasts_within_the_batch(arrays, queue_length):
     arrays["queue"] = np.zeros((queue_length, WIDTH))
     with jax.enable_x64(True):
         losses = ours(arrays, count=0)
@@ -129,7 +129,7 @@ def test_no_valid_queue_row_is_contrast_within_the_batch(arrays, queue_length):
     np.testing.assert_allclose(losses, expected, rtol=RTOL)
 
 
-def test_gradients_of_embedding_and_temperature(arrays):
+def test_gradients_of_embedding_and_temperature_equal_loops(arrays):
     def total(embedding, temperature):
         return ours(
             arrays | {"embedding": embedding}, count=4, temperature=temperature
@@ -163,7 +163,7 @@ def test_keys_and_queues_get_no_gradient(arrays, name):
     assert not np.asarray(gradient).any()
 
 
-def test_nothing_overflows_at_the_lowest_temperature(arrays):
+def test_lowest_temperature_does_not_overflow(arrays):
     losses = ours(arrays, count=3, temperature=0.001)
     gradient = jax.grad(lambda z: ours(arrays | {"embedding": z}).sum())(
         jnp.asarray(arrays["embedding"], jnp.float32)
@@ -173,7 +173,7 @@ def test_nothing_overflows_at_the_lowest_temperature(arrays):
 
 @pytest.mark.parametrize("length", [0, 1, 5, 20])
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 8])
-def test_the_queue_holds_the_newest_first(length, batch_size):
+def test_queue_holds_the_newest_first(length, batch_size):
     queue, newest_first = jnp.zeros((length, 2)), []
     for step in range(6):
         keys = np.arange(batch_size * 2).reshape(-1, 2) + 100.0 * step + 1

@@ -1,4 +1,4 @@
-"""Where captions are edited and with what: properties over many random captions."""
+"""Positions and tokens of edits: properties over many random captions."""
 
 import jax
 import jax.numpy as jnp
@@ -70,12 +70,12 @@ def test_positions_are_editable_at_least_one_and_at_most_k(
             assert len(positions) == min(max_edits, num_editable)
 
 
-def test_min_edits_of_0_leaves_captions_alone(is_editable):
+def test_edit_rate_0_and_min_edits_0_edit_nothing(is_editable):
     chosen = positions_of(is_editable, EditorConfig(edit_rate=0.0, min_edits=0))
     assert not chosen.is_edit.any()
 
 
-def test_15_percent_of_the_words_are_edited():
+def test_15_percent_of_the_tokens_are_edited():
     everywhere = np.ones((BATCH, LENGTH), bool)
     config = EditorConfig(min_edits=0, max_edits=LENGTH)
     edits = sum(
@@ -86,8 +86,8 @@ def test_15_percent_of_the_words_are_edited():
     assert abs(edits / tries - 0.15) < 4 * error
 
 
-def test_above_k_a_random_part_is_kept():
-    """Cutting at K, or raising to one, favours no position."""
+def test_limits_of_edits_favor_no_position():
+    """Keeping at most K, or at least one, favors no position."""
     everywhere = np.ones((BATCH, LENGTH), bool)
     for config in (EditorConfig(edit_rate=1.0, max_edits=6), EditorConfig(edit_rate=0)):
         counts = np.zeros(LENGTH)
@@ -120,10 +120,12 @@ def edited(tokens, config, seed=1):
 
 @pytest.mark.parametrize("sampling", ["likely", "uniform", "vocabulary"])
 @pytest.mark.parametrize("keep_pieces", [True, False])
-def test_edits(tokens, is_editable, sampling, keep_pieces):
+def test_edits_change_exactly_the_chosen_tokens(
+    tokens, is_editable, sampling, keep_pieces
+):
     config = EditorConfig(sampling=sampling, keep_pieces=keep_pieces)
     edits, _ = edited(tokens, config)
-    # Different exactly where edited, and there alone.
+    # Different exactly where edited.
     np.testing.assert_array_equal(edits.tokens != tokens, edits.edit_here)
     for row in range(BATCH):
         positions = edits.positions[row][edits.is_edit[row]]
@@ -137,7 +139,7 @@ def test_edits(tokens, is_editable, sampling, keep_pieces):
     assert same_kind.all() == keep_pieces
 
 
-def test_a_caption_without_a_word_stays(tokens, is_editable):
+def test_caption_without_editable_tokens_is_unchanged(tokens, is_editable):
     edits, _ = edited(tokens, EditorConfig(edit_rate=1.0))
     without = ~is_editable.any(axis=1)
     assert without.sum() >= BATCH // LENGTH
@@ -145,7 +147,7 @@ def test_a_caption_without_a_word_stays(tokens, is_editable):
     assert not edits.edit_here[without].any() and not edits.is_edit[without].any()
 
 
-def test_words_come_from_the_top_candidates(tokens):
+def test_sampled_tokens_are_among_the_top_candidates(tokens):
     config = EditorConfig(num_candidates=3)
     for sampling in ("likely", "uniform"):
         edits, allowed = edited(
@@ -163,8 +165,8 @@ def test_words_come_from_the_top_candidates(tokens):
 
 
 @pytest.mark.parametrize("sampling", ["likely", "uniform", "vocabulary"])
-def test_how_often_each_word_is_drawn(sampling):
-    """By softmax among the top, all of the top alike, or all words alike."""
+def test_tokens_are_sampled_at_the_expected_rates(sampling):
+    """By softmax among the top, equally among the top, or equally among all words."""
     config = EditorConfig(sampling=sampling, num_candidates=4)
     scores = np.linspace(2.0, 0.0, VOCABULARY).astype(np.float32)
     original = FIRST_WORD + 1  # would be among the best
@@ -188,7 +190,7 @@ def test_how_often_each_word_is_drawn(sampling):
     assert (np.abs(counts - expected) <= 5 * np.sqrt(expected)).all()
 
 
-def test_masks_stand_where_words_were_chosen(tokens, is_editable):
+def test_masks_are_at_the_chosen_positions(tokens, is_editable):
     chosen = positions_of(is_editable, EditorConfig())
     masked = np.asarray(editing.mask_positions(jnp.asarray(tokens), chosen, MASK))
     here = np.zeros(tokens.shape, bool)
@@ -197,7 +199,7 @@ def test_masks_stand_where_words_were_chosen(tokens, is_editable):
     np.testing.assert_array_equal(masked, np.where(here, MASK, tokens))
 
 
-def test_a_caption_s_edits_do_not_depend_on_its_company(tokens):
+def test_edits_of_a_caption_do_not_depend_on_the_batch(tokens):
     config = EditorConfig()
     part = jax.jit(
         lambda k, w: editing.choose_positions(k, w, config),

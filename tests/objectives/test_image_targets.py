@@ -82,7 +82,7 @@ def ours(arrays, ids, queue_ids, *, rows=None, count=COUNT, **settings):
 @pytest.mark.parametrize("count", [0, 3, COUNT])
 @pytest.mark.parametrize("num_groups", [1, 2, 3])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_the_definition(arrays, count, num_groups, alpha):
+def test_losses_equal_loops(arrays, count, num_groups, alpha):
     """With soft targets alpha soft + (1 - alpha) / n, and negatives="device"."""
     with jax.enable_x64(True):
         soft = {"own_keys": jnp.asarray(arrays["own_keys"]), "soft_weight": alpha}
@@ -106,7 +106,7 @@ def test_the_definition(arrays, count, num_groups, alpha):
     np.testing.assert_allclose(losses, expected, rtol=RTOL)
 
 
-def test_a_part_of_the_batch_meets_all_its_keys(arrays):
+def test_rows_of_a_batch_are_contrasted_with_all_its_keys(arrays):
     rows = np.array([5, 0, 3])
     with jax.enable_x64(True):
         part = ours(arrays, IDS, QUEUE_IDS, rows=rows)
@@ -114,7 +114,7 @@ def test_a_part_of_the_batch_meets_all_its_keys(arrays):
     np.testing.assert_allclose(part, expected, rtol=RTOL)
 
 
-def test_without_a_queue(arrays):
+def test_losses_without_a_queue_equal_loops(arrays):
     arrays["queue"] = np.zeros((0, WIDTH))
     none = np.zeros(0, np.int32)
     with jax.enable_x64(True):
@@ -124,7 +124,7 @@ def test_without_a_queue(arrays):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_distinct_images_are_the_own_key_alone_bit_for_bit(arrays, alpha):
+def test_distinct_images_give_the_losses_of_own_keys_bitwise(arrays, alpha):
     ids = np.array([3, 1, 9, 2, 6, 5], np.int32)
     queue_ids = np.array([10, 11, 12, 13, 14, 15, 16, -1, -1], np.int32)
     soft = {"own_keys": jnp.asarray(arrays["own_keys"]), "soft_weight": alpha}
@@ -146,7 +146,7 @@ def everything(rows, columns):
 
 
 def test_five_captions_of_one_image_have_no_false_negative():
-    """Pairs 1, 2, 4, 5, 7 are one image's; four others stand between them."""
+    """Pairs 1, 2, 4, 5, 7 have one image; four others lie between them."""
     ids = jnp.asarray([0, 3, 3, 1, 3, 3, 2, 3, 4], jnp.int32)
     queue_ids = jnp.asarray([3, 9, 3, -1], jnp.int32)
     in_queue = jnp.asarray([[True, True, True, False]])
@@ -167,7 +167,7 @@ def test_five_captions_of_one_image_have_no_false_negative():
     np.testing.assert_allclose(batch.sum(1) + queue.sum(1), 1, rtol=1e-6)
 
 
-def test_captions_of_an_image_in_the_queue_alone():
+def test_captions_in_the_queue_are_positives():
     ids = jnp.asarray([5, 6], jnp.int32)
     queue_ids = jnp.asarray([6, 5, 5, 5, 5], jnp.int32)
     batch, queue = image_targets(
@@ -179,8 +179,8 @@ def test_captions_of_an_image_in_the_queue_alone():
     )
 
 
-def test_what_does_not_compete_is_no_positive():
-    """Rows of the queue that are not valid, keys of another device."""
+def test_keys_that_do_not_compete_are_no_positives():
+    """Invalid rows of the queue, and keys of another device."""
     ids = jnp.asarray([5, 5, 5, 5], jnp.int32)
     same_device = jnp.asarray(np.kron(np.eye(2), np.ones((2, 2))).astype(bool))
     batch, queue = image_targets(
@@ -195,7 +195,7 @@ def test_what_does_not_compete_is_no_positive():
 
 
 @pytest.mark.parametrize("length", [0, 4, 20])
-def test_ids_go_through_the_queue_like_keys(length):
+def test_queue_of_ids_holds_the_newest_first(length):
     ids, newest_first = jnp.full(length, -1, jnp.int32), []
     for step in range(4):
         new = np.arange(3, dtype=np.int32) + 10 * step

@@ -1,4 +1,4 @@
-"""Eqs. (6)-(9) against double loops in float64, and the counts beside them."""
+"""Eqs. (6)-(9) and the counts against double loops in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_detection_labels_are_0_exactly_where_edited(case):
             assert labels[i, j] == (0 if j in case["edited_at"][i] else 1)
 
 
-def test_correction_labels_are_the_original_words(case):
+def test_correction_labels_are_the_original_tokens(case):
     """Eq. (7): t_ij where edited, none elsewhere."""
     labels = np.asarray(editing.correction_labels(case["tokens"], case["edits"]))
     for i in range(BATCH):
@@ -58,7 +58,7 @@ def test_correction_labels_are_the_original_words(case):
 
 
 @pytest.mark.parametrize("reduction", ["sum", "per_edit", "mean"])
-def test_detection_sum(case, reduction):
+def test_detection_sum_equals_loops(case, reduction):
     """Eq. (8): -log P of the right verdict, over the words of each text."""
     expected = 0.0
     for i in range(BATCH):
@@ -80,7 +80,7 @@ def test_detection_sum(case, reduction):
     np.testing.assert_allclose(loss, expected, rtol=RTOL)
 
 
-def test_correction_sum(case):
+def test_correction_sum_equals_loops(case):
     """Eq. (9): -log P of the original word, at edited positions alone."""
     expected = 0.0
     for i in range(BATCH):
@@ -97,7 +97,7 @@ def test_correction_sum(case):
     np.testing.assert_allclose(loss, expected, rtol=RTOL)
 
 
-def test_nothing_to_judge_is_loss_0_and_gradient_0(case):
+def test_no_labels_give_loss_0_and_gradient_0(case):
     nothing = jnp.zeros((BATCH, LENGTH), bool)
     none = jnp.full((BATCH, POSITIONS), editing.IGNORE)
 
@@ -115,22 +115,22 @@ def test_nothing_to_judge_is_loss_0_and_gradient_0(case):
     assert loss == 0 and not np.asarray(gradient).any()
 
 
-def test_detection_counts(case):
-    found = said = wrong = 0
+def test_detection_counts_equal_loops(case):
+    found = flagged = wrong = 0
     for i in range(BATCH):
         for j in range(LENGTH):
             if not case["is_editable"][i, j]:
                 continue
             p_original = np.exp(log_probability(case["detect"][i, j], 1))
             found += p_original < 0.5 and j in case["edited_at"][i]
-            said += p_original < 0.5
+            flagged += p_original < 0.5
             wrong += j in case["edited_at"][i]
     counts = proofreading.detection_counts(
         jnp.asarray(case["detect"]),
         editing.detection_labels(case["edits"]),
         jnp.asarray(case["is_editable"]),
     )
-    assert (counts["found"], counts["said"], counts["wrong"]) == (found, said, wrong)
+    assert counts == (found, flagged, wrong)
     assert wrong == 7
 
 
