@@ -1,12 +1,12 @@
 """The best weights of a run by validation, kept apart from the newest ones.
 
 RUN/best/STEP is a checkpoint of the parameters and their momentum copies, with the mean
-recall that made it the best. It is written whole or not at all, replaced when a better
-one is safe, and never goes with the newest checkpoints.
+recall that made it the best. It is written completely or not at all, replaced once a
+better one is stored, and kept when the newest checkpoints are replaced.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 from vilem_jax.runs.checkpoints import (
     BEST_FOLDER,
@@ -15,6 +15,7 @@ from vilem_jax.runs.checkpoints import (
     best_first,
     read_metrics,
 )
+from vilem_jax.typing import PyTree
 
 
 def mean_recall(metrics: dict[str, dict]) -> float:
@@ -23,19 +24,20 @@ def mean_recall(metrics: dict[str, dict]) -> float:
     Args:
       metrics: of an evaluation, {source: `retrieval_metrics`}, at least one.
     """
+    # `rsum` is the sum of R@1, R@5 and R@10 in both directions.
     return sum(of_source["rsum"] for of_source in metrics.values()) / (6 * len(metrics))
 
 
 def best_step(workdir: str | Path) -> tuple[int, float] | None:
-    """Step and mean recall of the best weights on the disk; None where there are none.
+    """Step and mean recall of the best weights on the disk; None if there are none.
 
-    After a kill two may be there: the better one counts.
+    After a kill there may be two: returns the better one.
     """
-    measured = read_metrics(workdir, BEST_FOLDER)
-    if not measured:
+    metrics = read_metrics(workdir, BEST_FOLDER)
+    if not metrics:
         return None
-    step = best_first(measured)[0]
-    return step, measured[step][MEAN_RECALL]
+    step = best_first(metrics)[0]
+    return step, metrics[step][MEAN_RECALL]
 
 
 class KeepBest:
@@ -43,23 +45,25 @@ class KeepBest:
 
     def __init__(self, workdir: str | Path):
         self._checkpoints = Checkpoints(workdir, keep=None, folder=BEST_FOLDER)
-        whole = read_metrics(workdir, BEST_FOLDER)
-        corrupt = [step for step in self._checkpoints.steps() if step not in whole]
+        intact = read_metrics(workdir, BEST_FOLDER)
+        corrupt = [step for step in self._checkpoints.steps() if step not in intact]
         if corrupt:
             self._checkpoints.set_aside(corrupt)
-        self._best = best_step(workdir)  # of this run before it was stopped
+        self._best = best_step(workdir)  # not None if the run is resumed
         if self._best:
             self._drop_others(self._best[0])
 
-    def update(self, step: int, recall: float, state: Any) -> None:
-        """Keeps the weights of `state`, whose `mean_recall` this is, if it is the best.
+    def update(self, step: int, recall: float, state: PyTree) -> None:
+        """Stores the weights of `state` if their mean `recall` is the best so far.
 
-        The first of equals stays. A save that fails is reported and training continues.
+        Of equals the first is kept. A failed save is reported, and training continues.
         """
+        # The same step again, after a kill: the same weights.
         if self._best and (recall <= self._best[1] or step == self._best[0]):
-            return  # at the same step: the same weights again, after a kill
+            return
         weights = {"params": state.params, "momentum_params": state.momentum_params}
         self._checkpoints.save(step, weights, {MEAN_RECALL: recall})
+        # The old one is removed only when the new one is on the disk.
         self._checkpoints.wait()
         if step in self._checkpoints.steps():
             self._best = step, recall
@@ -70,9 +74,9 @@ class KeepBest:
             if step != kept:
                 self._checkpoints.drop(step)
 
-    def __enter__(self) -> "KeepBest":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
-        # Every save was waited for, and its failure said.
+    def __exit__(self, *_: object) -> None:
+        # `update` has waited for every save and reported its failure.
         self._checkpoints.__exit__(Exception)

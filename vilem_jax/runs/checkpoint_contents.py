@@ -128,10 +128,7 @@ def _array_checksum(array: PyTree) -> int:
 
 def read_description(checkpoint: Path, part: str = "tensors") -> JsonObject:
     """The dtype, shape and crc32 of each tensor of a checkpoint; or its "metrics"."""
-    with (
-        corrupt_if_unreadable(),
-        ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader,
-    ):
+    with reading(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         description = reader.restore(checkpoint / "tensors")
         if _json_checksum(description["tensors"]) != description["crc32"]:
             raise CorruptError("its list of tensors is not what was saved")
@@ -169,10 +166,7 @@ def read_fields(checkpoint: Path, fields: Iterable[str]) -> dict[str, Flat]:
         restore_args=dict.fromkeys(stored, as_numpy),
         partial_restore=True,
     )
-    with (
-        corrupt_if_unreadable(),
-        ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
-    ):
+    with reading(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         flat = reader.restore(checkpoint / "state", args=args)
     verify(flat, saved)
     flat |= {n: np.zeros(e["shape"], e["dtype"]) for n, e in empty.items()}
@@ -214,7 +208,7 @@ def verify_files(checkpoint: Path) -> None:
     file = checkpoint / FILES_LIST
     if not file.exists():
         return
-    with corrupt_if_unreadable():
+    with reading():
         listing = json.loads(file.read_text())
         if _json_checksum(listing["files"]) != listing["crc32"]:
             raise CorruptError(f"{FILES_LIST} is not what was saved")
@@ -275,7 +269,7 @@ def verify(flat: Flat, saved: dict[str, Entry]) -> None:
 
 
 @contextlib.contextmanager
-def corrupt_if_unreadable() -> Iterator[None]:
+def reading() -> Iterator[None]:
     """Raises CorruptError for any error of the block, and silences Orbax's warnings.
 
     Errors that say nothing about the bytes stay what they are: a lack of memory or of

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Self
 
 import jax
 import numpy as np
@@ -193,7 +194,7 @@ class Checkpoints:
         contents.check_same(saved, wanted, checkpoint)
         targets = {n: contents.with_sharding(leaf) for n, leaf in wanted.items()}
         stored = {n: target for n, target in targets.items() if target.size}
-        with contents.corrupt_if_unreadable():
+        with contents.reading():
             items = self._manager.restore(
                 int(checkpoint.name),
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(stored)),
@@ -279,7 +280,7 @@ class Checkpoints:
                 "room and rerun the same command to resume"
             )
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

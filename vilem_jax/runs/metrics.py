@@ -1,31 +1,31 @@
 """What a run reports while it runs: JSON lines, TensorBoard events, a progress bar.
 
 Two files, one object a line with its `step`: `metrics.jsonl` holds what the seed
-decides, `timing.jsonl` what the wall clock says. A run that was killed and resumed
-leaves the same `metrics.jsonl` as an uninterrupted one, byte for byte (on one kind of
-machine): `cmp A/metrics.jsonl B/metrics.jsonl` is a test.
+decides, `timing.jsonl` what depends on the wall clock. A run that was killed and
+resumed leaves the same `metrics.jsonl` as an uninterrupted one, byte for byte (on one
+kind of machine): `cmp A/metrics.jsonl B/metrics.jsonl` is a test.
 """
 
-import contextlib
 import json
 import math
-import numbers
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from vilem_jax.distributed.processes import is_process_0
 from vilem_jax.files import reason, replace_file
 from vilem_jax.runs.tensorboard import EventFile
+from vilem_jax.typing import JsonObject
 
 METRICS_FILE = "metrics.jsonl"
 TIMING_FILE = "timing.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
-Record = dict[str, Any]
+Record = JsonObject  # plain Python values by flat names
 Hook = Callable[[int, Record], None]
 
 
@@ -39,11 +39,11 @@ def notify(message: str) -> None:
 
 
 class MetricsLog:
-    """The run's records, in every file and log.
+    """Writes a run's records to its files, to TensorBoard and to hooks.
 
-    Write a step's records before saving its checkpoint: records of later steps are
-    dropped on resuming, those up to the checkpoint are taken as complete. Of several
-    processes the first one writes, and calls the hooks.
+    Write a step's records before saving its checkpoint: on resuming, records of later
+    steps are dropped, those up to the checkpoint are taken as complete. Only process 0
+    writes and calls the hooks.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class MetricsLog:
         """
         Args:
           start_step: the step of the checkpoint that the run resumes from. Records of
-            later steps and half-written lines go; 0, a run from its beginning, empties
-            the files.
-          hooks: each is called with (step, flat record) after every write; this is
-            where Weights & Biases fits: `lambda step, r: wandb.log(r, step=step)`.
+            later steps and half-written lines are removed; 0, a new run, empties the
+            files.
+          hooks: each is called with (step, flat record) after every write; for Weights
+            & Biases, `lambda step, r: wandb.log(r, step=step)`.
         """
         folder = Path(workdir)
         self._writes, self._events = is_process_0(), None
@@ -76,27 +76,27 @@ class MetricsLog:
     def write(
         self,
         step: int,
-        metrics: Mapping[str, Any],
-        timing: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, object],
+        timing: Mapping[str, object] | None = None,
     ) -> None:
-        """Stores a record at once.
+        """Stores a record immediately.
 
         Args:
           step: steps taken so far.
           metrics: numbers, arrays of one number, texts, or mappings of them, whose
             names are joined by "/". Floats keep every bit.
-          timing: likewise, for what is not the same in the next run.
+          timing: likewise, for values that differ from run to run.
         """
         if not self._writes:
             return
         fixed, timed = flat_record(metrics), flat_record(timing or {})
-        for lines, record in ((self._metrics, fixed), (self._timing, timed)):
-            if record:
-                lines.write({"step": step} | record)
-        together = fixed | timed
-        self._write_events(step, together)
+        for lines, values in ((self._metrics, fixed), (self._timing, timed)):
+            if values:
+                lines.write({"step": step} | values)
+        record = fixed | timed
+        self._write_events(step, record)
         for hook in self._hooks:
-            hook(step, together)
+            hook(step, record)
 
     def _write_events(self, step: int, record: Record) -> None:
         scalars = {k: v for k, v in record.items() if isinstance(v, int | float)}
@@ -104,7 +104,8 @@ class MetricsLog:
             return
         try:
             self._events.write(step, scalars)
-        except OSError as error:  # half an event ends the file for its readers
+        # Readers stop at a half-written event, so later ones would never be seen.
+        except OSError as error:
             self._events_failed = True
             notify(f"no more TensorBoard events: {reason(error)}; training continues")
 
@@ -114,14 +115,14 @@ class MetricsLog:
         if self._events:
             self._events.close()
 
-    def __enter__(self) -> "MetricsLog":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def flat_record(values: Mapping[str, Any], prefix: str = "") -> Record:
+def flat_record(values: Mapping[str, object], prefix: str = "") -> Record:
     """{"i2t": {"r1": array(3.0)}} as {"i2t/r1": 3.0}: plain Python values."""
     record: Record = {}
     for name, value in values.items():
@@ -133,7 +134,7 @@ def flat_record(values: Mapping[str, Any], prefix: str = "") -> Record:
 
 
 def read_records(file: str | os.PathLike) -> list[Record]:
-    """The records of a .jsonl file of ours, oldest first; [] where there is none."""
+    """The records of a .jsonl file of a run, oldest first; [] if there is no file."""
     try:
         lines = Path(file).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
@@ -146,30 +147,24 @@ def read_records(file: str | os.PathLike) -> list[Record]:
     ]
 
 
-# JSON has no such numbers, and a reader in another language stops at a bare NaN.
+# JSON has no such numbers: parsers in other languages stop at a bare NaN. Python's json
+# writes these names, here they are put in quotes.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def _plain(value: Any) -> int | float | str | bool | None:
-    if hasattr(value, "item"):  # an array or a NumPy scalar; raises above one number
+def _plain(value: Any) -> int | float | str | None:
+    if hasattr(value, "item"):  # an array or NumPy scalar; raises for several numbers
         value = value.item()
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    return float(value)
+    return value if isinstance(value, int | str | None) else float(value)
 
 
-def _json_value(value: Any) -> Any:
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"
+def _json_value(value: object) -> object:
+    is_number = not isinstance(value, float) or math.isfinite(value)
+    return value if is_number else json.dumps(value)
 
 
 def _parse(line: bytes) -> Record | None:
-    """The record of a whole line, None for anything else."""
+    """The record of a complete line, None for anything else."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -181,8 +176,11 @@ def _parse(line: bytes) -> Record | None:
 
 
 class _Lines:
-    """A .jsonl file that is appended to, without buffer: what was written stays
-    through `kill -9`. A full disk costs nothing but delay: lines wait for room."""
+    """A .jsonl file that is appended to.
+
+    It has no buffer, so that lines survive `kill -9`. If the disk is full, lines are
+    kept in memory until there is room.
+    """
 
     def __init__(self, path: Path, start_step: int):
         self._path = path
@@ -201,13 +199,13 @@ class _Lines:
         text = b"".join(self._waiting)
         end = os.fstat(self._file.fileno()).st_size
         try:
+            # An unbuffered write may be short without raising.
             if self._file.write(text) != len(text):
-                raise OSError("the disk took only a part of the record")
+                raise OSError("only a part of the record could be written")
         except OSError as error:
-            self._file.truncate(end)
-            notify(
-                f"{self._path} waits to be written: {reason(error)}; training continues"
-            )
+            self._file.truncate(end)  # removes the part
+            why = reason(error)
+            notify(f"{self._path} will be written later: {why}; training continues")
         else:
             self._waiting.clear()
 
@@ -218,7 +216,7 @@ class _Lines:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Drops what is no whole record of a step up to `step`; 0 drops everything."""
+    """Keeps the complete records of steps up to `step`; 0 drops all."""
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
@@ -232,68 +230,70 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 class Clock:
-    """Where the wall time between two records goes."""
+    """Measures throughput and the share of waiting between two records."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         self._now = now
-        self._begin()
+        self._restart()
 
-    def _begin(self) -> None:
-        self._began = self._now()
+    def _restart(self) -> None:
+        self._start = self._now()
         self._waited = self._apart = 0.0
 
-    @contextlib.contextmanager
+    @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around the wait for the next batch."""
-        began = self._now()
+        start = self._now()
         yield
-        self._waited += self._now() - began
+        self._waited += self._now() - start
 
-    @contextlib.contextmanager
+    @contextmanager
     def apart(self) -> Iterator[None]:
-        """Around what is no training: evaluation, saving."""
-        began = self._now()
+        """Around everything that is not training, such as evaluation and saving."""
+        start = self._now()
         yield
-        self._apart += self._now() - began
+        self._apart += self._now() - start
 
     def lap(self, num_pairs: int) -> Record:
-        """`pairs_per_second` and `input_wait` (share of the time, 0 to 1) since the
-        last lap, in which `num_pairs` went by. Ask after the device has finished."""
-        spent = max(self._now() - self._began - self._apart, 1e-9)
+        """`pairs_per_second` and `input_wait`, the share of time from 0 to 1.
+
+        Both are since the last lap, in which `num_pairs` were trained on. Call this
+        after the device has finished: JAX returns from a step before it is computed.
+        """
+        spent = max(self._now() - self._start - self._apart, 1e-9)  # never 0
         lap = {
             "pairs_per_second": num_pairs / spent,
             "input_wait": min(self._waited / spent, 1.0),
         }
-        self._begin()
+        self._restart()
         return lap
 
 
 class Progress:
-    """A bar with loss, pairs/s and the time left; plain lines where no person sits."""
+    """A bar with loss, pairs/s and the time left; lines if stderr is not a terminal."""
 
     def __init__(
         self,
         num_steps: int,
         *,
         start_step: int = 0,
-        label: str = "train",
         seconds_between_lines: float = 10.0,
     ):
         from tqdm import tqdm
 
         self._num_steps, self._first, self._step = num_steps, start_step, start_step
-        self._label, self._pause = label, seconds_between_lines
-        self._began, self._said = time.monotonic(), -math.inf
+        self._pause = seconds_between_lines
+        self._start, self._last_line = time.monotonic(), -math.inf
         self._bar = None
         self._shows = is_process_0()
         if self._shows and sys.stderr.isatty():
             self._bar = tqdm(
                 total=num_steps,
                 initial=start_step,
-                desc=label,
+                desc="train",
                 unit="step",
                 dynamic_ncols=True,
-                smoothing=0.05,
+                smoothing=0.05,  # steps with an evaluation take longer
             )
 
     def advance(self, num_steps: int = 1) -> None:
@@ -301,8 +301,8 @@ class Progress:
         if self._bar is not None:
             self._bar.update(num_steps)
 
-    def show(self, metrics: Mapping[str, Any]) -> None:
-        """`loss` and `pairs_per_second` of the newest record, those that are there."""
+    def show(self, metrics: Mapping[str, float]) -> None:
+        """Shows `loss` and `pairs_per_second` of the newest record, if it has them."""
         parts = []
         if "loss" in metrics:
             parts.append(f"loss {float(metrics['loss']):.3f}")
@@ -314,31 +314,29 @@ class Progress:
             self._bar.set_postfix_str(", ".join(parts))
             return
         is_last = self._step >= self._num_steps
-        if time.monotonic() - self._said < self._pause and not is_last:
+        now = time.monotonic()
+        if now - self._last_line < self._pause and not is_last:
             return
-        self._said = time.monotonic()
-        where = f"{self._label} {self._step}/{self._num_steps}"
-        print(
-            ", ".join([where, *parts, f"{self._time_left()} left"]),
-            file=sys.stderr,
-            flush=True,
-        )
+        self._last_line = now
+        progress = f"train {self._step}/{self._num_steps}"
+        line = ", ".join([progress, *parts, f"{self._time_left()} left"])
+        print(line, file=sys.stderr, flush=True)
 
     def _time_left(self) -> str:
         done = self._step - self._first
         if not done:
             return "unknown time"
-        spent = time.monotonic() - self._began
+        spent = time.monotonic() - self._start
         return in_words(spent / done * (self._num_steps - self._step))
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -1,26 +1,28 @@
-"""A whole model that a run starts from, `config.model.start_from`: fine-tuning.
+"""The model that a run is fine-tuned from, `config.model.start_from`.
 
-All parameters come from there, the momentum copies too where it has them; the queues
-start empty. Shapes come from there as well, but for the image's.
+The run takes all its parameters, and its momentum parameters if it has them; the queues
+start empty. The run also takes its shapes, except the image size.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from vilem_jax.config.schema import Config, ModelConfig
+from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.runs.checkpoint_contents import check_same, describe_shapes, flatten
 from vilem_jax.runs.checkpoints import CHECKPOINTS_FOLDER, restore_fields
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import model_folder, positions
-from vilem_jax.weights.model_folder import model_tree
+
+Section = TypeVar("Section", ModelConfig, TextConfig, VisionConfig)
 
 TOKENIZER_FOLDER = "tokenizer"  # in a work directory
 
-# What the run decides, wherever it starts: no shape, and nothing the weights know.
+# Fields that every run sets itself. They change no shape of a parameter, except that of
+# the position embeddings, which are resized, and not what the weights compute.
 _OWN = (
     "start_from",
     "image_size",
@@ -35,14 +37,14 @@ def find_origin(name: str) -> Path:
     """The folder of the run or model that `config.model.start_from` names.
 
     Raises:
-      UserError: no such folder or model of the hub, or no ViLEM in it.
+      UserError: if there is no such folder or model of the hub, or no ViLEM in it.
     """
     folder = Path(name).expanduser()
     if _is_run(folder):
         if read_config(folder).task != "vilem":
             raise UserError(
                 f"{name} (config.model.start_from) holds the run of an editor, not of "
-                "a ViLEM: a text tower may start from the editor it left "
+                "a ViLEM: a text tower may start from the editor it wrote "
                 f"(config.model.text.start_from={Path(name) / 'editor'})"
             )
         return folder
@@ -72,10 +74,11 @@ def complete_model(model: ModelConfig, stored: ModelConfig | None) -> ModelConfi
     Args:
       model: of the config, with `start_from`. A field at its default takes the
         origin's value; another value must be the origin's.
-      stored: of the run that is resumed, which then need not find its origin again.
+      stored: the stored config of the run that is resumed, or None. With it the origin
+        is not read: it may be gone.
 
     Raises:
-      UserError: no origin, or a field that is not the origin's.
+      UserError: if there is no origin, or if a field is not the origin's.
     """
     name = model.start_from
     if stored is not None and stored.start_from == name:
@@ -85,17 +88,19 @@ def complete_model(model: ModelConfig, stored: ModelConfig | None) -> ModelConfi
     return _fitted(model, read(folder).model, name)
 
 
-def _fitted(ours: Any, theirs: Any, name: str, path: str = "config.model") -> Any:
+def _fitted(
+    ours: Section, theirs: Section, name: str, path: str = "config.model"
+) -> Section:
     defaults, changes = type(ours)(), {}
     for field in dataclasses.fields(ours):
         mine, origin = getattr(ours, field.name), getattr(theirs, field.name)
-        where = f"{path}.{field.name}"
+        key = f"{path}.{field.name}"
         if dataclasses.is_dataclass(mine):
-            changes[field.name] = _fitted(mine, origin, name, where)
+            changes[field.name] = _fitted(mine, origin, name, key)
         elif field.name not in _OWN:
             if mine not in (origin, getattr(defaults, field.name)):
                 raise UserError(
-                    f"{where}={mine!r} is not that of the model in {name} "
+                    f"{key}={mine!r} is not that of the model in {name} "
                     f"(config.model.start_from), {origin!r}: leave it out, or start "
                     "from another model"
                 )
@@ -104,16 +109,16 @@ def _fitted(ours: Any, theirs: Any, name: str, path: str = "config.model") -> An
 
 
 def load_origin(config: Config) -> tuple[dict, dict]:
-    """Parameters and momentum copies that the run starts with, on the host.
+    """The parameters and momentum parameters that the run starts with, on the host.
 
-    The momentum copies are the parameters where the origin has none. Position
+    The momentum parameters equal the parameters if the origin has none. Position
     embeddings are resized to `config.model.vision.image_size`.
 
     Args:
-      config: complete.
+      config: with `config.model` from `complete_model`.
 
     Raises:
-      UserError: no origin, or a tensor of another shape.
+      UserError: if there is no origin, or a tensor has another shape.
     """
     name = config.model.start_from
     folder = find_origin(name)
@@ -122,13 +127,11 @@ def load_origin(config: Config) -> tuple[dict, dict]:
         found, _ = restore_fields(folder, dict.fromkeys(names))
         params, momentum_params = (found[name] for name in names)
     else:
-        from vilem_jax.weights.model_folder import read_model_folder
-
-        found = read_model_folder(folder)
+        found = model_folder.read_model_folder(folder)
         params, momentum_params = found.params, found.momentum_params
-    side = config.model.vision.image_size // config.model.vision.patch_size
+    side = config.model.vision.image_size // config.model.vision.patch_size  # patches
     params = _resized(params, side)
-    wanted = flatten(model_tree(config.model))
+    wanted = flatten(model_folder.model_tree(config.model))
     check_same(describe_shapes(flatten(params)), wanted, Path(name))
     if momentum_params is None:
         return params, params

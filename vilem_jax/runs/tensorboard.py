@@ -1,7 +1,7 @@
 """Scalars as a TensorBoard event file, through TensorBoard's own `RecordWriter`.
 
-Of the package only the record format and the messages are used: its `SummaryWriter`s
-write from a thread, whose death (a full disk) blocks training at the next scalar.
+Only the record format and the messages of the package are used: its `SummaryWriter`s
+write from a thread, and if the thread fails (a full disk) the next scalar blocks.
 """
 
 import os
@@ -12,11 +12,15 @@ from pathlib import Path
 
 
 class EventFile:
-    """Appends scalars to a new file in `folder`, without buffer."""
+    """Appends scalars to a new file in `folder`, without a buffer."""
 
     def __init__(self, folder: str | os.PathLike, *, start_step: int = 0):
-        """`start_step`: the run resumes here; steps after it were never taken."""
-        # Late: half a second that a run without TensorBoard does not need.
+        """
+        Args:
+          start_step: the step that the run resumes from; TensorBoard drops events of
+            later steps, which an earlier file may have.
+        """
+        # Imported late: it takes half a second, and a run may not use TensorBoard.
         # Protobuf makes `Event` when its module is imported.
         from tensorboard.compat.proto.event_pb2 import (
             Event,  # pyright: ignore[reportAttributeAccessIssue]
@@ -30,7 +34,7 @@ class EventFile:
         self._event = Event
         self._append(file_version="brain.Event:2")
         if start_step:
-            # Readers then forget events of this step and of later ones.
+            # Readers drop the events of this step and of later ones.
             self._append(step=start_step + 1, session_log={"status": "START"})
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -24,15 +24,15 @@ Weights = Literal["online", "momentum"]
 
 
 class Stored(NamedTuple):
-    """A trained model, and what training on would need, on the host."""
+    """A trained model on the host, and what it takes to continue its training."""
 
     config: Config
     params: Params
     tokenizer: Tokenizer
     momentum_params: Params | None
     queues: dict[str, np.ndarray]  # {} or image_queue and text_queue [Q, E]
-    step: int | None  # of a run's checkpoint
-    folder: Path  # where it was read from
+    step: int | None  # of the checkpoint, if a run was read
+    folder: Path  # the run or the model folder
 
 
 def is_run(name: str | os.PathLike) -> bool:
@@ -58,15 +58,16 @@ def read_stored(
     """The model that a run has trained, or that a model folder holds.
 
     Args:
-      weights: which of the two become `params`: "online", those that were trained, or
+      weights: which of the two become `params`: "online", the trained parameters, or
         "momentum", their moving average.
       step: of a run, "last", its newest checkpoint, or "best", see `restore_params`.
-      for_training: the moving average and the queues too, where there are any; the
+      for_training: also reads the moving average and the queues, if there are any; the
         best checkpoint has no queues.
 
     Raises:
-      UserError: neither a run nor a model folder, a run of an editor, no such weights,
-        files that are corrupt or of another shape.
+      UserError: if `name` is neither a run nor a model folder or is the run of an
+        editor, if it has no such weights, or if files are corrupt or have another
+        shape.
     """
     if weights not in ("online", "momentum"):
         raise UserError(f"weights must be 'online' or 'momentum', not {weights!r}")
@@ -79,7 +80,7 @@ def read_stored(
 
 def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Stored:
     config = read_config(run)
-    if (run / VOCABULARY).is_file():  # a run has it in a folder of its own
+    if (run / VOCABULARY).is_file():  # a run has it in its tokenizer folder
         raise UserError(
             f"{run} is an exported model without {WEIGHTS}: export or get it again"
         )
@@ -97,7 +98,7 @@ def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Sto
         fields |= dict.fromkeys(QUEUE_NAMES, jax.ShapeDtypeStruct(queue, jnp.float32))
         fields["queue_count"] = jax.ShapeDtypeStruct((), jnp.int32)
     found, number = restore_fields(run, fields, step=step)
-    # Rows that are not filled yet are no keys.
+    # A queue fills up from its first row; the rows after `queue_count` are zeros.
     count = int(found.get("queue_count", 0))
     return Stored(
         config,
@@ -110,7 +111,9 @@ def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Sto
     )
 
 
-def _read_folder(name, weights: Weights, for_training: bool) -> Stored:
+def _read_folder(
+    name: str | os.PathLike, weights: Weights, for_training: bool
+) -> Stored:
     stored = read_model_folder(name)
     params = stored.params if weights == "online" else stored.momentum_params
     if params is None:
@@ -131,11 +134,13 @@ def _read_folder(name, weights: Weights, for_training: bool) -> Stored:
 
 
 def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
-    """The run's tokenizer: the copy in the work directory, else the config's, else
-    that of the model it starts from.
+    """The run's tokenizer.
+
+    It is the copy in the work directory, or else that of the config, or else that of
+    the model that the run starts from.
 
     Raises:
-      UserError: none is named, or its vocabulary is not the text tower's.
+      UserError: if there is none, or its vocabulary is not the text tower's.
     """
     origin = None
     if has_tokenizer(workdir):
@@ -155,5 +160,6 @@ def open_tokenizer(config: Config, workdir: Path) -> Tokenizer:
 
 
 def has_tokenizer(workdir: Path) -> bool:
-    """Whether the work directory holds the whole of its copy: vocab.txt comes last."""
+    """Whether the work directory has a complete copy of the tokenizer."""
+    # vocab.txt is written last.
     return (workdir / TOKENIZER_FOLDER / VOCABULARY).is_file()

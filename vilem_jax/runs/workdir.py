@@ -4,8 +4,8 @@ RUN/config.json       format_version, and the frozen config; written when the ru
 RUN/command.txt       the command lines that started it, one per line
 RUN/metrics.jsonl     one record per line (metrics.py)
 RUN/timing.jsonl      what depends on the wall clock (metrics.py)
-RUN/tensorboard/      the same as TensorBoard events
-RUN/checkpoints/STEP  what Orbax wrote (checkpoints.py)
+RUN/tensorboard/      both, as TensorBoard events (tensorboard.py)
+RUN/checkpoints/STEP  the state, written by Orbax (checkpoints.py)
 """
 
 import json
@@ -17,19 +17,19 @@ from pathlib import Path
 from vilem_jax.config.freeze import differences, freeze, to_dict
 from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
-from vilem_jax.files import check_format_version, reason, replace_file
+from vilem_jax.files import check_format_version, reason, replace_file, write_errors
 
 CONFIG_FILE = "config.json"
-FORMAT_VERSION = 1  # of the whole folder
+FORMAT_VERSION = 1  # of all files of the folder
 COMMAND_FILE = "command.txt"
-_OURS = ("metrics.jsonl", "checkpoints")  # written after CONFIG_FILE
+_LATER = ("metrics.jsonl", "checkpoints")  # written after CONFIG_FILE
 
 
 def check_workdir(workdir: str | os.PathLike, config: Config) -> bool:
     """Whether the folder already holds this run; writes nothing.
 
     Raises:
-      UserError: it holds a run with other settings (every difference is listed), or
+      UserError: if it holds a run with other settings (every difference is listed), or
         a run's files without its settings.
     """
     folder = Path(workdir)
@@ -41,7 +41,7 @@ def check_workdir(workdir: str | os.PathLike, config: Config) -> bool:
                 f"{folder} holds a run with other settings: {'; '.join(changed)}; "
                 "choose another --workdir, or the settings that the run started with"
             )
-    elif found := [name for name in _OURS if (folder / name).exists()]:
+    elif found := [name for name in _LATER if (folder / name).exists()]:
         raise UserError(
             f"{folder} holds {' and '.join(found)} of a run, but no {CONFIG_FILE}: "
             "restore it, or choose another --workdir"
@@ -57,7 +57,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Config) -> bool:
       (more steps, for example) are then updated.
 
     Raises:
-      UserError: as of `check_workdir`, or the folder cannot be written to.
+      UserError: as `check_workdir`, or if the folder cannot be written to.
     """
     folder = Path(workdir)
     holds_run = check_workdir(folder, config)
@@ -76,17 +76,15 @@ def note_command(workdir: str | os.PathLike) -> None:
     """Adds this program's command line to `COMMAND_FILE`, if it is not there yet.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: if it cannot be written.
     """
     commands = read_commands(workdir)
     now = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     if now in commands:
         return
     file = Path(workdir) / COMMAND_FILE
-    try:
+    with write_errors(file):
         replace_file(file, "\n".join([*commands, now]) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {reason(error)}") from error
 
 
 def read_commands(workdir: str | os.PathLike) -> list[str]:
@@ -102,8 +100,8 @@ def read_config(workdir: str | os.PathLike) -> Config:
     """The settings of the run in `workdir`.
 
     Raises:
-      UserError: there is no run, its config.json is corrupt, or another release wrote
-        it.
+      UserError: if there is no run, its config.json is corrupt, or another release
+        wrote it.
     """
     file = Path(workdir) / CONFIG_FILE
     try:
@@ -122,7 +120,8 @@ def read_config(workdir: str | os.PathLike) -> Config:
         raise UserError(f"{file} is not the settings of a run: it is not an object")
     version = settings.pop("format_version", None)
     rebuild = "choose another --workdir to train again"
-    # Without a version it may be no run at all: its first wrong key says more.
+    # Without a version it may be another program's file: `freeze` names its first
+    # unknown key, which helps more than the missing version.
     if version is not None:
         check_format_version(version, FORMAT_VERSION, Path(workdir), rebuild)
     try:
