@@ -42,7 +42,7 @@ class CaptionPair:
     caption: str
     wrong_caption: str | tuple[str, ...]  # where several, the true one must beat all
     kind: str  # what was changed: "object", "swap", or a file's name
-    group: str = ""  # of its kind: the relation, notify
+    group: str = ""  # of its kind, such as the relation
 
 
 class Boxed(NamedTuple):
