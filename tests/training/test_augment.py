@@ -65,7 +65,7 @@ def test_identity_is_exact(images):
     np.testing.assert_array_equal(ours(images, "identity"), images)
 
 
-def test_equalize(images):
+def test_equalize_equals_pillow(images):
     theirs = by_pillow(images, ImageOps.equalize)
     np.testing.assert_array_equal(ours(images, "equalize"), theirs)
     assert (theirs != images).any()
@@ -79,7 +79,7 @@ def test_equalize(images):
         ("sharpness", lambda p: ImageEnhance.Sharpness(p).enhance(1.8 * 0.7 + 0.1)),
     ],
 )
-def test_colours_and_sharpness_within_one_level(images, name, change):
+def test_colors_and_sharpness_are_within_one_level_of_pillow(images, name, change):
     theirs = by_pillow(images, change)
     assert np.abs(ours(images, name) - theirs).max() <= 1
     assert (theirs != images).any()
@@ -87,7 +87,7 @@ def test_colours_and_sharpness_within_one_level(images, name, change):
 
 @pytest.mark.parametrize("level", [0, 10])
 @pytest.mark.parametrize("name", ["brightness", "sharpness"])
-def test_the_weakest_and_strongest_enhancement(images, name, level):
+def test_weakest_and_strongest_enhancement_match_pillow(images, name, level):
     enhance = {
         "brightness": ImageEnhance.Brightness,
         "sharpness": ImageEnhance.Sharpness,
@@ -111,7 +111,7 @@ def test_translation_moves_whole_pixels(images, axis, name, sign):
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("name", ["shear_x", "shear_y", "rotate"])
-def test_shears_and_rotation(images, name, sign):
+def test_shears_and_rotation_match_pillow(images, name, sign):
     """Against Pillow's bilinear map, away from the edge of the old image."""
     middle, angle = SIZE / 2, np.deg2rad(21.0) * sign
     shear = 0.21 * sign
@@ -144,7 +144,7 @@ def test_shears_and_rotation(images, name, sign):
     assert is_outside.any() and (found[:, is_outside] == 128).all()
 
 
-def test_mixed_operations_in_one_batch(images):
+def test_mixed_operations_equal_single_ones(images):
     """Each sample gets its own operation, as if alone."""
     batch = np.repeat(images[2:3], len(augment.OPERATIONS), axis=0)
     mixed = apply_operation(
@@ -166,7 +166,7 @@ def augmented(pixels, keys):
     return augment.augment(pixels, keys, keys, CONFIG, may_flip=may_flip)
 
 
-def test_a_sample_is_augmented_alike_in_any_company(images):
+def test_augmentation_of_a_sample_does_not_depend_on_the_batch(images):
     batch = np.repeat(images, 4, axis=0)
     keys = jax.random.split(jax.random.key(0), 16)
     whole = np.asarray(augmented(batch, keys))
@@ -201,7 +201,7 @@ def test_devices_change_no_pixel():
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_how_many_images_change():
+def test_augmentation_changes_the_expected_share_of_images():
     """Twice, with probability 1/2, one of 10 operations of which one is identity."""
     rng = np.random.default_rng(0)
     # Half the range of levels, so that AutoContrast changes every one.
@@ -220,7 +220,7 @@ def test_how_many_images_change():
 
 
 @pytest.mark.parametrize("spares", [True, False])
-def test_flips_spare_captions_that_say_left_or_right(spares):
+def test_captions_with_left_or_right_are_not_flipped(spares):
     changes = {"flip_rate": 1.0, "num_ops": 0, "flip_spares_sides": spares}
     off = {
         f"{b}_{t}": False for b in ("local", "global") for t in ("detect", "correct")

@@ -65,7 +65,7 @@ def dry(settings, folder):
     return train(freeze(settings), folder / "run", num_devices=1, dry_run=True)
 
 
-def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp_path):
+def test_variant_equals_the_editors_edits_of_its_step(settings, prepared, tmp_path):
     """Every pair: the same tokens to the same losses, as `update` sees nothing else."""
     config = starting.complete(freeze(settings), tmp_path)
     tokenizer = open_tokenizer(config, tmp_path)
@@ -104,7 +104,7 @@ def test_a_variant_is_what_the_editor_makes_in_that_step(settings, prepared, tmp
 
 
 @pytest.mark.slow
-def test_the_step_s_losses_are_the_editor_s(settings, tmp_path):
+def test_edit_table_gives_the_losses_of_the_editor(settings, tmp_path):
     """With one variant: the first step of a run with the editor, to the bit."""
     path = str(tmp_path / "one.safetensors")
     edit_corpus.edit_corpus(freeze(settings), path, num_variants=1)
@@ -116,7 +116,7 @@ def test_the_step_s_losses_are_the_editor_s(settings, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(offline, whole, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_one(offline, whole, tmp_path):
     def stop_at_6(step, record):
         if step == 6:
             signal.raise_signal(signal.SIGTERM)
@@ -129,7 +129,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(offline, whole, tmp_path):
     assert stored.sha256 == edits.made_by and stored.edit_table_sha256 == edits.sha256()
 
 
-def test_validation_has_proofreading_where_there_is_an_editor(
+def test_validation_has_proofreading_if_there_is_an_editor(
     offline, editor_folder, tmp_path, monkeypatch
 ):
     asked = []
@@ -188,7 +188,7 @@ def test_edits_of_another_run_are_refused(offline, prepared, tmp_path, capsys):
     assert "is not a complete file of" in refused(half, workdir, capsys)
 
 
-def test_a_run_keeps_to_its_edits(offline, settings, prepared, tmp_path, capsys):
+def test_run_keeps_its_edit_table(offline, settings, prepared, tmp_path, capsys):
     """The same name, other edits: not the run that began."""
     path = tmp_path / "edits.safetensors"
     path.write_bytes(Path(prepared).read_bytes())
@@ -201,7 +201,7 @@ def test_a_run_keeps_to_its_edits(offline, settings, prepared, tmp_path, capsys)
     assert "config.editor.edit_table_sha256 was" in said
 
 
-def test_an_interruption_leaves_what_was_there(settings, tmp_path, monkeypatch):
+def test_interruption_leaves_the_old_file(settings, tmp_path, monkeypatch):
     make = edit_corpus._make_edit
 
     def stopped(*arguments):
@@ -225,9 +225,7 @@ def test_an_interruption_leaves_what_was_there(settings, tmp_path, monkeypatch):
         assert left == ([before] if before else [])
 
 
-def test_a_file_that_cannot_be_written_costs_no_editing(
-    settings, tmp_path, monkeypatch
-):
+def test_unwritable_file_is_refused_before_editing(settings, tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("edited in vain")
 
@@ -238,7 +236,7 @@ def test_a_file_that_cannot_be_written_costs_no_editing(
             edit_corpus.edit_corpus(freeze(settings), str(path), num_variants=1)
 
 
-def test_the_command(settings, tmp_path, capsys):
+def test_command_writes_the_edit_table(settings, tmp_path, capsys):
     file, out = tmp_path / "config.py", tmp_path / "edits.safetensors"
     text = json.dumps(json.dumps(settings))
     file.write_text(

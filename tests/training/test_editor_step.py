@@ -79,7 +79,7 @@ def masked_words(batch, step):
     return masked, positions, is_edit, np.take_along_axis(tokens, positions, axis=1)
 
 
-def test_loss_is_the_masked_words_cross_entropy(batch):
+def test_loss_is_the_cross_entropy_of_masked_tokens(batch):
     state, metrics = compiled_step(CONFIG)(new_state(), batch, KEY)
     masked, positions, is_edit, original = masked_words(batch, 0)
     model = nnx.merge(editor_graph(CONFIG), params())
@@ -98,7 +98,7 @@ def test_loss_is_the_masked_words_cross_entropy(batch):
 
 
 @pytest.mark.parametrize("mask_rate", [0.8, 1.0, 0.0])
-def test_chosen_words_are_masked_kept_or_changed(mask_rate):
+def test_chosen_tokens_are_masked_kept_or_changed(mask_rate):
     """BERT's 80, 10 and 10 %, and the other words as they were."""
     count, length = 400, 10
     words = np.flatnonzero(token_tables().is_editable)
@@ -127,7 +127,7 @@ def test_chosen_words_are_masked_kept_or_changed(mask_rate):
         assert abs(found - rate) <= 4 * np.sqrt(rate * (1 - rate) / len(new))
 
 
-def test_words_are_learned_and_found_again(batch):
+def test_masked_tokens_are_learned(batch):
     step, state = compiled_step(CONFIG), new_state()
     accuracy = jax.jit(editor_step.make_masked_accuracy(CONFIG, **IDS))
     before = accuracy(FrozenEditor(state.params, token_tables()), batch["tokens"], KEY)
@@ -141,7 +141,7 @@ def test_words_are_learned_and_found_again(batch):
     assert after[0] > 0.6 * after[1] and before[0] < 0.2 * before[1]
 
 
-def test_a_batch_without_a_word_is_loss_0(batch):
+def test_batch_without_editable_tokens_has_loss_0(batch):
     tokens = np.full_like(batch["tokens"], PAD)
     empty = {**batch, "tokens": tokens}
     _, metrics = compiled_step(CONFIG)(new_state(), empty, KEY)
@@ -149,7 +149,7 @@ def test_a_batch_without_a_word_is_loss_0(batch):
 
 
 @pytest.mark.parametrize("where", ["params", "moments"])
-def test_a_step_that_is_not_finite_is_skipped(batch, where):
+def test_nonfinite_step_is_skipped(batch, where):
     state = new_state()
     if where == "params":
         with_nan = {**state.params, "bias": state.params["bias"].at[40].set(jnp.nan)}

@@ -126,9 +126,7 @@ def kept(workdir):
     return int(params["number"])
 
 
-def test_the_best_weights_score_the_test_split_once_at_the_end(
-    settings, counting, capsys
-):
+def test_best_weights_score_the_test_split_once_at_the_end(settings, counting, capsys):
     workdir = counting.workdir
     train(freeze(settings), workdir, num_devices=1)
     assert counting.scored == [(BEST, STEPS)]
@@ -157,7 +155,7 @@ def test_the_best_weights_score_the_test_split_once_at_the_end(
     assert capsys.readouterr().err.count("scored once") == 2
 
 
-def test_a_stopped_run_has_not_scored(settings, counting):
+def test_stopped_run_has_no_scores(settings, counting):
     stop = [lambda step, record: step == 5 and signal.raise_signal(signal.SIGTERM)]
     train(freeze(settings), counting.workdir, num_devices=1, hooks=stop)
     assert not counting.scored and kept(counting.workdir) == BEST
@@ -167,7 +165,7 @@ def test_a_stopped_run_has_not_scored(settings, counting):
 
 
 @pytest.mark.parametrize("step", [2, 4, 6])
-def test_a_run_that_died_in_an_evaluation_resumes(settings, counting, step):
+def test_run_killed_in_an_evaluation_resumes(settings, counting, step):
     config = freeze(merged(settings, checkpoint={"every_steps": 3}))
     counting.recalls[step] = None
     with pytest.raises(MemoryError):
@@ -180,7 +178,7 @@ def test_a_run_that_died_in_an_evaluation_resumes(settings, counting, step):
     assert kept(counting.workdir) == BEST
 
 
-def test_a_run_that_died_while_it_scored_scores(settings, counting, monkeypatch):
+def test_run_killed_while_scoring_scores_on_resume(settings, counting, monkeypatch):
     def die(self, params):
         raise MemoryError("killed")
 
@@ -209,12 +207,12 @@ def test_without_a_test_split_nothing_is_scored(settings, counting):
     assert read_scores(counting.workdir) == {}
 
 
-def test_a_dry_run_keeps_and_scores_nothing(settings, counting):
+def test_dry_run_keeps_and_scores_nothing(settings, counting):
     train(freeze(settings), counting.workdir, num_devices=1, dry_run=True)
     assert not counting.scored and not counting.workdir.exists()
 
 
-def test_the_command_prints_the_scores(tmp_path, capsys):
+def test_command_prints_the_scores(tmp_path, capsys):
     rows = np.eye(4, 6, dtype=np.float32)
     metrics = retrieval_metrics(rows, rows[[0, 1, 2, 0]], np.arange(4))
     (tmp_path / "test.json").write_text(json.dumps({"test": {"mine": metrics}}))
@@ -230,7 +228,7 @@ def test_the_command_prints_the_scores(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_from_end_to_end(settings, tmp_path, monkeypatch, capsys):
+def test_fine_tuning_end_to_end(settings, tmp_path, monkeypatch, capsys):
     """Towers that train: stopped, its origin gone, resumed: the unbroken run, bit for
     bit, whose best weights are those of that step's checkpoint."""
     settings = dict(settings)

@@ -37,7 +37,7 @@ def alone():
     return run(tiny_config(loss=LOSS | OFF))
 
 
-def test_the_queue_of_ids_goes_with_the_queue_of_keys(alone):
+def test_queue_of_ids_matches_the_queue_of_keys(alone):
     expected = []
     for step in range(4):
         expected = [*ids_of(step), *expected][:QUEUE]
@@ -50,14 +50,14 @@ def test_the_queue_of_ids_goes_with_the_queue_of_keys(alone):
     np.testing.assert_array_equal(start.queue_image_ids, np.full(QUEUE, -1))
 
 
-def test_a_run_with_own_positives_has_no_ids():
+def test_run_with_own_positives_has_no_ids():
     """So that its checkpoints hold the same tensors as ever."""
     names = jax.tree_util.tree_leaves_with_path(abstract_state(tiny_config()))
     assert not any("queue_image_ids" in jax.tree_util.keystr(p) for p, _ in names)
 
 
 @pytest.mark.slow
-def test_devices_and_microbatches(alone):
+def test_devices_and_microbatches_change_nothing(alone):
     config = tiny_config(loss=LOSS | OFF, train={"num_microbatches": 2})
     metrics, state = run(config, num_devices=4)
     for now, then in zip(metrics, alone[0], strict=True):
@@ -69,7 +69,7 @@ def test_devices_and_microbatches(alone):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_it_is_another_loss_where_images_come_again(alone):
+def test_repeated_images_change_the_loss(alone):
     own = run(tiny_config(loss={"queue_length": QUEUE} | OFF))[0]
     assert abs(own[0]["loss_i2t"] - alone[0][0]["loss_i2t"]) > 1e-3
     different = [BATCH * 4, *range(1, BATCH)]

@@ -67,7 +67,7 @@ def assert_same_run(found, expected):
     assert found[2] == 1  # compiled once
 
 
-def test_compiled_once_and_at_work(alone):
+def test_step_compiles_once(alone):
     metrics, state, num_compilations = alone
     assert num_compilations == 1
     assert state.step == NUM_STEPS and state.skipped_total == 0
@@ -77,7 +77,7 @@ def test_compiled_once_and_at_work(alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_devices, num_microbatches", [(2, 8), (4, 4), (8, 2)])
-def test_devices_and_microbatches(alone, num_devices, num_microbatches):
+def test_devices_and_microbatches_change_nothing(alone, num_devices, num_microbatches):
     config = tiny_config(train={"num_microbatches": num_microbatches})
     assert_same_run(run(config, num_devices), alone)
 
@@ -95,13 +95,13 @@ def test_savings_change_nothing(alone):
 
 
 @pytest.mark.slow
-def test_texts_cut_short_change_nothing(alone):
+def test_length_buckets_change_nothing(alone):
     config = tiny_config(train={"num_microbatches": 4}, compute={"text_lengths": (8,)})
     assert_same_run(run(config, num_devices=2), alone)
 
 
 @pytest.mark.parametrize("num_devices, num_microbatches", [(3, 1), (8, 4), (1, 32)])
-def test_a_batch_that_does_not_divide(num_devices, num_microbatches):
+def test_batch_that_does_not_divide_is_refused(num_devices, num_microbatches):
     mesh = make_mesh(num_devices)
     with pytest.raises(UserError) as error:
         check_batch(BATCH, num_microbatches, mesh.size)
@@ -109,7 +109,7 @@ def test_a_batch_that_does_not_divide(num_devices, num_microbatches):
     assert f"a multiple of {num_devices * num_microbatches}" in str(error.value)
 
 
-def test_rows_lie_where_the_batch_has_them():
+def test_rows_keep_their_order_over_devices():
     mesh = make_mesh(8)
     batch = tiny_batch()
     placed = put_batch(batch, mesh)

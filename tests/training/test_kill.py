@@ -99,7 +99,9 @@ MOMENTS = {
     ],
     ids=["0 workers", "2 workers"],
 )
-def test_killed_again_and_again(whole, editor_folder, tmp_path, num_workers, moments):
+def test_run_killed_repeatedly_equals_an_uninterrupted_one(
+    whole, editor_folder, tmp_path, num_workers, moments
+):
     workdir, chance = tmp_path / "run", random.Random(num_workers)
     data = run_settings("vilem", editor_folder)["data"]
     settings = run_settings(
@@ -123,7 +125,7 @@ def test_killed_again_and_again(whole, editor_folder, tmp_path, num_workers, mom
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_terminated_process_saves_and_exits_with_0(whole, editor_folder, tmp_path):
+def test_terminated_process_saves_and_exits_with_0(whole, editor_folder, tmp_path):
     """R2, with worker processes that hear the signal too: it goes to the group."""
     data = run_settings("vilem", editor_folder)["data"]
     settings = run_settings("vilem", editor_folder, data={**data, "num_workers": 2})

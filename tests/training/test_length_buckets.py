@@ -17,7 +17,7 @@ def lengths_of(samples) -> np.ndarray:
 
 
 @pytest.mark.parametrize("num_parts", [1, 4, BATCH])
-def test_parts_hold_the_sorted_rows(num_parts):
+def test_buckets_hold_the_sorted_rows(num_parts):
     samples = tiny_samples(0)
     arrange, put_back = length_buckets.arrangement(samples, num_parts)
     parts = split(arrange(samples), num_parts)
@@ -43,7 +43,7 @@ def test_texts_are_as_short_as_possible(longest, expected):
     assert run(samples._replace(attention_mask=attention_mask)) == expected
 
 
-def test_cutting_takes_padding_alone():
+def test_cutting_removes_only_padding():
     samples = tiny_samples(0)
     short = length_buckets.cut(samples, LENGTH - 1)
     for name in ("tokens", "attention_mask", "is_editable"):
@@ -56,7 +56,7 @@ def test_cutting_takes_padding_alone():
 
 
 @pytest.mark.parametrize("lengths, expected", [((), 0), ((8,), 2)])
-def test_the_step_chooses_a_length(lengths, expected):
+def test_step_branches_on_the_lengths(lengths, expected):
     """Once for the momentum keys, once for losses and gradients."""
     config = tiny_config(compute={"text_lengths": lengths})
     update = make_update(config, make_schedule(config.optimizer, 10))

@@ -187,7 +187,7 @@ def expected(case, branch, task, pairing="online"):
 
 
 @pytest.mark.parametrize("on", list(itertools.product([False, True], repeat=4)))
-def test_total_of_every_row_of_table_5(case, on):
+def test_total_equals_loops_for_every_row_of_table_5(case, on):
     """Eq. (13) with each of the four losses on or off."""
     switches = dict(zip(SWITCHES, on, strict=True))
     total, sums = sums_of(case, LossConfig(**switches))
@@ -207,7 +207,7 @@ def test_total_of_every_row_of_table_5(case, on):
     np.testing.assert_allclose(total, wanted, rtol=1e-6)
 
 
-def test_cross_pairing_averages_the_two(case):
+def test_cross_pairing_averages_both_pairings(case):
     _, sums = sums_of(case, LossConfig(pairing="cross"))
     for switch in SWITCHES:
         loss = expected(case, *switch.split("_"), pairing="cross")
@@ -216,7 +216,7 @@ def test_cross_pairing_averages_the_two(case):
 
 @pytest.mark.parametrize("reduction", ["sum", "per_edit", "mean"])
 @pytest.mark.parametrize("pairing", ["online", "cross"])
-def test_parts_of_a_batch_add_up(case, reduction, pairing):
+def test_losses_of_microbatches_add_up(case, reduction, pairing):
     loss = LossConfig(detect_reduction=reduction, pairing=pairing)
     _, whole = sums_of(case, loss)
     _, first = sums_of(case, loss, slice(0, None, 2))
@@ -227,7 +227,7 @@ def test_parts_of_a_batch_add_up(case, reduction, pairing):
         )
 
 
-def test_detection_a_word_and_an_edit(case):
+def test_detection_reductions_equal_loops(case):
     _, samples, _, num_edits = case
     logits = case[0]["local/online/online"]
     _, mean = sums_of(case, LossConfig(detect_reduction="mean"))
@@ -241,7 +241,7 @@ def test_detection_a_word_and_an_edit(case):
     np.testing.assert_allclose(per_edit["loss_local_detect"], wanted / BATCH, rtol=1e-6)
 
 
-def test_nothing_to_edit_in_the_whole_batch_is_loss_0(case):
+def test_batch_without_edits_has_loss_0(case):
     arrays, samples, contrast, _ = case
     nowhere = jnp.zeros_like(samples.is_editable)
     edits = samples.edits._replace(

@@ -51,7 +51,7 @@ def test_directions_equal_float64(shape):
         np.testing.assert_allclose(ours["query"]["kernel"], expected, atol=1e-5)
 
 
-def test_all_but_kernels_between_hidden_layers_are_adam_s():
+def test_all_but_hidden_kernels_use_adam():
     params = init_params(tiny_config(), jax.random.key(0))
     grads = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
     updates = {}
@@ -77,7 +77,7 @@ def test_all_but_kernels_between_hidden_layers_are_adam_s():
     assert by_muon < kernels
 
 
-def test_its_state_round_trips_and_is_counted(tmp_path):
+def test_state_round_trips_and_is_counted(tmp_path):
     config = tiny_config(optimizer=MUON)
     state = jax.tree.map(  # no two moments alike
         lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape),
@@ -98,7 +98,7 @@ def test_its_state_round_trips_and_is_counted(tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_devices_that_split_its_state_train_as_one():
+def test_eight_devices_with_a_split_state_equal_one():
     sections = {"optimizer": MUON, "loss": CONTRAST_ALONE}  # compiles in half the time
     whole = run(tiny_config(**sections))
     split = tiny_config(

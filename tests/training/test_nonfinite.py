@@ -76,7 +76,7 @@ def assert_only_counters_change(before, after):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", POSITIONS)
-def test_nothing_changes_but_the_counters(trained, where, value):
+def test_nonfinite_step_changes_only_the_counters(trained, where, value):
     if where in ("correction logits", "detection logits") and value == -np.inf:
         pytest.skip("a probability of exactly 0 for a word that is never the label")
     state, samples = poison(trained, tiny_samples(5), where, value)
@@ -86,7 +86,7 @@ def test_nothing_changes_but_the_counters(trained, where, value):
 
 
 @pytest.mark.parametrize("moment", ["mu", "nu"])
-def test_a_moment_that_is_no_number(trained, moment):
+def test_nan_moment_is_skipped(trained, moment):
     """Loss and gradients are finite, the update is not."""
     state = with_moment(trained, moment, np.nan)
     after, metrics = compiled_update(CONFIG)(state, tiny_samples(5))
@@ -94,7 +94,7 @@ def test_a_moment_that_is_no_number(trained, moment):
     assert_only_counters_change(state, after)
 
 
-def test_a_gradient_that_overflows(trained):
+def test_overflowing_gradient_is_skipped(trained):
     """Features of 1e7 before a projection of 1e-20: only the gradient is infinite."""
     params = dict(trained.params)
     params["vision"] = dict(params["vision"])
@@ -127,7 +127,7 @@ def test_three_skipped_steps_and_a_finite_one(trained):
     assert (words != trained.params["text"]["embedding"]["words"]).any()
 
 
-def test_the_editor_s_state_is_kept_alike(trained):
+def test_keep_if_finite_keeps_the_old_fields(trained):
     proposed = {"params": jax.tree.map(lambda x: x + jnp.nan, trained.params)}
     after = keep_if_finite(trained, jnp.asarray(False), proposed)
     assert_only_counters_change(trained, after)

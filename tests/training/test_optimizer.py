@@ -25,7 +25,7 @@ def test_warm_up_is_linear_and_wastes_no_step():
     )
 
 
-def test_the_cosine_begins_at_the_peak_and_ends_at_the_final_rate():
+def test_cosine_starts_at_the_peak_and_ends_at_the_final_rate():
     steps = np.array([2000, 10_000, 25_900, 49_800, 60_000])
     progress = np.clip((steps - 2000) / (49_800 - 2000), 0, 1)
     expected = 1e-5 + (3e-4 - 1e-5) * 0.5 * (1 + np.cos(np.pi * progress))
@@ -33,7 +33,7 @@ def test_the_cosine_begins_at_the_peak_and_ends_at_the_final_rate():
     np.testing.assert_allclose(rates(PAPER, 49_800, steps), expected, rtol=1e-5)
 
 
-def test_a_step_an_epoch():
+def test_rate_drops_per_epoch():
     config = OptimizerConfig(decay_per="epoch", warmup_steps=5)
     by_step = OptimizerConfig(warmup_steps=5)
     stairs = rates(config, 50, range(50), steps_per_epoch=10)
@@ -44,12 +44,12 @@ def test_a_step_an_epoch():
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
-def test_a_run_shorter_than_its_warm_up(num_steps):
+def test_run_shorter_than_its_warm_up_has_positive_rates(num_steps):
     found = rates(OptimizerConfig(warmup_steps=3), num_steps, range(num_steps))
     assert np.isfinite(found).all() and (found > 0).all()
 
 
-def test_no_warm_up():
+def test_without_warm_up_the_peak_is_first():
     found = rates(OptimizerConfig(warmup_steps=0), 10, [0, 10])
     np.testing.assert_allclose(found, [3e-4, 1e-5], rtol=1e-6)
 
@@ -64,7 +64,7 @@ def names_that_decay(config):
     }
 
 
-def test_matrices_decay_and_nothing_else():
+def test_only_matrices_decay():
     found = names_that_decay(PAPER)
     decaying = {name for name, does in found.items() if does}
     assert {name.rsplit(".", 1)[-1] for name in decaying} == {
@@ -88,7 +88,7 @@ def test_albef_also_decays_class_token_positions_and_temperature():
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_directions_of_a_matrix_and_a_bias(clip_norm):
+def test_directions_of_a_matrix_and_a_bias_equal_loops(clip_norm):
     config = OptimizerConfig(weight_decay=0.3, clip_norm=clip_norm)
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)}

@@ -48,7 +48,7 @@ def changed(settings, **sections):
     return freeze({**settings, **merged})
 
 
-def test_an_editor_s_run_leaves_a_hugging_face_folder(editor_run):
+def test_run_of_an_editor_writes_a_hugging_face_folder(editor_run):
     workdir, metrics = editor_run
     names = {path.name for path in (workdir / "editor").iterdir()}
     assert {"config.json", "model.safetensors", "vocab.txt"} <= names
@@ -59,7 +59,7 @@ def test_an_editor_s_run_leaves_a_hugging_face_folder(editor_run):
     assert {"masked_top1", "grad_norm", "learning_rate"} <= set(records[0])
 
 
-def test_a_run_leaves_metrics_settings_and_checkpoints(whole, settings):
+def test_run_writes_metrics_settings_and_checkpoints(whole, settings):
     workdir, metrics = whole
     records = read_records(workdir / "metrics.jsonl")
     steps = [record for record in records if "loss" in record]
@@ -119,13 +119,13 @@ def test_tower_and_heads_start_from_the_editor(editor_folder, settings, tmp_path
         np.testing.assert_array_equal(params[head]["correct_bias"], bias)
 
 
-def test_the_same_seed_twice_is_the_same_run(whole, settings, tmp_path):
+def test_same_seed_gives_the_same_run(whole, settings, tmp_path):
     train(freeze(settings), tmp_path, num_devices=1)
     assert_same_run(tmp_path, whole[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_resumes(whole, settings, tmp_path, number):
+def test_signal_saves_and_the_same_command_resumes(whole, settings, tmp_path, number):
     def stop_at_7(step, record):
         if step == 7:
             signal.raise_signal(number)
@@ -144,7 +144,7 @@ def test_a_signal_saves_and_the_same_command_resumes(whole, settings, tmp_path, 
 
 
 @pytest.mark.slow
-def test_another_number_of_devices_resumes(whole, settings, tmp_path):
+def test_run_resumes_on_another_number_of_devices(whole, settings, tmp_path):
     """R6: the state as it was, and the next losses within 1e-5."""
     stop = [lambda step, record: step == 7 and signal.raise_signal(signal.SIGTERM)]
     train(freeze(settings), tmp_path, num_devices=1, hooks=stop)
@@ -159,12 +159,12 @@ def test_another_number_of_devices_resumes(whole, settings, tmp_path):
     assert set(metrics["held_out"]) == set(whole[1]["held_out"])
 
 
-def test_hours_that_are_over(settings, tmp_path):
+def test_run_stops_after_its_hours(settings, tmp_path):
     assert train(freeze(settings), tmp_path, num_devices=1, max_hours=1e-9) == {}
     assert stored_state(tmp_path)[1] == 1
 
 
-def test_a_finished_run_stays_as_it_is(whole, settings):
+def test_finished_run_is_unchanged(whole, settings):
     workdir, _ = whole
     before = (workdir / "metrics.jsonl").read_bytes(), stored_state(workdir)[0]
     train(freeze(settings), workdir, num_devices=1)
@@ -173,7 +173,7 @@ def test_a_finished_run_stays_as_it_is(whole, settings):
     assert all(after[n].tobytes() == v.tobytes() for n, v in before[1].items())
 
 
-def test_a_dry_run_writes_nothing(settings, tmp_path):
+def test_dry_run_writes_nothing(settings, tmp_path):
     workdir = tmp_path / "run"
     metrics = train(freeze(settings), workdir, num_devices=1, dry_run=True)
     assert np.isfinite(metrics["loss"]) and not workdir.exists()
@@ -239,7 +239,7 @@ def test_three_skipped_steps_in_a_row_stop_the_run(
         assert checkpoints.steps()[-1] == stops_at
 
 
-def test_a_warm_up_as_long_as_the_run_is_warned_of(
+def test_warm_up_as_long_as_the_run_is_warned_of(
     settings, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(program, "make_task", lambda *_: CountingTask())
@@ -296,14 +296,14 @@ def refused(config, workdir, *words, **settings):
         assert word in sentence
 
 
-def test_a_work_directory_of_another_config(whole, settings):
+def test_work_directory_of_another_config_is_refused(whole, settings):
     before = sorted(whole[0].rglob("*"))
     other = changed(settings, loss={"queue_length": 32})
     refused(other, whole[0], "config.loss.queue_length was 20 and is now 32")
     assert sorted(whole[0].rglob("*")) == before
 
 
-def test_another_editor_than_the_run_s(whole, settings, editor_folder, tmp_path):
+def test_another_editor_is_refused(whole, settings, editor_folder, tmp_path):
     from safetensors.numpy import load_file, save_file
 
     for path in editor_folder.iterdir():
@@ -319,7 +319,7 @@ def test_another_editor_than_the_run_s(whole, settings, editor_folder, tmp_path)
     assert not (tmp_path / "new").exists()
 
 
-def test_no_editor(settings, tmp_path):
+def test_missing_editor_is_refused(settings, tmp_path):
     config = changed(settings, editor={"path": ""})
     refused(config, tmp_path / "run", "config.editor.path", "--config=editor")
     gone = changed(settings, editor={"path": str(tmp_path / "gone")})
@@ -327,13 +327,13 @@ def test_no_editor(settings, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_that_does_not_divide_over_the_devices(settings, tmp_path):
+def test_batch_that_does_not_divide_is_refused(settings, tmp_path):
     config = changed(settings, train={"batch_size": 18}, loss={"queue_length": 40})
     refused(config, tmp_path / "run", "batch_size=18", "8 devices", num_devices=8)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_of_another_vocabulary(settings, tmp_path):
+def test_tokenizer_of_another_vocabulary_is_refused(settings, tmp_path):
     folder = write_vocabulary(tmp_path / "small")
     lines = (folder / "vocab.txt").read_text().splitlines()
     (folder / "vocab.txt").write_text("\n".join(lines[:-1]) + "\n")
@@ -343,12 +343,12 @@ def test_a_tokenizer_of_another_vocabulary(settings, tmp_path):
     refused(fewer, tmp_path / "run", "vocab.txt", "another order")
 
 
-def test_nothing_to_train_on(settings, tmp_path):
+def test_run_without_data_is_refused(settings, tmp_path):
     config = changed(settings, data={**settings["data"], "train": {}})
     refused(config, tmp_path / "run", "config.data.train")
 
 
-def test_an_editor_with_fewer_positions_than_captions(settings, tmp_path):
+def test_editor_with_too_few_positions_is_refused(settings, tmp_path):
     text = settings["model"]["vision"] | {"vocab_size": 200, "max_positions": 40}
     text = {k: v for k, v in text.items() if k not in ("image_size", "patch_size")}
     config = changed(settings, model={"text": text}, evaluation={"text_length": 30})
@@ -357,7 +357,7 @@ def test_an_editor_with_fewer_positions_than_captions(settings, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-def test_images_to_judge_by_that_are_missing(settings, tmp_path, part):
+def test_missing_validation_images_are_refused(settings, tmp_path, part):
     """Reported before the run, not after hours of it."""
     file = tmp_path / "held_out.json"
     names = ("here.png", "gone.png")
@@ -371,7 +371,7 @@ def test_images_to_judge_by_that_are_missing(settings, tmp_path, part):
     assert not (tmp_path / "run").exists()
 
 
-def test_one_image_to_judge_by(settings, tmp_path):
+def test_validation_with_one_image_has_no_shuffled_metrics(settings, tmp_path):
     """There is no other to exchange it for, and nothing else is missing."""
     evaluation = {"num_proofread_images": 1, "every_steps": 1}
     config = changed(settings, evaluation=evaluation, train={"num_steps": 1})
@@ -381,7 +381,7 @@ def test_one_image_to_judge_by(settings, tmp_path):
     assert "shuffled" not in proofread
 
 
-def test_a_kernel_that_the_devices_do_not_have(settings, tmp_path):
+def test_attention_kernel_without_its_device_is_refused(settings, tmp_path):
     compute = {"attention": "cudnn", "dtype": "bfloat16"}
     config = changed(settings, compute=compute)
     refused(config, tmp_path / "run", "attention='cudnn'", "'cpu'", "'xla'")

@@ -39,7 +39,7 @@ def config(tmp_path):
     )
 
 
-def test_a_copy_that_a_kill_left_half_is_not_the_tokenizer(config, tmp_path):
+def test_partial_copy_is_not_the_tokenizer(config, tmp_path):
     workdir = tmp_path / "run"
     copy = workdir / TOKENIZER_FOLDER
     copy.mkdir(parents=True)
@@ -51,7 +51,7 @@ def test_a_copy_that_a_kill_left_half_is_not_the_tokenizer(config, tmp_path):
     assert open_tokenizer(elsewhere, workdir).pieces == tuple(PIECES)
 
 
-def test_a_save_that_is_stopped_leaves_no_vocabulary(config, tmp_path, monkeypatch):
+def test_interrupted_save_leaves_no_vocabulary(config, tmp_path, monkeypatch):
     tokenizer = Tokenizer(config.data.tokenizer)
 
     def stop(*_):
@@ -63,7 +63,7 @@ def test_a_save_that_is_stopped_leaves_no_vocabulary(config, tmp_path, monkeypat
     assert list((tmp_path / "copy").iterdir()) == []
 
 
-def test_a_resumed_run_keeps_the_stored_shapes_alone(tmp_path, monkeypatch):
+def test_resumed_run_keeps_the_stored_shapes(tmp_path, monkeypatch):
     """Of a tower that another folder decides, the image's side stays the config's."""
 
     def read(name, base, **_):

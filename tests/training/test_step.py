@@ -128,14 +128,14 @@ def test_parameters_move_by_adam_at_the_scheduled_rate(steps):
         np.testing.assert_allclose(found, old - rate * direction, atol=2e-7, rtol=1e-6)
 
 
-def test_counters(steps):
+def test_counters_advance_by_one(steps):
     for number, (before, _, after, metrics) in enumerate(steps):
         assert before.step == number and after.step == number + 1
         assert metrics["skipped_total"] == after.skipped_in_a_row == 0
 
 
 @pytest.mark.parametrize("wild, clamped", [(0.9, 0.5), (1e-5, 0.001), (-1.0, 0.001)])
-def test_the_temperature_is_clamped_before_the_losses(wild, clamped):
+def test_temperature_is_clamped_before_the_losses(wild, clamped):
     state = tiny_state(CONFIG)
     state.params["temperature"] = jnp.float32(wild)
     after, metrics = compiled_update(CONFIG)(state, tiny_samples())
@@ -149,7 +149,7 @@ def test_the_temperature_is_clamped_before_the_losses(wild, clamped):
     )
 
 
-def test_only_the_edited_positions_decide_the_correction(steps):
+def test_correction_depends_only_on_edited_positions(steps):
     """For any tokens at the positions that are no edits."""
     state, samples, _, metrics = steps[0]
     positions = np.array(samples.edits.positions)
@@ -182,13 +182,13 @@ def test_accuracy_metrics_come_from_the_counts():
     assert metrics["loss"] == 1.5 and "global_detect_f1" not in metrics
 
 
-def test_a_ramp_rises_to_one():
+def test_ramp_rises_to_one():
     found = [float(ramp(10, jnp.asarray(step))) for step in (0, 5, 10, 99)]
     np.testing.assert_allclose(found, [0.0, 0.5, 1.0, 1.0], rtol=1e-6)
     assert float(ramp(0, jnp.asarray(0))) == 1.0
 
 
-def test_proofreading_counts_by_its_ramp():
+def test_proofreading_losses_are_scaled_by_the_ramp():
     """Eq. (13) with both weights at their share of the ramp."""
     config = tiny_config(loss={"proofread_ramp_steps": 10})
     update, state = compiled_update(config), tiny_state(config)
@@ -206,7 +206,7 @@ def test_proofreading_counts_by_its_ramp():
         assert proofread > 0.1
 
 
-def test_a_sample_s_keys_depend_on_seed_step_and_its_number_alone():
+def test_sample_keys_depend_on_seed_step_and_sample_id_only():
     def of(seed, step, ids):
         keys = sample_keys(jax.random.key(seed), jnp.asarray(step), jnp.asarray(ids))
         return jax.random.key_data(keys)
@@ -216,7 +216,7 @@ def test_a_sample_s_keys_depend_on_seed_step_and_its_number_alone():
     assert (of(1, 3, [7]) != whole[:1]).any() and (of(0, 4, [7]) != whole[:1]).any()
 
 
-def test_parts_of_a_batch_come_together_again():
+def test_microbatches_join_to_the_batch():
     rows = jnp.arange(24).reshape(12, 2)
     parts = split(rows, 4)
     assert parts.shape == (4, 3, 2)

@@ -11,7 +11,7 @@ from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.training import editor_step, tasks
 
 
-def test_every_caption_counts_where_the_last_chunk_is_not_full(tmp_path, monkeypatch):
+def test_every_caption_counts_if_the_last_chunk_is_not_full(tmp_path, monkeypatch):
     source = ScenesSource("validation", num_images=3)
     captions = [text for index in range(3) for text in source.captions(index)]
     train_vocabulary(captions, 120, tmp_path)
