@@ -1,10 +1,10 @@
 """Exact search: the rows of largest inner product, on any devices.
 
-The devices find a few candidates more than asked for, by one matmul in float32 with
-`top_k`. How far float32 can be off is known; where that could change which rows are
-found, or their order, the host sums the candidates again in float64, and where the
-candidates may not hold all, more are asked for. So the result is that of a loop over
-all rows in float64, and does not depend on devices, chunks or the order of sums.
+The devices find a few more candidates than `top_k`, by one matmul in float32. The error
+of float32 is bounded. If it could change the order of the candidates, the host sums
+them again in float64; if it could hide a row, more candidates are searched for. So the
+result equals that of a loop over all rows in float64, and does not depend on devices,
+chunks or the order of sums.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ import numpy as np
 from vilem_jax.distributed.mesh import ROWS, WHOLE, Layout, make_mesh, over_batch
 from vilem_jax.errors import UserError
 
-BLOCK = 32  # rows of which only the best score is looked at first
-SPARE = 4  # candidates more than asked for, at least
-WIDER = 8  # times as many candidates, where they do not settle a query
-MOST = 4096  # candidates to ask for; what they do not settle, the host sums
+BLOCK = 32  # rows whose maximum is compared first
+SPARE = 4  # candidates beyond top_k, at least
+WIDER = 8  # factor of candidates for queries that they do not settle
+MOST = 4096  # candidates; queries that they do not settle are summed by the host
 FEW = (1, 16)  # queries of small chunks; padding a single one costs a third
 HOST_NUMBERS = 1 << 24  # float64 that the host holds at a time: 134 MB
 
@@ -64,7 +64,7 @@ class ExactSearch:
 
         Args:
           queries: [Q, E], any Q.
-          top_k: 1 or more; where there are fewer rows, all are found.
+          top_k: 1 or more; if there are fewer rows, all are found.
 
         Raises:
           UserError: queries of another width, none, or not finite; top_k below 1.
@@ -108,7 +108,7 @@ class ExactSearch:
         """How far a float32 score can be off: [Q].
 
         E products and their sum, in any order, lose at most E ulp
-        of sum |q_i x_i| <= |q| |x|; one more for what is then compared in float32.
+        of sum |q_i x_i| <= |q| |x|; one more for the rounding of the exact score.
         """
         norms = np.linalg.norm(queries.astype(np.float64), axis=1)
         return (self.width + 1) * 2.0**-24 * norms * self.norm
@@ -252,12 +252,12 @@ def put_on_devices(
 
 def _chunks() -> tuple[int, int]:
     """Queries and rows of a chunk: their scores are held, in float32."""
-    # On a CPU 256 by 25,000 were fastest of what docs/search.md lists.
+    # 256 by 25,000 were fastest on a CPU of the sizes in docs/search.md.
     return (256, 32768) if jax.default_backend() == "cpu" else (1024, 131072)
 
 
 def _slice(parts, starts, first: int, stop: int) -> np.ndarray:
-    """Rows first..stop of the parts, zeros where there are none."""
+    """Rows first..stop of the parts, then zeros."""
     rows = np.zeros((stop - first, parts[0].shape[1]), parts[0].dtype)
     for part, start in zip(parts, starts, strict=False):
         begin, end = max(first, start), min(stop, start + len(part))
@@ -326,9 +326,9 @@ def _best(queries, rows, num_valid, count: int):
     if 2 * count * BLOCK > len(rows):
         scores = jnp.where(row < num_valid, scores, -jnp.inf)
         return jax.lax.top_k(scores, min(count, len(rows)))
-    # The best rows lie in the blocks of the best maxima: two short searches. Of
-    # padding only whole blocks are masked at first, for to mask single scores would
-    # copy them all; the one block that has both may be chosen in vain, so one more is.
+    # The best rows lie in the blocks of the best maxima: two short searches. At first
+    # only whole blocks of padding are masked, since masking scores would copy them all.
+    # One block can have rows and padding: one more block than needed is taken.
     blocks, row = scores.reshape(len(queries), -1, BLOCK), row.reshape(-1, BLOCK)
     maxima = jnp.where(row[:, 0] < num_valid, blocks.max(axis=-1), -jnp.inf)
     _, chosen = jax.lax.top_k(maxima, count + 1)

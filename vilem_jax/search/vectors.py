@@ -1,4 +1,4 @@
-"""Embeddings of images on disk, with their names: what is searched and handed over.
+"""Embeddings of images on disk, with their names, for search and export.
 
     FOLDER/plan.json                         the images, the model, rows in a shard
     FOLDER/vectors-00000.safetensors, ...    one shard each, written as one change
