@@ -70,7 +70,7 @@ def edit(editor, tokens, seed=0, **settings):
 
 @pytest.mark.parametrize("masking", ["together", "one_by_one"])
 @pytest.mark.parametrize("sampling", ["likely", "uniform", "vocabulary"])
-def test_edits_differ_exactly_where_they_say(editor, masking, sampling):
+def test_captions_differ_exactly_at_edit_here(editor, masking, sampling):
     tokens = captions()
     edits, _, _ = edit(editor, tokens, masking=masking, sampling=sampling)
     before, after = np.asarray(tokens), np.asarray(edits.tokens)
@@ -84,7 +84,7 @@ def test_edits_differ_exactly_where_they_say(editor, masking, sampling):
     assert not has_word[0]
 
 
-def test_a_caption_is_edited_alike_in_any_batch(editor):
+def test_edits_do_not_depend_on_the_batch(editor):
     tokens = captions()
     whole, keys, config = edit(editor, tokens)
     part = edit_captions(
@@ -100,7 +100,7 @@ def test_a_caption_is_edited_alike_in_any_batch(editor):
 
 
 @pytest.mark.parametrize("masking", ["together", "one_by_one"])
-def test_the_word_is_the_editor_s_favourite_of_those_allowed(editor, masking):
+def test_single_candidate_is_the_most_likely_allowed_token(editor, masking):
     """With one candidate nothing is random: a loop over captions gives the same."""
     tokens = captions(6, seed=1)
     edits, keys, config = edit(editor, tokens, masking=masking, num_candidates=1)

@@ -1,4 +1,4 @@
-"""The best weights by validation: kept whole, apart, and known again after a kill."""
+"""The best weights by validation: kept apart, intact, and found after a kill."""
 
 import dataclasses
 import shutil
@@ -30,7 +30,7 @@ def state_of(step):
 
 
 def kept(workdir, weights="online"):
-    """Which step the best weights are of."""
+    """The step of the best weights."""
     params, _ = restore_params(workdir, weights, step="best")
     sign = 1 if weights == "online" else -1
     expected = np.arange(6.0).reshape(2, 3)
@@ -53,7 +53,7 @@ def folders(workdir):
     return sorted(path.name for path in (workdir / "best").iterdir())
 
 
-def test_the_mean_of_six_recalls_over_the_sources():
+def test_mean_recall_is_over_six_recalls_and_all_sources():
     one = {"r1": 10.0, "r5": 20.0, "r10": 30.0, "median_rank": 7.0}
     other = {"r1": 1.0, "r5": 2.0, "r10": 3.0, "median_rank": 9.0}
     metrics = {
@@ -69,7 +69,7 @@ def test_the_mean_of_six_recalls_over_the_sources():
     assert mean_recall(metrics) == pytest.approx(sum(recalls) / 12)
 
 
-def test_only_the_best_stays_and_the_first_of_equals(workdir):
+def test_only_the_best_is_kept_and_the_first_of_equals(workdir):
     with KeepBest(workdir) as best:
         for step, recall, expected in (
             (10, 5.0, 10),
@@ -85,7 +85,7 @@ def test_only_the_best_stays_and_the_first_of_equals(workdir):
     assert kept(workdir, "momentum") == 50
 
 
-def test_the_best_so_far_is_known_from_the_disk(workdir):
+def test_best_so_far_is_read_from_the_disk(workdir):
     recall = 1 / 3 + 7.0  # no short decimal: all its bits must come back
     with KeepBest(workdir) as best:
         best.update(10, recall, state_of(10))
@@ -97,8 +97,8 @@ def test_the_best_so_far_is_known_from_the_disk(workdir):
     assert kept(workdir) == 30 and folders(workdir) == ["30"]
 
 
-def test_a_kill_between_the_new_and_the_old(workdir, tmp_path):
-    """Two are there: the better one counts, though its step is the lower."""
+def test_kill_before_the_old_best_is_removed(workdir, tmp_path):
+    """Of the two, the better one counts, though its step is lower."""
     with Checkpoints(workdir, keep=None, folder="best") as checkpoints:
         for step, recall in ((5, 8.0), (10, 6.0)):
             weights = dataclasses.asdict(state_of(step))
@@ -110,7 +110,7 @@ def test_a_kill_between_the_new_and_the_old(workdir, tmp_path):
         assert folders(workdir) == ["5"]
 
 
-def test_what_a_disk_did_to_it(workdir, capsys):
+def test_corrupt_best_is_set_aside(workdir, capsys):
     with KeepBest(workdir) as best:
         best.update(10, 5.0, state_of(10))
     (workdir / "best" / "10" / "state" / "manifest.ocdbt").unlink()
@@ -123,7 +123,7 @@ def test_what_a_disk_did_to_it(workdir, capsys):
     assert kept(workdir) == 10 and "is corrupt" in capsys.readouterr().err
 
 
-def test_a_save_that_fails_leaves_the_old_one(workdir, monkeypatch, capsys):
+def test_failed_save_keeps_the_old_best(workdir, monkeypatch, capsys):
     full = shutil._ntuple_diskusage(10, 10, 0)
     with KeepBest(workdir) as best:
         best.update(10, 5.0, state_of(10))
@@ -136,7 +136,7 @@ def test_a_save_that_fails_leaves_the_old_one(workdir, monkeypatch, capsys):
         assert kept(workdir) == 30
 
 
-def test_the_newest_checkpoints_rotate_without_it(workdir):
+def test_newest_checkpoints_rotate_without_the_best(workdir):
     with KeepBest(workdir) as best, Checkpoints(workdir, keep=1) as checkpoints:
         best.update(1, 9.0, state_of(1))
         for step in (1, 2, 3):
@@ -148,7 +148,7 @@ def test_the_newest_checkpoints_rotate_without_it(workdir):
     assert params["layers"][0][0, 0] == 300
 
 
-def test_there_is_none(workdir):
+def test_missing_best_is_an_error(workdir):
     with pytest.raises(UserError, match="keep_best=True but no evaluation yet"):
         restore_params(workdir, step="best")
     with pytest.raises(UserError, match="step must be one of"):

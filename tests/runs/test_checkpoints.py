@@ -1,4 +1,4 @@
-"""Nothing that was saved is lost, and nothing else is ever loaded."""
+"""Checkpoints: round trips, corruption, failed saves, kills, work directories."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_restores_onto_any_number_of_devices(tmp_path, num_devices):
     assert all(x.sharding.is_equivalent_to(target, x.ndim) for x in leaves)
 
 
-def test_saving_a_state_that_is_donated_next(tmp_path):
+def test_save_survives_donation_of_the_state(tmp_path):
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     state = make_state(1)
     with Checkpoints(tmp_path) as checkpoints:
@@ -125,16 +125,16 @@ def corrupt_file(file: Path, how: str, rng: random.Random) -> None:
 
 
 def restore_over_corrupt(folder: Path, width: int) -> list[str]:
-    """Restores step 1 past a corrupt 2, saves 2 again; returns what was said."""
-    said = []
-    with Checkpoints(folder, notify=said.append) as checkpoints:
+    """Restores step 1 past a corrupt 2, saves 2 again; returns the messages."""
+    messages = []
+    with Checkpoints(folder, notify=messages.append) as checkpoints:
         state, step = checkpoints.restore_latest(abstract(make_state(1, width=width)))
         assert step == 1
         assert_same(state, make_state(1, width=width))
-        checkpoints.save(2, make_state(2, width=width))  # the run comes there again
+        checkpoints.save(2, make_state(2, width=width))  # the resumed run reaches it
     assert checkpoints.steps() == [1, 2]
     assert (folder / "corrupt-checkpoints" / "2").is_dir()
-    return said
+    return messages
 
 
 @pytest.mark.parametrize("name", ["manifest.ocdbt", "array", "_METADATA"])
@@ -146,9 +146,9 @@ def test_a_corrupt_checkpoint_is_found_reported_and_skipped(tmp_path, capfd, how
     biggest = max(arrays, key=lambda file: file.stat().st_size)
     file = biggest if name == "array" else state / name
     corrupt_file(file, how, random.Random(0))
-    said = restore_over_corrupt(tmp_path, 512)
-    assert "2 is corrupt" in said[0] and file.name in said[0]
-    assert "step 1" in said[1]
+    messages = restore_over_corrupt(tmp_path, 512)
+    assert "2 is corrupt" in messages[0] and file.name in messages[0]
+    assert "step 1" in messages[1]
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -186,41 +186,41 @@ def test_another_shape_names_the_first_tensor(tmp_path):
 
 
 def test_three_failed_saves_stop_the_run(tmp_path, monkeypatch):
-    said = []
-    with Checkpoints(tmp_path, notify=said.append) as checkpoints:
+    messages = []
+    with Checkpoints(tmp_path, notify=messages.append) as checkpoints:
         checkpoints.save(1, make_state(1))
         checkpoints.wait()
         full = lambda _: type("Usage", (), {"free": 0})  # noqa: E731
         monkeypatch.setattr("shutil.disk_usage", full)
         checkpoints.save(2, make_state(2))
         checkpoints.save(3, make_state(3))
-        assert len(said) == 2 and "step 1 is safe" in said[1]
+        assert len(messages) == 2 and "step 1 is safe" in messages[1]
         with pytest.raises(UserError, match="3 in a row"):
             checkpoints.save(4, make_state(4))
         monkeypatch.undo()
-        checkpoints.save(5, make_state(5))  # a save that succeeds ends the row
+        checkpoints.save(5, make_state(5))  # a successful save resets the count
         checkpoints.wait()
         assert checkpoints._failed == 0
     assert checkpoints.steps() == [1, 5]
 
 
-def test_a_save_that_fails_in_the_background_is_said(tmp_path, monkeypatch):
-    said = []
+def test_failed_background_save_is_reported(tmp_path, monkeypatch):
+    messages = []
 
     def fail(_):
         raise OSError(28, "No space left on device")
 
-    with Checkpoints(tmp_path, notify=said.append) as checkpoints:
+    with Checkpoints(tmp_path, notify=messages.append) as checkpoints:
         with monkeypatch.context() as patch:
             patch.setattr("vilem_jax.runs.checkpoint_contents.list_files", fail)
             checkpoints.save(1, make_state(1))
             checkpoints.wait()
-        assert "no space left" in said[0]
+        assert "no space left" in messages[0]
         checkpoints.save(2, make_state(2))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
 
-def test_a_last_save_that_fails_is_an_error(tmp_path, monkeypatch):
+def test_failed_last_save_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "vilem_jax.runs.checkpoint_contents.list_files", lambda _: 1 / 0
     )
@@ -245,7 +245,7 @@ while True:
 """
 
 
-def test_kill_while_saving_leaves_whole_checkpoints(tmp_path):
+def test_kill_while_saving_leaves_intact_checkpoints(tmp_path):
     for seconds in (0.3, 0.55):
         process = subprocess.Popen(
             [sys.executable, "-c", SAVES_FOREVER, str(tmp_path)],
@@ -257,13 +257,13 @@ def test_kill_while_saving_leaves_whole_checkpoints(tmp_path):
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        said = []
-        with Checkpoints(tmp_path, notify=said.append) as checkpoints:
+        messages = []
+        with Checkpoints(tmp_path, notify=messages.append) as checkpoints:
             newest = checkpoints.steps()[-1]
             names = [f"p{i}" for i in range(20)]
             target = dict.fromkeys(names, jax.ShapeDtypeStruct((64, 64), jnp.int32))
             state, step = checkpoints.restore_latest(target)
-        assert step == newest and not said
+        assert step == newest and not messages
         assert all((np.asarray(state[name]) == step).all() for name in names)
 
 
@@ -291,9 +291,9 @@ def test_restore_params_skips_corrupt_checkpoints(tmp_path, capsys):
     (tmp_path / "checkpoints" / "2" / "state" / "manifest.ocdbt").unlink()
     params, _ = restore_params(tmp_path)
     assert_same(params, jax.tree.map(np.asarray, make_state(1).params))
-    said = capsys.readouterr().err
-    assert "2 is corrupt" in said
-    assert "the checkpoint of step 1 is used instead" in said
+    messages = capsys.readouterr().err
+    assert "2 is corrupt" in messages
+    assert "the checkpoint of step 1 is used instead" in messages
     assert (tmp_path / "checkpoints" / "2").is_dir()  # a reader moves nothing
 
 
@@ -315,7 +315,7 @@ def test_workdir_of_another_config_lists_the_differences(tmp_path):
 
 
 def test_a_run_that_lost_its_settings_is_kept(tmp_path):
-    (tmp_path / "train.log").touch()  # a person's own files are in nobody's way
+    (tmp_path / "train.log").touch()  # other files are ignored
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(
         UserError, match=r"metrics\.jsonl of a run, but no config\.json"
@@ -325,7 +325,7 @@ def test_a_run_that_lost_its_settings_is_kept(tmp_path):
     assert claim_workdir(tmp_path, Config()) is False
 
 
-def test_what_may_change_on_resuming_is_stored(tmp_path):
+def test_settings_that_may_change_on_resuming_are_stored(tmp_path):
     claim_workdir(tmp_path, Config())
     longer = Config(log=LogConfig(every_steps=7))
     assert claim_workdir(tmp_path, longer) is True
@@ -344,7 +344,7 @@ def test_a_foreign_config_json_is_refused_and_kept(tmp_path):
         assert (tmp_path / "config.json").read_text() == text
 
 
-def test_workdir_that_cannot_be_made(tmp_path):
+def test_workdir_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to the work directory"):
         claim_workdir(tmp_path / "file" / "run", Config())

@@ -1,4 +1,4 @@
-"""The log of a run: nothing lost, nothing twice, readable by others."""
+"""The log of a run: complete, without duplicates, readable by other programs."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def test_floats_keep_every_bit(tmp_path):
     assert all(isinstance(r["edits"], int) for r in records)
 
 
-def test_what_is_not_finite_stays_json(tmp_path):
+def test_non_finite_values_stay_valid_json(tmp_path):
     with MetricsLog(tmp_path, tensorboard=True) as log:
         log.write(1, {"a": math.nan, "b": -math.inf, "c": 1e300})
 
@@ -45,7 +45,7 @@ def test_what_is_not_finite_stays_json(tmp_path):
     assert math.isnan(record["a"]) and record["b"] == -math.inf
 
 
-def test_what_the_clock_says_lies_apart(tmp_path):
+def test_timing_is_in_its_own_file(tmp_path):
     with MetricsLog(tmp_path, tensorboard=False) as log:
         log.write(1, {"validation": {"t2i": {"r1": 3}}}, {"pairs_per_second": 9.0})
     assert read_records(tmp_path / "metrics.jsonl") == [
@@ -57,7 +57,7 @@ def test_what_the_clock_says_lies_apart(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"step": 9, "lo', b"\xff\x00", b"[]\n"])
-def test_a_resumed_log_equals_the_unbroken_one(tmp_path, torn):
+def test_resumed_log_equals_the_uninterrupted_one(tmp_path, torn):
     def write(folder, first, last, start_step=0):
         with MetricsLog(folder, start_step=start_step) as log:
             for step in range(first, last + 1):
@@ -74,7 +74,7 @@ def test_a_resumed_log_equals_the_unbroken_one(tmp_path, torn):
         assert whole.read_bytes() == resumed.read_bytes()
 
 
-def test_a_run_from_its_beginning_starts_an_empty_log(tmp_path):
+def test_new_run_starts_an_empty_log(tmp_path):
     for value in (1.0, 2.0):
         with MetricsLog(tmp_path, tensorboard=False) as log:
             log.write(0, {"loss": value})
@@ -82,8 +82,8 @@ def test_a_run_from_its_beginning_starts_an_empty_log(tmp_path):
 
 
 def test_a_full_disk_delays_records_and_loses_none(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(metrics_module, "notify", said.append)
+    messages = []
+    monkeypatch.setattr(metrics_module, "notify", messages.append)
     log = MetricsLog(tmp_path, tensorboard=False)
     file = log._metrics._file
 
@@ -102,7 +102,7 @@ def test_a_full_disk_delays_records_and_loses_none(tmp_path, monkeypatch):
     log.write(3, {"loss": 3.0})
     log.close()
     assert [r["step"] for r in read_records(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-    assert "no space left" in said[0] and len(said) == 1
+    assert "no space left" in messages[0] and len(messages) == 1
 
 
 def test_hooks_see_every_record(tmp_path):
@@ -112,7 +112,7 @@ def test_hooks_see_every_record(tmp_path):
     assert seen == [(3, {"loss": 0.5, "pairs_per_second": 2})]
 
 
-def test_more_than_one_number_is_refused():
+def test_array_of_several_numbers_is_refused():
     with pytest.raises(ValueError):
         flat_record({"loss": np.zeros(2)})
 
@@ -165,7 +165,7 @@ def test_clock_separates_training_from_waiting_and_the_rest():
     assert clock.lap(50) == {"pairs_per_second": 5.0, "input_wait": 0.2}
 
 
-def test_progress_prints_lines_where_no_person_sits(capsys):
+def test_progress_prints_lines_without_a_terminal(capsys):
     with Progress(10, start_step=4, seconds_between_lines=0) as progress:
         progress.advance(2)
         progress.show({"loss": 1.25, "pairs_per_second": 1234.5})

@@ -1,4 +1,4 @@
-"""What a run starts from as a whole: weights, shapes, tokenizer, and what is refused.
+"""Fine-tuning starts from an origin: weights, shapes, tokenizer, refused origins.
 
 Nothing trains here: the origin holds random weights, written as a run writes them.
 """
@@ -33,7 +33,7 @@ from vilem_jax.weights import positions
 PRE_STEPS = 3
 OFF = dict.fromkeys(
     ("local_detect", "local_correct", "global_detect", "global_correct"), False
-)  # the heads are there all the same
+)  # the heads still exist
 TEST = {"kind": "scenes", "split": "test", "num_images": 10}
 
 
@@ -56,8 +56,8 @@ def pretraining(tmp_path_factory):
         lambda x: x + 0.01 * (1 + np.arange(x.size, dtype=np.float32).reshape(x.shape)),
         params,
     )
-    slow = jax.tree.map(lambda x: 1 - x, params)
-    state = init_state(config, params, slow)
+    momentum = jax.tree.map(lambda x: 1 - x, params)
+    state = init_state(config, params, momentum)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(PRE_STEPS, dataclasses.replace(state, step=state.step + 3))
     return workdir, settings
@@ -81,7 +81,7 @@ def tuning(pretraining, name=None, **sections):
     return merged(settings, **sections)
 
 
-def begin(settings, workdir):
+def start_state(settings, workdir):
     """The state of step 0, on the host."""
     config = starting.complete(freeze(settings), workdir)
     tokenizer = open_tokenizer(config, workdir)
@@ -92,7 +92,7 @@ def begin(settings, workdir):
 
 
 def test_everything_starts_from_the_origin(pretraining, tmp_path):
-    state, config = begin(tuning(pretraining), tmp_path)
+    state, config = start_state(tuning(pretraining), tmp_path)
     trained, _ = stored_state(pretraining[0])
     table = "['vision']['position_embedding']"
     names = 0
@@ -111,8 +111,8 @@ def test_everything_starts_from_the_origin(pretraining, tmp_path):
     )
     temperature = state.params["temperature"]
     assert temperature != np.float32(config.model.initial_temperature)
-    slow = state.momentum_params["text_projection"]["kernel"]
-    assert (slow != state.params["text_projection"]["kernel"]).any()
+    momentum = state.momentum_params["text_projection"]["kernel"]
+    assert (momentum != state.params["text_projection"]["kernel"]).any()
     assert state.queue_count == 0 and (state.queue_image_ids == -1).all()
     assert not state.image_queue.any() and state.step == 0
     text, vision = config.model.text, config.model.vision
@@ -130,7 +130,7 @@ def refused(settings, workdir, *words):
     assert not workdir.exists()
 
 
-def test_an_origin_that_is_none(pretraining, tmp_path):
+def test_origin_that_is_no_model_is_refused(pretraining, tmp_path):
     pytest.importorskip("vilem_jax.weights.model_folder")
     gone = tmp_path / "gone" / "far"
     refused(tuning(pretraining, gone), tmp_path / "run", str(gone))
@@ -139,7 +139,7 @@ def test_an_origin_that_is_none(pretraining, tmp_path):
     refused(tuning(pretraining, tmp_path / "photos"), tmp_path / "run", words)
 
 
-def test_an_origin_that_is_not_a_vilem_or_has_no_checkpoint(pretraining, tmp_path):
+def test_origin_without_a_vilem_or_a_checkpoint_is_refused(pretraining, tmp_path):
     home = tmp_path / "origin"
     shutil.copytree(pretraining[0], home)
     settings = json.loads((home / "config.json").read_text())
@@ -171,7 +171,7 @@ def test_an_origin_that_is_not_a_vilem_or_has_no_checkpoint(pretraining, tmp_pat
         ({"vision": {"start_from": "a"}}, "config.model.vision.start_from=a brings"),
     ],
 )
-def test_another_shape_than_the_origin_s(pretraining, tmp_path, model, words):
+def test_another_shape_than_the_origin_is_refused(pretraining, tmp_path, model, words):
     settings = tuning(pretraining)
     settings["model"] = {"start_from": settings["model"]["start_from"], **model}
     settings["train"] = {**settings["train"], "batch_size": 16}
@@ -181,7 +181,7 @@ def test_another_shape_than_the_origin_s(pretraining, tmp_path, model, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_of_other_words(pretraining, tmp_path):
+def test_tokenizer_with_other_tokens_is_refused(pretraining, tmp_path):
     vocabulary = pretraining[0] / "tokenizer" / "vocab.txt"
     words = vocabulary.read_text().splitlines()
     (tmp_path / "other").mkdir()
@@ -192,7 +192,7 @@ def test_a_tokenizer_of_other_words(pretraining, tmp_path):
     refused(settings, tmp_path / "run", "vocab.txt is not the run's vocabulary")
 
 
-def test_data_that_cannot_be(pretraining, tmp_path):
+def test_unusable_data_is_refused(pretraining, tmp_path):
     data = tuning(pretraining)["data"]
     none = {**data, "validation": {}}
     with pytest.raises(UserError, match="keep_best needs data to judge by"):
@@ -218,14 +218,16 @@ def test_a_model_folder_is_an_origin(pretraining, tmp_path):
     params, _ = restore_params(pretraining[0])
     tokenizer = open_tokenizer(config, pretraining[0])
     model_folder.write_model_folder(tmp_path / "model", config, params, tokenizer)
-    state, complete = begin(tuning(pretraining, tmp_path / "model"), tmp_path / "run")
-    expected, _ = begin(tuning(pretraining), tmp_path / "other")
-    for ours, theirs, slow in zip(
+    state, complete = start_state(
+        tuning(pretraining, tmp_path / "model"), tmp_path / "run"
+    )
+    expected, _ = start_state(tuning(pretraining), tmp_path / "other")
+    for ours, theirs, momentum in zip(
         jax.tree.leaves(state.params),
         jax.tree.leaves(expected.params),
         jax.tree.leaves(state.momentum_params),
         strict=True,
     ):
         np.testing.assert_array_equal(ours, theirs)
-        np.testing.assert_array_equal(slow, theirs)
+        np.testing.assert_array_equal(momentum, theirs)
     assert complete.model.text == config.model.text

@@ -1,4 +1,4 @@
-"""The command lines of a run, kept for people."""
+"""The work directory: command lines and format versions."""
 
 import json
 

@@ -1,8 +1,7 @@
-"""What edits a run's captions, found and checked: the editor, or edits made before."""
+"""Opens and checks what edits the captions of a run: the editor, or prepared edits."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.edit_table import StoredEditTable, describe
 from vilem_jax.data.tokenizer import Tokenizer, Vocabulary
 from vilem_jax.errors import UserError
+from vilem_jax.models.vilem import Params
 from vilem_jax.objectives.editing import TokenTables
 from vilem_jax.weights import folders
 from vilem_jax.weights.formats import huggingface_bert
@@ -32,6 +32,7 @@ def check_edits(config: Config) -> EditorConfig:
     if not editor.edit_table:
         return dataclasses.replace(editor, sha256=check_editor(config))
     edits = StoredEditTable(editor.edit_table)
+    # The editor itself is not needed here, so its path may be empty.
     found = check_editor(config) if editor.path else editor.sha256 or edits.made_by
     if found != edits.made_by:
         raise UserError(
@@ -67,10 +68,10 @@ def open_edits(
 
 
 def check_editor(config: Config) -> str:
-    """The SHA-256 of the editor's weights, which must be the run's own.
+    """The SHA-256 of the editor's weights.
 
     Raises:
-      UserError: no editor is named, or `config.editor.sha256` is of another.
+      UserError: if no editor is named, or `config.editor.sha256` is another one's.
     """
     editor = config.editor
     if not editor.path:
@@ -84,7 +85,7 @@ def check_editor(config: Config) -> str:
     found = folders.sha256(folders.read_folder(editor.path))
     if editor.sha256 and editor.sha256 != found:
         raise UserError(
-            f"the editor in {editor.path} is another than this run's: its weights have "
+            f"the editor in {editor.path} is not that of this run: its weights have "
             f"SHA-256 {found}, config.editor.sha256 is {editor.sha256}"
         )
     return found
@@ -101,10 +102,11 @@ def check_vocabulary(vocabulary: Vocabulary, config: Config, name: str) -> None:
 
 
 def token_tables(tokenizer: Tokenizer) -> TokenTables:
-    """What edits and flips need of the vocabulary, as device arrays."""
+    """The tables of the vocabulary for edits and flips, as device arrays [V]."""
     vocabulary = tokenizer.vocabulary
+    # Images with a caption that has these words are not flipped.
     is_side = np.zeros(vocabulary.size, bool)
-    for token in tokenizer.encode(["left", "right"], 3)[:, 1]:
+    for token in tokenizer.encode(["left", "right"], 3)[:, 1]:  # after [CLS]
         is_side[token] = vocabulary.is_editable[token]
     return TokenTables(
         jnp.asarray(vocabulary.is_editable),
@@ -113,16 +115,16 @@ def token_tables(tokenizer: Tokenizer) -> TokenTables:
     )
 
 
-def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Any]:
+def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Params]:
     """The frozen masked-language model's own config, and its parameters on the host.
 
     Raises:
-      UserError: its vocabulary is not the tokenizer's, it has no head, or captions
-        may be longer than it has positions.
+      UserError: if its vocabulary is not the tokenizer's, if it has no head, or if
+        captions may be longer than its number of positions.
     """
     folder = folders.read_folder(config.editor.path)
     text = huggingface_bert.read_text_config(folder, config.model.text)
-    # Frozen: it never trains, so neither dropout nor recomputation.
+    # Frozen: without gradients, recomputation would only cost time.
     text = dataclasses.replace(text, dropout_rate=0.0)
     compute = dataclasses.replace(config.compute, recompute=False)
     own = dataclasses.replace(

@@ -95,7 +95,7 @@ def _fitted(
     for field in dataclasses.fields(ours):
         mine, origin = getattr(ours, field.name), getattr(theirs, field.name)
         key = f"{path}.{field.name}"
-        if dataclasses.is_dataclass(mine):
+        if isinstance(mine, TextConfig | VisionConfig):
             changes[field.name] = _fitted(mine, origin, name, key)
         elif field.name not in _OWN:
             if mine not in (origin, getattr(defaults, field.name)):

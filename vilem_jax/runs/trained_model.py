@@ -75,7 +75,7 @@ def read_stored(
         return _read_run(Path(name).expanduser(), weights, step, for_training)
     if step != "last":
         raise UserError(f"{name} is a model, not a run: leave --step={step} out")
-    return _read_folder(name, weights, for_training)
+    return _read_folder(os.fspath(name), weights, for_training)
 
 
 def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Stored:
@@ -111,9 +111,7 @@ def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Sto
     )
 
 
-def _read_folder(
-    name: str | os.PathLike, weights: Weights, for_training: bool
-) -> Stored:
+def _read_folder(name: str, weights: Weights, for_training: bool) -> Stored:
     stored = read_model_folder(name)
     params = stored.params if weights == "online" else stored.momentum_params
     if params is None:
