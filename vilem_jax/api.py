@@ -33,10 +33,10 @@ NUM_CORRECTIONS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """What proofreading says of one word of a caption."""
+    """The result of proofreading for one word of a caption."""
 
     word: str
-    p_wrong: float  # 0..1, the largest over its pieces; 0 where nothing is judged
+    p_wrong: float  # 0..1, the largest over its pieces; 0 if it is not judged
     corrections: tuple[tuple[str, float], ...]  # other words and p, the best first
 
     @property
@@ -86,7 +86,7 @@ class Model:
         return self.encoder.encode_captions(captions)
 
     def knows_a_word(self, caption: str) -> bool:
-        """Whether anything of it is in the vocabulary, punctuation aside."""
+        """Whether a word of it is in the vocabulary."""
         return bool(
             self.tokenizer.vocabulary.is_editable[
                 self.encoder.tokenize([caption])
@@ -105,8 +105,8 @@ class Model:
         Returns:
           one `Word` for each word that fits the text length. [UNK] and punctuation are
           not judged. Of a word of several pieces the most doubtful one is corrected, by
-          other pieces (by beginnings, if it is the first). A branch that has not
-          learnt to correct says no corrections.
+          other pieces (by beginnings, if it is the first). A branch that was
+          not trained to correct gives no corrections.
 
         Raises:
           UserError: an image that cannot be read, a caption without a word, a branch
@@ -217,22 +217,22 @@ def load(
     batch_size: int | None = None,
     step: Literal["last", "best"] = "last",
 ) -> Model:
-    """The model that a run has trained, or that was exported.
+    """The model of a run, or an exported one.
 
     Args:
       path: a run's work directory, a folder that `vilem weights export` wrote, or the
         name of such a folder on the Hugging Face hub, "someone/model".
-      weights: "online", those that were trained; "momentum", their moving average;
-        "mixed", each tower against the other's moving average, and the mean of both
-        (embeddings are then of twice the width; proofreading is the online one's).
-      step: "last", of the newest checkpoint, or "best", of the best validation, where
-        the run kept it (`config.checkpoint.keep_best`).
-      batch_size: rows a device takes at a time; None takes the run's for evaluation.
+      weights: "online", the trained weights; "momentum", their moving average; "mixed",
+        each tower scored against the moving average of the other (embeddings then have
+        twice the width; proofreading uses the online weights).
+      step: "last", of the newest checkpoint, or "best", of the best validation, if the
+        run keeps it (`config.checkpoint.keep_best`).
+      batch_size: rows that a device takes at a time; None takes the run's.
 
     Raises:
-      UserError: neither a run nor a model there, a run of an editor, no finished
-        checkpoint, other weights than these three, or none of that kind, files that are
-        corrupt or of another shape.
+      UserError: `path` is neither a run nor a model; the run is an editor's or has no
+        finished checkpoint, or not these weights; a file is corrupt or of another
+        shape.
     """
     if weights not in ("online", "momentum", "mixed"):
         raise UserError(

@@ -94,7 +94,7 @@ def _run_benchmark(name: str, options: argparse.Namespace) -> None:
     from vilem_jax.report.tables import measured_lines, render
 
     benchmark = load_benchmark(name)
-    # What needs no model is checked before the minutes that the model takes.
+    # Data and --out are checked before the model, which takes minutes to load.
     opened = benchmark.open(options, functools.partial(source_config, options))
     if options.out and is_process_0(options):
         check_writable(options.out)

@@ -36,10 +36,10 @@ class StoredEdits:
     """Captions of a data set with some words replaced, once and for all."""
 
     source: str  # name of the data set
-    captions: str  # digest of all captions of these images
-    vocabulary: str  # digest of the words that the tokens stand for
+    captions: str  # digest of all captions of these images, to recognize the data set
+    vocabulary: str  # digest of the vocabulary
     editor: str  # SHA-256 of the editor's weights
-    manner: str  # JSON: the `EditorConfig.manner` they were made in
+    manner: str  # JSON of `EditorConfig.manner`
     seed: int
     image: np.ndarray  # int32 [N], index of each caption's image in the data set
     tokens: np.ndarray  # int32 [N, L], the captions
@@ -64,7 +64,7 @@ def make_edits(
     text_length: int,
     num_images: int | None = None,
 ) -> StoredEdits:
-    """Edits one caption of each of the first images, drawn by `seed`.
+    """Edits one caption, chosen by `seed`, of each of the first images.
 
     Args:
       graphdef, editor: the masked-language model.
@@ -77,8 +77,7 @@ def make_edits(
     count = min(num_images or len(source), len(source))
     rng = np.random.default_rng(seed)
     captions = [source.captions(index) for index in range(count)]
-    drawn = [int(rng.integers(len(said))) if said else 0 for said in captions]
-    texts = [said[n] if said else "" for said, n in zip(captions, drawn, strict=True)]
+    texts = [each[rng.integers(len(each))] if each else "" for each in captions]
     tokens = tokenizer.encode(texts, text_length)
     vocabulary = tokenizer.vocabulary
 
@@ -214,5 +213,5 @@ def _read_arrays(path: str | Path) -> dict[str, Any]:
 
 
 def captions_digest(source: Source, images: np.ndarray) -> str:
-    said = [source.captions(int(index)) for index in np.unique(images)]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    captions = [source.captions(int(index)) for index in np.unique(images)]
+    return hashlib.sha256(json.dumps(captions).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a benchmark declares, for the command line, the suite and its page.
+"""The declaration of a benchmark, for the command line, the suite and its page.
 
 A benchmark is one file in this room that ends with `BENCHMARK`, and one line of
 `suite.BENCHMARKS`. This file imports neither NumPy nor JAX: the command line needs it
@@ -43,7 +43,7 @@ class Opened:
 class DataSet:
     """A data set that the suite looks for.
 
-    Paths are relative to the suite's folder. A pattern stands for all files that match.
+    Paths are relative to the suite's folder. A pattern means all files that match.
     """
 
     name: str  # of its JSON file
@@ -62,6 +62,9 @@ class DataSet:
         folders = [folder / name for name in self.images]
         images = next((path for path in folders if path.is_dir()), folders[-1])
         return tuple(taken), images
+
+
+OpenDataSet = Callable[[DataSet, tuple[Path, ...], Path, bool], Opened]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +93,7 @@ class Benchmark:
     tabulate: Callable[[dict], Sequence[Table]]
     warnings: Callable[[dict], Iterable[str]] = lambda metrics: ()
     data_sets: tuple[DataSet, ...] = ()
-    open_data_set: Callable[[DataSet, tuple[Path, ...], Path, bool], Opened] | None = (
-        None
-    )
+    open_data_set: OpenDataSet | None = None
     summarize: Callable[[str, dict], Table] | None = None
 
 

@@ -1,4 +1,4 @@
-"""Retrieval metrics of anyone's features, so that any model can be compared."""
+"""Retrieval metrics of given features, so that any model can be compared."""
 
 import pickle
 import zipfile
@@ -19,7 +19,7 @@ ARRAYS = ("image_embedding", "text_embedding", "image_of_text")
 
 @dataclass(frozen=True)
 class Features:
-    """Embeddings of a test set, as some model made them."""
+    """Embeddings of a test set by any model."""
 
     image_embedding: np.ndarray  # [I, E], of any length
     text_embedding: np.ndarray  # [T, E]
@@ -27,7 +27,7 @@ class Features:
 
 
 def evaluate_embeddings(features: Features, *, name: str, folds: int = 1) -> dict:
-    """`retrieval_metrics` of features, after their rows are brought to length 1.
+    """`retrieval_metrics` of features, whose rows are scaled to length 1 first.
 
     Args:
       name: of the data, for the protocol.
@@ -49,13 +49,13 @@ def evaluate_embeddings(features: Features, *, name: str, folds: int = 1) -> dic
         "i2t": "the best-ranked of the image's captions",
         "ties": "count against the model",
     }
-    measured = {
+    conditions = {
         "dtype": str(features.image_embedding.dtype),
         "device": "none: the features were given",
         "scores_on": "host, NumPy, summed in float64",
         "seconds": clock.in_order(),
     }
-    return metrics | {"protocol": protocol, "measured": measured}
+    return metrics | {"protocol": protocol, "measured": conditions}
 
 
 def read_features(path: str | Path) -> Features:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from tqdm import tqdm
 
 from vilem_jax.config.schema import Config
 from vilem_jax.data.images import ImageError, decode, resize_square
@@ -32,8 +33,8 @@ from vilem_jax.models.vision import normalize
 Array = Any  # NumPy on the host, JAX on the device
 Branch = Literal["local", "global"]
 BRANCHES: tuple[Branch, ...] = ("local", "global")
-NUM_BEST = 4  # three corrections, and one in case the word itself is among them
-NUM_READERS = 4  # threads that read and decode; Pillow lets go of the GIL
+NUM_BEST = 4  # three corrections, and one more if the token itself is among them
+NUM_READERS = 4  # threads that read and decode; Pillow releases the GIL
 _STAGE = {"images": "encode_images", "frames": "encode_images", "texts": "encode_texts"}
 
 
@@ -56,9 +57,8 @@ class Proofreading(NamedTuple):
     """One branch's judgement of N captions, each beside an image."""
 
     p_wrong: Array  # [N, L], probability that a token is not the original
-    rank: Array  # int32 [N, K], of the label among all words; ties count against
-    # int32 [N, K, 4], the most probable words at the positions; pieces for pieces.
-    best: Array
+    rank: Array  # int32 [N, K], of the label among all tokens; ties count against it
+    best: Array  # int32 [N, K, 4], the most probable tokens at the positions
     p_best: Array  # [N, K, 4], their probabilities
 
 
@@ -88,8 +88,18 @@ class Encoder:
 
     @property
     def trained(self) -> dict[str, tuple[str, ...]]:
-        """What each branch learnt, see `LossConfig.trained`."""
+        """The tasks that each branch was trained for, see `LossConfig.trained`."""
         return self.config.loss.trained
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How captions and images are prepared."""
+        return {
+            "text_length": self.text_length,
+            "cleaning": self.tokenizer.cleaning,
+            "keeps_sep": self.tokenizer.keeps_sep,
+            "image_size": self.image_size,
+        }
 
     def timed(self, clock: Stopwatch) -> "Encoder":
         """The same encoder, measured by `clock`; what is compiled is kept."""
@@ -141,19 +151,19 @@ class Encoder:
         *,
         branches: Sequence[str] | None = None,
     ) -> dict[str, Proofreading]:
-        """Judges every token, and names words for the positions.
+        """Judges every token, and corrects those at the positions.
 
         Args:
           pixels: N images uint8 [R, R, 3], one beside each caption.
           tokens: int32 [N, L], captions that may be wrong.
-          positions: int32 [N, K], where words are named.
-          labels: int32 [N, K], the words whose rank is wanted.
+          positions: int32 [N, K], for which the most probable tokens are returned.
+          labels: int32 [N, K], the tokens whose rank is returned.
           branches: "local", "global", or both, which then share the image tower; None
-            takes those that were trained.
+            takes the trained ones.
 
         Raises:
-          UserError: another branch, or one that was not trained; no caption, or
-            captions longer than the text tower has positions.
+          UserError: the branch does not exist or was not trained; there is no caption;
+            captions are longer than the text tower has positions.
         """
         branches = tuple(self.trained) if branches is None else branches
         program = "+".join(branches)
@@ -286,17 +296,19 @@ def make_encoder(
     )
 
 
-def share_rows(encode: Callable[[list[int]], np.ndarray], count: int) -> np.ndarray:
-    """`encode` of rows 0 to count - 1: each process encodes a part, all get the whole.
+def share_rows(
+    encode: Callable[[list], np.ndarray], items: Sequence[Any]
+) -> np.ndarray:
+    """`encode(items)`: each process encodes a part of them, and all get all rows.
 
     All processes must call it.
 
     Raises:
-      UserError: that of `encode`, on every process.
+      UserError: that of `encode`, on all processes.
     """
-    local = processes.local_items(count)
-    rows = processes.raise_on_all(lambda: encode(local), UserError)
-    return processes.all_gather_rows(rows, count)
+    here = [items[row] for row in processes.local_items(len(items))]
+    rows = processes.raise_on_all(lambda: encode(here), UserError)
+    return processes.all_gather_rows(rows, len(items))
 
 
 def read_images(
@@ -326,11 +338,8 @@ def read_images(
 
 def progress(items: Sequence, unit: str, *, show: bool) -> Iterable:
     """`items`, with a bar of speed and time left on stderr if `show`."""
-    if not (show and processes.is_process_0()):
-        return items
-    from tqdm import tqdm
-
-    return tqdm(items, unit=unit, file=sys.stderr, dynamic_ncols=True)
+    hide = not (show and processes.is_process_0())
+    return tqdm(items, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=hide)
 
 
 def read_ahead(read: Callable, items: Iterable) -> Iterator:

@@ -1,6 +1,6 @@
-"""Files of true and wrong captions, in the layouts they are given out in.
+"""Files of true and wrong captions, in the layouts of their authors.
 
-The fields of an entry determine its layout:
+The fields of an entry show its layout:
 
   SugarCrepe      {"filename", "caption", "negative_caption"}
   ARO, relation   {"image_path", "true_caption", "false_caption", "relation_name",
@@ -40,7 +40,7 @@ class CaptionPair:
 
     image: Any  # what `Images.read_image` takes: a file name, or an index
     caption: str
-    wrong_caption: str | tuple[str, ...]  # where several, the true one must beat all
+    wrong_caption: str | tuple[str, ...]  # if several, the true one must beat all
     kind: str  # what was changed: "object", "swap", or a file's name
     group: str = ""  # of its kind, such as the relation
 
@@ -148,7 +148,7 @@ def _cut(pixels: np.ndarray, image: Boxed) -> np.ndarray:
 
 def _entries(file: Path) -> JsonObject:
     entries = parse_json(str(file))
-    if isinstance(entries, list):  # some releases number the entries by their place
+    if isinstance(entries, list):  # some releases have a list
         entries = {str(number): entry for number, entry in enumerate(entries)}
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{file} holds no caption pairs; {LAYOUT}")
@@ -156,7 +156,7 @@ def _entries(file: Path) -> JsonObject:
 
 
 def _read_entry(where: str, entry: Any, kind: str) -> tuple[str, CaptionPair | None]:
-    """The layout of an entry, and its pair; None where annotators refused it."""
+    """The layout of an entry, and its pair; None if annotators refused it."""
     fields = entry if isinstance(entry, dict) else {}
     if "true_caption" in fields or "image_path" in fields:
         return "ARO", _read_boxed(where, entry, kind)

@@ -5,6 +5,7 @@ Such pairs come from the hard test of scenes, or from files (`pair_files.py`).
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from vilem_jax.data.scenes.source import open_scenes
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import (
     Benchmark,
-    Cell,
     DataSet,
     Opened,
     Table,
@@ -25,7 +25,7 @@ from vilem_jax.evaluation.encoding import Encoder, Images, share_rows
 from vilem_jax.evaluation.pair_files import CaptionPair, open_pairs, read_pairs
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 
-# What was changed in a hard pair of scenes has no groups.
+# A hard pair of scenes has no group.
 Pair = CaptionPair | HardPair
 
 
@@ -40,11 +40,11 @@ def pairs_metrics(
     Args:
       score_true, score_wrong: [N], similarity of the image with either caption.
       kinds: [N], the type of each pair.
-      groups: [N], of its type; "" where it has none; or empty.
+      groups: [N], a part of the type, "" if it has none; or empty.
 
     Returns:
       {"accuracy", "by_type": {kind: accuracy}, "pairs", "pairs_by_type"}; ties count
-      against the model, and the accuracy is over pairs, not the mean over types. Where
+      against the model, and the accuracy is over pairs, not the mean over types. If
       pairs have groups, also "by_group": {kind: {group: {"accuracy", "pairs"}}} and
       "mean_over_groups": {kind: mean of the groups' accuracies}.
     """
@@ -80,18 +80,18 @@ def _by_group(
     for right, kind, group in zip(is_right.tolist(), kinds, groups, strict=True):
         if group:
             rows.setdefault(kind, {}).setdefault(group, []).append(right)
-    by_kind = {
+    by_group = {
         kind: {
             group: {"accuracy": 100.0 * float(np.mean(found)), "pairs": len(found)}
-            for group, found in sorted(of_kind.items())
+            for group, found in sorted(groups_of.items())
         }
-        for kind, of_kind in rows.items()
+        for kind, groups_of in rows.items()
     }
     means = {
-        kind: float(np.mean([one["accuracy"] for one in of_kind.values()]))
-        for kind, of_kind in by_kind.items()
+        kind: float(np.mean([group["accuracy"] for group in groups_of.values()]))
+        for kind, groups_of in by_group.items()
     }
-    return {"by_group": by_kind, "mean_over_groups": means}
+    return {"by_group": by_group, "mean_over_groups": means}
 
 
 def pair_scores(
@@ -102,7 +102,7 @@ def pair_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores of the true and of the best of the wrong captions, float32 [N] each.
 
-    An image that several pairs ask about is encoded once.
+    An image of several pairs is encoded once.
 
     Args:
       encode_images: the pairs' `image`s, each once -> [M, E], unit rows.
@@ -112,7 +112,12 @@ def pair_scores(
     row_of = {image: row for row, image in enumerate(images)}
     image_embedding = encode_images(images)
     image_rows = np.array([row_of[pair.image] for pair in pairs])
-    wrongs = [_wrong_captions(pair) for pair in pairs]
+    wrongs = [
+        (pair.wrong_caption,)
+        if isinstance(pair.wrong_caption, str)
+        else pair.wrong_caption
+        for pair in pairs
+    ]
     owner = np.repeat(np.arange(len(pairs)), [len(each) for each in wrongs])
     true = encode_texts([pair.caption for pair in pairs])
     wrong = encode_texts([caption for each in wrongs for caption in each])
@@ -123,17 +128,12 @@ def pair_scores(
 
     with measure(clock, "similarity"):
         score_true = scores(image_rows, true)
-        all_gather = scores(image_rows[owner], wrong)
+        scores_wrong = scores(image_rows[owner], wrong)
     with measure(clock, "ranking"):
         score_wrong = np.full(len(pairs), -np.inf, np.float32)
-        np.fmax.at(score_wrong, owner, all_gather)
-        score_wrong[owner[np.isnan(all_gather)]] = np.nan
+        np.fmax.at(score_wrong, owner, scores_wrong)
+        score_wrong[owner[np.isnan(scores_wrong)]] = np.nan
     return score_true, score_wrong
-
-
-def _wrong_captions(pair: Pair) -> tuple[str, ...]:
-    wrong = pair.wrong_caption
-    return (wrong,) if isinstance(wrong, str) else tuple(wrong)
 
 
 def evaluate_pairs(
@@ -153,26 +153,13 @@ def evaluate_pairs(
       UserError: an image that is missing or corrupt, by name.
     """
 
-    def encode_images(indices: list) -> np.ndarray:
-        return share_rows(
-            lambda rows: encoder.encode_images(
-                images, [indices[row] for row in rows], show_progress=show_progress
-            ),
-            len(indices),
-        )
-
-    def encode_texts(texts: list[str]) -> np.ndarray:
-        return share_rows(
-            lambda rows: encoder.encode_captions([texts[row] for row in rows]),
-            len(texts),
-        )
-
     clock = Stopwatch()
     encoder = encoder.timed(clock)
+    read = partial(encoder.encode_images, images, show_progress=show_progress)
     score_true, score_wrong = pair_scores(
         pairs,
-        encode_images=encode_images,
-        encode_texts=encode_texts,
+        encode_images=partial(share_rows, read),
+        encode_texts=partial(share_rows, encoder.encode_captions),
         clock=clock,
     )
     metrics = pairs_metrics(
@@ -187,29 +174,31 @@ def evaluate_pairs(
 
 def pairs_tables(metrics: dict) -> list[Table]:
     """Accuracy by type of pair."""
-    rows: list[list[Cell]] = [
-        [kind, accuracy, str(metrics["pairs_by_type"][kind])]
-        for kind, accuracy in metrics["by_type"].items()
+    counts, by_group = metrics["pairs_by_type"], metrics.get("by_group", {})
+    means = metrics.get("mean_over_groups", {})
+    rows = [
+        *(
+            [kind, right, str(counts[kind])]
+            for kind, right in metrics["by_type"].items()
+        ),
+        *(
+            [f"{kind}, mean of groups", mean, f"{len(by_group[kind])} groups"]
+            for kind, mean in means.items()
+        ),
+        ["all", metrics["accuracy"], str(metrics["pairs"])],
     ]
-    for kind, mean in metrics.get("mean_over_groups", {}).items():
-        groups = len(metrics["by_group"][kind])
-        rows.append([f"{kind}, mean of groups", mean, f"{groups} groups"])
-    rows.append(["all", metrics["accuracy"], str(metrics["pairs"])])
     return [Table(("caption pairs", "accuracy, %", "pairs"), rows)]
 
 
 def _summarize(title: str, metrics: dict) -> Table:
-    means = metrics.get("mean_over_groups", {})
-    rows: list[list[Cell]] = [
-        [
-            f"{title}: {kind}",
-            str(metrics["pairs_by_type"][kind]),
-            accuracy,
-            means.get(kind),
-        ]
-        for kind, accuracy in metrics["by_type"].items()
+    counts, means = metrics["pairs_by_type"], metrics.get("mean_over_groups", {})
+    rows = [
+        *(
+            [f"{title}: {kind}", str(counts[kind]), right, means.get(kind)]
+            for kind, right in metrics["by_type"].items()
+        ),
+        [f"{title}: all", str(metrics["pairs"]), metrics["accuracy"], None],
     ]
-    rows.append([f"{title}: all", str(metrics["pairs"]), metrics["accuracy"], None])
     head = ("Pairs", "number", "accuracy", "mean over groups")
     return Table(head, rows, title="True against wrong captions")
 
@@ -225,14 +214,14 @@ def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened
             )
     if not options.images:
         read_pairs(options.data)  # a corrupt file is reported first
-        raise UserError("say where the images of the pairs are with --images")
+        raise UserError("give the folder or zip of the pairs' images with --images")
     return _open_files((options.data,), options.images)
 
 
 def _open_scenes(config: SourceConfig) -> Opened:
     if not isinstance(config, ScenesConfig):
         raise UserError(
-            "say which pairs with --data: a JSON file of SugarCrepe, ARO or VALSE, a "
+            "name the pairs with --data: a JSON file of SugarCrepe, ARO or VALSE, a "
             "folder of them, or 'scenes'"
         )
     source = open_scenes(config)

@@ -1,8 +1,7 @@
 """Proofreading: are wrong words found and corrected, and by looking at the image?
 
-Measured on a stored set of edits, so that every model judges the same captions. With
-the images shuffled, what remains is what language alone betrays; the difference is
-what is seen.
+The edits are stored, so that every model judges the same captions. With shuffled images
+a model has language alone; the difference is what it takes from the image.
 """
 
 import json
@@ -45,10 +44,10 @@ def evaluate_proofreading(
     with_shuffled: bool = True,
     show_progress: bool = False,
 ) -> dict:
-    """Figures of the trained branches, with the right image and with another.
+    """Metrics of the trained branches, with the right image and with another.
 
     Args:
-      source: the data set the edits were made of.
+      source: the data set of the edits.
       show_progress: a bar on stderr.
 
     Returns:
@@ -122,7 +121,7 @@ def _check_source(edits: StoredEdits, source: Source) -> None:
     if captions_digest(source, edits.image) != edits.captions:
         raise UserError(
             f"the stored edits were made of other captions than those of {source.name} "
-            f"(of {edits.source}): give that data set, or make new edits"
+            f"(of {edits.source}): give that data set, or make other edits"
         )
 
 
@@ -139,24 +138,24 @@ def proofread_metrics(
       p_wrong: [N, L], probability that a token is wrong.
       is_wrong: bool [N, L].
       is_editable: bool [N, L]; other tokens do not count.
-      rank: int [N, K], rank of the original word at each edited place, from 1.
+      rank: int [N, K], rank of the original token at each edited position, from 1.
       is_edit: bool [N, K], positions that count.
 
     Returns:
       {"detect": {"precision", "recall", "f1"}, "correct": {"top1", "top3"}}, all in
-      0..1; 0 where there is nothing to divide by.
+      0..1; 0 if there is nothing to divide by.
     """
     if not np.isfinite(p_wrong).all():
         raise UserError("a probability is not a number: has the run diverged?")
     says_wrong = (p_wrong > 0.5) & is_editable
     is_wrong = is_wrong & is_editable
     found = np.sum(says_wrong & is_wrong)
-    said, wrong, edited = np.sum(says_wrong), np.sum(is_wrong), np.sum(is_edit)
+    flagged, wrong, edited = np.sum(says_wrong), np.sum(is_wrong), np.sum(is_edit)
     return {
         "detect": {
-            "precision": _ratio(found, said),
+            "precision": _ratio(found, flagged),
             "recall": _ratio(found, wrong),
-            "f1": _ratio(2 * found, said + wrong),
+            "f1": _ratio(2 * found, flagged + wrong),
         },
         "correct": {
             f"top{top}": _ratio(np.sum((rank <= top) & is_edit), edited)
@@ -172,7 +171,7 @@ def other_images(image: np.ndarray, *, seed: int) -> np.ndarray:
     after its own; so every image is used as often as another was.
 
     Raises:
-      UserError: there is one image only.
+      UserError: there is only one image.
     """
     distinct = np.unique(image)
     if len(distinct) < 2:

@@ -32,9 +32,9 @@ def retrieval_metrics(
     Args:
       image_embedding: [I, E], unit rows.
       text_embedding: [T, E], unit rows.
-      image_of_text: int [T], the id of each caption's image; any number an image, in
-        any order, at least one.
-      image_ids: int [I], all different; None stands for 0 .. I - 1.
+      image_of_text: int [T], the id of each caption's image; at least one an image,
+        in any order.
+      image_ids: int [I], all different; None: 0 .. I - 1.
       folds: of 2 or more, `folded_metrics` too, as "folds".
       clock: measures similarity and ranking.
 
@@ -78,8 +78,8 @@ def folded_metrics(
 
     Args:
       image_of_text: int [T], row of each caption's image.
-      folds: number of parts, of which the number of images is a multiple.
-      Others as of `retrieval_metrics`.
+      folds: number of parts; it must divide the number of images.
+      Others as in `retrieval_metrics`.
 
     Returns:
       {"i2t": {"r1", "r5", "r10", "median_rank"}, "t2i", "rsum": means over the parts,

@@ -1,8 +1,10 @@
 """Image-text retrieval of a data set, by the metrics of `recall.py`."""
 
+import itertools
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,13 +44,13 @@ SUMMARY_HEAD = (
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """A data set as a model sees it."""
+    """The embeddings of a data set."""
 
     image_embedding: np.ndarray  # float32 [I, E]
     text_embedding: np.ndarray  # float32 [T, E]
     captions: tuple[str, ...]  # T
     image_of_text: np.ndarray  # int64 [T], rows of image_embedding
-    has_word: np.ndarray  # bool [T], a word that the vocabulary knows
+    has_word: np.ndarray  # bool [T], whether a word of it is in the vocabulary
 
     def metrics(self, *, folds: int = 1, clock: Stopwatch | None = None) -> dict:
         """`retrieval_metrics` of it."""
@@ -66,7 +68,7 @@ def encode_source(
     """Encodes every image of `source` and its captions.
 
     Args:
-      captions_per_image: the first so many of each image; "all" takes all.
+      captions_per_image: takes the first ones of each image, or "all".
       show_progress: a bar on stderr.
 
     Raises:
@@ -77,24 +79,21 @@ def encode_source(
             f"captions_per_image is {captions_per_image}: use 'all', or 1 or more"
         )
     limit = None if captions_per_image == "all" else captions_per_image
-    said = [source.captions(index)[:limit] for index in range(len(source))]
-    for index, captions in enumerate(said):
+    images = range(len(source))
+    captions_of = [source.captions(index)[:limit] for index in images]
+    for index, captions in enumerate(captions_of):
         if not captions:
             raise no_caption(source, index)
-    captions = tuple(caption for each in said for caption in each)
+    captions = tuple(itertools.chain(*captions_of))
     tokens = encoder.tokenize(captions)
+    encode = partial(encoder.encode_images, source, show_progress=show_progress)
     return EncodedSource(
-        image_embedding=share_rows(
-            lambda rows: encoder.encode_images(
-                source, rows, show_progress=show_progress
-            ),
-            len(source),
-        ),
+        image_embedding=share_rows(encode, images),
         text_embedding=share_rows(
-            lambda rows: encoder.encode_tokens(tokens[rows]), len(tokens)
+            lambda rows: encoder.encode_tokens(tokens[rows]), range(len(tokens))
         ),
         captions=captions,
-        image_of_text=np.repeat(np.arange(len(said)), [len(each) for each in said]),
+        image_of_text=np.repeat(images, [len(each) for each in captions_of]),
         has_word=np.any(encoder.tokenizer.vocabulary.is_editable[tokens], axis=1),
     )
 
@@ -108,22 +107,21 @@ def evaluate_retrieval(
     allow_missing: bool = False,
     show_progress: bool = False,
 ) -> dict:
-    """`retrieval_metrics` of a data set, by what protocol, and what it took.
+    """`retrieval_metrics` of a data set, the protocol, and the times.
 
     Args:
-      folds: of 2 or more, the mean over so many parts (`folded_metrics`) as "folds".
-      allow_missing: leave out images that are not there, and count them.
-      Others as of `encode_source`.
+      folds: if 2 or more, also the mean over that number of parts, as "folds".
+      allow_missing: leave out missing images, and count them.
+      Others as in `encode_source`.
 
     Returns:
-      `retrieval_metrics` | {"folds" where asked for, "protocol", "measured" (see
-      `timing.measured`)}.
+      `retrieval_metrics` | {"protocol", "measured" (see `timing.measured`)}.
 
     Raises:
       UserError: as `encode_source`, `present_images` and `folded_metrics`.
     """
     source, missing = present_images(source, allow_missing=allow_missing)
-    check_folds(len(source), folds)  # before an hour of encoding
+    check_folds(len(source), folds)  # encoding may take an hour
     clock = Stopwatch()
     encoder = encoder.timed(clock)
     encoded = encode_source(
@@ -138,10 +136,7 @@ def evaluate_retrieval(
         "notes": list(getattr(source, "notes", ())),
         "captions_without_a_word": int((~encoded.has_word).sum()),
         "captions_per_image": captions_per_image,
-        "text_length": encoder.text_length,
-        "cleaning": encoder.tokenizer.cleaning,
-        "keeps_sep": encoder.tokenizer.keeps_sep,
-        "image_size": encoder.image_size,
+        **encoder.protocol,
         "image_resize": "squashed to the square, bicubic, no crop",
         "i2t": "the best-ranked of the image's captions",
         "ties": "count against the model",

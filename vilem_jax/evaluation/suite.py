@@ -24,7 +24,7 @@ from vilem_jax.evaluation.benchmark import Benchmark, DataSet
 if TYPE_CHECKING:
     from vilem_jax.evaluation.encoding import Encoder
 
-# Name of the file and of the verb: what `vilem evaluate --help` says of it.
+# Name of the file and of the verb: its line in `vilem evaluate --help`.
 BENCHMARKS = {
     "retrieval": "recall at 1, 5, 10, both ways",
     "winoground": "which caption to which image?",

@@ -1,4 +1,4 @@
-"""What an evaluation took, stage by stage, and on what it was measured.
+"""The time that each stage of an evaluation takes, and the device.
 
 clock = Stopwatch()
 encoder = encoder.timed(clock)
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vilem_jax.evaluation.encoding import Encoder
 
-# In the order in which they are reported. The two towers are timed without compiling
-# and the first run of a shape; that is "warm_up".
+# In the order of the report. The times of the towers exclude compilation and the first
+# run of each shape, which are "warm_up".
 STAGES = (
     "read_images",
     "encode_images",
@@ -57,18 +57,18 @@ class Stopwatch:
 
 
 def measure(clock: Stopwatch | None, stage: str):
-    """`clock.measure(stage)`, or nothing where there is no clock."""
+    """`clock.measure(stage)`, or nothing if there is no clock."""
     return clock.measure(stage) if clock else contextlib.nullcontext()
 
 
 def measured(encoder: "Encoder", clock: Stopwatch) -> dict:
-    """On what an `Encoder` was measured, and the seconds of each stage.
+    """The settings of an `Encoder` that affect time, and the seconds of each stage.
 
     Returns:
       {"image_size" (pixels), "dtype", "device", "batch_size", "seconds": {stage:
       seconds}, "scores_on"}. `encode_images` and `encode_texts` hold the towers alone,
-      with the copies to and from the device; `read_images` what was waited for files
-      and decoding; `warm_up` the compilation and one run of each shape.
+      with the copies to and from the device; `read_images` is the wait for files and
+      decoding; `warm_up` is the compilation and one run of each shape.
     """
     return {
         "image_size": encoder.image_size,

@@ -5,6 +5,7 @@ through the image tower and its projection; the projected frames are averaged, a
 mean is brought to unit length. Then clips are retrieved as images are.
 """
 
+import itertools
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 
@@ -68,10 +69,10 @@ def evaluate_video(
     )
     frames = encoder.project_frames(_good_frames(pixels, clips, taken, left_out))
     video_embedding = clip_embeddings(frames, num_frames, encoder.parts)
-    said = [clips.captions[index] for index in taken]
-    captions = [caption for each in said for caption in each]
+    captions_of = [clips.captions[index] for index in taken]
+    captions = list(itertools.chain(*captions_of))
     text_embedding = encoder.encode_captions(captions)
-    clip_of_text = np.repeat(np.arange(len(said)), [len(each) for each in said])
+    clip_of_text = np.repeat(range(len(taken)), [len(each) for each in captions_of])
     found = retrieval_metrics(
         video_embedding, text_embedding, clip_of_text, clock=clock
     )
@@ -85,10 +86,7 @@ def evaluate_video(
         "frame_places": "the middle of equal intervals of the clip's time",
         "frame_resize": "squashed to the square, bicubic, no crop",
         "clip": "mean of the projected frames, then unit length",
-        "text_length": encoder.text_length,
-        "cleaning": encoder.tokenizer.cleaning,
-        "keeps_sep": encoder.tokenizer.keeps_sep,
-        "image_size": encoder.image_size,
+        **encoder.protocol,
         "v2t": "the best-ranked of the clip's captions",
         "ties": "count against the model",
     }
@@ -120,7 +118,7 @@ def clip_embeddings(frames: np.ndarray, num_frames: int, parts: int = 1) -> np.n
 
 
 def _check_present(clips: VideoClips, allow_missing: bool) -> None:
-    """Before an hour of decoding: are the files there?"""
+    """Raises UserError if files are missing, before an hour of decoding."""
     refuse_missing(
         "clips",
         [name for index, name in enumerate(clips.clips) if clips.file(index) is None],
@@ -144,7 +142,7 @@ def _pixels(
                 return error
             raise UserError(
                 f"clip {clips.clips[index]} of {clips.name} cannot be decoded "
-                f"({error}): replace it, or leave it out with --allow-missing"
+                f"({error}): fix it, or leave it out with --allow-missing"
             ) from error
         return [resize_square(frame, size) for frame in frames]
 

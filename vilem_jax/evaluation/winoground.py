@@ -86,7 +86,7 @@ def winoground_metrics(
 def evaluate_winoground(
     encoder: Encoder, folder: str | Path, *, show_progress: bool = False
 ) -> dict:
-    """`winoground_metrics` of a model, by what protocol, and what it took.
+    """`winoground_metrics` of a model, the protocol, and the times.
 
     Args:
       folder: of the data set, see `read_winoground`.
@@ -159,9 +159,9 @@ def read_winoground(folder: str | Path) -> list[WinogroundExample]:
 
 
 def _examples_file(folder: Path) -> Path:
-    for parent in (folder, folder / "data"):
-        if (parent / EXAMPLES).is_file():
-            return parent / EXAMPLES
+    for path in (folder / EXAMPLES, folder / "data" / EXAMPLES):
+        if path.is_file():
+            return path
     raise UserError(
         f"{folder} holds no {EXAMPLES}: give the folder of Winoground as it is given "
         f"out, with {EXAMPLES} and images/"
@@ -211,7 +211,7 @@ def winoground_tables(metrics: dict) -> list[Table]:
 
 
 def _open(options: Namespace, _) -> Opened:
-    read_winoground(options.data)  # a wrong file is reported before the model is loaded
+    read_winoground(options.data)  # reports a corrupt file before the model is loaded
     return Opened((options.data,))
 
 
