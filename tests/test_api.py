@@ -250,6 +250,7 @@ def test_folders_without_a_model_are_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"exported model without model\.safetensors"):
         vilem_jax.load(tmp_path)
     (tmp_path / "vocab.txt").unlink()
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(Config(task="editor"))))
+    settings = to_dict(Config(task="editor")) | {"format_version": 1}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="run of an editor"):
         vilem_jax.load(tmp_path)

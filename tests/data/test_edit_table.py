@@ -196,6 +196,6 @@ def test_another_format_version_is_refused(edits, tmp_path, version):
     if version is not None:
         about["format_version"] = version
     save_file(arrays, tmp_path / "old", {"vilem_edits": json.dumps(about)})
-    words = rf"old .*format_version {version},.*reads 1: make .*`vilem data edit`"
+    words = r"old has .*format_version.* reads format_version 1: .*`vilem data edit`"
     with pytest.raises(UserError, match=words):
         StoredEditTable(str(tmp_path / "old"))

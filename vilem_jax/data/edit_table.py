@@ -21,7 +21,7 @@ from vilem_jax.config.schema import EditorConfig
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason, write_bytes
+from vilem_jax.files import check_format_version, reason, write_bytes
 from vilem_jax.typing import JsonObject
 
 FORMAT_VERSION = 1  # raised when a file means something else than before
@@ -115,12 +115,9 @@ class StoredEditTable:
                 f"{path} (config.editor.edit_table) is not a complete file of "
                 "`vilem data edit`: run it again"
             ) from error
-        if (version := self.about.get("format_version")) != FORMAT_VERSION:
-            raise UserError(
-                f"{path} (config.editor.edit_table) has format_version {version}, and "
-                f"this program reads {FORMAT_VERSION}: make the file again with `vilem "
-                "data edit`"
-            )
+        version = self.about.get("format_version")
+        rebuild = "make this config.editor.edit_table again with `vilem data edit`"
+        check_format_version(version, FORMAT_VERSION, Path(path), rebuild)
 
     def __reduce__(self) -> tuple[type["StoredEditTable"], tuple[str]]:
         return StoredEditTable, (self.path,)

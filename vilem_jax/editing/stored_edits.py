@@ -19,15 +19,15 @@ from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.editing.editor import FrozenEditor, edit_captions, editor_graph
 from vilem_jax.editing.loading import check_editor, load_editor, token_tables
 from vilem_jax.errors import UserError
-from vilem_jax.files import write_bytes
+from vilem_jax.files import check_format_version, write_bytes
 
 EDIT_ROWS = 64  # captions the editor takes at a time
 FORMAT_VERSION = 1  # raised when a file means something else than before
 
 
 _HOW_TO_MAKE = (
-    "give --edits of `vilem evaluate proofread` another file, or one that does not "
-    "exist, and it makes the edits and stores them there"
+    "give --edits of `vilem evaluate proofread` a file that does not exist, and it "
+    "makes the edits and stores them there"
 )
 
 
@@ -169,11 +169,8 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
         another vocabulary, or have [SEP] and those of the model do not.
     """
     values = _read_arrays(path)
-    if (version := values.get("format_version")) != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format_version {version} and no stored edits of "
-            f"format_version {FORMAT_VERSION}: {_HOW_TO_MAKE}"
-        )
+    version = values.get("format_version")
+    check_format_version(version, FORMAT_VERSION, Path(path), _HOW_TO_MAKE)
     names = [field.name for field in dataclasses.fields(StoredEdits)]
     if missing := [name for name in names if name not in values]:
         raise UserError(
