@@ -1,4 +1,4 @@
-"""Opens and checks what edits the captions of a run: the editor, or prepared edits."""
+"""Opens and checks what edits the captions of a run: the editor, or an edit table."""
 
 import dataclasses
 from pathlib import Path

@@ -93,7 +93,7 @@ def _walk(root: Path) -> Iterator[Entry]:
                 continue
             try:
                 status = path.stat()
-            except OSError:  # a broken link, or a file that has just been deleted
+            except OSError:  # a dangling link, or a file that has just been deleted
                 status = None
             size, modified = (status.st_size, status.st_mtime_ns) if status else (0, 0)
             yield Entry(str(path.relative_to(root)), size, modified)
