@@ -151,7 +151,7 @@ def test_verbs_accept_an_export(exported, tmp_path, capsys):
     assert main(["evaluate", "retrieval", model, *scenes]) == 0
     assert "R@1" in capsys.readouterr().out
     message = refused(capsys, "evaluate", "retrieval", model)
-    assert "say what to measure on with --data" in message
+    assert "name the data with --data" in message
     message = refused(capsys, "evaluate", "proofread", model, *scenes)
     assert "config.editor.path is empty" in message
 

@@ -225,15 +225,15 @@ def _validation_of(options: argparse.Namespace) -> SourceConfig:
 
     if not is_run(options.model):
         raise UserError(
-            f"say what to measure on with --data: {options.model} is an exported "
-            "model, which brings no data along"
+            f"name the data with --data: {options.model} is an exported model, which "
+            "includes no data"
         )
     sources = read_config(options.model).data.validation
     if len(sources) != 1:
         names = ", ".join(source.name for source in sources) or "none"
         raise UserError(
-            f"say what to measure on with --data: the run in {options.model} has not "
-            f"one set of validation data, but {names}"
+            f"name the data with --data: the run in {options.model} does not have one "
+            f"validation source, but {names}"
         )
     return sources[0]
 

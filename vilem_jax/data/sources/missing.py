@@ -34,8 +34,8 @@ def present_images(
 ) -> tuple[Source, dict[str, int]]:
     """`source` without its missing images.
 
-    `Source.has_image` says whether an image's file exists; a source without that method
-    keeps images and captions together, so none can be missing.
+    `has_image(index)` returns whether an image's file exists; a source without that
+    method keeps images and captions together, so none can be missing.
 
     Args:
       allow_missing: leave missing images out, with their captions. Otherwise they are
