@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from tests.tiny import compiled_update, tiny_config, tiny_samples, tiny_state
-from vilem_jax.training.step import keep_if_finite
+from vilem_jax.training.optimizer import make_optimizer
+from vilem_jax.training.step import apply_gradients
 
 CONFIG = tiny_config()
 COUNTERS = ("step", "skipped_total", "skipped_in_a_row")
@@ -127,7 +128,13 @@ def test_three_skipped_steps_and_a_finite_one(trained):
     assert (words != trained.params["text"]["embedding"]["words"]).any()
 
 
-def test_keep_if_finite_keeps_the_old_fields(trained):
-    proposed = {"params": jax.tree.map(lambda x: x + jnp.nan, trained.params)}
-    after = keep_if_finite(trained, jnp.asarray(False), proposed)
+def test_apply_gradients_keeps_the_state(trained):
+    """The part of the step that the editor's step has too."""
+    nan = jax.tree.map(lambda x: x + jnp.nan, trained.params)
+    optimizer, rate = make_optimizer(CONFIG.optimizer), jnp.float32(1e-3)
+    update = jax.jit(
+        lambda s, g: apply_gradients(s, s.params, g, rate, optimizer, rate)
+    )
+    after, metrics = update(trained, nan)
+    assert metrics["skipped_total"] == 1
     assert_only_counters_change(trained, after)
