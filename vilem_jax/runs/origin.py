@@ -17,7 +17,7 @@ from vilem_jax.runs.checkpoints import CHECKPOINTS_FOLDER, restore_fields
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import model_folder, positions
 
-Section = TypeVar("Section", ModelConfig, TextConfig, VisionConfig)
+Section = TypeVar("Section", bound=ModelConfig | TextConfig | VisionConfig)
 
 TOKENIZER_FOLDER = "tokenizer"  # in a work directory
 
