@@ -20,7 +20,7 @@ from tests.training.tiny_runs import (
     run_settings,
     write_vocabulary,
 )
-from vilem_jax.cli.main import main
+from vilem_jax.cli.train import _print_test as print_test
 from vilem_jax.config.freeze import freeze
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.recall import retrieval_metrics
@@ -216,10 +216,10 @@ def test_command_prints_the_scores(tmp_path, capsys):
     rows = np.eye(4, 6, dtype=np.float32)
     metrics = retrieval_metrics(rows, rows[[0, 1, 2, 0]], np.arange(4))
     (tmp_path / "test.json").write_text(json.dumps({"test": {"mine": metrics}}))
-    main._print_test(str(tmp_path))
+    print_test(str(tmp_path))
     table = capsys.readouterr().out
     assert "mine, the test split, scored once:" in table and "75.0" in table
-    main._print_test(str(tmp_path / "other"))
+    print_test(str(tmp_path / "other"))
     assert capsys.readouterr().out == ""
     (tmp_path / "test.json").write_text("[]")
     with pytest.raises(UserError, match=r"test\.json is not a run's scores"):
