@@ -104,10 +104,11 @@ def reading_ahead(options) -> int:
 
 
 def open_batches(data: Path, tokenizer, config, options):
-    from vilem_jax.config.schema import DataConfig, SourceConfig
+    from vilem_jax.config.schema import DataConfig
+    from vilem_jax.config.sources import JsonConfig
     from vilem_jax.data.batches import open_corpus, train_batches
 
-    source = SourceConfig(path=str(data / "captions.json"), images=str(data / "images"))
+    source = JsonConfig(path=str(data / "captions.json"), images=str(data / "images"))
     settings = DataConfig(
         train=(source,),
         text_length=config.data.text_length,

@@ -28,7 +28,8 @@ import reporting
 from images import PRE_RESIZED, jpeg, photo, write_pairs
 from PIL import Image
 
-from vilem_jax.config.schema import DataConfig, SourceConfig
+from vilem_jax.config.schema import DataConfig
+from vilem_jax.config.sources import JsonConfig, WebDatasetConfig
 from vilem_jax.data.batches import open_corpus, train_batches
 from vilem_jax.data.images import crop_box, decode, random_crop
 from vilem_jax.data.tokenizer import Tokenizer
@@ -77,10 +78,10 @@ def make_systems(data: Path, options, *, workers: int) -> dict[str, Callable]:
     tokenizer = Tokenizer(data / "words")
     peers = loader_peers.Peers(data, tokenizer, options.batch, workers, crop)
     sources = {
-        OURS[0]: SourceConfig(
+        OURS[0]: JsonConfig(
             path=str(data / "captions.json"), images=str(data / "images")
         ),
-        OURS[1]: SourceConfig(kind="webdataset", path=str(data / "*.tar")),
+        OURS[1]: WebDatasetConfig(path=str(data / "*.tar")),
     }
     systems = {}
     for name, source in sources.items():
@@ -154,7 +155,8 @@ def pixel_error(photos: str | None, count: int) -> dict:
         for size in (64, 128, SIZE):
             found = random_crop(content, size, SCALE, np.random.default_rng(i))
             rng = np.random.default_rng(i)
-            box = crop_box(*reversed(decode(content).shape[:2]), SCALE, rng)
+            height, width = decode(content).shape[:2]
+            box = crop_box(width, height, SCALE, rng)
             with Image.open(io.BytesIO(content)) as image:
                 part = image.convert("RGB").crop(box)
             expected = part.resize((size, size), Image.Resampling.BICUBIC)

@@ -105,4 +105,4 @@ class Endless:
         stop = getattr(self._batches, "_shutdown_workers", None)
         if stop:
             stop()
-        self._batches = self._loader = None
+        del self._batches, self._loader

@@ -20,6 +20,7 @@ class System:
 
 def peer_module(path: str):
     spec = importlib.util.spec_from_file_location("torch_vilem", path)
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
