@@ -103,14 +103,14 @@ def activation_bytes(config: Config) -> dict[str, float]:
     # Logits over the vocabulary at the edited positions, and their softmax.
     logits = 2 * _FLOAT32 * config.editor.max_edits * text.vocab_size
     if config.task == "editor":
-        return {"text": clean, "vocabulary logits": logits}
+        return {"text": clean, "word logits": logits}
     held = {"ViT": _vit(config), "clean text": clean}
     if loss.has_local:
         layers = [layer + _cross_attention(config)] * num
         held["local branch"] = _kept(config, layers, text)
     if loss.has_global:
         held["global branch"] = _kept(config, [layer] * num, text)
-    held["vocabulary logits"] = logits * sum(
+    held["word logits"] = logits * sum(
         "correct" in t for t in loss.trained.values()
     )
     held["similarities"] = 2 * _FLOAT32 * (config.train.batch_size + loss.queue_length)
