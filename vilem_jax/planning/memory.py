@@ -110,9 +110,7 @@ def activation_bytes(config: Config) -> dict[str, float]:
         held["local branch"] = _kept(config, layers, text)
     if loss.has_global:
         held["global branch"] = _kept(config, [layer] * num, text)
-    held["word logits"] = logits * sum(
-        "correct" in t for t in loss.trained.values()
-    )
+    held["word logits"] = logits * sum("correct" in t for t in loss.trained.values())
     held["similarities"] = 2 * _FLOAT32 * (config.train.batch_size + loss.queue_length)
     return held
 
