@@ -89,5 +89,5 @@ def test_another_editor_in_the_folder_of_the_run(tmp_path):
     found = check_editor(Config(editor=EditorConfig(path=str(tmp_path))))
     assert len(found) == 64
     editor = EditorConfig(path=str(tmp_path), sha256="0" * 64)
-    with pytest.raises(UserError, match=f"another than this run's.*{found}"):
+    with pytest.raises(UserError, match=f"is not that of this run.*{found}"):
         make_run_edits(Config(editor=editor), None, ScenesSource("test"), seed=0)

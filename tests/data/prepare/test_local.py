@@ -131,7 +131,7 @@ def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path):
         found = opened(tmp_path / "a" / "x", split)
         assert listed(found) == listed(source)
         assert decode(found.read_image(9)).shape == (40, 40, 3)
-    ids = [record["image_id"] for record in opened(tmp_path / "b" / "x")._data()]
+    ids = [record["image_id"] for record in opened(tmp_path / "b" / "x")._data.get()]
     assert ids == list(range(20))
 
 
