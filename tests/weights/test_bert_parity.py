@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax import weights
 from vilem_jax.config.schema import ComputeConfig, TextConfig
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.text import TextTower
+from vilem_jax.weights.formats.huggingface_bert import (
+    load_masked_language_model,
+    load_text,
+    read_text_config,
+    save_masked_language_model,
+)
 
 COMPUTE = ComputeConfig(dtype="float32")
 SHAPES = (
@@ -51,7 +56,7 @@ def merged(build, params):
 def text_tower(folder, config):
     return merged(
         lambda: TextTower(config, COMPUTE, rngs=nnx.Rngs(0)),
-        weights.load_text(folder, config),
+        load_text(folder, config),
     )
 
 
@@ -115,7 +120,7 @@ def compare_tower(torch, record, relative_error, bert, tower, tokens, attention_
 
 def test_tower(saved, torch, record, relative_error):
     model, folder = saved
-    config = weights.read_text_config(folder, TextConfig())
+    config = read_text_config(folder, TextConfig())
     tokens, attention_mask = random_text(1, config.vocab_size)
     blocks, towers = compare_tower(
         torch,
@@ -143,7 +148,7 @@ def test_comparison_finds_a_mistake(
     config = BertConfig(vocab_size=61, max_position_embeddings=16, **SHAPES[0])
     model = randomize(BertModel(config), seed=0)
     model.save_pretrained(tmp_path)
-    config = weights.read_text_config(tmp_path, TextConfig())
+    config = read_text_config(tmp_path, TextConfig())
     tower = text_tower(tmp_path, dataclasses.replace(config, **mistake))
     tokens, attention_mask = random_text(1, 61)
     blocks, _ = compare_tower(
@@ -154,7 +159,7 @@ def test_comparison_finds_a_mistake(
 
 def test_masked_language_model(saved, torch, relative_error):
     model, folder = saved
-    config = weights.read_text_config(folder, TextConfig())
+    config = read_text_config(folder, TextConfig())
     tokens, attention_mask = random_text(2, config.vocab_size)
     with torch.no_grad():
         theirs = model(
@@ -163,7 +168,7 @@ def test_masked_language_model(saved, torch, relative_error):
         ).logits.numpy()
     editor = merged(
         lambda: MaskedLanguageModel(config, COMPUTE, rngs=nnx.Rngs(0)),
-        weights.load_masked_language_model(folder, config),
+        load_masked_language_model(folder, config),
     )
     positions = np.broadcast_to(np.arange(11, dtype=np.int32), tokens.shape)
     ours = jax.jit(editor.logits_at)(tokens, attention_mask, positions)
@@ -175,13 +180,13 @@ def test_saved_folder_is_the_same_model_in_torch(saved, tmp_path):
     from transformers import BertForMaskedLM
 
     model, folder = saved
-    config = weights.read_text_config(folder, TextConfig())
+    config = read_text_config(folder, TextConfig())
     words = ["[PAD]", *(f"word{number}" for number in range(60))]
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "vocab.txt").write_text("\n".join(words) + "\n")
-    params = weights.load_masked_language_model(folder, config)
-    weights.save_masked_language_model(tmp_path / "ours", params, config, tokenizer)
+    params = load_masked_language_model(folder, config)
+    save_masked_language_model(tmp_path / "ours", params, config, tokenizer)
     again = BertForMaskedLM.from_pretrained(tmp_path / "ours").eval()
     theirs, ours = model.state_dict(), again.state_dict()
     assert theirs.keys() == ours.keys()
@@ -189,7 +194,7 @@ def test_saved_folder_is_the_same_model_in_torch(saved, tmp_path):
         np.testing.assert_array_equal(ours[name].numpy(), array.numpy(), err_msg=name)
     assert again.config.layer_norm_eps == model.config.layer_norm_eps
     assert again.config.pad_token_id == 0
-    assert weights.read_text_config(tmp_path / "ours", TextConfig()) == config
+    assert read_text_config(tmp_path / "ours", TextConfig()) == config
 
 
 @pytest.mark.realdata
@@ -197,7 +202,7 @@ def test_minilm(minilm_folder, torch, record, relative_error):
     from transformers import BertModel
 
     model = BertModel.from_pretrained(minilm_folder).eval()
-    config = weights.read_text_config(minilm_folder, TextConfig())
+    config = read_text_config(minilm_folder, TextConfig())
     assert (config.num_layers, config.width, config.vocab_size) == (6, 384, 30522)
     tokens, attention_mask = random_text(4, config.vocab_size)
     blocks, towers = compare_tower(

@@ -10,12 +10,24 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from vilem_jax import weights
 from vilem_jax.config.schema import ComputeConfig, TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.vision import VisionTower
 from vilem_jax.weights import folders, tables
+from vilem_jax.weights.folders import read_folder, sha256
+from vilem_jax.weights.formats.huggingface_bert import (
+    load_masked_language_model,
+    load_mlm_head,
+    load_text,
+    read_text_config,
+    save_masked_language_model,
+)
+from vilem_jax.weights.formats.huggingface_vit import (
+    load_vision,
+    read_vision_config,
+    save_vision,
+)
 
 SMALL = TextConfig(
     vocab_size=7,
@@ -52,7 +64,7 @@ def tokenizer(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, params, tokenizer):
-    weights.save_masked_language_model(tmp_path / "bert", params, SMALL, tokenizer)
+    save_masked_language_model(tmp_path / "bert", params, SMALL, tokenizer)
     return tmp_path / "bert"
 
 
@@ -82,16 +94,16 @@ def test_what_is_written_is_read_back(folder, params):
     names = {"config.json", "model.safetensors", "vocab.txt", "tokenizer.json"}
     assert {path.name for path in folder.iterdir()} == names
     assert {path.name for path in folder.parent.iterdir()} == {"bert", "tokenizer"}
-    assert weights.read_folder(str(folder)) == folder
+    assert read_folder(str(folder)) == folder
     assert json.loads((folder / "config.json").read_text())["pad_token_id"] == 1
     base = TextConfig(dropout_rate=0.3)
-    config = weights.read_text_config(folder, base)
+    config = read_text_config(folder, base)
     assert config.dropout_rate == 0.3 and config.activation == "gelu_tanh"
     assert config.layer_norm_eps == 1e-6 and config.num_heads == 2
-    assert_same(weights.load_masked_language_model(folder, config), params)
-    assert_same(weights.load_text(folder, config), params["text"])
+    assert_same(load_masked_language_model(folder, config), params)
+    assert_same(load_text(folder, config), params["text"])
     head = {"transform": params["transform"], "bias": params["bias"]}
-    assert_same(weights.load_mlm_head(folder, config), head)
+    assert_same(load_mlm_head(folder, config), head)
 
 
 def test_old_spellings_and_unused_heads(folder, params):
@@ -108,7 +120,7 @@ def test_old_spellings_and_unused_heads(folder, params):
         return rename("LayerNorm.bias", "LayerNorm.beta")(tensors) | extra
 
     rewrite(folder, change)
-    assert_same(weights.load_masked_language_model(folder, SMALL), params)
+    assert_same(load_masked_language_model(folder, SMALL), params)
 
 
 def test_half_precision_becomes_float32(folder, params):
@@ -116,14 +128,14 @@ def test_half_precision_becomes_float32(folder, params):
         half = jax.tree.map(lambda x, kind=kind: x.astype(kind), params)
         rewrite(folder, lambda t, kind=kind: {k: v.astype(kind) for k, v in t.items()})
         wanted = jax.tree.map(lambda x: x.astype(np.float32), half)
-        ours = weights.load_masked_language_model(folder, SMALL)
+        ours = load_masked_language_model(folder, SMALL)
         if kind is np.float16:  # the second round starts from rounded values
             assert_same(ours, wanted)
         assert ours["bias"].dtype == np.float32
 
 
 def test_several_files_with_an_index(folder, params):
-    digest = weights.sha256(folder)
+    digest = sha256(folder)
     stored = folder / "model.safetensors"
     assert digest == hashlib.sha256(stored.read_bytes()).hexdigest()
     tensors = safetensors.numpy.load_file(stored)
@@ -136,18 +148,18 @@ def test_several_files_with_an_index(folder, params):
         weight_map |= dict.fromkeys(part, file)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
-    assert_same(weights.load_masked_language_model(folder, SMALL), params)
-    first = weights.sha256(folder)
+    assert_same(load_masked_language_model(folder, SMALL), params)
+    first = sha256(folder)
     assert len(first) == 64 and first != digest
     (folder / "model-1.safetensors").unlink()
     with pytest.raises(UserError, match=r"model-1\.safetensors, not in the folder"):
-        weights.load_text(folder, SMALL)
+        load_text(folder, SMALL)
     index.write_text(json.dumps({"weight_map": {"a": "../bert/x.safetensors"}}))
     with pytest.raises(UserError, match="not in the folder"):
-        weights.load_text(folder, SMALL)
+        load_text(folder, SMALL)
     index.write_text("[]")
     with pytest.raises(UserError, match="weight_map"):
-        weights.load_text(folder, SMALL)
+        load_text(folder, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +204,7 @@ def test_wrong_tensors_are_named(folder, change, message):
 
     rewrite(folder, changed)
     with pytest.raises(UserError, match=message):
-        weights.load_masked_language_model(folder, SMALL)
+        load_masked_language_model(folder, SMALL)
 
 
 @pytest.mark.parametrize(
@@ -213,29 +225,29 @@ def test_wrong_config_is_named(folder, settings, message):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(UserError, match=message):
-        weights.read_text_config(folder, TextConfig())
+        read_text_config(folder, TextConfig())
 
 
 def test_corrupt_files_are_named(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not JSON"):
-        weights.read_text_config(folder, TextConfig())
+        read_text_config(folder, TextConfig())
     (folder / "config.json").write_text("[1]")
     with pytest.raises(UserError, match="must hold an object, not a list"):
-        weights.read_text_config(folder, TextConfig())
+        read_text_config(folder, TextConfig())
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"has no config\.json"):
-        weights.read_text_config(folder, TextConfig())
+        read_text_config(folder, TextConfig())
     stored = folder / "model.safetensors"
     stored.write_bytes(stored.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
-        weights.load_text(folder, SMALL)
+        load_text(folder, SMALL)
     stored.rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"only in pytorch_model\.bin.*convert it"):
-        weights.load_text(folder, SMALL)
+        load_text(folder, SMALL)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
-        weights.sha256(folder)
+        sha256(folder)
 
 
 def test_no_folder_no_hub(tmp_path, monkeypatch):
@@ -254,11 +266,11 @@ def test_no_folder_no_hub(tmp_path, monkeypatch):
         ("someone/bert", "there is no folder someone/bert, and the Hugging Face hub "),
     ):
         with pytest.raises(UserError, match=message):
-            weights.read_folder(name)
+            read_folder(name)
     monkeypatch.setattr(
         huggingface_hub, "snapshot_download", lambda *a, **k: str(tmp_path)
     )
-    assert weights.read_folder("someone/bert") == tmp_path
+    assert read_folder("someone/bert") == tmp_path
 
 
 def test_writing_is_one_change(folder, params, tokenizer, monkeypatch):
@@ -271,21 +283,21 @@ def test_writing_is_one_change(folder, params, tokenizer, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(folders.safetensors.numpy, "save_file", disk_full)
         with pytest.raises(UserError, match="no space"):
-            weights.save_masked_language_model(folder, changed, SMALL, tokenizer)
+            save_masked_language_model(folder, changed, SMALL, tokenizer)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert len(list(folder.parent.iterdir())) == 2  # nothing left beside it
-    weights.save_masked_language_model(folder, changed, SMALL, tokenizer)
-    assert_same(weights.load_masked_language_model(folder, SMALL), changed)
+    save_masked_language_model(folder, changed, SMALL, tokenizer)
+    assert_same(load_masked_language_model(folder, SMALL), changed)
     assert len(list(folder.parent.iterdir())) == 2
 
 
 def test_writing_removes_nothing_of_others(folder, params, tokenizer):
     (folder / "notes.txt").touch()
     with pytest.raises(UserError, match=r"holds notes\.txt, which .* would remove"):
-        weights.save_masked_language_model(folder, params, SMALL, tokenizer)
+        save_masked_language_model(folder, params, SMALL, tokenizer)
     (tokenizer / "vocab.txt").unlink()
     with pytest.raises(UserError, match=r"tokenizer has no vocab\.txt"):
-        weights.save_masked_language_model(folder / "new", params, SMALL, tokenizer)
+        save_masked_language_model(folder / "new", params, SMALL, tokenizer)
     assert not (folder / "new").exists()
 
 
@@ -296,10 +308,10 @@ def test_somebody_s_folder_of_the_same_names_is_kept(folder, params, tokenizer):
         (folder / "config.json").write_text(json.dumps(settings | other))
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         with pytest.raises(UserError, match=r"holds config\.json, which .* would rem"):
-            weights.save_masked_language_model(folder, params, SMALL, tokenizer)
+            save_masked_language_model(folder, params, SMALL, tokenizer)
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     (folder / "config.json").write_text(json.dumps(settings))
-    weights.save_masked_language_model(folder, params, SMALL, tokenizer)
+    save_masked_language_model(folder, params, SMALL, tokenizer)
 
 
 def test_merging(params):
@@ -329,17 +341,17 @@ def test_vision_at_another_size(tmp_path):
         image_size=12, patch_size=4, width=6, num_layers=1, num_heads=2, mlp_width=8
     )
     params = random_like(lambda: VisionTower(config, ComputeConfig(), rngs=nnx.Rngs(0)))
-    weights.save_vision(tmp_path / "vit", params, config)
-    assert_same(weights.load_vision(tmp_path / "vit", config), params)
-    larger = weights.read_vision_config(tmp_path / "vit", VisionConfig(image_size=20))
+    save_vision(tmp_path / "vit", params, config)
+    assert_same(load_vision(tmp_path / "vit", config), params)
+    larger = read_vision_config(tmp_path / "vit", VisionConfig(image_size=20))
     assert (larger.num_patches, larger.width) == (25, 6)
-    ours = weights.load_vision(tmp_path / "vit", larger)
+    ours = load_vision(tmp_path / "vit", larger)
     assert ours["position_embedding"].shape == (26, 6)
     ours["position_embedding"] = params["position_embedding"]
     assert_same(ours, params)
     with pytest.raises(UserError, match="22 pixels do not divide"):
-        weights.read_vision_config(tmp_path / "vit", VisionConfig(image_size=22))
+        read_vision_config(tmp_path / "vit", VisionConfig(image_size=22))
     name = "embeddings.position_embeddings"
     rewrite(tmp_path / "vit", lambda t: t | {name: t[name][:, :-1]})
     with pytest.raises(UserError, match="a square grid of patches"):
-        weights.load_vision(tmp_path / "vit", config)
+        load_vision(tmp_path / "vit", config)

@@ -9,10 +9,14 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from vilem_jax import weights
 from vilem_jax.config.schema import ComputeConfig, TextConfig, VisionConfig
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.models.vision import VisionTower
+from vilem_jax.weights.formats.huggingface_bert import (
+    load_masked_language_model,
+    read_text_config,
+)
+from vilem_jax.weights.formats.huggingface_vit import load_vision, read_vision_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COMPUTE = ComputeConfig(dtype="float32")
@@ -43,10 +47,10 @@ def merged(build, params):
 
 def test_bert(unpack, relative_error):
     stored, folder = unpack("bert")
-    config = weights.read_text_config(folder, TextConfig())
+    config = read_text_config(folder, TextConfig())
     model = merged(
         lambda: MaskedLanguageModel(config, COMPUTE, rngs=nnx.Rngs(0)),
-        weights.load_masked_language_model(folder, config),
+        load_masked_language_model(folder, config),
     )
 
     @jax.jit
@@ -62,10 +66,10 @@ def test_bert(unpack, relative_error):
 
 def test_vit(unpack, relative_error):
     stored, folder = unpack("vit")
-    config = weights.read_vision_config(folder, VisionConfig(image_size=8))
+    config = read_vision_config(folder, VisionConfig(image_size=8))
     tower = merged(
         lambda: VisionTower(config, COMPUTE, rngs=nnx.Rngs(0)),
-        weights.load_vision(folder, config),
+        load_vision(folder, config),
     )
     features = jax.jit(tower)(np.float32(stored["pixels"]))
     assert relative_error(features.class_feature, stored["class_feature"]) <= 1e-5

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax import weights
 from vilem_jax.config.schema import ComputeConfig, VisionConfig
 from vilem_jax.models.vision import VisionTower
 from vilem_jax.weights import positions
+from vilem_jax.weights.formats.huggingface_vit import (
+    load_vision,
+    read_vision_config,
+    save_vision,
+)
 
 COMPUTE = ComputeConfig(dtype="float32")
 SHAPES = (
@@ -54,14 +58,12 @@ def vision_tower(folder, config):
         nnx.eval_shape(lambda: VisionTower(config, COMPUTE, rngs=nnx.Rngs(0))),
         nnx.Param,
     )
-    params = jax.tree.map(jnp.asarray, weights.load_vision(folder, config))
+    params = jax.tree.map(jnp.asarray, load_vision(folder, config))
     return nnx.merge(graph, params)
 
 
 def read_config(folder, shape):
-    return weights.read_vision_config(
-        folder, VisionConfig(image_size=shape["image_size"])
-    )
+    return read_vision_config(folder, VisionConfig(image_size=shape["image_size"]))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -149,8 +151,8 @@ def test_saved_folder_is_the_same_model_in_torch(randomize, tmp_path):
     model = randomize(ViTModel(ViTConfig(**SHAPES[1]), add_pooling_layer=False), seed=1)
     model.save_pretrained(tmp_path / "theirs")
     config = read_config(tmp_path / "theirs", SHAPES[1])
-    params = weights.load_vision(tmp_path / "theirs", config)
-    weights.save_vision(tmp_path / "ours", params, config)
+    params = load_vision(tmp_path / "theirs", config)
+    save_vision(tmp_path / "ours", params, config)
     again = ViTModel.from_pretrained(tmp_path / "ours", add_pooling_layer=False).eval()
     theirs, ours = model.state_dict(), again.state_dict()
     assert theirs.keys() == ours.keys()

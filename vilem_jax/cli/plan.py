@@ -13,7 +13,6 @@ def add_verbs(verbs) -> None:
         help="parameters, FLOPs, memory and time of a run, before renting anything",
         description="Counts what a step computes, keeps and sends, and predicts its "
         "speed. Reads no data and no weights, and needs neither GPU nor TPU.",
-        allow_abbrev=False,
     )
     add_config(plan)
     plan.add_argument(
