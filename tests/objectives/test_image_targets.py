@@ -141,6 +141,11 @@ def test_distinct_images_give_the_losses_of_own_keys_bitwise(arrays, alpha):
     np.testing.assert_allclose(by_image[0], own[0], rtol=1e-6, atol=1e-6)
 
 
+def test_image_ids_without_those_of_the_queue_are_refused(arrays):
+    with pytest.raises(ValueError, match="queue_image_ids is None"):
+        ours(arrays, None, None, image_ids=jnp.asarray(IDS))
+
+
 def everything(rows, columns):
     return jnp.ones((rows, columns), bool)
 

@@ -67,9 +67,11 @@ def info_nce(
     batch_logits, queue_logits, total = _scores(
         embedding, keys, queue, temperature, batch_mask, queue_mask
     )
-    if image_ids is None or queue_image_ids is None:
+    if image_ids is None:
         positive = jnp.take_along_axis(batch_logits, row[:, None], axis=1)[:, 0]
     else:
+        if queue_image_ids is None:
+            raise ValueError("image_ids need the queue's too: queue_image_ids is None")
         targets = image_targets(image_ids, queue_image_ids, row, batch_mask, queue_mask)
         # [b]: the mean logit of the positives, wherever they are.
         positive = _weighted(targets[0], batch_logits)
@@ -153,7 +155,6 @@ def _similarity(embedding, keys):
 
 def _weighted(weights, logits):
     """sum_j weight_j logit_j, [b]; a weight of 0 leaves a logit out."""
-    # Not a plain product: 0 times the logit of a masked key would be -0 or NaN.
     return jnp.sum(jnp.where(weights > 0, weights * logits, 0.0), axis=1)
 
 

@@ -58,6 +58,8 @@ def device_gradients(
     )
     image_keys, text_keys = map_microbatches(encode, (samples,), config)
     image_ids = samples.image_id if config.loss.positives == "image" else None
+    if config.loss.positives == "image" and image_ids is None:
+        raise ValueError("config.loss.positives='image' needs Samples.image_id")
     keys = gather_rows(Keys(image_keys, text_keys, image_ids))
 
     # With the keys fixed, the loss is a sum over samples, so it can be cut anywhere.
