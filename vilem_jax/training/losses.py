@@ -79,8 +79,8 @@ class ProofreadSums(NamedTuple):
 class LossSums(NamedTuple):
     """Losses and counts of a part of the batch; the parts add up."""
 
-    i2t: Mean | jax.Array | None  # Eq. (3), as sums or its value
-    t2i: Mean | jax.Array | None  # Eq. (4), as sums or its value
+    i2t: Mean | jax.Array  # Eq. (3), as sums or its value
+    t2i: Mean | jax.Array  # Eq. (4), as sums or its value
     branches: dict[str, ProofreadSums]  # the branches that are trained
     embedding: jax.Array  # [E], sum of z^v
     embedding_square: jax.Array  # [E], sum of its square
@@ -215,7 +215,7 @@ def _text_passes(
     # those of `model`.
     pairs = [(model, features)]
     if config.pairing == "cross":
-        # ALBEF's order: each text tower reads the image of the other model.
+        # Each text tower reads the features of the other model's image tower.
         momentum_features = momentum_model.image_features(
             samples.pixels, with_levels=config.has_local
         )

@@ -188,7 +188,7 @@ def make_update(
 
 
 def _shared(config: Config, state: TrainState, samples: Samples) -> losses.Shared:
-    # ALBEF raises alpha in the first epoch, while the momentum model is random.
+    # ALBEF raises alpha linearly during the first epoch.
     alpha = ramp(config.loss.soft_target_ramp_steps, state.step)
     return losses.Shared(
         image_queue=state.image_queue,

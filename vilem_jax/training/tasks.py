@@ -96,7 +96,7 @@ class VilemTask:
     def __init__(
         self, config: Config, layout: Layout, tokenizer: Tokenizer, schedule: Callable
     ):
-        # At the start, not in the middle of a trace of a thousand lines.
+        # Before anything is compiled: the kernel itself would fail while tracing.
         platform = layout.mesh.devices.flat[0].platform
         if config.compute.attention == "cudnn" and platform != "gpu":
             raise UserError(
