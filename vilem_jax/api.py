@@ -23,7 +23,6 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.mixed_towers import mixed_encoder
-from vilem_jax.models.vilem import Params
 from vilem_jax.runs.trained_model import read_stored
 from vilem_jax.weights.model_folder import without_origins
 
@@ -69,13 +68,11 @@ class Model:
         Raises:
           UserError: an image that cannot be read, by name; none at all.
         """
-        several: Iterable[ImageInput]
-        if isinstance(images, np.ndarray):
-            several = images if images.ndim >= 4 else [images]
-        else:
-            is_one = isinstance(images, str | Path | Image.Image)
-            several = [images] if is_one else images
-        return self.encoder.encode_pixels(read_ahead(self.read_image, several))
+        if isinstance(images, str | Path | Image.Image) or (
+            isinstance(images, np.ndarray) and images.ndim < 4
+        ):
+            images = [images]
+        return self.encoder.encode_pixels(read_ahead(self.read_image, images))
 
     def encode_text(self, captions: Iterable[str] | str) -> np.ndarray:
         """Captions -> float32 [N, E], unit rows; longer ones are cut.
@@ -87,11 +84,8 @@ class Model:
 
     def knows_a_word(self, caption: str) -> bool:
         """Whether a word of it is in the vocabulary."""
-        return bool(
-            self.tokenizer.vocabulary.is_editable[
-                self.encoder.tokenize([caption])
-            ].any()
-        )
+        tokens = self.encoder.tokenize([caption])
+        return bool(self.tokenizer.vocabulary.is_editable[tokens].any())
 
     def proofread(
         self, image: ImageInput, caption: str, *, branch: Branch = "local"
@@ -138,13 +132,11 @@ class Model:
             tokens,
             branches=(branch,),
         )[branch]
-        has_corrections = "correct" in self.encoder.trained[branch]
-        return [
-            self._words(*one, has_corrections=has_corrections)
-            for one in zip(
-                tokens, judged.p_wrong, judged.best, judged.p_best, strict=True
-            )
-        ]
+        if "correct" not in self.encoder.trained[branch]:
+            # Nothing has learned these: as improbable as what cannot stand there.
+            judged = judged._replace(p_best=np.zeros_like(judged.p_best))
+        rows = zip(tokens, judged.p_wrong, judged.best, judged.p_best, strict=True)
+        return [self._words(*row) for row in rows]
 
     def read_image(self, image: ImageInput) -> np.ndarray:
         """An image squashed to the model's square: uint8 [R, R, 3]."""
@@ -181,33 +173,23 @@ class Model:
         digest.update(repr((shape, text, self.tokenizer.pieces)).encode())
         return digest.hexdigest()
 
-    def _words(self, row, p_wrong, best, p_best, *, has_corrections) -> list[Word]:
+    def _words(self, row, p_wrong, best, p_best) -> list[Word]:
         """The words of one caption; row int32 [L], best int32 [L, 4]."""
         is_judged = self.tokenizer.vocabulary.is_editable[row]
         p_wrong = np.where(is_judged, p_wrong, 0.0)
         words = []
         for word, start, stop in self.tokenizer.words(row):
             position = start + int(np.argmax(p_wrong[start:stop]))
-            corrections = ()
-            if is_judged[position] and has_corrections:
-                pieces, at = row[start:stop], position - start
-                corrections = self._corrections(
-                    pieces, at, best[position], p_best[position]
-                )
-            words.append(Word(word, float(p_wrong[position]), corrections))
+            corrections = []
+            for token, p in zip(best[position], p_best[position], strict=True):
+                # A probability of 0: no other piece can stand there.
+                if is_judged[position] and p and token != row[position]:
+                    pieces = [*row[start:position], token, *row[position + 1 : stop]]
+                    joined = "".join(part for part, *_ in self.tokenizer.words(pieces))
+                    corrections.append((joined, float(p)))
+            shown = tuple(corrections[:NUM_CORRECTIONS])
+            words.append(Word(word, float(p_wrong[position]), shown))
         return words
-
-    def _corrections(self, pieces, at, best, p_best) -> tuple[tuple[str, float], ...]:
-        """The word with another piece in position of pieces[at], the best first."""
-        found = []
-        for token, probability in zip(best, p_best, strict=True):
-            if token == pieces[at] or not probability:  # no other can stand there
-                continue
-            corrected = pieces.copy()
-            corrected[at] = token
-            joined = "".join(word for word, _, _ in self.tokenizer.words(corrected))
-            found.append((joined, float(probability)))
-        return tuple(found[:NUM_CORRECTIONS])
 
 
 def load(
@@ -239,24 +221,15 @@ def load(
             f"weights must be 'online', 'momentum' or 'mixed', not {weights!r}"
         )
     stored = read_stored(path, "online" if weights == "mixed" else weights, step=step)
-    config = _for_this_machine(stored.config)
-    model = make_model(config, stored.params, stored.tokenizer, weights, batch_size)
-    if weights != "mixed":
-        return model
-    momentum = read_stored(path, "momentum", step=step).params
-    return dataclasses.replace(model, encoder=mixed_encoder(model.encoder, momentum))
-
-
-def make_model(
-    config: Config,
-    params: Params,
-    tokenizer: Tokenizer,
-    weights: str = "online",
-    batch_size: int | None = None,
-) -> Model:
-    """A `Model` of parameters at hand."""
-    params = jax.device_put(params)
-    encoder = make_encoder(config, params, tokenizer, batch_size=batch_size)
+    encoder = make_encoder(
+        _for_this_machine(stored.config),
+        jax.device_put(stored.params),
+        stored.tokenizer,
+        batch_size=batch_size,
+    )
+    if weights == "mixed":
+        momentum = read_stored(path, "momentum", step=step).params
+        encoder = mixed_encoder(encoder, momentum)
     return Model(encoder, weights)
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from tests.tiny import tiny_config
-from vilem_jax.api import make_model
+from vilem_jax.api import Model
 from vilem_jax.data.scenes.hard_pairs import hard_pairs
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.editing.stored_edits import StoredEdits, captions_digest
+from vilem_jax.evaluation.encoding import make_encoder
 from vilem_jax.report.collect import edited_words, evaluate, make_report, run_charts
 from vilem_jax.report.html import render
 from vilem_jax.training.state import init_params
@@ -39,7 +40,7 @@ def model(tmp_path_factory):
         evaluation={"text_length": 24},
     )
     params = init_params(config, jax.random.key(0))
-    return make_model(config, params, tokenizer)
+    return Model(make_encoder(config, params, tokenizer), "online")
 
 
 @pytest.fixture(scope="module")
