@@ -12,7 +12,7 @@ from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.sources.json_file import JsonSource
 from vilem_jax.data.video.clips import VideoClips
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.pair_files import open_pairs
+from vilem_jax.evaluation.pair_files import PairImages, read_pairs
 from vilem_jax.evaluation.winoground import read_winoground
 
 ODD = [
@@ -78,7 +78,7 @@ def read(layout, file, split=""):
         return [clips.file(index) for index in range(len(clips))]
     if layout == "winoground":
         return read_winoground(file.parent)
-    return open_pairs(file.parent, file)
+    return PairImages(file.parent, read_pairs(file)[0])
 
 
 def write(layout, folder, content):

@@ -11,7 +11,6 @@ from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pair_files import (
     Boxed,
     PairImages,
-    open_pairs,
     read_pairs,
 )
 from vilem_jax.evaluation.pairs import CaptionPair, evaluate_pairs
@@ -32,10 +31,10 @@ def entry(number):
 def test_a_folder_gives_one_type_a_file(tmp_path):
     write(tmp_path / "swap_obj.json", {"0": entry(0), "1": entry(1)})
     write(tmp_path / "add_att.json", [entry(2)])
-    pairs = read_pairs(tmp_path).pairs
+    pairs, _ = read_pairs(tmp_path)
     assert [pair.kind for pair in pairs] == ["add_att", "swap_obj", "swap_obj"]
     assert pairs[1] == CaptionPair("0.jpg", "true 0", "wrong 0", "swap_obj")
-    assert read_pairs(tmp_path / "add_att.json").pairs == pairs[:1]
+    assert read_pairs(tmp_path / "add_att.json")[0] == pairs[:1]
 
 
 @pytest.mark.parametrize(
@@ -81,10 +80,10 @@ def test_aro_relations_and_attributes(tmp_path):
     attribute = {k: v for k, v in RELATION.items() if k != "relation_name"}
     attribute |= {"attributes": ["white", "open"]}
     write(tmp_path / "visual_genome_attribution.json", [attribute])
-    found = read_pairs(tmp_path)
-    assert found.layouts == ("ARO",)
+    found, protocol = read_pairs(tmp_path)
+    assert protocol["layouts"] == ["ARO"]
     image = Boxed("7.png", (8, 0, 8, 16))
-    assert found.pairs == (
+    assert found == (
         CaptionPair(
             *(image, "the red thing", "the blue thing", "visual_genome_attribution"),
             group="white_open",
@@ -104,7 +103,8 @@ def test_only_the_box_is_looked_at(tmp_path):
     whole = {k: v for k, v in RELATION.items() if not k.startswith("bbox")}
     other_half = RELATION | {"bbox_x": 0, "bbox_w": 8.4}
     write(tmp_path / "r.json", [RELATION, other_half, whole])
-    _, pairs, images = open_pairs(tmp_path, tmp_path / "r.json")
+    pairs, _ = read_pairs(tmp_path / "r.json")
+    images = PairImages(tmp_path, pairs)
     np.testing.assert_array_equal(images.read_image(pairs[0].image), pixels[:, 8:])
     np.testing.assert_array_equal(images.read_image(pairs[1].image), pixels[:, :8])
     encoder = colour_encoder()
@@ -135,8 +135,8 @@ def test_a_box_outside_the_image_is_named(tmp_path):
 )
 def test_aro_order(tmp_path, entry):
     write(tmp_path / "coco_order.json", [entry])
-    found = read_pairs(tmp_path / "coco_order.json")
-    assert found.pairs == (CaptionPair("7.png", "true", ("x", "y"), "coco_order"),)
+    found, _ = read_pairs(tmp_path / "coco_order.json")
+    assert found == (CaptionPair("7.png", "true", ("x", "y"), "coco_order"),)
 
 
 # ---- VALSE ----
@@ -157,29 +157,32 @@ def test_valse_takes_what_two_annotators_agree_on(tmp_path):
     entries["no_votes"] = foil("n.png", 0)
     del entries["no_votes"]["mturk"]
     write(tmp_path / "actions.json", entries)
-    found = read_pairs(tmp_path)
-    assert found.layouts == ("VALSE",)
-    assert [pair.image for pair in found.pairs] == [
+    found, protocol = read_pairs(tmp_path)
+    assert protocol["layouts"] == ["VALSE"]
+    assert [pair.image for pair in found] == [
         *("SWiG/2.png", "SWiG/3.png", "SWiG/n.png")
     ]
-    assert found.pairs[0].caption == "true of 2.png"
-    assert found.pairs[0].wrong_caption == "wrong of 2.png"
-    assert len(found.notes) == 1 and "actions: 2 entries left out" in found.notes[0]
+    assert found[0].caption == "true of 2.png"
+    assert found[0].wrong_caption == "wrong of 2.png"
+    (note,) = protocol["notes"]
+    assert "actions: 2 entries left out" in note
 
 
 @pytest.mark.parametrize("below", ["", "SWiG"])
 def test_valse_images_in_a_folder_each_or_all_in_one(tmp_path, below):
     write(tmp_path / "actions.json", {"a": foil("3.png", 3)})
     write_image(tmp_path / "images" / below / "3.png", (1, 2, 3))
-    _, pairs, images = open_pairs(tmp_path / "images", tmp_path / "actions.json")
+    pairs, _ = read_pairs(tmp_path / "actions.json")
+    images = PairImages(tmp_path / "images", pairs)
     assert images.read_image(pairs[0].image)
 
 
 def test_missing_images_of_pairs_are_counted(tmp_path):
     write(tmp_path / "swap.json", [entry(number) for number in range(4)])
     write_image(tmp_path / "0.jpg", (1, 2, 3))
+    pairs, _ = read_pairs(tmp_path / "swap.json")
     with pytest.raises(UserError, match=r"3 of 4 images .* the first is 1\.jpg"):
-        open_pairs(tmp_path, tmp_path / "swap.json")
+        PairImages(tmp_path, pairs)
 
 
 @pytest.mark.parametrize(

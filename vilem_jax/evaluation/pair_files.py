@@ -49,65 +49,45 @@ class Boxed(NamedTuple):
     """A part of an image; in pixels."""
 
     name: str
-    box: tuple[float, float, float, float]  # left, top, width, height
+    box: tuple[float, ...]  # left, top, width, height
 
 
-@dataclass(frozen=True)
-class PairSet:
-    """The pairs of a file or of a folder of files."""
-
-    pairs: tuple[CaptionPair, ...]
-    layouts: tuple[str, ...]  # "SugarCrepe", "ARO", "VALSE": those that were met
-    notes: tuple[str, ...]  # what was left out, and why
-
-
-def open_pairs(
-    images: str | Path, *paths: str | Path
-) -> tuple[dict, tuple[CaptionPair, ...], "PairImages"]:
-    """The protocol of the pairs in `paths`, the pairs, and their images.
-
-    Raises:
-      UserError: as `read_pairs` and `NamedImages`.
-    """
-    found = read_pairs(*paths)
-    protocol = {
-        "data": ", ".join(map(str, paths)),
-        "split": "all",
-        "layouts": list(found.layouts),
-        "notes": list(found.notes),
-        "ties": "count against the model",
-    }
-    return protocol, found.pairs, PairImages(images, found.pairs)
-
-
-def read_pairs(*paths: str | Path) -> PairSet:
+def read_pairs(*paths: str | Path) -> tuple[tuple[CaptionPair, ...], JsonObject]:
     """Pairs from JSON files in any of the layouts, or from folders of such files.
 
     The type of a pair is its file's name without `.json`. Entries of VALSE whose foil
     fewer than two of three annotators distinguished from the caption are left out and
     counted; those without votes are taken.
 
+    Returns:
+      the pairs, and their protocol: "layouts" are those that were met, "notes" say what
+      was left out, and why.
+
     Raises:
       UserError: nothing there, no JSON, or another layout; names file and entry.
     """
-    pairs, layouts, notes = [], [], []
+    pairs, layouts, notes = [], {}, []
     for file in (file for path in paths for file in _files(Path(path).expanduser())):
-        found, left_out = [], 0
+        left_out = 0
         for name, entry in _entries(file).items():
-            where = f"{file}, entry {name!r}"
-            layout, pair = _read_entry(where, entry, file.stem)
-            layouts.append(layout)
+            layout, pair = _read_entry(f"{file}, entry {name!r}", entry, file.stem)
+            layouts[layout] = None
             if pair is None:
                 left_out += 1
             else:
-                found.append(pair)
+                pairs.append(pair)
         if left_out:
             notes.append(
                 f"{file.stem}: {left_out} entries left out, for fewer than {MIN_VOTES} "
                 "annotators chose the caption and not the foil"
             )
-        pairs += found
-    return PairSet(tuple(pairs), tuple(dict.fromkeys(layouts)), tuple(notes))
+    return tuple(pairs), {
+        "data": ", ".join(map(str, paths)),
+        "split": "all",
+        "layouts": list(layouts),
+        "notes": notes,
+        "ties": "count against the model",
+    }
 
 
 class PairImages(NamedImages):
@@ -157,27 +137,26 @@ def _entries(file: Path) -> JsonObject:
 
 def _read_entry(where: str, entry: Any, kind: str) -> tuple[str, CaptionPair | None]:
     """The layout of an entry, and its pair; None if annotators refused it."""
-    fields = entry if isinstance(entry, dict) else {}
-    if "true_caption" in fields or "image_path" in fields:
+    entry = entry if isinstance(entry, dict) else {}
+    if entry.keys() & {"true_caption", "image_path"}:
         return "ARO", _read_boxed(where, entry, kind)
-    if "caption_options" in fields or "correct_caption" in fields:
+    if entry.keys() & {"caption_options", "correct_caption"}:
         return "ARO", _read_order(where, entry, kind)
-    if "foil" in fields or "image_file" in fields:
+    if entry.keys() & {"foil", "image_file"}:
         return "VALSE", _read_foil(where, entry, kind)
     names = ("filename", "caption", "negative_caption")
-    image, caption, wrong = (_text(where, fields, name) for name in names)
+    image, caption, wrong = _texts(where, entry, *names)
     return "SugarCrepe", CaptionPair(image, caption, wrong, kind)
 
 
 def _read_boxed(where: str, entry: dict, kind: str) -> CaptionPair:
     names = ("image_path", "true_caption", "false_caption")
-    image, caption, wrong = (_text(where, entry, name) for name in names)
+    image, caption, wrong = _texts(where, entry, *names)
     if any(name in entry for name in _BOX):
-        sides = [entry.get(name, "") for name in _BOX]
-        if not all(isinstance(side, int | float) for side in sides):
+        box = tuple(entry.get(name, "") for name in _BOX)
+        if not all(isinstance(side, int | float) for side in box):
             raise UserError(f"{where}: no number in {' or '.join(map(repr, _BOX))}")
-        left, top, width, height = sides
-        image = Boxed(image, (left, top, width, height))
+        image = Boxed(image, box)
     words = entry.get("attributes") or []
     if not isinstance(words, list):
         raise UserError(f"{where}: 'attributes' is no list of words")
@@ -186,7 +165,7 @@ def _read_boxed(where: str, entry: dict, kind: str) -> CaptionPair:
 
 
 def _read_order(where: str, entry: dict, kind: str) -> CaptionPair:
-    image = _text(where, entry, "image" if "image" in entry else "images")
+    (image,) = _texts(where, entry, "image" if "image" in entry else "images")
     options = entry.get("caption_options")
     if options is None:
         hard = [entry[name] for name in sorted(entry) if name.startswith("hard_text_")]
@@ -208,15 +187,15 @@ def _read_foil(where: str, entry: dict, kind: str) -> CaptionPair | None:
     caption = entry.get("caption")
     if isinstance(caption, list) and caption:  # a list of one, in some copies
         entry = entry | {"caption": caption[0]}
-    names = ("image_file", "caption", "foil")
-    image, caption, wrong = (_text(where, entry, name) for name in names)
+    image, caption, wrong = _texts(where, entry, "image_file", "caption", "foil")
     if isinstance(entry.get("dataset"), str):  # a folder for each; or all in one
         image = f"{entry['dataset']}/{image}"
     return CaptionPair(image, caption, wrong, kind)
 
 
-def _text(where: str, entry: dict, field: str) -> str:
-    value = entry.get(field)
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: no text in {field!r}; {LAYOUT}")
-    return value
+def _texts(where: str, entry: dict, *fields: str) -> list[str]:
+    for field in fields:
+        value = entry.get(field)
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{where}: no text in {field!r}; {LAYOUT}")
+    return [entry[field] for field in fields]

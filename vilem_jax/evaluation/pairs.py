@@ -16,13 +16,14 @@ from vilem_jax.data.scenes.source import open_scenes
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import (
     Benchmark,
+    Cell,
     DataSet,
     Opened,
     Table,
     describe_split,
 )
 from vilem_jax.evaluation.encoding import Encoder, Images, share_rows
-from vilem_jax.evaluation.pair_files import CaptionPair, open_pairs, read_pairs
+from vilem_jax.evaluation.pair_files import CaptionPair, PairImages, read_pairs
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
 
 # A hard pair of scenes has no group.
@@ -57,41 +58,33 @@ def pairs_metrics(
         raise UserError("there is no pair of captions to evaluate")
     if not (np.isfinite(score_true).all() and np.isfinite(score_wrong).all()):
         raise UserError("a score is not finite: has the run diverged?")
-    is_right = score_true > score_wrong
-    by_group = _by_group(is_right, kinds, groups) if any(groups) else {}
-    of_kind = {
-        kind: is_right[np.asarray(kinds) == kind] for kind in dict.fromkeys(kinds)
-    }
-    return {
-        "accuracy": 100.0 * float(is_right.mean()),
-        "by_type": {
-            kind: 100.0 * float(right.mean()) for kind, right in of_kind.items()
-        },
-        "pairs": len(kinds),
-        "pairs_by_type": {kind: len(right) for kind, right in of_kind.items()},
-        **by_group,
-    }
-
-
-def _by_group(
-    is_right: np.ndarray, kinds: Sequence[str], groups: Sequence[str]
-) -> dict[str, dict]:
-    rows: dict[str, dict[str, list[bool]]] = {}
-    for right, kind, group in zip(is_right.tolist(), kinds, groups, strict=True):
+    is_right = (score_true > score_wrong).tolist()
+    of_kind: dict[str, list[bool]] = {}
+    of_group: dict[str, dict[str, list[bool]]] = {}
+    groups = groups or [""] * len(kinds)
+    for right, kind, group in zip(is_right, kinds, groups, strict=True):
+        of_kind.setdefault(kind, []).append(right)
         if group:
-            rows.setdefault(kind, {}).setdefault(group, []).append(right)
-    by_group = {
-        kind: {
-            group: {"accuracy": 100.0 * float(np.mean(found)), "pairs": len(found)}
-            for group, found in sorted(groups_of.items())
+            of_group.setdefault(kind, {}).setdefault(group, []).append(right)
+    metrics = {
+        "accuracy": _share(is_right),
+        "by_type": {kind: _share(found) for kind, found in of_kind.items()},
+        "pairs": len(kinds),
+        "pairs_by_type": {kind: len(found) for kind, found in of_kind.items()},
+    }
+    for kind, found in of_group.items():
+        parts = {
+            group: {"accuracy": _share(found[group]), "pairs": len(found[group])}
+            for group in sorted(found)
         }
-        for kind, groups_of in rows.items()
-    }
-    means = {
-        kind: float(np.mean([group["accuracy"] for group in groups_of.values()]))
-        for kind, groups_of in by_group.items()
-    }
-    return {"by_group": by_group, "mean_over_groups": means}
+        mean = float(np.mean([part["accuracy"] for part in parts.values()]))
+        metrics.setdefault("by_group", {})[kind] = parts
+        metrics.setdefault("mean_over_groups", {})[kind] = mean
+    return metrics
+
+
+def _share(is_right: list[bool]) -> float:
+    return 100.0 * float(np.mean(is_right))
 
 
 def pair_scores(
@@ -112,12 +105,7 @@ def pair_scores(
     row_of = {image: row for row, image in enumerate(images)}
     image_embedding = encode_images(images)
     image_rows = np.array([row_of[pair.image] for pair in pairs])
-    wrongs = [
-        (pair.wrong_caption,)
-        if isinstance(pair.wrong_caption, str)
-        else pair.wrong_caption
-        for pair in pairs
-    ]
+    wrongs = [(w,) if isinstance(w := pair.wrong_caption, str) else w for pair in pairs]
     owner = np.repeat(np.arange(len(pairs)), [len(each) for each in wrongs])
     true = encode_texts([pair.caption for pair in pairs])
     wrong = encode_texts([caption for each in wrongs for caption in each])
@@ -152,53 +140,41 @@ def evaluate_pairs(
     Raises:
       UserError: an image that is missing or corrupt, by name.
     """
-
-    clock = Stopwatch()
-    encoder = encoder.timed(clock)
+    encoder = encoder.timed()
     read = partial(encoder.encode_images, images, show_progress=show_progress)
     score_true, score_wrong = pair_scores(
         pairs,
         encode_images=partial(share_rows, read),
         encode_texts=partial(share_rows, encoder.encode_captions),
-        clock=clock,
+        clock=encoder.clock,
     )
-    metrics = pairs_metrics(
-        score_true,
-        score_wrong,
-        [pair.kind for pair in pairs],
-        [getattr(pair, "group", "") for pair in pairs],
-    )
+    kinds = [pair.kind for pair in pairs]
+    groups = [getattr(pair, "group", "") for pair in pairs]
+    metrics = pairs_metrics(score_true, score_wrong, kinds, groups)
     metrics["images"] = len({pair.image for pair in pairs})
-    return metrics | {"measured": measured(encoder, clock)}
+    return metrics | {"measured": measured(encoder)}
 
 
 def pairs_tables(metrics: dict) -> list[Table]:
     """Accuracy by type of pair."""
     counts, by_group = metrics["pairs_by_type"], metrics.get("by_group", {})
     means = metrics.get("mean_over_groups", {})
-    rows = [
-        *(
-            [kind, right, str(counts[kind])]
-            for kind, right in metrics["by_type"].items()
-        ),
-        *(
-            [f"{kind}, mean of groups", mean, f"{len(by_group[kind])} groups"]
-            for kind, mean in means.items()
-        ),
-        ["all", metrics["accuracy"], str(metrics["pairs"])],
-    ]
+    rows: list[list[Cell]] = []
+    for kind, right in metrics["by_type"].items():
+        rows.append([kind, right, str(counts[kind])])
+    for kind, mean in means.items():
+        rows.append([f"{kind}, mean of groups", mean, f"{len(by_group[kind])} groups"])
+    rows.append(["all", metrics["accuracy"], str(metrics["pairs"])])
     return [Table(("caption pairs", "accuracy, %", "pairs"), rows)]
 
 
 def _summarize(title: str, metrics: dict) -> Table:
     counts, means = metrics["pairs_by_type"], metrics.get("mean_over_groups", {})
-    rows = [
-        *(
-            [f"{title}: {kind}", str(counts[kind]), right, means.get(kind)]
-            for kind, right in metrics["by_type"].items()
-        ),
-        [f"{title}: all", str(metrics["pairs"]), metrics["accuracy"], None],
+    rows: list[list[Cell]] = [
+        [f"{title}: {kind}", str(counts[kind]), right, means.get(kind)]
+        for kind, right in metrics["by_type"].items()
     ]
+    rows.append([f"{title}: all", str(metrics["pairs"]), metrics["accuracy"], None])
     head = ("Pairs", "number", "accuracy", "mean over groups")
     return Table(head, rows, title="True against wrong captions")
 
@@ -234,8 +210,8 @@ def _open_scenes(config: SourceConfig) -> Opened:
 
 
 def _open_files(paths: Sequence[str | Path], images: str | Path) -> Opened:
-    protocol, *data = open_pairs(images, *paths)
-    return Opened(tuple(data), protocol=protocol)
+    pairs, protocol = read_pairs(*paths)
+    return Opened((pairs, PairImages(images, pairs)), protocol=protocol)
 
 
 def _evaluate(
