@@ -11,12 +11,12 @@ from vilem_jax import api
 from vilem_jax.cli.main import main
 from vilem_jax.evaluation.benchmark import Benchmark, DataSet, Opened, Table, option
 from vilem_jax.evaluation.suite import BENCHMARKS, load_benchmark
-from vilem_jax.evaluation.timing import Stopwatch, measured
+from vilem_jax.evaluation.timing import measured
 
 
 def evaluate(encoder, words, *, show_progress):
     protocol = {"data": "words", "text_length": encoder.text_length}
-    conditions = measured(encoder, Stopwatch())
+    conditions = measured(encoder.timed())
     return {"words": len(words), "protocol": protocol, "measured": conditions}
 
 

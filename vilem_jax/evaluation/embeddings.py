@@ -37,14 +37,12 @@ def evaluate_embeddings(features: Features, *, name: str, folds: int = 1) -> dic
       UserError: a row of zeros or one that is not finite; as `retrieval_metrics`.
     """
     clock = Stopwatch()
-    rows = (
-        _unit_rows(features.image_embedding, "image_embedding"),
-        _unit_rows(features.text_embedding, "text_embedding"),
-    )
-    metrics = retrieval_metrics(*rows, features.image_of_text, folds=folds, clock=clock)
+    images, texts = (_unit_rows(getattr(features, name), name) for name in ARRAYS[:2])
+    owner = features.image_of_text
+    metrics = retrieval_metrics(images, texts, owner, folds=folds, clock=clock)
     protocol = {
         "data": name,
-        "width": int(rows[0].shape[1]),
+        "width": int(images.shape[1]),
         "rows": "brought to length 1",
         "i2t": "the best-ranked of the image's captions",
         "ties": "count against the model",
@@ -128,14 +126,13 @@ def _check(file: Path, features: Features) -> None:
 def _unit_rows(rows: np.ndarray, name: str) -> np.ndarray:
     """[N, E] -> float64 [N, E], each row of length 1."""
     rows = rows.astype(np.float64)
-    is_finite = np.isfinite(rows).all(axis=1)
-    if not is_finite.all():
-        raise UserError(f"row {int(np.argmin(is_finite))} of {name} is not finite")
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not length.all():
-        raise UserError(
-            f"row {int(np.argmin(length))} of {name} is all zeros: it has no direction"
-        )
+    for is_fine, fault in (
+        (np.isfinite(rows).all(axis=1), "is not finite"),
+        (length > 0, "is all zeros: it has no direction"),
+    ):
+        if not is_fine.all():
+            raise UserError(f"row {int(np.argmin(is_fine))} of {name} {fault}")
     return rows / length
 
 

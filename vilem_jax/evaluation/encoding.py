@@ -101,17 +101,16 @@ class Encoder:
             "image_size": self.image_size,
         }
 
-    def timed(self, clock: Stopwatch) -> "Encoder":
-        """The same encoder, measured by `clock`; what is compiled is kept."""
-        return dataclasses.replace(self, clock=clock)
+    def timed(self) -> "Encoder":
+        """The same encoder with a new clock; what is compiled is kept."""
+        return dataclasses.replace(self, clock=Stopwatch())
 
     def encode_images(
         self, images: Images, indices: Sequence[Any], *, show_progress: bool = False
     ) -> np.ndarray:
         """Images of a data set -> float32 [N, E], unit rows; see `read_images`."""
-        return self.encode_pixels(
-            read_images(images, indices, self.image_size, show_progress=show_progress)
-        )
+        pixels = read_images(images, indices, self.image_size, show_progress)
+        return self.encode_pixels(pixels)
 
     def encode_captions(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> float32 [N, E], unit rows; cut to `text_length` tokens."""
@@ -124,23 +123,16 @@ class Encoder:
 
     def encode_pixels(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
         """Images uint8 [R, R, 3], one after another -> float32 [N, E], unit rows."""
-        chunks = (self._run("images", np.stack(part)) for part in self._read(pixels))
-        return _joined(chunks, "image")
+        return self._encode("images", self._read(pixels), "image")
 
     def project_frames(self, pixels: Iterable[np.ndarray]) -> np.ndarray:
         """As `encode_pixels`, before rows get unit length: float32 [N, E]."""
-        chunks = (self._run("frames", np.stack(part)) for part in self._read(pixels))
-        return _joined(chunks, "frame")
+        return self._encode("frames", self._read(pixels), "frame")
 
     def encode_tokens(self, tokens: np.ndarray) -> np.ndarray:
         """int32 [N, L] -> float32 [N, E], unit rows."""
         self._check_length(tokens)
-        starts = range(0, len(tokens), self.batch_size)
-        chunks = (
-            self._run("texts", tokens[start : start + self.batch_size])
-            for start in starts
-        )
-        return _joined(chunks, "caption")
+        return self._encode("texts", _chunks(tokens, self.batch_size), "caption")
 
     def proofread(
         self,
@@ -171,10 +163,10 @@ class Encoder:
             raise UserError(f"branch is 'local' or 'global', not {program!r}")
         self.check_trained(branches)
         self._check_length(tokens)
-        parts, start = [], 0
-        for chunk in self._read(pixels):
+        parts = []
+        starts = range(0, len(tokens), self.batch_size)
+        for start, chunk in zip(starts, self._read(pixels), strict=True):
             rows = slice(start, start + len(chunk))
-            start = rows.stop
             texts = (tokens[rows], positions[rows], labels[rows])
             parts.append(self._run(program, np.stack(chunk), *texts))
         if not parts:
@@ -204,6 +196,14 @@ class Encoder:
                 f"captions of {tokens.shape[1]} tokens are longer than the text tower, "
                 f"which has {limit} positions"
             )
+
+    def _encode(
+        self, program: str, chunks: Iterable[list[np.ndarray]], name: str
+    ) -> np.ndarray:
+        rows = [self._run(program, np.stack(chunk)) for chunk in chunks]
+        if not rows:
+            raise UserError(f"there is no {name} to encode")
+        return np.concatenate(rows)
 
     def _run(self, program: str, *rows: np.ndarray) -> Any:
         """One chunk of at most `batch_size` rows, padded with its last row."""
@@ -247,24 +247,16 @@ def make_encoder(
     pad_id, is_editable = vocabulary.pad_id, jnp.asarray(vocabulary.is_editable)
     is_piece = jnp.asarray(vocabulary.is_piece)
 
-    @jax.jit
-    def images(params, pixels):
-        model = nnx.merge(graph, params)
+    def images(model, pixels):
         return model.encode_image(normalize(pixels, config.augment))
 
-    @jax.jit
-    def frames(params, pixels):
-        model = nnx.merge(graph, params)
+    def frames(model, pixels):
         return model.map_image(normalize(pixels, config.augment))
 
-    @jax.jit
-    def texts(params, tokens):
-        model = nnx.merge(graph, params)
+    def texts(model, tokens):
         return model.encode_text(tokens, make_attention_mask(tokens, pad_id))
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def proofread(branches, params, pixels, tokens, positions, labels):
-        model = nnx.merge(graph, params)
+    def proofread(model, pixels, tokens, positions, labels, *, branches):
         features = model.image_features(normalize(pixels, config.augment))
         attention_mask = make_attention_mask(tokens, pad_id)
         # A word is corrected by words, a ## piece by pieces.
@@ -283,16 +275,20 @@ def make_encoder(
             found[branch] = _judgement(logits.detect, logits.correct, labels, may_stand)
         return found
 
-    programs: dict[str, Callable] = {"images": images, "frames": frames, "texts": texts}
+    programs = {"images": images, "frames": frames, "texts": texts}
     for branches in (("local",), ("global",), BRANCHES):
-        programs["+".join(branches)] = functools.partial(proofread, branches)
+        programs["+".join(branches)] = functools.partial(proofread, branches=branches)
+
+    def compiled(program: Callable) -> Callable:
+        return jax.jit(lambda params, *rows: program(nnx.merge(graph, params), *rows))
+
     return Encoder(
         config=config,
         params=params,
         tokenizer=tokenizer,
         text_length=config.evaluation.text_length,
         batch_size=batch_size or config.evaluation.batch_size,
-        programs=programs,
+        programs={name: compiled(program) for name, program in programs.items()},
     )
 
 
@@ -312,7 +308,7 @@ def share_rows(
 
 
 def read_images(
-    images: Images, indices: Sequence[Any], size: int, *, show_progress: bool = False
+    images: Images, indices: Sequence[Any], size: int, show_progress: bool = False
 ) -> Iterator[np.ndarray]:
     """Images of a data set, squashed to uint8 [size, size, 3], read ahead.
 
@@ -371,10 +367,3 @@ def _chunks(items: Iterable, size: int) -> Iterator[list]:
     items = iter(items)
     while chunk := list(itertools.islice(items, size)):
         yield chunk
-
-
-def _joined(chunks: Iterable[np.ndarray], name: str) -> np.ndarray:
-    chunks = list(chunks)
-    if not chunks:
-        raise UserError(f"there is no {name} to encode")
-    return np.concatenate(chunks)

@@ -1,9 +1,8 @@
 """The time that each stage of an evaluation takes, and the device.
 
-clock = Stopwatch()
-encoder = encoder.timed(clock)
+encoder = encoder.timed()
 ...
-metrics["measured"] = measured(encoder, clock)
+metrics["measured"] = measured(encoder)
 """
 
 import contextlib
@@ -49,11 +48,8 @@ class Stopwatch:
 
     def in_order(self) -> dict[str, float]:
         """Seconds of the stages that were measured, in the order of `STAGES`."""
-        return {
-            stage: round(self.seconds[stage], 6)
-            for stage in STAGES
-            if stage in self.seconds
-        }
+        stages = sorted(self.seconds, key=STAGES.index)
+        return {stage: round(self.seconds[stage], 6) for stage in stages}
 
 
 def measure(clock: Stopwatch | None, stage: str):
@@ -61,7 +57,7 @@ def measure(clock: Stopwatch | None, stage: str):
     return clock.measure(stage) if clock else contextlib.nullcontext()
 
 
-def measured(encoder: "Encoder", clock: Stopwatch) -> dict:
+def measured(encoder: "Encoder") -> dict:
     """The settings of an `Encoder` that affect time, and the seconds of each stage.
 
     Returns:
@@ -76,7 +72,7 @@ def measured(encoder: "Encoder", clock: Stopwatch) -> dict:
         "device": device_name(),
         "batch_size": encoder.batch_size,
         "scores_on": "host, NumPy, summed in float64",
-        "seconds": clock.in_order(),
+        "seconds": encoder.clock.in_order() if encoder.clock else {},
     }
 
 
