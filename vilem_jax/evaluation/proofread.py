@@ -14,13 +14,8 @@ import numpy as np
 from vilem_jax.config.sources import SourceConfig
 from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.distributed import processes
-from vilem_jax.editing.stored_edits import (
-    StoredEdits,
-    captions_digest,
-    load_edits,
-    make_run_edits,
-    save_edits,
-)
+from vilem_jax.editing import stored_edits
+from vilem_jax.editing.stored_edits import StoredEdits
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import (
     Benchmark,
@@ -30,8 +25,8 @@ from vilem_jax.evaluation.benchmark import (
     describe_split,
     option,
 )
-from vilem_jax.evaluation.encoding import BRANCHES, Encoder, Proofreading, read_images
-from vilem_jax.evaluation.timing import Stopwatch, measured
+from vilem_jax.evaluation.encoding import BRANCHES, Encoder, read_images
+from vilem_jax.evaluation.timing import measured
 
 SCORES = {"detect": ("precision", "recall", "f1"), "correct": ("top1", "top3")}
 
@@ -83,30 +78,22 @@ def _branches(
     show_progress: bool,
 ) -> dict:
     local = processes.local_items(len(images))
+    indices = images[local].tolist()
     judged = encoder.proofread(
-        read_images(
-            source,
-            images[local].tolist(),
-            encoder.image_size,
-            show_progress=show_progress,
-        ),
+        read_images(source, indices, encoder.image_size, show_progress),
         edits.edited[local],
         edits.positions[local],
         edits.labels[local],
     )
-    is_editable = encoder.tokenizer.vocabulary.is_editable
+    is_wrong = edits.edited != edits.tokens
+    is_editable = encoder.tokenizer.vocabulary.is_editable[edits.edited]
     metrics = {}
     for branch, part in judged.items():
-        one = Proofreading(
-            *(processes.all_gather_rows(rows, len(images)) for rows in part)
+        p_wrong, rank = (
+            processes.all_gather_rows(rows, len(images))
+            for rows in (part.p_wrong, part.rank)
         )
-        both = proofread_metrics(
-            one.p_wrong,
-            edits.edited != edits.tokens,
-            is_editable[edits.edited],
-            one.rank,
-            edits.is_edit,
-        )
+        both = proofread_metrics(p_wrong, is_wrong, is_editable, rank, edits.is_edit)
         metrics[branch] = {task: both[task] for task in encoder.trained[branch]}
     return metrics
 
@@ -118,7 +105,7 @@ def _check_source(edits: StoredEdits, source: Source) -> None:
             f"the stored edits are of {edits.image.max() + 1} or more images, "
             f"but {source.name} has {len(source)}"
         )
-    if captions_digest(source, edits.image) != edits.captions:
+    if stored_edits.captions_digest(source, edits.image) != edits.captions:
         raise UserError(
             f"the stored edits were made of other captions than those of {source.name} "
             f"(of {edits.source}): give that data set, or make other edits"
@@ -189,17 +176,16 @@ def _ratio(part, whole) -> float:
 def proofread_tables(metrics: dict) -> list[Table]:
     """The trained branches, with the right images and with shuffled ones."""
     rows: list[list[Cell]] = []
-    parts = {"": metrics}
-    if "shuffled" in metrics:
-        parts[", another image"] = metrics["shuffled"]
-    for branch in (name for name in BRANCHES if name in metrics):
+    parts = {"": metrics, ", another image": metrics.get("shuffled", {})}
+    for branch in BRANCHES:
         for suffix, part in parts.items():
-            cells = [
-                f"{part[branch][task][name]:.3f}" if task in part[branch] else "-"
-                for task in SCORES
-                for name in SCORES[task]
-            ]
-            rows.append([branch + suffix, *cells])
+            if branch in part:
+                cells = [
+                    f"{part[branch][task][name]:.3f}" if task in part[branch] else "-"
+                    for task in SCORES
+                    for name in SCORES[task]
+                ]
+                rows.append([branch + suffix, *cells])
     head = ("proofreading", "precision", "recall", "F1", "top-1", "top-3")
     counts = f"({metrics['captions']} captions, {metrics['edits']} wrong words)"
     return [Table(head, rows, counts)]
@@ -222,11 +208,10 @@ def _evaluate(
     show_progress: bool,
 ) -> dict:
     edits = _open_edits(encoder, source, edits_file, seed)
-    clock = Stopwatch()
-    encoder = encoder.timed(clock)
+    encoder = encoder.timed()
     metrics = evaluate_proofreading(encoder, edits, source, show_progress=show_progress)
     protocol = {"editing": json.loads(edits.manner)}
-    return metrics | {"protocol": protocol, "measured": measured(encoder, clock)}
+    return metrics | {"protocol": protocol, "measured": measured(encoder)}
 
 
 def _open_edits(
@@ -234,11 +219,12 @@ def _open_edits(
 ) -> StoredEdits:
     """Those in `file`; if there is no such file, they are made and stored there."""
     if processes.broadcast(bool(file and Path(file).expanduser().exists())):
-        return load_edits(str(file), encoder.tokenizer)
+        return stored_edits.load_edits(str(file), encoder.tokenizer)
     encoder.check_trained()  # before the editor is loaded
-    edits = make_run_edits(encoder.config, encoder.tokenizer, source, seed=seed)
+    config, tokenizer = encoder.config, encoder.tokenizer
+    edits = stored_edits.make_run_edits(config, tokenizer, source, seed=seed)
     if file:
-        processes.on_process_0(lambda: save_edits(edits, file))
+        processes.on_process_0(lambda: stored_edits.save_edits(edits, file))
     return edits
 
 

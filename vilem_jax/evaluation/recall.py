@@ -4,18 +4,17 @@ The protocol of the lineage: image to text, any caption of the image counts and 
 best-ranked one decides; text to image, the one image. Ties count against the model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import comb
 
 import numpy as np
 
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.benchmark import Cell
+from vilem_jax.evaluation.benchmark import Cell, Table
 from vilem_jax.evaluation.timing import Stopwatch, measure
 
 TOPS = (1, 5, 10)
 BLOCK = 2048  # rows and columns of scores held at a time: 32 MB in float64
-RECALL_HEAD = ("retrieval, %", "R@1", "R@5", "R@10", "median rank")  # `recall_row`
 
 
 def retrieval_metrics(
@@ -48,15 +47,13 @@ def retrieval_metrics(
     """
     column = _image_index(len(image_embedding), image_of_text, image_ids)
     rows = (image_embedding, text_embedding)
-    image_ranks, text_ranks = ranks(*rows, column, clock=clock)
-    i2t, t2i = _metrics(image_ranks), _metrics(text_ranks)
-    recalls = [way[f"r{top}"] for way in (i2t, t2i) for top in TOPS]
+    i2t, t2i = map(_metrics, ranks(*rows, column, clock=clock))
     metrics = {
         "i2t": i2t,
         "t2i": t2i,
-        "rsum": float(sum(recalls)),
-        "images": len(image_ranks),
-        "captions": len(text_ranks),
+        "rsum": float(sum(way[f"r{top}"] for way in (i2t, t2i) for top in TOPS)),
+        "images": len(image_embedding),
+        "captions": len(text_embedding),
     }
     if folds > 1:
         metrics["folds"] = folded_metrics(*rows, column, folds=folds)
@@ -69,7 +66,6 @@ def folded_metrics(
     image_of_text: np.ndarray,
     *,
     folds: int,
-    clock: Stopwatch | None = None,
 ) -> dict:
     """`retrieval_metrics` of equal parts of the images, and their mean.
 
@@ -94,21 +90,14 @@ def folded_metrics(
     size = num_images // folds
     each = []
     for start in range(0, num_images, size):
-        texts = np.flatnonzero(
-            (image_of_text >= start) & (image_of_text < start + size)
-        )
-        each.append(
-            retrieval_metrics(
-                image_embedding[start : start + size],
-                text_embedding[texts],
-                image_of_text[texts] - start,
-                clock=clock,
-            )
-        )
-    names = [*(f"r{top}" for top in TOPS), "median_rank"]
+        texts = np.flatnonzero(image_of_text // size == start // size)
+        images = image_embedding[start : start + size]
+        owner = image_of_text[texts] - start
+        each.append(retrieval_metrics(images, text_embedding[texts], owner))
     ways = {
         way: {
-            name: float(np.mean([part[way][name] for part in each])) for name in names
+            name: float(np.mean([part[way][name] for part in each]))
+            for name in each[0][way]
         }
         for way in ("i2t", "t2i")
     }
@@ -192,14 +181,24 @@ def chance_metrics(image_of_text: np.ndarray) -> dict:
     return {"i2t": i2t, "t2i": t2i, "rsum": rsum}
 
 
-def recall_row(name: str, found: dict) -> list[Cell]:
-    """One way of `retrieval_metrics` as the row of a table."""
-    recalls = [found[f"r{top}"] for top in TOPS]
-    return [
-        name,
-        *recalls,
-        f"{found['median_rank']:g}" if "median_rank" in found else "",
-    ]
+def recall_table(
+    metrics: dict, ways: Mapping[str, str], counts: str, chance: dict | None = None
+) -> Table:
+    """The recalls of both ways, and those of random order if `chance` is given.
+
+    Args:
+      ways: keys of `metrics`, and what the table calls them.
+      counts: what was measured, for the line below.
+    """
+    named = [(name, metrics[way]) for way, name in ways.items()]
+    if chance:
+        named += [(f"  by chance, {name}", chance[way]) for way, name in ways.items()]
+    rows: list[list[Cell]] = []
+    for name, found in named:
+        median = f"{found['median_rank']:g}" if "median_rank" in found else ""
+        rows.append([name, *(found[f"r{top}"] for top in TOPS), median])
+    head = ("retrieval, %", "R@1", "R@5", "R@10", "median rank")
+    return Table(head, rows, f"rsum {metrics['rsum']:.1f}  ({counts})")
 
 
 def check_folds(num_images: int, folds: int) -> None:

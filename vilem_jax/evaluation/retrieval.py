@@ -26,20 +26,16 @@ from vilem_jax.evaluation.benchmark import (
 )
 from vilem_jax.evaluation.encoding import Encoder, share_rows
 from vilem_jax.evaluation.recall import (
-    RECALL_HEAD,
     TOPS,
     check_folds,
-    recall_row,
+    recall_table,
     retrieval_metrics,
 )
 from vilem_jax.evaluation.timing import Stopwatch, measured
 
 COCO_TEST = 5000  # images of Karpathy's test split; their five folds are "1K"
-WAYS = (("t2i", "text to image"), ("i2t", "image to text"))
-SUMMARY_HEAD = (
-    *(f"{way} R@{top}" for way in ("i→t", "t→i") for top in TOPS),
-    "R@S",
-)
+WAYS = {"t2i": "text to image", "i2t": "image to text"}
+SUMMARY_HEAD = (*(f"{way} R@{top}" for way in ("i→t", "t→i") for top in TOPS), "R@S")
 
 
 @dataclass(frozen=True)
@@ -74,11 +70,9 @@ def encode_source(
     Raises:
       UserError: an image that cannot be read, or one without a caption.
     """
-    if captions_per_image != "all" and captions_per_image < 1:
-        raise UserError(
-            f"captions_per_image is {captions_per_image}: use 'all', or 1 or more"
-        )
     limit = None if captions_per_image == "all" else captions_per_image
+    if limit is not None and limit < 1:
+        raise UserError(f"captions_per_image is {limit}: use 'all', or 1 or more")
     images = range(len(source))
     captions_of = [source.captions(index)[:limit] for index in images]
     for index, captions in enumerate(captions_of):
@@ -122,8 +116,7 @@ def evaluate_retrieval(
     """
     source, missing = present_images(source, allow_missing=allow_missing)
     check_folds(len(source), folds)  # encoding may take an hour
-    clock = Stopwatch()
-    encoder = encoder.timed(clock)
+    encoder = encoder.timed()
     encoded = encode_source(
         encoder,
         source,
@@ -141,26 +134,18 @@ def evaluate_retrieval(
         "i2t": "the best-ranked of the image's captions",
         "ties": "count against the model",
     }
-    metrics = encoded.metrics(folds=folds, clock=clock)
-    return metrics | {"protocol": protocol, "measured": measured(encoder, clock)}
+    metrics = encoded.metrics(folds=folds, clock=encoder.clock)
+    return metrics | {"protocol": protocol, "measured": measured(encoder)}
 
 
 def retrieval_tables(metrics: dict, chance: dict | None = None) -> list[Table]:
     """Recalls both ways, and those of random order if `chance` is given."""
-    rows = [recall_row(name, metrics[way]) for way, name in WAYS]
-    if chance:
-        rows += [recall_row(f"  by chance, {name}", chance[way]) for way, name in WAYS]
     counts = f"{metrics['images']} images, {metrics['captions']} captions"
-    tables = [_with_sum(rows, metrics["rsum"], counts)]
+    tables = [recall_table(metrics, WAYS, counts, chance)]
     if folds := metrics.get("folds"):
-        rows = [recall_row(name, folds[way]) for way, name in WAYS]
         counts = f"mean of {folds['folds']} folds of {folds['images']} images"
-        tables.append(_with_sum(rows, folds["rsum"], counts))
+        tables.append(recall_table(folds, WAYS, counts))
     return tables
-
-
-def _with_sum(rows: list[list[Cell]], rsum: float, counts: str) -> Table:
-    return Table(RECALL_HEAD, rows, f"rsum {rsum:.1f}  ({counts})")
 
 
 def summary_cells(metrics: dict | None) -> list[Cell]:
@@ -192,12 +177,9 @@ def _warnings(metrics: dict) -> Iterator[str]:
 
 def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened:
     config = read_config()
-    settings = {
-        name: getattr(options, name)
-        for name in ("captions_per_image", "folds", "allow_missing")
-    }
-    split = {"split": describe_split(config)}
-    return Opened((open_source(config),), settings, split)
+    names = ("captions_per_image", "folds", "allow_missing")
+    settings = {name: getattr(options, name) for name in names}
+    return Opened((open_source(config),), settings, {"split": describe_split(config)})
 
 
 def _open_data_set(

@@ -7,7 +7,7 @@ mean is brought to unit length. Then clips are retrieved as images are.
 
 import itertools
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -25,8 +25,8 @@ from vilem_jax.evaluation.benchmark import (
     option,
 )
 from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
-from vilem_jax.evaluation.recall import RECALL_HEAD, recall_row, retrieval_metrics
-from vilem_jax.evaluation.timing import Stopwatch, measured
+from vilem_jax.evaluation.recall import recall_table, retrieval_metrics
+from vilem_jax.evaluation.timing import measured
 
 NUM_FRAMES = 8
 
@@ -60,22 +60,27 @@ def evaluate_video(
         no clip at all.
     """
     clips.check_protocol(protocol)
-    _check_present(clips, allow_missing)
-    clock = Stopwatch()
-    encoder = encoder.timed(clock)
-    taken, left_out = [], []
-    pixels = _pixels(
-        clips, encoder.image_size, num_frames, allow_missing, show_progress
+    missing = [name for i, name in enumerate(clips.clips) if clips.file(i) is None]
+    refuse_missing(  # before an hour of decoding
+        "clips",
+        missing,
+        len(clips),
+        f"of {clips.name} in {clips.folder}",
+        option="--videos",
+        allow_missing=allow_missing,
     )
-    frames = encoder.project_frames(_good_frames(pixels, clips, taken, left_out))
+    encoder = encoder.timed()
+    read = _frame_reader(clips, num_frames, encoder.image_size, allow_missing)
+    found = read_ahead(read, progress(range(len(clips)), "clip", show=show_progress))
+    taken, left_out = [], []
+    frames = encoder.project_frames(_good_frames(found, clips, taken, left_out))
     video_embedding = clip_embeddings(frames, num_frames, encoder.parts)
     captions_of = [clips.captions[index] for index in taken]
     captions = list(itertools.chain(*captions_of))
     text_embedding = encoder.encode_captions(captions)
     clip_of_text = np.repeat(range(len(taken)), [len(each) for each in captions_of])
-    found = retrieval_metrics(
-        video_embedding, text_embedding, clip_of_text, clock=clock
-    )
+    rows = (video_embedding, text_embedding, clip_of_text)
+    metrics = retrieval_metrics(*rows, clock=encoder.clock)
     stated = {
         "name": protocol or "clips",
         "data": clips.name,
@@ -91,14 +96,14 @@ def evaluate_video(
         "ties": "count against the model",
     }
     return {
-        "t2v": found["t2i"],
-        "v2t": found["i2t"],
-        "rsum": found["rsum"],
-        "clips": found["images"],
-        "captions": found["captions"],
+        "t2v": metrics["t2i"],
+        "v2t": metrics["i2t"],
+        "rsum": metrics["rsum"],
+        "clips": len(taken),
+        "captions": len(captions),
         "left_out": left_out,
         "protocol": stated,
-        "measured": measured(encoder, clock),
+        "measured": measured(encoder),
     }
 
 
@@ -117,22 +122,10 @@ def clip_embeddings(frames: np.ndarray, num_frames: int, parts: int = 1) -> np.n
     return units.reshape(-1, width).astype(np.float32)
 
 
-def _check_present(clips: VideoClips, allow_missing: bool) -> None:
-    """Raises UserError if files are missing, before an hour of decoding."""
-    refuse_missing(
-        "clips",
-        [name for index, name in enumerate(clips.clips) if clips.file(index) is None],
-        len(clips),
-        f"of {clips.name} in {clips.folder}",
-        option="--videos",
-        allow_missing=allow_missing,
-    )
-
-
-def _pixels(
-    clips: VideoClips, size: int, num_frames: int, allow_missing: bool, show: bool
-) -> Iterator[list[np.ndarray] | VideoError]:
-    """The frames of every clip, uint8 [R, R, 3] each, or why there are none."""
+def _frame_reader(
+    clips: VideoClips, num_frames: int, size: int, allow_missing: bool
+) -> Callable[[int], list[np.ndarray] | VideoError]:
+    """`read(index)`: the frames of a clip, uint8 [R, R, 3], or why there are none."""
 
     def read(index: int) -> list[np.ndarray] | VideoError:
         try:
@@ -146,14 +139,14 @@ def _pixels(
             ) from error
         return [resize_square(frame, size) for frame in frames]
 
-    return read_ahead(read, progress(range(len(clips)), "clip", show=show))
+    return read
 
 
 def _good_frames(
-    pixels: Iterable, clips: VideoClips, taken: list[int], left_out: list[dict]
+    found: Iterable, clips: VideoClips, taken: list[int], left_out: list[dict]
 ) -> Iterator[np.ndarray]:
     """All frames one after another; notes which clips they are of, and the others."""
-    for index, frames in enumerate(pixels):
+    for index, frames in enumerate(found):
         if isinstance(frames, VideoError):
             left_out.append({"clip": clips.clips[index], "why": str(frames)})
             continue
@@ -166,24 +159,20 @@ def _good_frames(
 
 def video_tables(metrics: dict) -> list[Table]:
     """Recalls of clips by captions, and back."""
-    ways = {"t2v": "text to video", "v2t": "video to text"}
-    rows = [recall_row(name, metrics[way]) for way, name in ways.items()]
     protocol = metrics["protocol"]
     counts = f"{metrics['clips']} clips, {metrics['captions']} captions"
     if left_out := protocol["clips_left_out"]:
         counts += f"; {left_out} LEFT OUT"
     counts += f"; {protocol['name']}, {protocol['frames']} frames a clip"
-    return [Table(RECALL_HEAD, rows, f"rsum {metrics['rsum']:.1f}  ({counts})")]
+    ways = {"t2v": "text to video", "v2t": "video to text"}
+    return [recall_table(metrics, ways, counts)]
 
 
 def _open(options: Namespace, _) -> Opened:
     clips = VideoClips(options.data, options.videos, options.split)
     clips.check_protocol(options.protocol)
-    settings = {
-        name: getattr(options, name)
-        for name in ("num_frames", "protocol", "allow_missing")
-    }
-    return Opened((clips,), settings)
+    names = ("num_frames", "protocol", "allow_missing")
+    return Opened((clips,), {name: getattr(options, name) for name in names})
 
 
 def _open_data_set(data_set, files, images, allow_missing: bool) -> Opened:

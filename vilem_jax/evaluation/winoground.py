@@ -20,7 +20,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import Benchmark, DataSet, Opened, Table, option
 from vilem_jax.evaluation.encoding import Encoder
 from vilem_jax.evaluation.named_images import NamedImages
-from vilem_jax.evaluation.timing import Stopwatch, measured
+from vilem_jax.evaluation.timing import measure, measured
 
 NUM_EXAMPLES = 400  # of the whole benchmark
 KINDS = ("text", "image", "group")
@@ -97,34 +97,31 @@ def evaluate_winoground(
     examples = read_winoground(folder)
     names = list(dict.fromkeys(name for one in examples for name in one.images))
     images = _open_images(folder, names)
-    clock = Stopwatch()
-    encoder = encoder.timed(clock)
+    encoder = encoder.timed()
     image_embedding = encoder.encode_images(images, names, show_progress=show_progress)
     captions = [caption for one in examples for caption in one.captions]
     texts = encoder.encode_captions(captions).reshape(len(examples), 2, -1)
     row_of = {name: row for row, name in enumerate(names)}
     rows = np.array([[row_of[name] for name in one.images] for one in examples])
-    with clock.measure("similarity"):
+    with measure(encoder.clock, "similarity"):
         scores = np.einsum("nce,nie->nci", texts, image_embedding[rows], dtype=float)
-    with clock.measure("ranking"):
+    with measure(encoder.clock, "ranking"):
         metrics = winoground_metrics(
             scores.astype(np.float32),
             [one.collapsed_tag for one in examples],
             [one.num_predicates for one in examples],
         )
-    notes = []
-    if len(examples) != NUM_EXAMPLES:
-        notes.append(f"{len(examples)} examples, not the benchmark's {NUM_EXAMPLES}")
+    note = f"{len(examples)} examples, not the benchmark's {NUM_EXAMPLES}"
     protocol = {
         "data": str(folder),
         "split": "test",
-        "notes": notes,
+        "notes": [] if len(examples) == NUM_EXAMPLES else [note],
         "images": len(names),
         "captions": len(captions),
         "text_length": encoder.text_length,
         "ties": "count against the model",
     }
-    return metrics | {"protocol": protocol, "measured": measured(encoder, clock)}
+    return metrics | {"protocol": protocol, "measured": measured(encoder)}
 
 
 def read_winoground(folder: str | Path) -> list[WinogroundExample]:
