@@ -14,29 +14,26 @@ def add_verbs(verbs: Any) -> None:
         "data", help="check, show, edit or prepare data before a run"
     ).add_subparsers(metavar="WHAT", required=True)
 
-    check = parts.add_parser("check", help="count what is missing, corrupt or double")
-    add_config(check)
-    check.add_argument(
-        "--max-images", type=count, default=0, help="decode only so many per source"
+    check = parts.add_parser(
+        "check", run=_check, help="count what is missing, corrupt or double"
     )
-    check.add_argument("--out", metavar="FILE.json", help="the counts as JSON")
-    check.set_defaults(verb=_check)
+    add_config(check)
+    add = check.add_argument
+    add("--max-images", type=count, default=0, help="decode only so many per source")
+    add("--out", metavar="FILE.json", help="the counts as JSON")
 
-    show = parts.add_parser("show", help="a page of what the model will see")
+    show = parts.add_parser("show", run=_show, help="a page of what the model will see")
     add_config(show)
     show.add_argument("--out", default="batch.html", metavar="FILE.html")
     show.add_argument("--num-pairs", type=count, default=24)
-    show.set_defaults(verb=_show)
 
     edit = parts.add_parser(
-        "edit", help="edit all captions, for config.editor.edit_table"
+        "edit", run=_edit, help="edit all captions, for config.editor.edit_table"
     )
     add_config(edit)
-    edit.add_argument("--out", required=True, metavar="FILE.safetensors")
-    edit.add_argument(
-        "--variants", type=count, default=4, help="edits of each caption; 4 by default"
-    )
-    edit.set_defaults(verb=_edit)
+    add = edit.add_argument
+    add("--out", required=True, metavar="FILE.safetensors")
+    add("--variants", type=count, default=4, help="edits of each caption; 4 by default")
     data_prepare.add_verb(parts)
 
 
@@ -52,16 +49,12 @@ def _check(options: argparse.Namespace) -> None:
         for split in ("train", "validation", "test")
         if (configs := getattr(config.data, split))
     }
-    report = check(
-        sources,
-        Tokenizer(
-            _tokenizer_name(config),
-            cleaning=config.data.cleaning,
-            keeps_sep=config.data.keeps_sep,
-        ),
-        config.data.text_length,
-        max_images=options.max_images,
+    cleaning, keeps_sep = config.data.cleaning, config.data.keeps_sep
+    tokenizer = Tokenizer(
+        _tokenizer_name(config), cleaning=cleaning, keeps_sep=keeps_sep
     )
+    length = config.data.text_length
+    report = check(sources, tokenizer, length, max_images=options.max_images)
     print(format_report(report))
     if options.out:
         write_json(options.out, report)

@@ -16,68 +16,58 @@ _NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)")  # SPLIT=PATH
 
 
 def add_verb(verbs: Any) -> None:
-    prepare = verbs.add_parser(
+    add = verbs.add_parser(
         "prepare",
+        run=_prepare,
         help="images resized and packed once, for kind='tfds'",
         description="Packs sources as a TFDS data set in ArrayRecord, with images "
         "no larger than needed. Rerun the same command to resume.",
-    )
-    prepare.add_argument(
+    ).add_argument
+    add(
         "sources",
         nargs="+",
         metavar="SOURCE",
         help="annotations (JSON, or FILE.zip/FILE.json), tars, a TFDS name, or "
         f"{EMBEDDED!r}; SPLIT=SOURCE puts it into that split",
     )
-    prepare.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
-    prepare.add_argument(
+    add("--out", required=True, metavar="FOLDER", help="a new one")
+    add(
         "--images",
         action="append",
         default=[],
         metavar="FOLDER_OR_ZIP",
         help="of the images, or TFDS's folder; once for all, or once a source",
     )
-    prepare.add_argument(
-        "--kind",
-        choices=tuple(SOURCE_KINDS),
-        help="of the sources, if their names do not show it",
-    )
-    prepare.add_argument(
+    kinds = tuple(SOURCE_KINDS)
+    add("--kind", choices=kinds, help="of the sources, if their names do not show it")
+    add(
         "--split",
         action="append",
         default=[],
         help="of the sources, to be prepared under its name; may be given again; "
         "without it everything goes into 'train'",
     )
-    prepare.add_argument("--num-images", type=count, default=0, help="of each source")
-    prepare.add_argument("--seed", type=int, default=0, help=f"of {EMBEDDED!r}")
-    prepare.add_argument("--short-side", type=int, default=288, help="pixels; 288")
-    prepare.add_argument("--quality", type=int, default=95, help="of JPEG; 95")
-    prepare.add_argument(
-        "--images-per-shard", type=count, default=4096, help="of a file; 4096"
-    )
-    prepare.add_argument(
-        "--workers",
-        type=count,
-        default=os.cpu_count() or 1,
-        help="processes; as many as processors by default",
-    )
-    prepare.add_argument(
+    add("--num-images", type=count, default=0, help="of each source")
+    add("--seed", type=int, default=0, help=f"of {EMBEDDED!r}")
+    add("--short-side", type=int, default=288, help="pixels; 288")
+    add("--quality", type=int, default=95, help="of JPEG; 95")
+    add("--images-per-shard", type=count, default=4096, help="of a file; 4096")
+    cores = os.cpu_count() or 1
+    add("--workers", type=count, default=cores, help="processes; one a core by default")
+    add(
         "--beam-runner",
         metavar="RUNNER",
         help="prepare on many machines: a runner of Apache Beam, such as "
         "DataflowRunner; DirectRunner is this machine",
     )
-    prepare.add_argument(
-        "--beam-options", default="", metavar="OPTIONS", help="of Beam, in quotes"
-    )
-    prepare.set_defaults(verb=_prepare)
+    add("--beam-options", default="", metavar="OPTIONS", help="of Beam, in quotes")
 
 
 def _prepare(options: argparse.Namespace) -> None:
     from vilem_jax.data.prepare.records import Settings
     from vilem_jax.data.sources.source import open_source
 
+    out = options.out
     settings = Settings(options.short_side, options.quality, options.images_per_shard)
     if options.beam_options and not options.beam_runner:
         raise UserError("--beam-options belongs to --beam-runner: give both")
@@ -85,20 +75,15 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.beam_runner:
         from vilem_jax.data.prepare.beam import prepare_with_beam
 
-        report = prepare_with_beam(
-            splits,
-            options.out,
-            settings,
-            runner=options.beam_runner,
-            options=options.beam_options,
-        )
+        beam = {"runner": options.beam_runner, "options": options.beam_options}
+        report = prepare_with_beam(splits, out, settings, **beam)
     else:
         from vilem_jax.data.prepare.local import prepare
 
         # Opened here: parsing annotations again in every process would take longer.
         opened = {name: list(map(open_source, parts)) for name, parts in splits.items()}
-        report = prepare(opened, options.out, settings, num_workers=options.workers)
-    _print_report(options.out, report)
+        report = prepare(opened, out, settings, num_workers=options.workers)
+    _print_report(out, report)
 
 
 def source_configs(options: argparse.Namespace) -> dict[str, list[SourceConfig]]:
@@ -120,16 +105,10 @@ def source_configs(options: argparse.Namespace) -> dict[str, list[SourceConfig]]
         named = None if Path(text).exists() else _NAMED.fullmatch(text)
         if named and options.split:
             raise UserError(f"give {text} without {named[1]}=, or leave out --split")
-        config = named_source(
-            named[2] if named else text,
-            options.kind,
-            embedded_split="",
-            images=folder,
-            seed=options.seed,
-            num_images=options.num_images,
-        )
-        if named or not options.split:
-            configs.setdefault(named[1] if named else "train", []).append(config)
+        split, data = named.groups() if named else ("train", text)
+        config = named_source(data, options, images=folder, split="")
+        if not options.split:
+            configs.setdefault(split, []).append(config)
         for split in dict.fromkeys(options.split):
             part = dataclasses.replace(config, split=split)
             configs.setdefault(split, []).append(part)

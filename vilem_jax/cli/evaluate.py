@@ -51,24 +51,24 @@ def add_verbs(verbs) -> None:
         metavar="WHAT", required=True, parser_class=BenchmarkParser
     )
     for name, sentence in BENCHMARKS.items():
-        verb = benchmarks.add_parser(name, help=sentence, benchmark=name)
-        verb.set_defaults(verb=functools.partial(_run_benchmark, name))
+        run = functools.partial(_run_benchmark, name)
+        benchmarks.add_parser(name, run=run, help=sentence, benchmark=name)
     suite = benchmarks.add_parser(
-        "suite", help="all benchmarks that lie under one folder, one report"
+        "suite",
+        run=_run_suite,
+        help="all benchmarks that lie under one folder, one report",
     )
     add_model(suite)
-    suite.add_argument("--data", required=True, metavar="FOLDER")
-    suite.add_argument(
-        "--out", required=True, metavar="DIR", help="JSON a benchmark, and report.md"
-    )
-    suite.add_argument(
+    add = suite.add_argument
+    add("--data", required=True, metavar="FOLDER")
+    add("--out", required=True, metavar="DIR", help="JSON a benchmark, and report.md")
+    add(
         "--allow-missing",
         action="store_true",
         help="leave out what retrieval and video miss, and count it",
     )
     _add_text_length(suite)
     add_distributed(suite)
-    suite.set_defaults(verb=_run_suite)
 
 
 def _add_text_length(verb: argparse.ArgumentParser) -> None:

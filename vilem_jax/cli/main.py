@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from vilem_jax import __version__
 from vilem_jax.cli import data, evaluate, plan, proofread, search, train, weights
-from vilem_jax.cli.options import VerbParser, membership_of
+from vilem_jax.cli.options import VerbParser
 from vilem_jax.config.files import Override
+from vilem_jax.distributed.launcher import find_membership
 from vilem_jax.errors import UserError
 
 
@@ -64,7 +65,9 @@ def _run(given: list[str]) -> int:
     else:
         from vilem_jax.distributed.processes import distributed
 
-        with distributed(membership_of(options)):
+        names = ("coordinator", "num_processes", "process_id")
+        given = {name: getattr(options, name) for name in names}
+        with distributed(find_membership(options.distributed, os.environ, **given)):
             options.verb(options)
     sys.stdout.flush()
     return 0

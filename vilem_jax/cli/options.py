@@ -2,13 +2,12 @@
 
 import argparse
 import dataclasses
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilem_jax.config.sources import SOURCE_KINDS, ScenesConfig, SourceConfig
-from vilem_jax.distributed.launcher import SWITCHES, Membership, find_membership
+from vilem_jax.distributed.launcher import SWITCHES
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import count
 
@@ -16,18 +15,23 @@ if TYPE_CHECKING:
     from vilem_jax.api import Model
 
 EMBEDDED = "scenes"  # as --data
+MODEL_HELP = "work directory of a run, an exported model's folder, or its hub name"
 
 
 class VerbParser(argparse.ArgumentParser):
     """The parser of one verb: takes no abbreviated options.
 
     Args:
+      run: the verb, a function of its options; None if it has verbs of its own.
       intermixed: positional arguments may stand between options, see
         `parse_intermixed_args`.
     """
 
-    def __init__(self, *, allow_abbrev: bool = False, intermixed: bool = False, **rest):
-        super().__init__(allow_abbrev=allow_abbrev, **rest)
+    def __init__(
+        self, *, run: Callable | None = None, intermixed: bool = False, **rest: Any
+    ):
+        super().__init__(allow_abbrev=False, **rest)
+        self.set_defaults(verb=run)
         self.intermixed = intermixed
 
     def parse_known_args(self, *args: Any, **rest: Any) -> Any:
@@ -55,10 +59,7 @@ def add_config(verb: argparse.ArgumentParser) -> None:
 def add_model(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
     """--model, --weights and --step, for `open_model`."""
     verb.add_argument(
-        "--model",
-        required=required,
-        metavar="RUN_OR_MODEL",
-        help="work directory of a run, an exported model's folder, or its hub name",
+        "--model", required=required, metavar="RUN_OR_MODEL", help=MODEL_HELP
     )
     verb.add_argument(
         "--weights",
@@ -79,8 +80,7 @@ def add_step(verb: argparse.ArgumentParser) -> None:
         "--step",
         choices=("last", "best"),
         default="last",
-        help="the newest checkpoint, or that of the best validation (checkpoint."
-        "keep_best)",
+        help="the newest checkpoint, or the best of validation (checkpoint.keep_best)",
     )
 
 
@@ -109,16 +109,6 @@ def add_distributed(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--process-id", type=int, metavar="I", help="from 0")
 
 
-def membership_of(options: argparse.Namespace) -> Membership | None:
-    return find_membership(
-        options.distributed,
-        os.environ,
-        coordinator=options.coordinator,
-        num_processes=options.num_processes,
-        process_id=options.process_id,
-    )
-
-
 def is_process_0(options: argparse.Namespace) -> bool:
     """Whether this process reports and writes."""
     if "distributed" not in options:  # a verb of one process, which may not use JAX
@@ -135,17 +125,19 @@ def add_data(verb: argparse.ArgumentParser) -> None:
         help=f"annotations (JSON), tars, a TFDS name, or {EMBEDDED!r}, the embedded "
         "data set; the run's validation data by default",
     )
-    verb.add_argument(
-        "--images", default="", help="folder or zip of the images, or TFDS's folder"
-    )
-    verb.add_argument(
-        "--kind",
-        choices=tuple(SOURCE_KINDS),
-        help="of --data, if its name does not show it",
-    )
-    verb.add_argument("--split", default="", help='of the data; several as "a+b"')
-    verb.add_argument("--num-images", type=count, default=0, help="only the first ones")
+    add_source(verb, "--data", SOURCE_KINDS)
     verb.add_argument("--seed", type=int, default=0, help="of --data=scenes, of edits")
+
+
+def add_source(
+    verb: argparse.ArgumentParser, argument: str, kinds: Iterable[str]
+) -> None:
+    """What belongs to `argument`, the name of a source."""
+    add = verb.add_argument
+    add("--images", default="", help="folder or zip of the images, or TFDS's folder")
+    add("--kind", choices=[*kinds], help=f"of {argument}, if its name does not show it")
+    add("--split", default="", help='of the data; several as "a+b"')
+    add("--num-images", type=count, default=0, help="only the first ones")
 
 
 def source_config(options: argparse.Namespace) -> SourceConfig:
@@ -159,40 +151,31 @@ def source_config(options: argparse.Namespace) -> SourceConfig:
     """
     if options.data is None:
         refuse_options(options, ("images", "kind"), "belongs to --data: give both")
-        source = _validation_of(options)
+        source = _validation_of(options.model)
         if options.split:  # `num_images` of the run belongs to its own split
             source = dataclasses.replace(source, split=options.split, num_images=0)
-        return dataclasses.replace(
-            source, num_images=options.num_images or source.num_images
-        )
-    return named_source(
-        options.data,
-        options.kind,
-        split=options.split,
-        images=options.images,
-        seed=options.seed,
-        num_images=options.num_images,
-    )
+        number = options.num_images or source.num_images
+        return dataclasses.replace(source, num_images=number)
+    return named_source(options.data, options)
 
 
-def named_source(
-    data: str, kind: str | None, *, embedded_split: str = "test", **settings: Any
-) -> SourceConfig:
+def named_source(data: str, options: argparse.Namespace, **other: Any) -> SourceConfig:
     """The config of the source that a command line names.
 
     Args:
       data: a path, a TFDS name, or "scenes".
-      kind: of --kind; None: by the name.
-      embedded_split: of "scenes", if `settings` name none.
-      settings: fields of the kind; those that it does not have are ignored.
+      options: --kind (None: by the name), and fields of that kind; those that it does
+        not have are ignored. Without --split "scenes" is its test split.
+      other: fields that do not come from the options.
 
     Raises:
       UserError: the name does not show the kind.
     """
-    cls = SOURCE_KINDS[kind or kind_of(data)]
+    cls = SOURCE_KINDS[options.kind or kind_of(data)]
+    settings = vars(options) | {"kind": cls.kind, "name": Path(data).stem, "path": data}
     if issubclass(cls, ScenesConfig):
-        settings["split"] = settings.get("split") or embedded_split
-    settings |= {"name": Path(data).stem, "path": data}
+        settings["split"] = settings["split"] or "test"
+    settings |= other
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{key: value for key, value in settings.items() if key in names})
 
@@ -219,20 +202,19 @@ def kind_of(data: str) -> str:
     )
 
 
-def _validation_of(options: argparse.Namespace) -> SourceConfig:
+def _validation_of(model: str) -> SourceConfig:
     from vilem_jax.runs.trained_model import is_run
     from vilem_jax.runs.workdir import read_config
 
-    if not is_run(options.model):
+    if not is_run(model):
         raise UserError(
-            f"name the data with --data: {options.model} is an exported model, which "
-            "includes no data"
+            f"name the data with --data: {model} is an exported model without data"
         )
-    sources = read_config(options.model).data.validation
+    sources = read_config(model).data.validation
     if len(sources) != 1:
         names = ", ".join(source.name for source in sources) or "none"
         raise UserError(
-            f"name the data with --data: the run in {options.model} does not have one "
+            f"name the data with --data: the run in {model} does not have one "
             f"validation source, but {names}"
         )
     return sources[0]

@@ -10,30 +10,27 @@ from vilem_jax.typing import JsonObject
 def add_verbs(verbs) -> None:
     plan = verbs.add_parser(
         "plan",
+        run=_plan,
         help="parameters, FLOPs, memory and time of a run, before renting anything",
         description="Counts what a step computes, keeps and sends, and predicts its "
         "speed. Reads no data and no weights, and needs neither GPU nor TPU.",
     )
     add_config(plan)
-    plan.add_argument(
+    add = plan.add_argument
+    add(
         "--device",
         required=True,
         help="h200, h100, a100 (a100-32: 32 of them), v4-N, v5e-N, v5p-N, v6e-N as "
         "Google names slices, a topology such as v5e:4x4, or cpu",
     )
-    plan.add_argument(
-        "--pairs",
-        type=_pairs,
-        help="image-caption pairs of the training data, for the hours",
-    )
-    plan.add_argument(
+    add("--pairs", type=_pairs, help="image-caption pairs to train on, for the hours")
+    add(
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="compile the step, which takes minutes, and report its memory, FLOPs and "
         "collectives; by default for TPUs if libtpu is installed",
     )
-    plan.add_argument("--out", help="JSON file with all metrics")
-    plan.set_defaults(verb=_plan)
+    add("--out", help="JSON file with all metrics")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -47,13 +44,12 @@ def _plan(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
     if options.out:
         check_writable(options.out)
-    with_compiler = options.compile
-    if with_compiler is None:
-        with_compiler = device.is_tpu and has_libtpu()
+    can_compile = device.is_tpu and has_libtpu()
+    with_compiler = can_compile if options.compile is None else options.compile
     pairs = options.pairs or KNOWN_PAIRS.get(options.config)
     plan = {"config": options.config, "overrides": dict(options.overrides)}
     plan |= make_plan(config, device, pairs=pairs, with_compiler=with_compiler)
-    if device.is_tpu and not with_compiler and options.compile is None:
+    if device.is_tpu and options.compile is None and not can_compile:
         plan["notes"].append(
             "not compiled: libtpu is not installed, which compiles for TPUs on any "
             "Linux machine (pip install 'vilem-jax[tpu]')"
@@ -68,11 +64,13 @@ def plan_tables(plan: JsonObject) -> str:
     """What `make_plan` found, for the terminal: a part for each of its keys."""
     from vilem_jax.report.tables import format_table
 
-    work, held, compiled = plan["gflop_a_pair"], plan["bytes_a_chip"], plan["compiled"]
+    held, compiled = plan["bytes_a_chip"], plan["compiled"]
     fit = f"\n{_fit(plan)}" if held["memory"] is not None else ""
     parts = [
         _head(plan),
-        format_table(["work, a pair", "GFLOP", "share"], _work_rows(work)),
+        format_table(
+            ["work, a pair", "GFLOP", "share"], _work_rows(plan["gflop_a_pair"])
+        ),
         format_table(["memory, a chip", "GB"], _memory_rows(held)) + fit,
     ]
     if moved := plan["collectives_a_step"]:
@@ -87,7 +85,8 @@ def plan_tables(plan: JsonObject) -> str:
         parts.append(format_table(head, _compiled_rows(compiled)))
         if moved := compiled["collectives"]:
             head = ["collectives, a step", "times", "MB", "largest"]
-            parts.append(format_table(head, _collective_rows(moved), left=(0, 3)))
+            rows = [_collective_row(row) for row in moved]
+            parts.append(format_table(head, rows, left=(0, 3)))
     if plan["notes"]:
         parts.append("\n".join(f"note: {note}" for note in plan["notes"]))
     return "\n\n".join(parts)
@@ -98,12 +97,10 @@ def _head(plan: JsonObject) -> str:
     name, topology, chips = device["name"], device["topology"], device["num_chips"]
     if topology not in ("", name):
         name += f" ({topology})"
-    counts = ", ".join(
-        f"{n / 1e6:.1f} M {kind}" for kind, n in plan["parameters"].items()
-    )
+    counts = [f"{n / 1e6:.1f} M {kind}" for kind, n in plan["parameters"].items()]
     return (
         f"{plan['config']} on {name}: {chips} chip{'s' if chips > 1 else ''}\n"
-        f"parameters: {counts}\n"
+        f"parameters: {', '.join(counts)}\n"
         f"batch {batch:,}: {batch // chips:,} pairs a chip in "
         f"{number} microbatch{'es' if number > 1 else ''}"
     )
@@ -111,15 +108,10 @@ def _head(plan: JsonObject) -> str:
 
 def _work_rows(work: JsonObject) -> list[list[str]]:
     total, plain = work["sum"], work["without_savings"]
-    rows = [
-        [name, f"{g:.2f}", f"{100 * g / total:.1f} %"]
-        for name, g in work["parts"].items()
-    ]
-    return [
-        *rows,
-        ["sum", f"{total:.1f}", ""],
-        ["with nothing saved", f"{plain:.1f}", ""],
-    ]
+    parts = work["parts"].items()
+    rows = [[name, f"{g:.2f}", f"{100 * g / total:.1f} %"] for name, g in parts]
+    sums = {"sum": total, "with nothing saved": plain}
+    return rows + [[name, f"{g:.1f}", ""] for name, g in sums.items()]
 
 
 def _memory_rows(held: JsonObject) -> list[list[str]]:
@@ -182,16 +174,9 @@ def _compiled_rows(found: JsonObject) -> list[list[str]]:
     ]
 
 
-def _collective_rows(moved: list[JsonObject]) -> list[list[str]]:
-    return [
-        [
-            f"{row['kind']}{', in a loop' if row['in_loop'] else ''}",
-            str(row["times"]),
-            f"{row['bytes'] / 1e6:.1f}",
-            row["largest"],
-        ]
-        for row in moved
-    ]
+def _collective_row(row: JsonObject) -> list[str]:
+    kind = f"{row['kind']}{', in a loop' if row['in_loop'] else ''}"
+    return [kind, str(row["times"]), f"{row['bytes'] / 1e6:.1f}", row["largest"]]
 
 
 def _gb(size: float) -> str:

@@ -8,14 +8,15 @@ from vilem_jax.cli.options import add_model, open_model
 
 def add_verbs(verbs) -> None:
     proofread = verbs.add_parser(
-        "proofread", help="which words of a caption are wrong, and what is right"
+        "proofread",
+        run=_proofread,
+        help="which words of a caption are wrong, and what is right",
     )
     add_model(proofread)
     proofread.add_argument("photo")
     proofread.add_argument("caption")
     proofread.add_argument("--branch", choices=("local", "global"), default="local")
     proofread.add_argument("--out", metavar="FILE.json", help="the same as JSON")
-    proofread.set_defaults(verb=_proofread)
 
 
 def _proofread(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vilem_jax.cli.options import (
     EMBEDDED,
     add_model,
+    add_source,
     count,
     named_source,
     open_model,
@@ -28,50 +29,47 @@ def add_verbs(verbs) -> None:
     _add_index(verbs)
     _add_search(verbs)
     _add_embed(verbs)
-    parts = verbs.add_parser(
+    vectors = verbs.add_parser(
         "vectors", help="embeddings of `vilem embed` for other programs"
-    ).add_subparsers(metavar="WHAT", required=True)
-    _add_export(parts)
+    )
+    _add_export(vectors.add_subparsers(metavar="WHAT", required=True))
 
 
 # ---- vilem index, vilem search ----
 
 
 def _add_index(verbs) -> None:
-    index = verbs.add_parser("index", help="encode a folder of images, to search in")
+    index = verbs.add_parser(
+        "index", run=_index, help="encode a folder of images, to search in"
+    )
     add_model(index)
     index.add_argument("folder")
     index.add_argument("--out", required=True, metavar="INDEX", help="file to write")
-    index.set_defaults(verb=_index)
 
 
 def _index(options: argparse.Namespace) -> None:
     from vilem_jax.search.index import index
 
-    done = index(
-        options.folder,
-        open_model(options),
-        options.out,
-        show_progress=sys.stderr.isatty(),
-    )
+    folder, out, show = options.folder, options.out, sys.stderr.isatty()
+    done = index(folder, open_model(options), out, show_progress=show)
     for path, reason in done.corrupt:
         print(f"vilem: left out {path}: {reason}", file=sys.stderr)
     print(
-        f"{options.out}: {done.images} images, {done.encoded} of them encoded now; "
+        f"{out}: {done.images} images, {done.encoded} of them encoded now; "
         f"{done.removed} removed, {len(done.corrupt)} could not be read"
     )
 
 
 def _add_search(verbs) -> None:
     search = verbs.add_parser(
-        "search", help="images by words, or by an image", intermixed=True
+        "search", run=_search, help="images by words, or by an image", intermixed=True
     )
     add_model(search)
-    search.add_argument("index", help="what `vilem index` or `embed` wrote")
-    search.add_argument("words", nargs="*", default=[], help="what to look for")
-    search.add_argument("--image", metavar="FILE", help="instead of words")
-    search.add_argument("--top", type=count, default=10, help="how many images")
-    search.set_defaults(verb=_search)
+    add = search.add_argument
+    add("index", help="what `vilem index` or `embed` wrote")
+    add("words", nargs="*", default=[], help="what to look for")
+    add("--image", metavar="FILE", help="instead of words")
+    add("--top", type=count, default=10, help="how many images")
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -94,40 +92,30 @@ def _search(options: argparse.Namespace) -> None:
 def _add_embed(verbs) -> None:
     embed = verbs.add_parser(
         "embed",
+        run=_embed,
         help="encode a large set of images, by any number of workers",
         description="Encodes images into shards in a folder. Run the same command on "
         "any number of machines that share the folder; rerun it to resume.",
     )
     add_model(embed)
-    embed.add_argument(
+    add_source(embed, "SOURCE", ("folder", *SOURCE_KINDS))
+    add = embed.add_argument
+    add(
         "source",
         metavar="SOURCE",
         help="a folder of images, annotations (JSON), tars, a TFDS name or folder "
         f"(with --kind=tfds), or {EMBEDDED!r}",
     )
-    embed.add_argument("--out", required=True, metavar="FOLDER", help="of the shards")
-    embed.add_argument(
-        "--images", default="", help="folder or zip of the images, or TFDS's folder"
-    )
-    embed.add_argument(
-        "--kind",
-        choices=("folder", *SOURCE_KINDS),
-        help="of SOURCE, if its name does not determine it",
-    )
-    embed.add_argument("--split", default="", help='of the data; several as "a+b"')
-    embed.add_argument("--num-images", type=count, default=0, help="the first so many")
-    embed.add_argument(
+    add("--out", required=True, metavar="FOLDER", help="of the shards")
+    add(
         "--shard",
         type=_part,
         default=(0, 1),
         metavar="I/N",
         help="only every N-th shard, from the I-th, 0 to N-1; all by default",
     )
-    embed.add_argument("--dtype", choices=("float32", "float16"), default="float32")
-    embed.add_argument(
-        "--images-per-shard", type=count, default=16384, help="of a file; 16384"
-    )
-    embed.set_defaults(verb=_embed)
+    add("--dtype", choices=("float32", "float16"), default="float32")
+    add("--images-per-shard", type=count, default=16384, help="of a file; 16384")
 
 
 def _embed(options: argparse.Namespace) -> None:
@@ -176,15 +164,7 @@ def _open(options: argparse.Namespace) -> "Source | FolderImages":
         names = ("images", "split", "num_images")
         refuse_options(options, names, "has no meaning for a folder")
         return FolderImages(path)
-    return open_source(
-        named_source(
-            path,
-            kind,
-            split=options.split,
-            images=options.images,
-            num_images=options.num_images,
-        )
-    )
+    return open_source(named_source(path, options))
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -201,28 +181,27 @@ def _part(text: str) -> tuple[int, int]:
 def _add_export(parts) -> None:
     export = parts.add_parser(
         "export",
+        run=_export,
         help="for faiss or LanceDB, with its recall against exact search",
     )
-    export.add_argument(
-        "vectors", help="what `vilem embed` or `vilem index` wrote", metavar="VECTORS"
-    )
-    export.add_argument("--to", choices=("faiss", "lancedb"), required=True)
-    export.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
-    export.add_argument(
+    add = export.add_argument
+    add("vectors", help="what `vilem embed` or `index` wrote", metavar="VECTORS")
+    add("--to", choices=("faiss", "lancedb"), required=True)
+    add("--out", required=True, metavar="FOLDER", help="a new one")
+    add(
         "--index",
         choices=("flat", "ivf", "hnsw"),
         default="flat",
         help="flat compares all images; ivf and hnsw a part of them",
     )
-    export.add_argument("--top", type=count, default=10, help="of the recall; 10")
-    export.add_argument(
+    add("--top", type=count, default=10, help="of the recall; 10")
+    add(
         "--queries",
         metavar="FILE.txt",
         help="texts to measure the recall with, one a line, by --model; 1,000 of the "
         "images by default",
     )
     add_model(export, required=False)
-    export.set_defaults(verb=_export)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -7,43 +7,26 @@ from vilem_jax.config.files import config_names, load_config
 
 
 def add_verbs(verbs) -> None:
-    _add_demo(verbs)
-    _add_train(verbs)
-
-
-def _add_demo(verbs) -> None:
     demo = verbs.add_parser(
-        "demo", help="everything on the embedded data set, a report at the end"
+        "demo", run=_demo, help="everything on the embedded data set, with a report"
     )
-    demo.add_argument("--out", default="vilem-demo", help="folder for all files")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the data")
-    demo.add_argument(
-        "--quick", action="store_true", help="one minute, to see that it works"
-    )
-    demo.set_defaults(verb=_demo)
+    add = demo.add_argument
+    add("--out", default="vilem-demo", help="folder for all files")
+    add("--seed", type=int, default=0, help="seed of the data")
+    add("--quick", action="store_true", help="one minute, to see that it works")
 
-
-def _demo(options: argparse.Namespace) -> None:
-    from vilem_jax.report.demo import run_demo
-
-    run_demo(options.out, seed=options.seed, quick=options.quick)
-
-
-def _add_train(verbs) -> None:
     train = verbs.add_parser(
         "train",
+        run=_train,
         help="train, or resume, the run in a work directory",
         epilog=f"Packaged configs: {', '.join(config_names())}.",
     )
     add_config(train)
-    train.add_argument(
-        "--workdir", required=True, help="folder of the run; resumed if it holds one"
-    )
-    train.add_argument("--dry-run", action="store_true", help="one step, no file")
-    train.add_argument(
-        "--max-hours", type=hours, help="save and stop after this wall time"
-    )
-    train.add_argument(
+    add = train.add_argument
+    add("--workdir", required=True, help="folder of the run; resumed if it holds one")
+    add("--dry-run", action="store_true", help="one step, no file")
+    add("--max-hours", type=hours, help="save and stop after this wall time")
+    add(
         "--stop-code",
         type=int,
         default=0,
@@ -52,7 +35,12 @@ def _add_train(verbs) -> None:
         "for schedulers that restart failed jobs; 0 by default",
     )
     add_distributed(train)
-    train.set_defaults(verb=_train)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from vilem_jax.report.demo import run_demo
+
+    run_demo(options.out, seed=options.seed, quick=options.quick)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -66,16 +54,13 @@ def _train(options: argparse.Namespace) -> None:
         dry_run=options.dry_run,
         stop_code=options.stop_code,
     )
-    if not options.dry_run:
-        _print_test(options.workdir)
-
-
-def _print_test(workdir: str) -> None:
-    """The scores of the test split, if the run has reached its end."""
+    if options.dry_run:
+        return
     from vilem_jax.evaluation.retrieval import retrieval_tables
     from vilem_jax.report.tables import render
     from vilem_jax.training.final_scores import read_scores
 
-    for name, metrics in read_scores(workdir).items():
+    # None before the run has reached its end.
+    for name, metrics in read_scores(options.workdir).items():
         print(f"{name}, the test split, scored once:")
         print(render(retrieval_tables(metrics)))

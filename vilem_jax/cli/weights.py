@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from vilem_jax.cli.options import add_step, count
+from vilem_jax.cli.options import MODEL_HELP, add_step, count
 
 
 def add_verbs(verbs) -> None:
@@ -19,39 +19,38 @@ def add_verbs(verbs) -> None:
 
 
 def _add_import(ways) -> None:
-    verb = ways.add_parser(
-        "import", help="read weights of Hugging Face, timm, AugReg, ALBEF or BLIP"
-    )
-    verb.add_argument("source", help="a file, a folder, or a name on the hub")
-    verb.add_argument("--out", required=True, metavar="FOLDER", help="folder to write")
-    verb.add_argument(
-        "--format", default="", help="the format; by default from the tensors' names"
-    )
-    verb.add_argument(
+    add = ways.add_parser(
+        "import",
+        run=_import,
+        help="read weights of Hugging Face, timm, AugReg, ALBEF or BLIP",
+    ).add_argument
+    add("source", help="a file, a folder, or a name on the hub")
+    add("--out", required=True, metavar="FOLDER", help="folder to write")
+    add("--format", default="", help="the format; by default from the tensors' names")
+    add(
         "--tokenizer",
         default="",
         help="folder or hub name with vocab.txt; the source's own by default, and "
         "bert-base-uncased for an ALBEF or a BLIP without one",
     )
-    verb.add_argument(
+    add(
         "--allow-pickle",
         action="store_true",
         help="read .pth, .pt and .bin too, as tensors alone (needs PyTorch)",
     )
-    verb.add_argument(
+    add(
         "--image-size",
         type=count,
         default=0,
         help="resize the position embeddings for images of so many pixels",
     )
     for tower in ("vision", "text"):
-        verb.add_argument(
+        add(
             f"--{tower}-heads",
             type=count,
             default=0,
             help=f"of the {tower} tower, if neither file nor width determines them",
         )
-    verb.set_defaults(verb=_import)
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -78,33 +77,31 @@ _FORMATS = ("vilem", "huggingface", "stablehlo", "onnx")  # of export/model.py
 
 
 def _add_export(ways) -> None:
-    export = ways.add_parser("export", help="a trained model for other programs")
-    export.add_argument(
-        "model",
-        metavar="RUN_OR_MODEL",
-        help="work directory of a run, an exported model's folder, or its hub name",
+    export = ways.add_parser(
+        "export", run=_export, help="a trained model for other programs"
     )
-    export.add_argument("--out", required=True, metavar="FOLDER", help="to write")
-    export.add_argument(
+    add = export.add_argument
+    add("model", metavar="RUN_OR_MODEL", help=MODEL_HELP)
+    add("--out", required=True, metavar="FOLDER", help="to write")
+    add(
         "--format",
         required=True,
         choices=_FORMATS,
         help="vilem: for --model and vilem_jax.load; huggingface: ViTModel and "
         "BertModel; stablehlo, onnx: each tower as a program",
     )
-    export.add_argument(
+    add(
         "--weights",
         choices=("online", "momentum"),
         default="online",
         help="the trained weights, or their moving average",
     )
     add_step(export)
-    export.add_argument(
+    add(
         "--for-training",
         action="store_true",
         help="with --format=vilem: the moving average and the queues too",
     )
-    export.set_defaults(verb=_export)
 
 
 def _export(options: argparse.Namespace) -> None:
