@@ -66,8 +66,8 @@ def _run(given: list[str]) -> int:
         from vilem_jax.distributed.processes import distributed
 
         names = ("coordinator", "num_processes", "process_id")
-        given = {name: getattr(options, name) for name in names}
-        with distributed(find_membership(options.distributed, os.environ, **given)):
+        named = {name: getattr(options, name) for name in names}
+        with distributed(find_membership(options.distributed, os.environ, **named)):
             options.verb(options)
     sys.stdout.flush()
     return 0

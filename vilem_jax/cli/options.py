@@ -172,10 +172,10 @@ def named_source(data: str, options: argparse.Namespace, **other: Any) -> Source
       UserError: the name does not show the kind.
     """
     cls = SOURCE_KINDS[options.kind or kind_of(data)]
-    settings = vars(options) | {"kind": cls.kind, "name": Path(data).stem, "path": data}
+    settings: dict[str, Any] = vars(options) | {"kind": cls.kind}
     if issubclass(cls, ScenesConfig):
         settings["split"] = settings["split"] or "test"
-    settings |= other
+    settings |= {"name": Path(data).stem, "path": data} | other
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{key: value for key, value in settings.items() if key in names})
 
