@@ -44,8 +44,8 @@ class TfdsSource(PackedSource):
         self._folder = _find_prepared(config)
         splits, features = tfds_files.read_info(self._folder)
         self._split = _choose_split(config, splits)
-        self._image = _image_feature(self._folder, features)
-        self._caption = _caption_feature(self._folder, features, self._image)
+        self._image = _find_feature(self._folder, features, "image")
+        self._caption = _find_feature(self._folder, features, "caption")
         self._data = PerProcess(
             tfds_files.open_records, self._folder, self._split, self._image
         )
@@ -135,19 +135,14 @@ def _choose_split(config: TfdsConfig, splits: Sequence[str]) -> str:
     return config.split
 
 
-def _image_feature(folder: Path, features: Features) -> str:
-    for name, feature in features.items():
-        if tfds_files.is_image(feature):
-            return name
-    raise UserError(f"{folder} has no image; its features: {', '.join(features)}")
-
-
-def _caption_feature(folder: Path, features: Features, image: str) -> str:
-    others = [name for name in features if name not in (image, *NAME_NAMES)]
-    for name in sorted(others, key=_likelihood):
-        if tfds_files.holds_text(features[name]):
-            return name
-    raise UserError(f"{folder} has no caption; its features: {', '.join(features)}")
+def _find_feature(folder: Path, features: dict[str, str], kind: str) -> str:
+    """The first image, or the likeliest text that is no name."""
+    found = [name for name in features if features[name] == kind]
+    if kind == "caption":
+        found = sorted((n for n in found if n not in NAME_NAMES), key=_likelihood)
+    if not found:
+        raise UserError(f"{folder} has no {kind}; its features: {', '.join(features)}")
+    return found[0]
 
 
 def _likelihood(name: str) -> int:

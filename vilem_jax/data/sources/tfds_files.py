@@ -16,7 +16,6 @@ from vilem_jax.errors import UserError
 if TYPE_CHECKING:
     from tensorflow_datasets.core.features import FeatureConnector, FeaturesDict
 
-Features = Mapping[str, "FeatureConnector"]  # by name
 VERSION = "1.0.0"  # of prepared data sets, a folder's name
 SUFFIX = "array_record"
 DESCRIPTION = (
@@ -27,14 +26,27 @@ DESCRIPTION = (
 _WRITER_OPTIONS = "group_size:1"
 
 
-def read_info(folder: Path) -> tuple[list[str], Features]:
-    """The names of a prepared data set's splits, and its features by name."""
+def read_info(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The names of a prepared data set's splits, and its features by name.
+
+    A feature is an "image"; a "caption", which is a text, a list of texts, or a list of
+    structures with a text; or "".
+    """
     import tensorflow_datasets as tfds
+
+    def kind(feature: "FeatureConnector") -> str:
+        if isinstance(feature, tfds.features.Image):
+            return "image"
+        inner = getattr(feature, "feature", feature)  # of a Sequence
+        if isinstance(inner, tfds.features.FeaturesDict):
+            return "caption" if "caption" in map(kind, inner.values()) else ""
+        return "caption" if isinstance(inner, tfds.features.Text) else ""
 
     info = tfds.builder_from_directory(folder).info
     features = info.features
     is_record = isinstance(features, tfds.features.FeaturesDict)
-    return list(info.splits), dict(features.items()) if is_record else {}
+    by_name = features.items() if is_record else ()
+    return list(info.splits), {name: kind(feature) for name, feature in by_name}
 
 
 def open_records(folder: Path, split: str, image: str) -> Sequence[dict[str, Any]]:
@@ -54,24 +66,6 @@ def open_records(folder: Path, split: str, image: str) -> Sequence[dict[str, Any
             f"{folder} is not stored as ArrayRecord; prepare it again with "
             "file_format='array_record'"
         ) from None
-
-
-def is_image(feature: "FeatureConnector") -> bool:
-    import tensorflow_datasets as tfds
-
-    return isinstance(feature, tfds.features.Image)
-
-
-def holds_text(feature: "FeatureConnector") -> bool:
-    """Whether it is a text, a list of texts, or a list of structures with a text."""
-    import tensorflow_datasets as tfds
-
-    if isinstance(feature, tfds.features.Text):
-        return True
-    inner = getattr(feature, "feature", feature)  # of a Sequence
-    if isinstance(inner, tfds.features.FeaturesDict):
-        return any(holds_text(inner[name]) for name in inner)
-    return isinstance(inner, tfds.features.Text)
 
 
 def caption_features() -> "FeaturesDict":
