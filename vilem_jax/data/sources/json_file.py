@@ -3,7 +3,7 @@
 from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.sources.annotations import read_annotations, split_zip_path
 from vilem_jax.data.sources.image_files import open_images
-from vilem_jax.data.sources.packed_text import PackedRecords, PackedSource
+from vilem_jax.data.sources.packed_text import PackedSource, pack_records
 
 
 class JsonSource(PackedSource):
@@ -21,7 +21,8 @@ class JsonSource(PackedSource):
         file, member = split_zip_path(config.path)
         captions_of = read_annotations(config.path, config.split)
         records = list(captions_of.items())[: config.num_images or None]
-        super().__init__(config.name or file.stem, config.path, PackedRecords(records))
+        parts = [pack_records(records)]
+        super().__init__(config.name or file.stem, config.path, parts)
         images = config.images or (file if member else file.parent)
         self._images = open_images(images, self.names)
 

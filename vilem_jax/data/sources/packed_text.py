@@ -1,11 +1,13 @@
 """Names and captions of millions of images in a few arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import overload
 
 import numpy as np
 
 from vilem_jax.errors import UserError
+
+Arrays = dict[str, np.ndarray]
 
 
 class PackedTexts(Sequence[str]):
@@ -57,56 +59,26 @@ class PackedTexts(Sequence[str]):
         return self._letters[start : self._ends[index]].decode("utf-8", "surrogatepass")
 
 
-class PackedRecords:
-    """One record per image, its name and its captions, in a fixed order.
+def pack_records(records: Iterable[tuple[str, Sequence[str]]]) -> Arrays:
+    """Names and captions of images as plain arrays, to be stored without pickle.
 
     Args:
       records: (name, captions) pairs; images without captions are left out and
-        counted in `num_without_caption`.
+        counted in "num_without_caption".
     """
-
-    def __init__(self, records: Iterable[tuple[str, Sequence[str]]] = ()):
-        records = list(records)
-        kept = [(name, captions) for name, captions in records if captions]
-        self.names = PackedTexts(name for name, _ in kept)
-        self.all_captions = PackedTexts(text for _, texts in kept for text in texts)
-        self.caption_counts = np.array([len(texts) for _, texts in kept], np.int64)
-        self.num_without_caption = len(records) - len(kept)
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "PackedRecords":
-        """The records that `arrays()` gave."""
-        records = cls()
-        records.names = PackedTexts.from_arrays(arrays["names"], arrays["name_ends"])
-        records.all_captions = PackedTexts.from_arrays(
-            arrays["captions"], arrays["caption_ends"]
-        )
-        records.caption_counts = arrays["caption_counts"]
-        records.num_without_caption = int(arrays["num_without_caption"])
-        return records
-
-    @classmethod
-    def joined(cls, parts: Sequence["PackedRecords"]) -> "PackedRecords":
-        """All records of `parts`, in their order."""
-        records = cls()
-        records.names = PackedTexts.joined([part.names for part in parts])
-        records.all_captions = PackedTexts.joined([part.all_captions for part in parts])
-        records.caption_counts = np.concatenate([part.caption_counts for part in parts])
-        records.num_without_caption = sum(part.num_without_caption for part in parts)
-        return records
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Everything as plain arrays, to be stored without pickle."""
-        names, name_ends = self.names.arrays()
-        captions, caption_ends = self.all_captions.arrays()
-        return {
-            "names": names,
-            "name_ends": name_ends,
-            "captions": captions,
-            "caption_ends": caption_ends,
-            "caption_counts": self.caption_counts,
-            "num_without_caption": np.array(self.num_without_caption, np.int64),
-        }
+    records = list(records)
+    kept = [(name, captions) for name, captions in records if captions]
+    names, name_ends = PackedTexts(name for name, _ in kept).arrays()
+    texts = PackedTexts(text for _, captions in kept for text in captions)
+    captions, caption_ends = texts.arrays()
+    return {
+        "names": names,
+        "name_ends": name_ends,
+        "captions": captions,
+        "caption_ends": caption_ends,
+        "caption_counts": np.array([len(each) for _, each in kept], np.int64),
+        "num_without_caption": np.array(len(records) - len(kept), np.int64),
+    }
 
 
 class PackedSource:
@@ -115,8 +87,8 @@ class PackedSource:
     Args:
       name: of the source.
       path: what was read, for messages.
-      records: of all its images.
-      num_images: how many of the records it has, from the first; 0: all.
+      parts: what `pack_records` returned for its images, joined in this order.
+      num_images: how many of the images it has, from the first; 0: all.
       notes: see `Source`.
 
     Raises:
@@ -127,18 +99,24 @@ class PackedSource:
         self,
         name: str,
         path: object,
-        records: PackedRecords,
+        parts: Sequence[Arrays],
         num_images: int = 0,
         notes: tuple[str, ...] = (),
     ):
-        self.name, self.names = name, records.names
-        self._captions = records.all_captions
-        self._counts = records.caption_counts[: num_images or None]
+
+        def joined(text: str, ends: str) -> PackedTexts:
+            texts = [PackedTexts.from_arrays(part[text], part[ends]) for part in parts]
+            return PackedTexts.joined(texts)
+
+        self.name, self.names = name, joined("names", "name_ends")
+        self._captions = joined("captions", "caption_ends")
+        counts = np.concatenate([part["caption_counts"] for part in parts])
+        self._counts = counts[: num_images or None]
         # Captions of image i are those from _first[i] up to _first[i + 1].
         self._first = np.concatenate([[0], np.cumsum(self._counts, dtype=np.int64)])
         if not len(self):
             raise UserError(f"{path}: no image has a caption")
-        if count := records.num_without_caption:
+        if count := sum(int(part["num_without_caption"]) for part in parts):
             notes = (f"{count} images without a caption left out", *notes)
         self.notes = notes
 

@@ -13,8 +13,7 @@ from vilem_jax.config.sources import TfdsConfig
 from vilem_jax.data.sources import tfds_files
 from vilem_jax.data.sources.handles import PerProcess
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
-from vilem_jax.data.sources.packed_text import PackedRecords, PackedSource
-from vilem_jax.data.sources.tfds_files import Features
+from vilem_jax.data.sources.packed_text import PackedSource, pack_records
 from vilem_jax.errors import UserError
 
 # Names of the feature with the captions, also inside a structure; the likeliest first.
@@ -54,12 +53,8 @@ class TfdsSource(PackedSource):
         part = re.sub(r"\W+", "_", self._split)
         index = load_or_build(self._folder, part, version, self._build_index)
         self._rows = index.pop("rows")
-        super().__init__(
-            self.name,
-            f"{self._folder}, split {self._split}",
-            PackedRecords.from_arrays(index),
-            config.num_images,
-        )
+        read = f"{self._folder}, split {self._split}"
+        super().__init__(self.name, read, [index], config.num_images)
 
     def read_image(self, index: int) -> bytes:
         row = int(self._rows[self._checked(index)])
@@ -85,7 +80,7 @@ class TfdsSource(PackedSource):
             records.append((self._record_name(record, row), captions))
             if captions:
                 rows.append(row)
-        return PackedRecords(records).arrays() | {"rows": np.array(rows, np.int64)}
+        return pack_records(records) | {"rows": np.array(rows, np.int64)}
 
     def _record_name(self, record: dict, row: int) -> str:
         if not self._name_features:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vilem_jax.config.sources import WebDatasetConfig
 from vilem_jax.data.sources.image_files import MAX_FILE_BYTES
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
-from vilem_jax.data.sources.packed_text import PackedRecords, PackedSource
+from vilem_jax.data.sources.packed_text import PackedSource, pack_records
 from vilem_jax.errors import UserError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -55,14 +55,8 @@ class WebDatasetSource(PackedSource):
         self._spans = np.concatenate([index["spans"] for index in indexes])  # [N, 2]
         lengths = [len(index["spans"]) for index in indexes]
         self._tar_of = np.repeat(np.arange(len(indexes)), lengths)  # [N]
-        records = [PackedRecords.from_arrays(index) for index in indexes]
-        super().__init__(
-            name,
-            config.path,
-            PackedRecords.joined(records),
-            config.num_images,
-            _notes(self._tars, indexes),
-        )
+        notes = _notes(self._tars, indexes)
+        super().__init__(name, config.path, indexes, config.num_images, notes)
 
     def image_name(self, index: int) -> str:
         return f"{self._tar(index).name}/{super().image_name(index)}"
@@ -112,7 +106,7 @@ def _scan(tar: Path) -> dict[str, np.ndarray]:
                 continue
             records.append((key, (caption,)))
             spans.append((image.offset_data, image.size))
-    return PackedRecords(records).arrays() | {
+    return pack_records(records) | {
         "spans": np.array(spans, np.int64).reshape(-1, 2),
         "damage": np.array(damage, np.int64),
         "num_double": np.array(num_double, np.int64),
