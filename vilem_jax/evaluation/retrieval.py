@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from vilem_jax.config.sources import JsonConfig, SourceConfig
-from vilem_jax.data.sources.missing import no_caption, present_images
+from vilem_jax.data.sources.missing import check_captions, present_images
 from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import (
@@ -74,10 +74,8 @@ def encode_source(
     if limit is not None and limit < 1:
         raise UserError(f"captions_per_image is {limit}: use 'all', or 1 or more")
     images = range(len(source))
+    check_captions(source)
     captions_of = [source.captions(index)[:limit] for index in images]
-    for index, captions in enumerate(captions_of):
-        if not captions:
-            raise no_caption(source, index)
     captions = tuple(itertools.chain(*captions_of))
     tokens = encoder.tokenize(captions)
     encode = partial(encoder.encode_images, source, show_progress=show_progress)

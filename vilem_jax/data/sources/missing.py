@@ -1,6 +1,7 @@
 """Images that annotations name and that do not exist."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -54,14 +55,8 @@ def present_images(
     }
     if not missing:
         return source, counts
-    refuse_missing(
-        "images",
-        [source.image_name(index) for index in missing],
-        len(source),
-        f"of {source.name}",
-        option="--images",
-        allow_missing=allow_missing,
-    )
+    names = [source.image_name(index) for index in missing]
+    refuse_missing("images", names, len(source), f"of {source.name}", allow_missing)
     present = sorted(set(range(len(source))) - set(missing))
     return PresentImages(source, present), counts
 
@@ -81,42 +76,40 @@ def check_complete(source: Source, key: str) -> None:
             f"is {source.image_name(missing[0])}: put them there, set its `images` to "
             "their folder or zip, or remove them from its annotations"
         )
+    check_captions(source)
+
+
+def check_captions(source: Source) -> None:
+    """Raises a UserError if an image has no caption."""
     for index in range(len(source)):
         if not source.captions(index):
-            raise no_caption(source, index)
-
-
-def no_caption(source: Source, index: int) -> UserError:
-    """The error for an image without caption."""
-    return UserError(
-        f"image {source.image_name(index)} of {source.name} has no caption: "
-        "remove it from the data, or caption it"
-    )
+            raise UserError(
+                f"image {source.image_name(index)} of {source.name} has no caption: "
+                "remove it from the data, or caption it"
+            )
 
 
 def refuse_missing(
-    what: str,
+    what: Literal["images", "clips"],
     names: Sequence[str],
     number: int,
     where: str,
-    *,
-    option: str,
     allow_missing: bool,
 ) -> None:
     """Raises the error for missing files, before any of the others is read.
 
     Args:
-      what: they are, "images" or "clips".
+      what: the files are.
       names: of the missing files.
       number: of all files.
-      where: "of NAME" or "in FOLDER".
-      option: of the command line that sets their folder.
+      where: "of NAME" or "of NAME in FOLDER".
 
     Raises:
       UserError: some files are missing and that is not allowed, or all are missing.
     """
     if not names or (allow_missing and len(names) < number):
         return
+    option = "--images" if what == "images" else "--videos"
     way_out = (
         f"give the folder of the {what} with {option}"
         if len(names) == number
