@@ -63,10 +63,8 @@ def draw(scene: Scene, size: int = CANVAS) -> np.ndarray:
 
 def _paint(image: np.ndarray, item: SceneObject, size: int) -> None:
     """Draws one object into an int32 [S, S, 3] image, in place."""
-    outline, fill, pattern = _sprite(
-        item.shape, item.size, item.texture, item.turn, size
-    )
-    side = len(fill)
+    layers = _sprite(item.shape, item.size, item.texture, item.turn, size)
+    side = len(layers[0])
     left = (2 * item.x * size // CANVAS - side) // 2
     top = (2 * item.y * size // CANVAS - side) // 2
     rows = slice(max(top, 0), min(top + side, size))
@@ -79,7 +77,7 @@ def _paint(image: np.ndarray, item: SceneObject, size: int) -> None:
     # Dark squares, but light stripes and dots: distinguishable in small objects too.
     second = colour // 4 if item.texture == "checked" else _LIGHT
     window = image[rows, columns]
-    for coverage, paint in ((outline, _OUTLINE), (fill, colour), (pattern, second)):
+    for coverage, paint in zip(layers, (_OUTLINE, colour, second), strict=True):
         window += (coverage[inside] * (paint - window)) >> 8
 
 
@@ -91,13 +89,14 @@ def _sprite(
     side = 2 * -(-_HALF_BOX * size // CANVAS)
     fine = side * _OVERSAMPLE
     units_per_step = CANVAS / (size * _OVERSAMPLE)
-    line = (np.arange(fine) - (fine - 1) / 2) * units_per_step / _RADIUS[object_size]
+    radius = _RADIUS[object_size]
+    line = (np.arange(fine) - (fine - 1) / 2) * units_per_step / radius
     angle = np.deg2rad(_DEGREES_PER_TURN * (turn - NUM_TURNS // 2))
     # In the object's own frame: 1 is its radius, y points down.
     x = line[None, :] * np.cos(angle) + line[:, None] * np.sin(angle)
     y = line[:, None] * np.cos(angle) - line[None, :] * np.sin(angle)
     body = _SHAPE_TESTS[shape](x, y)
-    pattern = body & _pattern(texture, x, y, object_size)
+    pattern = body & _pattern(texture, x * radius, y * radius)
     outline = _dilate(body, round(_OUTLINE_UNITS / units_per_step))
     return _coverage(outline), _coverage(body), _coverage(pattern)
 
@@ -122,12 +121,8 @@ def _coverage(mask: np.ndarray) -> np.ndarray:
     return (blocks * _FULL // _OVERSAMPLE**2).astype(np.int32)[:, :, None]
 
 
-def _pattern(
-    texture: str, x: np.ndarray, y: np.ndarray, object_size: str
-) -> np.ndarray:
-    """Mask of a texture's second colour; the period is the same for both sizes."""
-    radius = _RADIUS[object_size]
-    across, down = x * radius, y * radius  # units
+def _pattern(texture: str, across: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """Mask of a texture's second colour, from units: equal periods for both sizes."""
     if texture == "striped":
         return (across - down) / np.sqrt(2) % 5.0 < 2.2
     if texture == "dotted":
@@ -136,7 +131,7 @@ def _pattern(
         return u**2 + v**2 < 1.75**2
     if texture == "checked":
         return (np.floor(across / 3.2) + np.floor(down / 3.2)) % 2 == 0
-    return np.zeros(x.shape, bool)
+    return np.zeros(across.shape, bool)
 
 
 def _polygon(points: list[Point], x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -205,8 +200,9 @@ def _tile(background: str, size: int) -> np.ndarray:
     scale = 4 * size / CANVAS
     side = 8 * size
     image = Image.new("RGB", (side, side))
-    rng = Rng(_TILE_SEED, BACKGROUNDS.index(background))
-    _TILE_PAINTERS[background](_Pen(ImageDraw.Draw(image), scale, rng))
+    number = BACKGROUNDS.index(background)
+    pen = _Pen(ImageDraw.Draw(image), scale, Rng(_TILE_SEED, number))
+    _TILE_PAINTERS[number](pen)
     # Pale, so that objects have contrast on every background.
     return (np.asarray(image.reduce(4)).astype(np.int32) + 255) // 2
 
@@ -224,9 +220,8 @@ class _Pen:
         self.box(0, 0, 2 * CANVAS, 2 * CANVAS, rgb)
 
     def box(self, x: float, y: float, width: float, height: float, rgb: Colour) -> None:
-        left, top, right, bottom = (
-            v * self.scale for v in (x, y, x + width, y + height)
-        )
+        edges = (x, y, x + width, y + height)
+        left, top, right, bottom = (v * self.scale for v in edges)
         # Pillow includes the last pixel; a thin box in a small image has at least one.
         last = max(left, right - 1), max(top, bottom - 1)
         self.canvas.rectangle((left, top, *last), fill=rgb)
@@ -316,13 +311,5 @@ def _space(pen: _Pen) -> None:
         pen.disc(*pen.random_point(), pen.rng.choice((0.4, 0.6, 0.9)), glow)
 
 
-_TILE_PAINTERS = {
-    "grass": _grass,
-    "sand": _sand,
-    "snow": _snow,
-    "water": _water,
-    "brick": _brick,
-    "wood": _wood,
-    "stone": _stone,
-    "space": _space,
-}
+# In the order of `BACKGROUNDS`.
+_TILE_PAINTERS = (_grass, _sand, _snow, _water, _brick, _wood, _stone, _space)

@@ -164,10 +164,7 @@ def read(caption: str) -> Meaning | None:
     phrases = tuple(
         Phrase(
             NUMBERS.get(found[f"number{i}"], 1),
-            found[f"size{i}"],
-            found[f"texture{i}"],
-            found[f"colour{i}"],
-            found[f"shape{i}"],
+            *(found[f"{part}{i}"] for part in ("size", "texture", "colour", "shape")),
         )
         for i in range(3)
         if found[f"size{i}"]
@@ -207,9 +204,8 @@ def describe(scene: Scene, rng: Rng) -> tuple[str, ...] | None:
 
 def _phrase(group: Group) -> Phrase:
     size, texture, colour, shape = group[0].kind
-    return Phrase(
-        len(group), size, None if texture == "plain" else texture, colour, shape
-    )
+    texture = None if texture == "plain" else texture
+    return Phrase(len(group), size, texture, colour, shape)
 
 
 def _claims(scene: Scene, rng: Rng) -> list[Meaning]:

@@ -9,7 +9,7 @@ form a *group*, which captions count.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import TypeVar
 
 import numpy as np
@@ -157,10 +157,9 @@ def relation_holds(relation: str, first: Group, second: Group) -> bool:
     if relation == "amid":
         return relation_holds("around", second, first)
     if relation == "around":
-        are_some_around_one = len(first) > 1 and len(second) == 1
-        return are_some_around_one and not any(
-            relation_holds(side, first, second) for side in SIDES
-        )
+        if len(first) < 2 or len(second) != 1:
+            return False
+        return not any(relation_holds(side, first, second) for side in SIDES)
     axis = "x" if relation in ("left", "right") else "y"
     sign = 1 if relation in ("left", "above") else -1
     return all(
@@ -180,7 +179,7 @@ def compose(rng: Rng) -> Scene:
     # The order of the calls of `rng` is part of the data set.
     group_sizes, is_diagonal = rng.choice(_WEIGHTED_GROUPINGS)
     kinds = _sample_kinds(rng, len(group_sizes))
-    cells_of_groups = _sample_cells(rng, group_sizes, is_diagonal)
+    cells_of = _sample_cells(rng, group_sizes, is_diagonal)
     objects = [
         SceneObject(
             shape=shape,
@@ -192,9 +191,7 @@ def compose(rng: Rng) -> Scene:
             turn=rng.below(NUM_TURNS),
             tone=rng.between(-14, 14),
         )
-        for (size, texture, colour, shape), cells in zip(
-            kinds, cells_of_groups, strict=True
-        )
+        for (size, texture, colour, shape), cells in zip(kinds, cells_of, strict=True)
         for x, y in cells
     ]
     offset = rng.below(CANVAS), rng.below(CANVAS)
@@ -228,27 +225,18 @@ def _sample_cells(
 
     Written for groups in rows; then transposed and mirrored at random.
     """
-    top_left, top_right = (NEAR, NEAR), (FAR, NEAR)
-    bottom_left, bottom_right = (NEAR, FAR), (FAR, FAR)
-    top_row = [top_left, top_right]
+    cells = [(NEAR, NEAR), (FAR, NEAR), (NEAR, FAR), (FAR, FAR)]
+    remaining = iter(cells)
+    groups = [list(islice(remaining, size)) for size in group_sizes]
     if group_sizes == (1, 1):
         y = rng.between(NEAR, FAR)
         groups = [[(NEAR, y)], [(FAR, y)]]
-    elif group_sizes == (1, 1, 1):
-        groups = [[top_left], [top_right], [bottom_left]]
     elif group_sizes == (2, 1):
-        groups = [top_row, [(rng.between(NEAR, FAR), FAR)]]
-    elif group_sizes == (2, 2):
-        groups = [top_row, [bottom_left, bottom_right]]
-    elif group_sizes == (2, 1, 1):
-        groups = [top_row, [bottom_left], [bottom_right]]
-    elif group_sizes == (3, 1):
-        groups = [[*top_row, bottom_left], [bottom_right]]
-    else:
-        groups = [[top_left], [top_right], [bottom_left], [bottom_right]]
+        groups[1] = [(rng.between(NEAR, FAR), FAR)]
     if is_diagonal:
-        singles = [[bottom_left], [top_right]]
-        groups = [[top_left, bottom_right], *singles[: len(group_sizes) - 1]]
+        top_left, *singles, bottom_right = cells
+        groups = [[top_left, bottom_right], *([cell] for cell in singles[::-1])]
+        groups = groups[: len(group_sizes)]
     swap, mirror_x, mirror_y = rng.below(2), rng.below(2), rng.below(2)
     if len(set(group_sizes)) == 1:
         groups = rng.shuffled(groups)
