@@ -1,6 +1,5 @@
 """Counts the faults of data before a long run: `vilem data check`."""
 
-import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vilem_jax.data.images import ImageError, decode
-from vilem_jax.data.sources.source import Source
+from vilem_jax.data.sources.annotations import short
+from vilem_jax.data.sources.source import Source, notes_of
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.typing import JsonObject
 
@@ -95,7 +95,7 @@ def format_report(report: JsonObject) -> str:
 
 
 class _Tally:
-    """One split: its problems, and digests of names and contents of its images."""
+    """One split: its problems, and names and contents of its images."""
 
     def __init__(
         self,
@@ -106,23 +106,19 @@ class _Tally:
         max_images: int,
     ):
         self.split, self.tokenizer, self.text_length = split, tokenizer, text_length
-        self.notes = [n for s in sources for n in getattr(s, "notes", ())]
+        self.notes = notes_of(sources)
         self.num_images = sum(len(source) for source in sources)
         self.num_decoded = 0
         self.problems: dict[str, JsonObject] = {
             key: {"count": 0, "examples": []}
             for key in (*IMAGE_PROBLEMS, *CAPTION_PROBLEMS)
         }
-        self.name_of: dict[int, str] = {}  # by digest of the name
-        self.content_of: dict[int, str] = {}  # name, by digest of the content
-        self._seen: set[int] = set()  # digests of cleaned captions
+        self.names: set[str] = set()
+        self.content_of: dict[int, str] = {}  # name, by hash of the content
+        self._seen: set[int] = set()  # hashes of cleaned captions, to save memory
         self._lengths: list[np.ndarray] = []
         bar = tqdm(
-            total=self.num_images,
-            desc=split,
-            unit=" images",
-            disable=None,
-            leave=False,
+            total=self.num_images, desc=split, unit=" images", disable=None, leave=False
         )
         with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
             for source in sources:
@@ -134,17 +130,17 @@ class _Tally:
                     bar.update(len(chunk))
 
     def report(self) -> JsonObject:
-        lengths = np.concatenate([np.zeros(0, np.int64), *self._lengths])
-        tokens = {"mean": 0.0, "p99": 0.0, "max": 0}
-        if len(lengths):
-            tokens["mean"] = float(lengths.mean())
-            tokens["p99"] = float(np.percentile(lengths, 99))
-            tokens["max"] = int(lengths.max())
+        captions = sum(map(len, self._lengths))
+        lengths = np.concatenate(self._lengths) if captions else np.zeros(1, np.int64)
         return {
             "images": self.num_images,
             "images_decoded": self.num_decoded,
-            "captions": len(lengths),
-            "tokens": tokens,
+            "captions": captions,
+            "tokens": {
+                "mean": float(lengths.mean()),
+                "p99": float(np.percentile(lengths, 99)),
+                "max": int(lengths.max()),
+            },
             **self.problems,
             "notes": self.notes,
         }
@@ -163,47 +159,39 @@ class _Tally:
                 self._count("double_images", f"{name} = {self.content_of[content]}")
             else:
                 self.content_of[content] = name
-        for i in chunk:
-            name = source.image_name(i)
-            self.name_of[_digest(name.encode("utf-8", "surrogatepass"))] = name
+        self.names.update(map(source.image_name, chunk))
 
     def _check_captions(self, source: Source, chunk: range) -> None:
         captions_of = [source.captions(i) for i in chunk]
         owners = [i for i, c in zip(chunk, captions_of, strict=True) for _ in c]
-        captions = [caption for captions in captions_of for caption in captions]
-        cleaned = [self.tokenizer.clean(caption) for caption in captions]
+        captions = list(itertools.chain(*captions_of))
+        cleaned = [list(map(self.tokenizer.clean, each)) for each in captions_of]
         lengths = self.tokenizer.lengths(captions)
         tokens = self.tokenizer.encode(captions, self.text_length)
         vocabulary = self.tokenizer.vocabulary
         found = {
-            "empty_captions": np.array([not text for text in cleaned], bool),
+            "empty_captions": [not text for text in itertools.chain(*cleaned)],
             "truncated_captions": lengths > self.text_length,
             "unknown_captions": (tokens == vocabulary.unk_id).any(axis=1),
             "uneditable_captions": ~vocabulary.is_editable[tokens].any(axis=1),
-            **self._repeated(owners, cleaned),
+            **self._repeated(cleaned),
         }
         for problem, has_problem in found.items():
             for k in np.flatnonzero(has_problem):
                 name = source.image_name(owners[k])
-                self._count(problem, f"{name}: {_short(captions[k])}")
+                self._count(problem, f"{name}: {short(captions[k], 80)}")
         self._lengths.append(lengths)
 
-    def _repeated(
-        self, owners: Sequence[int], cleaned: Sequence[str]
-    ) -> dict[str, np.ndarray]:
+    def _repeated(self, cleaned: Sequence[Sequence[str]]) -> dict[str, list[bool]]:
         """Which captions came before, for the same image or for an earlier one."""
-        duplicate = np.zeros(len(cleaned), bool)
-        shared = np.zeros(len(cleaned), bool)
-        own: set[int] = set()  # digests of the captions of image owners[k]
-        for k, (owner, text) in enumerate(zip(owners, cleaned, strict=True)):
-            if k == 0 or owner != owners[k - 1]:
-                self._seen |= own
-                own = set()
-            digest = _digest(text.encode("utf-8"))
-            duplicate[k] = digest in own
-            shared[k] = digest in self._seen and not duplicate[k]
-            own.add(digest)
-        self._seen |= own
+        duplicate, shared = [], []
+        for texts in cleaned:  # of one image
+            own: set[int] = set()
+            for caption in map(hash, texts):
+                duplicate.append(caption in own)
+                shared.append(caption in self._seen and caption not in own)
+                own.add(caption)
+            self._seen |= own
         return {"duplicate_captions": duplicate, "shared_captions": shared}
 
     def _count(self, problem: str, example: str) -> None:
@@ -214,7 +202,7 @@ class _Tally:
 
 
 def _image_state(source: Source, index: int) -> tuple[str, str, int]:
-    """The problem ("" if none), its reason, and a digest of the content."""
+    """The problem ("" if none), its reason, and a hash of the content."""
     try:
         encoded = source.read_image(index)
         decode(encoded)
@@ -223,22 +211,21 @@ def _image_state(source: Source, index: int) -> tuple[str, str, int]:
     except (ImageError, OSError) as error:
         return "corrupt_images", str(error), 0
     content = encoded if isinstance(encoded, bytes) else encoded.tobytes()
-    return "", "", _digest(content)
+    return "", "", hash(content)
 
 
 def _in_both(first: _Tally, second: _Tally) -> JsonObject:
-    names = first.name_of.keys() & second.name_of.keys()
     contents = first.content_of.keys() & second.content_of.keys()
+    same = {
+        "by_name": sorted(first.names & second.names),
+        "by_content": sorted(
+            f"{first.content_of[each]} = {second.content_of[each]}" for each in contents
+        ),
+    }
     return {
         "splits": [first.split, second.split],
-        "by_name": len(names),
-        "by_content": len(contents),
-        "examples": {
-            "by_name": sorted(first.name_of[d] for d in names)[:NUM_EXAMPLES],
-            "by_content": sorted(
-                f"{first.content_of[d]} = {second.content_of[d]}" for d in contents
-            )[:NUM_EXAMPLES],
-        },
+        **{how: len(found) for how, found in same.items()},
+        "examples": {how: found[:NUM_EXAMPLES] for how, found in same.items()},
     }
 
 
@@ -248,12 +235,3 @@ def _problem_lines(found: JsonObject, total: int | None, sentence: str) -> list[
     share = f" ({found['count'] / total:.2%})" if total else ""
     lines = [f"  {found['count']:,} {sentence}{share}"]
     return lines + [f"      {example}" for example in found["examples"]]
-
-
-def _digest(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-
-def _short(text: str) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vilem_jax.errors import UserError
+from vilem_jax.files import reason
 
 Row = tuple[str, list[str], str | None]  # image, captions, split
 
@@ -53,11 +54,7 @@ def parse_json(path: str) -> Any:
     Raises:
       UserError: the file is missing, empty or not JSON (with the line).
     """
-    # Invalid bytes become U+FFFD: one corrupt caption must not refuse ten million.
-    text = _read(path).decode("utf-8-sig", "replace")
-    if not text.strip():
-        raise UserError(f"{path} is empty; expected JSON annotations")
-    return parse_text(text, path)
+    return parse_text(read_text(path), path)
 
 
 def parse_text(text: str, where: object) -> Any:
@@ -91,13 +88,19 @@ def split_zip_path(path: str) -> tuple[Path, str]:
     return whole, ""
 
 
-def _read(path: str) -> bytes:
+def read_text(path: str) -> str:
+    """The text of an annotation file, plain or inside a zip.
+
+    Raises:
+      UserError: the file is missing, empty or cannot be read.
+    """
     file, member = split_zip_path(path)
     try:
-        if not member:
-            return file.read_bytes()
-        with zipfile.ZipFile(file) as archive:
-            return archive.read(member)
+        if member:
+            with zipfile.ZipFile(file) as archive:
+                content = archive.read(member)
+        else:
+            content = file.read_bytes()
     except FileNotFoundError:
         raise UserError(f"annotation file {path} does not exist") from None
     except KeyError:
@@ -105,9 +108,13 @@ def _read(path: str) -> bytes:
             f"annotation file {path}: {file} has no member {member}"
         ) from None
     except (OSError, zipfile.BadZipFile) as error:
-        if file.is_dir():
-            raise UserError(f"annotation file {path} is a folder") from None
-        raise UserError(f"annotation file {path} cannot be read: {error}") from None
+        why = "is a folder" if file.is_dir() else f"cannot be read: {reason(error)}"
+        raise UserError(f"annotation file {path} {why}") from None
+    # Invalid bytes become U+FFFD: one corrupt caption must not refuse ten million.
+    text = content.decode("utf-8-sig", "replace")
+    if not text.strip():
+        raise UserError(f"{path} is empty; expected annotations")
+    return text
 
 
 def _rows(path: str, content: object) -> Iterator[Row]:
@@ -167,14 +174,13 @@ def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
 
 def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
     captions_of: dict[int | str, list[str]] = {}
-    names = {}
+    names: dict[int | str, str] = {}
     for i, record in enumerate(images):
         where = f"{path}: images[{i}]"
         name = _text(record, "file_name", where)
         if not isinstance(record.get("id"), int | str):
             _refuse_field(record, "id", "a number", where)
         _check_id(record, "id", name, names, where)
-        names[record["id"]] = name
         captions_of[record["id"]] = []
     for i, record in enumerate(_filled(path, annotations, "'annotations'")):
         where = f"{path}: annotations[{i}]"
@@ -188,7 +194,11 @@ def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
 
 
 def _check_id(record: dict, field: str, name: str, named: dict, where: str) -> None:
-    """Raises UserError if the image's id, which is optional, belongs to another."""
+    """Adds the image's id, which is optional, to `named`.
+
+    Raises:
+      UserError: the id belongs to another image.
+    """
     number = record.get(field)
     if isinstance(number, int | str) and named.setdefault(number, name) != name:
         raise UserError(
@@ -217,14 +227,15 @@ def split_of(record: dict, where: str) -> str | None:
 
 def _refuse_field(record: object, field: str, expected: str, where: str) -> NoReturn:
     if not isinstance(record, dict):
-        found = f"is {_short(record)}, not an object with {field!r}"
+        found = f"is {short(record)}, not an object with {field!r}"
     elif field not in record:
         found = f"has no {field!r} (it has: {', '.join(map(str, record)) or 'nothing'})"
     else:
-        found = f"has {field!r} = {_short(record[field])}, which is not {expected}"
+        found = f"has {field!r} = {short(record[field])}, which is not {expected}"
     raise UserError(f"{where} {found}")
 
 
-def _short(value: object) -> str:
+def short(value: object, length: int = 60) -> str:
+    """`repr(value)`, cut to `length` characters, for messages."""
     shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    return shown if len(shown) <= length else shown[: length - 3] + "..."

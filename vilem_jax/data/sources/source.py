@@ -1,5 +1,6 @@
 """The interface of all sources of image-caption pairs."""
 
+from collections.abc import Iterable
 from pkgutil import resolve_name
 from typing import Protocol, runtime_checkable
 
@@ -54,10 +55,13 @@ def open_source(config: SourceConfig) -> Source:
     if config.num_images < 0:
         raise UserError(f"source {config.name!r}: num_images={config.num_images} < 0")
     if isinstance(config, FileSourceConfig) and not config.path:
-        raise UserError(
-            f"source {config.name!r} of kind {config.kind!r} needs a `path`"
-        )
+        raise UserError(f"source {config.name!r} ({config.kind}) needs a `path`")
     return resolve_name(config.reader)(config)
+
+
+def notes_of(sources: Iterable[Source]) -> list[str]:
+    """What was wrong with the files of `sources`."""
+    return [note for source in sources for note in getattr(source, "notes", ())]
 
 
 def caption_counts(source: Source) -> np.ndarray:

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vilem_jax.data.sources.annotations import parse_text, split_of
+from vilem_jax.data.sources.annotations import parse_text, read_text, split_of
 from vilem_jax.data.video.frames import VideoError, read_frames
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason
 
 SUFFIXES = (
     *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v"),
@@ -122,17 +121,7 @@ def read_pairs(file: Path) -> list[Pair]:
     Raises:
       UserError: if the file is missing, empty, or in none of the formats.
     """
-    try:
-        text = file.read_bytes().decode("utf-8-sig", "replace")
-    except FileNotFoundError:
-        raise UserError(f"annotation file {file} does not exist") from None
-    except OSError as error:
-        raise UserError(
-            f"annotation file {file} cannot be read: {reason(error)}"
-        ) from None
-    if not text.strip():
-        raise UserError(f"{file} is empty; expected captions of clips")
-    pairs = list(_pairs(file, text))
+    pairs = list(_pairs(file, read_text(str(file))))
     if not pairs:
         raise UserError(f"{file} holds no pair of a clip and a caption")
     return pairs
