@@ -128,12 +128,8 @@ def _quotas(
     weights = weights if weights is not None else [0.0] * len(sources)
     for source, weight in zip(sources, weights, strict=True):
         if not 0 <= weight < float("inf"):
-            raise UserError(
-                f"source {source.name!r}: weight={weight} must be 0 or more"
-            )
-    shares = np.array(
-        [w if w > 0 else n for w, n in zip(weights, num_items, strict=True)], np.float64
-    )
+            raise UserError(f"source {source.name!r}: weight={weight} must be >= 0")
+    shares = np.array([w or n for w, n in zip(weights, num_items, strict=True)], float)
     total = sum(num_items)
     exact = shares / shares.sum() * total
     quota = np.floor(exact).astype(np.int64)

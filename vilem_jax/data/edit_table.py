@@ -90,9 +90,7 @@ class StoredEditTable:
         try:
             file = safe_open(Path(path).expanduser(), "np")
             self.about = json.loads((file.metadata() or {})[_ABOUT])
-            self._arrays = {
-                name: file.get_slice(name) for name in ("positions", "tokens")
-            }
+            self._arrays = {key: file.get_slice(key) for key in ("positions", "tokens")}
             shape = self._arrays["tokens"].get_shape()
             num_pairs, self.num_variants, _ = shape
             if self._arrays["positions"].get_shape() != shape:
