@@ -2,15 +2,15 @@
 
 The devices find a few more candidates than `top_k`, by one matmul in float32. The error
 of float32 is bounded. If it could change the order of the candidates, the host sums
-them again in float64; if it could hide a row, more candidates are searched for. So the
-result equals that of a loop over all rows in float64, and does not depend on devices,
-chunks or the order of sums.
+them again in float64; if it could hide a row, the host sums all rows. So the result
+equals that of a loop over all rows in float64, and does not depend on devices, chunks
+or the order of sums.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,6 @@ import numpy as np
 from vilem_jax.distributed.mesh import ROWS, WHOLE, Layout, make_mesh, over_batch
 from vilem_jax.errors import UserError
 
-BLOCK = 32  # rows whose maximum is compared first
 SPARE = 4  # candidates beyond top_k, at least
 WIDER = 8  # factor of candidates for queries that they do not settle
 MOST = 4096  # candidates; queries that they do not settle are summed by the host
@@ -40,11 +39,9 @@ class ExactSearch:
     """Rows on the devices, ready to be searched. Made by `put_on_devices`."""
 
     parts: tuple[np.ndarray, ...]  # float32 or float16 [N_i, E], on the host
-    starts: np.ndarray  # int64 [parts + 1], the row that each part begins with
-    # A device's share of the rows, zeros at the end, in chunks: [devices * M, E] each.
+    # Rows in order, zeros at the end, in equal chunks [devices * M, E], each sharded.
     # An array a chunk, for a slice of a larger one would be copied for every product.
     chunks: tuple[jax.Array, ...]
-    num_valid: jax.Array  # int32 [devices], rows that are no padding
     norm: float  # of the longest row
     mesh: jax.sharding.Mesh
     query_chunk: int
@@ -54,7 +51,7 @@ class ExactSearch:
         return self.parts[0].shape[1]
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return sum(map(len, self.parts))
 
     def top(self, queries: np.ndarray, top_k: int) -> Found:
         """The `top_k` rows of largest inner product for each query.
@@ -117,29 +114,32 @@ class ExactSearch:
         """The `count` best rows, or all, by the devices' float32 scores."""
         most = self.query_chunk if count <= MOST // WIDER else FEW[-1]
         size = next((size for size in FEW if len(queries) <= size), most)
+        found = [
+            self._of_chunk(queries[start : start + size], size, count)
+            for start in range(0, len(queries), size)
+        ]
+        return Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
-        def search_chunk(start: int) -> list[np.ndarray]:
-            best: tuple[jax.Array, jax.Array] | None = None
-            part = queries[start : start + size]
-            part = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
-            for number, chunk in enumerate(self.chunks):
-                arrays = (part, chunk, self.num_valid, np.int32(number))
-                best = _find(best, *arrays, count=count, mesh=self.mesh)
-            assert best is not None  # there is at least one chunk
-            return [np.asarray(each) for each in _over_devices(*best, count=count)]
-
-        # On one CPU two at a time: while one looks for the best, the other multiplies.
-        # Programs of several devices must start in one order on each of them.
-        two = jax.default_backend() == "cpu" and self.mesh.size == 1
-        with ThreadPoolExecutor(2 if two else 1) as pool:
-            found = list(pool.map(search_chunk, range(0, len(queries), size)))
-        scores, devices, local = (
-            np.concatenate(parts)[: len(queries)] for parts in zip(*found, strict=True)
+    def _of_chunk(self, queries: np.ndarray, size: int, count: int) -> Found:
+        padded = np.pad(queries, ((0, size - len(queries)), (0, 0)))
+        # [chunks, devices]: the first row of each device in each chunk.
+        shape = (len(self.chunks), self.mesh.size)
+        first = np.arange(math.prod(shape)).reshape(shape)
+        first *= len(self.chunks[0]) // self.mesh.size
+        # All are started before the first one is read.
+        best = [
+            _best(padded, chunk, num_valid, count=count, mesh=self.mesh)
+            for chunk, num_valid in zip(self.chunks, len(self) - first, strict=True)
+        ]
+        # [chunks, devices, Q, C] -> [Q, all candidates]
+        scores, rows = map(np.stack, zip(*best, strict=True))
+        scores, rows = (
+            np.moveaxis(part, 2, 0)[: len(queries)].reshape(len(queries), -1)
+            for part in (scores, rows + first[..., None, None])
         )
-        share = sum(map(len, self.chunks)) // self.mesh.size
-        rows = devices.astype(np.int64) * share + local
-        count = min(count, len(self))  # padding stands last
-        return Found(rows[:, :count], scores[:, :count])
+        # Padding stands last.
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : min(count, len(self))]
+        return Found(*(np.take_along_axis(part, order, 1) for part in (rows, scores)))
 
     def _ordered(
         self, queries: np.ndarray, found: Found, top_k: int, error: np.ndarray
@@ -156,41 +156,25 @@ class ExactSearch:
             exact = np.einsum(
                 "qe,qce->qc",
                 queries[here].astype(np.float64),
-                self.take(candidates).astype(np.float64),
+                take_rows(self.parts, candidates).astype(np.float64),
             ).astype(np.float32)
             order = np.lexsort((candidates, -exact))[:, :top_k]
             rows[here] = np.take_along_axis(candidates, order, axis=1)
             scores[here] = np.take_along_axis(exact, order, axis=1)
         return Found(rows, scores)
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Rows by their numbers, int64 [...] -> [..., E], from the host's parts."""
-        if len(self.parts) == 1:
-            return self.parts[0][rows]
-        part_of = np.searchsorted(self.starts, rows, side="right") - 1
-        taken = np.empty((*rows.shape, self.width), self.parts[0].dtype)
-        for part in np.unique(part_of):
-            here = part_of == part
-            taken[here] = self.parts[part][rows[here] - self.starts[part]]
-        return taken
-
     def _by_host(self, query: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """One query against all rows in float64: thousands of equal images."""
         query = query.astype(np.float64)
         rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
         step = max(1, HOST_NUMBERS // self.width)
-        for part, first in zip(self.parts, self.starts, strict=False):
-            for start in range(0, len(part), step):
-                block = part[start : start + step].astype(np.float64)
-                exact = (block @ query).astype(np.float32)
-                numbers = first + start + np.arange(len(block))
-                if len(rows) == top_k:  # later rows lose a tie
-                    better = exact > scores[-1]
-                    exact, numbers = exact[better], numbers[better]
-                rows = np.concatenate([rows, numbers])
-                scores = np.concatenate([scores, exact])
-                order = np.lexsort((rows, -scores))[:top_k]
-                rows, scores = rows[order], scores[order]
+        for start in range(0, len(self), step):
+            numbers = np.arange(start, min(start + step, len(self)))
+            block = take_rows(self.parts, numbers).astype(np.float64)
+            rows = np.concatenate([rows, numbers])
+            scores = np.concatenate([scores, (block @ query).astype(np.float32)])
+            order = np.lexsort((rows, -scores))[:top_k]
+            rows, scores = rows[order], scores[order]
         return rows, scores
 
 
@@ -215,39 +199,24 @@ def put_on_devices(
             f"embeddings of {' and '.join(kinds)} cannot be searched together: they "
             "must all be float32, or all float16, of one width"
         )
-    starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
     mesh = make_mesh(num_devices)
     query_chunk, most_rows = _chunks()
-    each = -(-int(starts[-1]) // mesh.size)
-    num_chunks = -(-each // most_rows)
-    size = BLOCK * -(-each // (num_chunks * BLOCK))
-    each = num_chunks * size
-    over_rows = over_batch(mesh)
+    num_rows = sum(map(len, parts))
+    num_chunks = -(-num_rows // (most_rows * mesh.size))
+    size = -(-num_rows // (num_chunks * mesh.size)) * mesh.size
 
     def put_chunk(number: int) -> jax.Array:
-        def read(at) -> np.ndarray:
-            start, stop, _ = at[0].indices(mesh.size * size)
-            first = start // size * each + number * size
-            return _slice(parts, starts, first, first + stop - start)
-
-        shape = (mesh.size * size, parts[0].shape[1])
-        return jax.make_array_from_callback(shape, over_rows, read)
+        first = number * size
+        rows = take_rows(parts, np.arange(first, min(first + size, num_rows)))
+        rows = np.pad(rows, ((0, size - len(rows)), (0, 0)))
+        return jax.device_put(rows, over_batch(mesh))
 
     chunks = tuple(map(put_chunk, range(num_chunks)))
-    first_rows = np.arange(mesh.size, dtype=np.int64) * each
-    num_valid = np.clip(starts[-1] - first_rows, 0, each).astype(np.int32)
     norm = float(np.max([_largest_norm(chunk) for chunk in chunks]))  # a NaN stays
     if not np.isfinite(norm):
         raise UserError("an embedding is not finite: has the run diverged?")
-    return ExactSearch(
-        parts,
-        starts,
-        chunks,
-        jax.device_put(num_valid, over_rows),
-        norm * (1 + 1e-4),  # was summed in float32
-        mesh,
-        query_chunk,
-    )
+    # A little more, for it was summed in float32.
+    return ExactSearch(parts, chunks, norm * (1 + 1e-4), mesh, query_chunk)
 
 
 def _chunks() -> tuple[int, int]:
@@ -256,14 +225,15 @@ def _chunks() -> tuple[int, int]:
     return (256, 32768) if jax.default_backend() == "cpu" else (1024, 131072)
 
 
-def _slice(parts, starts, first: int, stop: int) -> np.ndarray:
-    """Rows first..stop of the parts, then zeros."""
-    rows = np.zeros((stop - first, parts[0].shape[1]), parts[0].dtype)
-    for part, start in zip(parts, starts, strict=False):
-        begin, end = max(first, start), min(stop, start + len(part))
-        if begin < end:
-            rows[begin - first : end - first] = part[begin - start : end - start]
-    return rows
+def take_rows(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Rows by their numbers in all parts, int64 [...] -> [..., E]."""
+    starts = np.cumsum([0, *map(len, parts)])
+    part_of = np.searchsorted(starts, rows, side="right") - 1
+    taken = np.empty((*rows.shape, parts[0].shape[1]), parts[0].dtype)
+    for part in np.unique(part_of):
+        here = part_of == part
+        taken[here] = parts[part][rows[here] - starts[part]]
+    return taken
 
 
 def _is_settled(found: Found, top_k: int, error: np.ndarray, num_rows: int):
@@ -274,81 +244,24 @@ def _is_settled(found: Found, top_k: int, error: np.ndarray, num_rows: int):
 
 
 @functools.partial(jax.jit, static_argnames=("count", "mesh"))
-def _find(best, queries, chunk, num_valid, number, *, count: int, mesh):
-    """The best of each device so far and in a chunk: scores, rows, [devices, Q, C].
+def _best(queries, chunk, num_valid, *, count: int, mesh):
+    """The best rows of each device in one chunk: scores, rows, [devices, Q, C] each.
 
     Args:
-      best: the same of the chunks before, or None.
       queries: [Q, E].
       chunk: [devices * M, E], each device its M rows.
-      num_valid: int32 [devices], how many rows of all its chunks are no padding.
-      number: of the chunk, int32.
+      num_valid: [devices]; the rows from this one on are padding, if it is below M.
     """
 
-    def on_device(best, queries, chunk, num_valid, number):
-        first = number * len(chunk)
-        scores, rows = _best(queries, chunk, num_valid[0] - first, count)
-        found = (scores, rows + first)
-        if best is not None:
-            found = _merged([part[0] for part in best], found, count)
-        return tuple(part[None] for part in found)
+    def on_device(queries, rows, num_valid):
+        rows = rows.astype(jnp.float32)
+        scores = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
+        scores = jnp.where(jnp.arange(len(rows)) < num_valid[0], scores, -jnp.inf)
+        best = jax.lax.top_k(scores, min(count, len(rows)))
+        return tuple(part[None] for part in best)
 
-    specs = (ROWS, WHOLE, ROWS, ROWS, WHOLE)
-    run = Layout(mesh).on_each_device(on_device, specs, out_specs=ROWS)
-    return run(best, queries, chunk, num_valid, number)
-
-
-@functools.partial(jax.jit, static_argnames="count")
-def _over_devices(scores, rows, *, count: int):
-    """[devices, Q, C] each -> scores, devices and rows on them of the best: [Q, C]."""
-    devices = jnp.arange(len(rows), dtype=jnp.int32)[:, None, None]
-    scores, devices, rows = (
-        jnp.moveaxis(part, 0, 1).reshape(scores.shape[1], -1)
-        for part in (scores, jnp.broadcast_to(devices, rows.shape), rows)
-    )
-    scores, at = jax.lax.top_k(scores, min(count, scores.shape[1]))
-    return scores, _pick(devices, at), _pick(rows, at)
-
-
-def _best(queries, rows, num_valid, count: int):
-    """Queries [Q, E] in a chunk's rows [M, E]: scores and rows [Q, min(count, M)].
-
-    Rows from `num_valid` on are padding.
-    """
-    dimensions = (((1,), (1,)), ((), ()))
-    scores = jax.lax.dot_general(
-        queries,
-        rows.astype(jnp.float32),
-        dimensions,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    row = jnp.arange(len(rows), dtype=jnp.int32)
-    if 2 * count * BLOCK > len(rows):
-        scores = jnp.where(row < num_valid, scores, -jnp.inf)
-        return jax.lax.top_k(scores, min(count, len(rows)))
-    # The best rows lie in the blocks of the best maxima: two short searches. At first
-    # only whole blocks of padding are masked, since masking scores would copy them all.
-    # One block can have rows and padding: one more block than needed is taken.
-    blocks, row = scores.reshape(len(queries), -1, BLOCK), row.reshape(-1, BLOCK)
-    maxima = jnp.where(row[:, 0] < num_valid, blocks.max(axis=-1), -jnp.inf)
-    _, chosen = jax.lax.top_k(maxima, count + 1)
-    inside = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
-    inside = jnp.where(row[chosen] < num_valid, inside, -jnp.inf)
-    scores, at = jax.lax.top_k(inside.reshape(len(queries), -1), count)
-    return scores, _pick(chosen, at // BLOCK) * BLOCK + at % BLOCK
-
-
-def _merged(one, other, count: int):
-    """Two of (scores, rows), each [Q, C]: the best of both, in one."""
-    scores, rows = (
-        jnp.concatenate(parts, axis=1) for parts in zip(one, other, strict=True)
-    )
-    scores, at = jax.lax.top_k(scores, min(count, scores.shape[1]))
-    return scores, _pick(rows, at)
-
-
-def _pick(values: jax.Array, at: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(values, at, axis=1)
+    run = Layout(mesh).on_each_device(on_device, (WHOLE, ROWS, ROWS), out_specs=ROWS)
+    return run(queries, chunk, num_valid)
 
 
 @jax.jit

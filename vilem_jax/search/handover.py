@@ -19,7 +19,7 @@ import numpy as np
 
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_writable, reason, replacing, write_json
-from vilem_jax.search.exact import ExactSearch, Found, put_on_devices
+from vilem_jax.search.exact import ExactSearch, Found, put_on_devices, take_rows
 from vilem_jax.search.vectors import Vectors
 from vilem_jax.typing import JsonObject
 
@@ -118,7 +118,7 @@ def recall_against_exact(
     """
     top_k = truth.rows.shape[1]
     found = ask(queries.embedding, top_k)
-    taken = search.take(np.maximum(found, 0)).astype(np.float64)
+    taken = take_rows(search.parts, np.maximum(found, 0)).astype(np.float64)
     scores = np.einsum("qe,qke->qk", queries.embedding.astype(np.float64), taken)
     # Engines compare float32 sums in an order of their own.
     is_good = (scores >= truth.scores[:, -1:] - 2e-6) & (found >= 0)
