@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ import numpy as np
 from vilem_jax.distributed.mesh import ROWS, WHOLE, Layout, make_mesh, over_batch
 from vilem_jax.errors import UserError
 
+BLOCK = 32  # rows whose maximum is compared first
 SPARE = 4  # candidates beyond top_k, at least
 WIDER = 8  # factor of candidates for queries that they do not settle
 MOST = 4096  # candidates; queries that they do not settle are summed by the host
@@ -114,10 +116,12 @@ class ExactSearch:
         """The `count` best rows, or all, by the devices' float32 scores."""
         most = self.query_chunk if count <= MOST // WIDER else FEW[-1]
         size = next((size for size in FEW if len(queries) <= size), most)
-        found = [
-            self._of_chunk(queries[start : start + size], size, count)
-            for start in range(0, len(queries), size)
-        ]
+        parts = [queries[i : i + size] for i in range(0, len(queries), size)]
+        # On one CPU two at a time: while one looks for the best, the other multiplies.
+        # Programs of several devices must start in one order on each of them.
+        two = jax.default_backend() == "cpu" and self.mesh.size == 1
+        with ThreadPoolExecutor(2 if two else 1) as pool:
+            found = list(pool.map(lambda q: self._of_chunk(q, size, count), parts))
         return Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
     def _of_chunk(self, queries: np.ndarray, size: int, count: int) -> Found:
@@ -203,7 +207,8 @@ def put_on_devices(
     query_chunk, most_rows = _chunks()
     num_rows = sum(map(len, parts))
     num_chunks = -(-num_rows // (most_rows * mesh.size))
-    size = -(-num_rows // (num_chunks * mesh.size)) * mesh.size
+    unit = mesh.size * BLOCK
+    size = -(-num_rows // (num_chunks * unit)) * unit
 
     def put_chunk(number: int) -> jax.Array:
         first = number * size
@@ -256,9 +261,22 @@ def _best(queries, chunk, num_valid, *, count: int, mesh):
     def on_device(queries, rows, num_valid):
         rows = rows.astype(jnp.float32)
         scores = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
-        scores = jnp.where(jnp.arange(len(rows)) < num_valid[0], scores, -jnp.inf)
-        best = jax.lax.top_k(scores, min(count, len(rows)))
-        return tuple(part[None] for part in best)
+        row = jnp.arange(len(rows))
+        if 2 * count * BLOCK > len(rows):
+            scores = jnp.where(row < num_valid, scores, -jnp.inf)
+            best = jax.lax.top_k(scores, min(count, len(rows)))
+            return tuple(part[None] for part in best)
+        # The best rows lie in the blocks of the best maxima: two short searches. Only
+        # whole blocks of padding are masked first, since masking scores would copy
+        # them. One block can have rows and padding: one more block is taken.
+        blocks, row = scores.reshape(len(queries), -1, BLOCK), row.reshape(-1, BLOCK)
+        maxima = jnp.where(row[:, 0] < num_valid, blocks.max(axis=-1), -jnp.inf)
+        _, chosen = jax.lax.top_k(maxima, count + 1)
+        inside = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
+        inside = jnp.where(row[chosen] < num_valid, inside, -jnp.inf)
+        scores, at = jax.lax.top_k(inside.reshape(len(queries), -1), count)
+        block = jnp.take_along_axis(chosen, at // BLOCK, axis=1)
+        return scores[None], (block * BLOCK + at % BLOCK)[None]
 
     run = Layout(mesh).on_each_device(on_device, (WHOLE, ROWS, ROWS), out_specs=ROWS)
     return run(queries, chunk, num_valid)
