@@ -263,17 +263,17 @@ def _best(queries, chunk, num_valid, *, count: int, mesh):
         scores = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
         row = jnp.arange(len(rows))
         if 2 * count * BLOCK > len(rows):
-            scores = jnp.where(row < num_valid, scores, -jnp.inf)
+            scores = jnp.where(row < num_valid[0], scores, -jnp.inf)
             best = jax.lax.top_k(scores, min(count, len(rows)))
             return tuple(part[None] for part in best)
         # The best rows lie in the blocks of the best maxima: two short searches. Only
         # whole blocks of padding are masked first, since masking scores would copy
         # them. One block can have rows and padding: one more block is taken.
         blocks, row = scores.reshape(len(queries), -1, BLOCK), row.reshape(-1, BLOCK)
-        maxima = jnp.where(row[:, 0] < num_valid, blocks.max(axis=-1), -jnp.inf)
+        maxima = jnp.where(row[:, 0] < num_valid[0], blocks.max(axis=-1), -jnp.inf)
         _, chosen = jax.lax.top_k(maxima, count + 1)
         inside = jnp.take_along_axis(blocks, chosen[..., None], axis=1)
-        inside = jnp.where(row[chosen] < num_valid, inside, -jnp.inf)
+        inside = jnp.where(row[chosen] < num_valid[0], inside, -jnp.inf)
         scores, at = jax.lax.top_k(inside.reshape(len(queries), -1), count)
         block = jnp.take_along_axis(chosen, at // BLOCK, axis=1)
         return scores[None], (block * BLOCK + at % BLOCK)[None]
