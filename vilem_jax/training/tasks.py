@@ -1,5 +1,16 @@
 """What a run trains: a ViLEM, or the editor. Each task gives `run.py` the same parts.
 
+image_size            of the batches; 0: captions alone
+frozen                arrays that the step reads and never changes
+init_params(key)      random parameters
+load_weights(params)  on the host: the arguments of `init_state`, with the pretrained
+                      weights that the config names
+init_state(...)       the state of step 0
+step                  (state, frozen, batch, key) -> (state, metrics)
+evaluate(state)       {source: metrics} of validation
+test(params)          {source: metrics} of the test split
+finish(state)         writes what is due when the last step is done
+
 `init_params`, `init_state` and `step` are pure; `run.py` compiles them and puts their
 results on the devices. What a task needs besides the state (the frozen editor, the
 validation data) it holds and never changes.
@@ -8,7 +19,6 @@ validation data) it holds and never changes.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -31,51 +41,9 @@ from vilem_jax.runs.origin import TOKENIZER_FOLDER, load_origin
 from vilem_jax.training import editor_step, starting
 from vilem_jax.training.state import State, TrainState, init_params, init_state
 from vilem_jax.training.step import make_train_step
-from vilem_jax.typing import PyTree
 from vilem_jax.weights.formats.huggingface_bert import save_masked_language_model
 
 EDITOR_FOLDER = "editor"  # in the work directory of an editor's run
-
-
-class Task(Protocol):
-    """What `run.py` needs to know."""
-
-    image_size: int  # of the batches; 0: captions alone
-    frozen: PyTree  # arrays that the step reads and never changes
-
-    def init_params(self, key: jax.Array) -> Params:
-        """Random parameters."""
-        ...
-
-    def load_weights(self, params: Params) -> tuple[Params, ...]:
-        """On the host: `params`, or the pretrained weights that the config names.
-
-        Returns:
-          the arguments of `init_state`.
-        """
-        ...
-
-    @property
-    def init_state(self) -> Callable[..., State]:
-        """Parameters -> the state of step 0."""
-        ...
-
-    @property
-    def step(self) -> Callable:
-        """(state, frozen, batch, key) -> (state, metrics)."""
-        ...
-
-    def evaluate(self, state: PyTree) -> dict[str, dict]:
-        """{source: metrics} of validation."""
-        ...
-
-    def test(self, params: Params) -> dict[str, dict]:
-        """{source: metrics} of the test split."""
-        ...
-
-    def finish(self, state: PyTree) -> None:
-        """What is written when the last step is done."""
-        ...
 
 
 def make_task(
@@ -84,7 +52,7 @@ def make_task(
     tokenizer: Tokenizer,
     schedule: Callable,
     workdir: Path,
-) -> Task:
+) -> "VilemTask | EditorTask":
     if config.task == "editor":
         return EditorTask(config, tokenizer, schedule, workdir)
     return VilemTask(config, layout, tokenizer, schedule)
