@@ -7,7 +7,7 @@
 Both use the compiled step and the loop of a run, which waits for the device one step
 late. Fed by the loader: synthetic JPEGs of 384 x 288, the size that `vilem data
 prepare` writes, are read from a folder (from the page cache), cropped, tokenised and
-copied to the device by `train_batches` and `put_batch`. On the device: one such batch,
+copied to the device by `Batches` and `put_batch`. On the device: one such batch,
 repeated. They take turns; the first steps of a turn are not timed, as their batches
 were read ahead. Augmentation, dropout and editing are on, as in training.
 
@@ -104,9 +104,9 @@ def reading_ahead(options) -> int:
 
 
 def open_batches(data: Path, tokenizer, config, options):
-    from vilem_jax.config.schema import DataConfig
+    from vilem_jax.config.schema import Config, DataConfig, TrainConfig
     from vilem_jax.config.sources import JsonConfig
-    from vilem_jax.data.batches import open_corpus, train_batches
+    from vilem_jax.data.batches import Batches, BatchMaker, open_corpus
 
     source = JsonConfig(path=str(data / "captions.json"), images=str(data / "images"))
     settings = DataConfig(
@@ -115,14 +115,9 @@ def open_batches(data: Path, tokenizer, config, options):
         num_workers=options.workers,
         prefetch=reading_ahead(options),
     )
-    return train_batches(
-        open_corpus(settings),
-        tokenizer,
-        settings,
-        seed=0,
-        batch_size=options.batch,
-        image_size=config.model.vision.image_size,
-    )
+    size, train = config.model.vision.image_size, TrainConfig(batch_size=options.batch)
+    own = Config(train=train, data=settings)
+    return Batches(BatchMaker(own, open_corpus(settings), tokenizer, size))
 
 
 class Run:

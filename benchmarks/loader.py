@@ -28,9 +28,9 @@ import reporting
 from images import PRE_RESIZED, jpeg, photo, write_pairs
 from PIL import Image
 
-from vilem_jax.config.schema import DataConfig
+from vilem_jax.config.schema import Config, DataConfig, TrainConfig
 from vilem_jax.config.sources import JsonConfig, WebDatasetConfig
-from vilem_jax.data.batches import open_corpus, train_batches
+from vilem_jax.data.batches import Batches, BatchMaker, open_corpus
 from vilem_jax.data.images import crop_box, decode, random_crop
 from vilem_jax.data.tokenizer import Tokenizer
 
@@ -95,16 +95,15 @@ def make_systems(data: Path, options, *, workers: int) -> dict[str, Callable]:
 
 
 def open_ours(source, tokenizer, options, workers: int):
-    config = DataConfig(
+    data = DataConfig(
         train=(source,),
         text_length=LENGTH,
         crop_scale=SCALE,
         num_workers=workers,
         prefetch=2 * workers,
     )
-    corpus = open_corpus(config)
-    shape = {"batch_size": options.batch, "image_size": SIZE}
-    return train_batches(corpus, tokenizer, config, seed=0, **shape)
+    config = Config(train=TrainConfig(batch_size=options.batch), data=data)
+    return Batches(BatchMaker(config, open_corpus(data), tokenizer, SIZE))
 
 
 def crop(image: Image.Image, rng: np.random.Generator) -> np.ndarray:

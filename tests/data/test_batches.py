@@ -12,13 +12,9 @@ import numpy as np
 import pytest
 
 from tests.data.make_files import pair_folder
-from vilem_jax.config.schema import DataConfig
+from vilem_jax.config.schema import Config, DataConfig, TrainConfig
 from vilem_jax.config.sources import JsonConfig
-from vilem_jax.data.batches import (
-    BatchMaker,
-    open_corpus,
-    train_batches,
-)
+from vilem_jax.data.batches import Batches, BatchMaker, open_corpus
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
 from vilem_jax.errors import UserError
@@ -69,13 +65,12 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def maker(tokenizer):
     def make(corpus, **settings):
-        defaults = {"seed": 0, "batch_size": 7, "image_size": 8}
-        return BatchMaker(
-            corpus=corpus,
-            tokenizer=tokenizer,
-            config=DataConfig(text_length=6, crop_scale=(0.5, 1.0)),
-            **defaults | settings,
+        config = Config(
+            seed=settings.pop("seed", 0),
+            train=TrainConfig(batch_size=settings.pop("batch_size", 7)),
+            data=DataConfig(text_length=6, crop_scale=(0.5, 1.0)),
         )
+        return BatchMaker(config, corpus, tokenizer, **{"image_size": 8} | settings)
 
     return make
 
@@ -240,10 +235,14 @@ def folder_config(path, **settings) -> DataConfig:
     return DataConfig(train=(source,), text_length=6, **settings)
 
 
+def open_batches(data, tokenizer, batch_size=4, image_size=8, start_step=0):
+    config = Config(seed=1, train=TrainConfig(batch_size=batch_size), data=data)
+    make = BatchMaker(config, open_corpus(data), tokenizer, image_size)
+    return Batches(make, start_step)
+
+
 def read(config, tokenizer, num_batches, **settings):
-    corpus = open_corpus(config)
-    settings = {"seed": 1, "batch_size": 4, "image_size": 8, **settings}
-    with train_batches(corpus, tokenizer, config, **settings) as batches:
+    with open_batches(config, tokenizer, **settings) as batches:
         return [next(batches) for _ in range(num_batches)]
 
 
@@ -292,9 +291,7 @@ def test_a_worker_hands_on_the_sentence(tmp_path, tokenizer):
 
 def test_closed_is_closed(tmp_path, tokenizer):
     config = folder_config(pair_folder(tmp_path, 3))
-    batches = train_batches(
-        open_corpus(config), tokenizer, config, seed=0, batch_size=2, image_size=8
-    )
+    batches = open_batches(config, tokenizer)
     batches.close()
     batches.close()
     with pytest.raises(ValueError, match="closed"):
@@ -303,18 +300,17 @@ def test_closed_is_closed(tmp_path, tokenizer):
 
 KILLED = """
 import os, signal, sys
-from vilem_jax.config.schema import DataConfig
+from vilem_jax.config.schema import Config, DataConfig, TrainConfig
 from vilem_jax.config.sources import JsonConfig
-from vilem_jax.data.batches import open_corpus, train_batches
+from vilem_jax.data.batches import Batches, BatchMaker, open_corpus
 from vilem_jax.data.tokenizer import Tokenizer
 
 if __name__ == "__main__":
     source = JsonConfig(path=sys.argv[1])
-    config = DataConfig(train=(source,), num_workers=1)
-    batches = train_batches(
-        open_corpus(config), Tokenizer(sys.argv[2]), config,
-        seed=0, batch_size=2, image_size=8,
-    )
+    data = DataConfig(train=(source,), num_workers=1)
+    config = Config(train=TrainConfig(batch_size=2), data=data)
+    tokenizer = Tokenizer(sys.argv[2])
+    batches = Batches(BatchMaker(config, open_corpus(data), tokenizer, 8))
     next(batches)
     import multiprocessing
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
@@ -371,7 +367,7 @@ def test_flickr8k(shared_folder, tokenizer):
     config = DataConfig(train=(source,), num_workers=2)
     corpus = open_corpus(config)
     assert corpus.epoch_length == 30_000 and corpus.num_images == 6000
-    settings = {"seed": 0, "batch_size": 16, "image_size": 64, "start_step": 1874}
-    with train_batches(corpus, tokenizer, config, **settings) as batches:
+    settings = {"batch_size": 16, "image_size": 64, "start_step": 1874}
+    with open_batches(config, tokenizer, **settings) as batches:
         first = [next(batches) for _ in range(3)]
     assert not any(batch["is_corrupt"].any() for batch in first)

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tests.data.test_batches import Numbers, assert_same
-from vilem_jax.config.schema import DataConfig, EditorConfig
+from vilem_jax.config.schema import Config, DataConfig, EditorConfig, TrainConfig
 from vilem_jax.data.batches import BatchMaker
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.edit_table import EditTable, StoredEditTable, describe
@@ -51,13 +51,13 @@ def edits(tmp_path_factory, tokenizer, corpus):
 @pytest.fixture
 def maker(tokenizer, corpus, edits):
     def make(**settings):
-        defaults = {"seed": 0, "batch_size": PAIRS, "image_size": 0, "edits": edits}
-        return BatchMaker(
-            corpus=corpus,
-            tokenizer=tokenizer,
-            config=DataConfig(text_length=LENGTH, crop_scale=(0.5, 1.0)),
-            **defaults | settings,
+        config = Config(
+            seed=settings.pop("seed", 0),
+            train=TrainConfig(batch_size=settings.pop("batch_size", PAIRS)),
+            data=DataConfig(text_length=LENGTH, crop_scale=(0.5, 1.0)),
         )
+        defaults = {"image_size": 0, "edits": edits}
+        return BatchMaker(config, corpus, tokenizer, **defaults | settings)
 
     return make
 

@@ -35,7 +35,7 @@ def main(ids_file: str, seconds: str, *arguments: str) -> int:
     processes.SEE_SECONDS = 3  # there is no network file system
     if ids_file == "-":
         return vilem(arguments)
-    plain, file = run.train_batches, Path(ids_file)
+    plain, file = run.Batches, Path(ids_file)
 
     class RecordingReader:
         """The reader; writes down the ids of each batch."""
@@ -56,7 +56,7 @@ def main(ids_file: str, seconds: str, *arguments: str) -> int:
         def __exit__(self, *_):
             self.reader.close()
 
-    run.train_batches = RecordingReader
+    run.Batches = RecordingReader
     return vilem(arguments)
 
 

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from vilem_jax.config.schema import DataConfig
+from vilem_jax.config.schema import Config, DataConfig
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.edit_table import StoredEditTable
 from vilem_jax.data.images import ImageError, random_crop
@@ -41,43 +41,55 @@ def open_corpus(config: DataConfig) -> Corpus:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class BatchMaker:
     """step -> host batch, a pure function of the fields.
 
-    A row has the same index in the global batch on any number of processes: with a
-    queue that is no multiple of the batch, another order would change the run.
+    A batch depends on the seed and its step alone: not on the step that the run started
+    from, on workers, or on prefetching. A row has the same index in the global batch on
+    any number of processes: with a queue that is no multiple of the batch, another
+    order would change the run.
     """
 
+    config: Config
     corpus: Corpus
     tokenizer: Tokenizer
-    config: DataConfig
-    image_size: int
-    seed: int
-    batch_size: int  # global
-    edits: StoredEditTable | None = None
+    image_size: int  # R, pixels a side; 0 reads no images, for training on captions
+    edits: StoredEditTable | None = None  # None: an editor edits during training
     rows: tuple[int, ...] = ()  # of the global batch, made here; () makes all
 
     def __call__(self, step: int) -> HostBatch:
-        """The batch of `step` (0, 1, ...), as `train_batches` describes it."""
-        first = int(step) * self.batch_size
-        rows = [self._row(first + row) for row in self.rows or range(self.batch_size)]
+        """The batch of `step` (0, 1, ...).
+
+        Returns:
+          a dict of arrays; B is the number of rows made here: "pixels" uint8
+          [B, R, R, 3]; "tokens" int32 [B, L]; "sample_id" int32 [B], the index of the
+          pair in the corpus; "image_id" int32 [B], that of the image; "is_corrupt" bool
+          [B], True if the next intact image replaces a corrupt one. With `edits` also
+          the arrays of `StoredEditTable.rows`.
+
+        Raises:
+          UserError: too many corrupt images in a row.
+        """
+        batch_size, seed = self.config.train.batch_size, self.config.seed
+        first = int(step) * batch_size
+        rows = [self._row(first + row) for row in self.rows or range(batch_size)]
         captions = [row.pop("caption") for row in rows]
         visits = [row.pop("visit") for row in rows]
         batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-        batch["tokens"] = self.tokenizer.encode(captions, self.config.text_length)
+        batch["tokens"] = self.tokenizer.encode(captions, self.config.data.text_length)
         if self.edits is not None:
             ids = batch["sample_id"].tolist()
             # Each visit of a pair takes its next variant, from a random one on.
             count = self.edits.num_variants
-            first = [_rng(_VARIANT, self.seed, i).integers(count) for i in ids]
+            first = [_rng(_VARIANT, seed, i).integers(count) for i in ids]
             batch |= self.edits.rows(ids, (np.add(first, visits) % count).tolist())
         return batch
 
     def _row(self, position: int) -> dict[str, Any]:
-        corpus = self.corpus
-        item = corpus.item(position, self.seed)
-        identity = (self.seed, item.source, item.index, item.visit)
+        corpus, seed = self.corpus, self.config.seed
+        item = corpus.item(position, seed)
+        identity = (seed, item.source, item.index, item.visit)
         image, caption = corpus.pair_of(item, _rng(_CAPTION, *identity).random())
         pixels, is_corrupt = np.zeros((0, 0, 3), np.uint8), False
         if self.image_size:
@@ -104,7 +116,7 @@ class BatchMaker:
             rng = _rng(_CROP, *identity)
             try:
                 content = records.read_image(neighbour)
-                scale = self.config.crop_scale
+                scale = self.config.data.crop_scale
                 pixels = random_crop(content, self.image_size, scale, rng)
             except _UNREADABLE as error:
                 errors.append(error)
@@ -118,10 +130,10 @@ class BatchMaker:
 
 
 class Batches(Iterator[HostBatch]):
-    """Host batches in the order of their steps; `close` stops reading ahead."""
+    """The endless batches from `start_step` on; `close` stops reading ahead."""
 
     def __init__(self, maker: BatchMaker, start_step: int = 0):
-        config = maker.config
+        config = maker.config.data
         # Grain reads absl flags, which are not parsed under pytest or in a notebook.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
@@ -170,52 +182,6 @@ class Batches(Iterator[HostBatch]):
 def _stop(running: list) -> None:
     while running:
         running.pop().close()
-
-
-def train_batches(
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    config: DataConfig,
-    *,
-    seed: int,
-    batch_size: int,
-    image_size: int,
-    edits: StoredEditTable | None = None,
-    start_step: int = 0,
-    rows: tuple[int, ...] = (),
-) -> Batches:
-    """The endless batches of a run, from `start_step` on.
-
-    A batch depends on `seed` and its step alone: not on the step that the run started
-    from, on workers, or on prefetching.
-
-    Args:
-      batch_size: pairs per step over all processes.
-      image_size: R, pixels a side; 0 reads no images, for training on captions.
-      edits: of the pairs of `corpus`; None if an editor makes them during training.
-      rows: of the global batch that this process makes; () makes all.
-
-    Returns:
-      an iterator, to be closed, of dicts of arrays; B is the number of rows made here:
-      "pixels" uint8 [B, R, R, 3]; "tokens" int32 [B, L]; "sample_id" int32 [B], the
-      index of the pair in the corpus; "image_id" int32 [B], that of the image;
-      "is_corrupt" bool [B], True if the next intact image replaces a corrupt one. With
-      `edits` also the arrays of `StoredEditTable.rows`.
-
-    Raises:
-      UserError: too many corrupt images in a row (from the iterator).
-    """
-    maker = BatchMaker(
-        corpus=corpus,
-        tokenizer=tokenizer,
-        config=config,
-        image_size=image_size,
-        seed=seed,
-        batch_size=batch_size,
-        edits=edits,
-        rows=rows,
-    )
-    return Batches(maker, start_step)
 
 
 def _rng(*key: int) -> np.random.Generator:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vilem_jax.config.schema import AugmentConfig, Config
-from vilem_jax.data.batches import open_corpus, train_batches
+from vilem_jax.data.batches import BatchMaker, open_corpus
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.editing.loading import load_editor, open_edits, token_tables
@@ -63,18 +63,11 @@ def first_pairs(
 ) -> list[TrainingPair]:
     """The first `num_pairs` of step 0, as `preprocess` makes them."""
     corpus = open_corpus(config.data)
-    reader = train_batches(
-        corpus,
-        tokenizer,
-        dataclasses.replace(config.data, num_workers=0),
-        seed=config.seed,
-        batch_size=num_pairs,  # the index of a pair does not depend on it
-        image_size=config.model.vision.image_size,
-        edits=open_edits(config, corpus, tokenizer),
-        start_step=0,
-    )
-    with reader:
-        batch = next(reader)
+    # The index of a pair does not depend on the size of the batch.
+    train = dataclasses.replace(config.train, batch_size=num_pairs)
+    config = dataclasses.replace(config, train=train)
+    size, edits = config.model.vision.image_size, open_edits(config, corpus, tokenizer)
+    batch = BatchMaker(config, corpus, tokenizer, size, edits)(0)
     samples = _preprocess(config, tokenizer, batch)
     images = _to_uint8(np.asarray(samples.pixels), config.augment)
     original = edited = batch["tokens"]  # [B, L]

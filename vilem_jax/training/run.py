@@ -9,16 +9,13 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 
 from vilem_jax.config.schema import Config
-from vilem_jax.data.batches import Batches, open_corpus, train_batches
+from vilem_jax.data.batches import Batches, BatchMaker, open_corpus
 from vilem_jax.data.corpus import Corpus
-from vilem_jax.data.edit_table import StoredEditTable
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed import processes
 from vilem_jax.distributed.mesh import (
@@ -113,10 +110,11 @@ def train(
         processes.check_shared(folder)
 
     # ---- batches: a pure function of the seed and the step ----
-    read = _batches(config, corpus, tokenizer, edits, task.image_size, mesh)
+    rows = processes.local_rows(over_batch(mesh), batch_size)
+    make_batch = BatchMaker(config, corpus, tokenizer, task.image_size, edits, rows)
     if dry_run:
         state = init_state(*task.load_weights(init_params(key)))
-        with read(start_step=0) as reader:
+        with Batches(make_batch) as reader:
             batch = put_batch(next(reader), mesh)
         _, metrics = step_fn(state, frozen, batch, key)
         return _report_dry_run(metrics, num_steps)
@@ -138,7 +136,7 @@ def train(
         log = MetricsLog(folder, start_step=first_step, tensorboard=events, hooks=hooks)
         enter(log)
         # No position of the reader is stored: its batches follow from seed and step.
-        reader = enter(read(start_step=first_step))
+        reader = enter(Batches(make_batch, first_step))
         progress = enter(Progress(num_steps, start_step=first_step))
 
         # ---- loop ----
@@ -207,28 +205,6 @@ def _count_steps(config: Config, corpus: Corpus) -> tuple[int, int]:
             f"{num_steps} steps: the learning rate rises to the end and never falls"
         )
     return num_steps, steps_per_epoch
-
-
-def _batches(
-    config: Config,
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    edits: StoredEditTable | None,
-    image_size: int,
-    mesh: Mesh,
-) -> Callable[..., Batches]:
-    """`read(start_step=...)`: this process's rows of every global batch."""
-    return partial(
-        train_batches,
-        corpus,
-        tokenizer,
-        config.data,
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        image_size=image_size,
-        edits=edits,
-        rows=processes.local_rows(over_batch(mesh), config.train.batch_size),
-    )
 
 
 def _log_validation(
