@@ -152,13 +152,19 @@ def test_a_corrupt_checkpoint_is_found_reported_and_skipped(tmp_path, capfd, how
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_tensors_have_checksums_of_their_own(tmp_path):
+@pytest.mark.parametrize("how", ["flipped", "cut", "deleted"])
+def test_a_corrupt_list_of_files_is_found(tmp_path, how):
+    save_steps(tmp_path, 1, 2)
+    corrupt_file(tmp_path / "checkpoints/2/files.json", how, random.Random(0))
+    assert "2 is corrupt" in restore_over_corrupt(tmp_path, 16)[0]
+
+
+def test_the_files_of_another_step_are_found(tmp_path):
     save_steps(tmp_path, 1, 2)
     older, newest = (tmp_path / "checkpoints" / step for step in "12")
-    (newest / "files.json").unlink()
     shutil.rmtree(newest / "state")
     shutil.copytree(older / "state", newest / "state")  # readable, and another state
-    assert "is not what was saved" in restore_over_corrupt(tmp_path, 16)[0]
+    assert "2 is corrupt" in restore_over_corrupt(tmp_path, 16)[0]
 
 
 def test_if_all_are_corrupt_nothing_starts_again(tmp_path):

@@ -181,9 +181,8 @@ def train(
         if trouble:
             raise processes.AllProcessesError(trouble)
         if step < num_steps:
-            _report_stop(
-                step, num_steps, f"{max_hours} hours are over, " if late else ""
-            )
+            why = f"{max_hours} hours are over, " if late else ""
+            _report_stop(step, num_steps, why)
             if stop_code:
                 raise SystemExit(stop_code)
         else:
