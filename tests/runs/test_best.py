@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.restore import restore_params
 from vilem_jax.config.schema import CheckpointConfig, Config, DataConfig
 from vilem_jax.config.sources import JsonConfig
 from vilem_jax.errors import UserError
 from vilem_jax.runs.best import KeepBest, best_step, mean_recall
-from vilem_jax.runs.checkpoints import Checkpoints, restore_params
+from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.workdir import claim_workdir
 
 
@@ -31,7 +32,7 @@ def state_of(step):
 
 def kept(workdir, weights="online"):
     """The step of the best weights."""
-    params, _ = restore_params(workdir, weights, step="best")
+    params = restore_params(workdir, weights, step="best")
     sign = 1 if weights == "online" else -1
     expected = np.arange(6.0).reshape(2, 3)
     found = sign * params["layers"][0]
@@ -144,7 +145,7 @@ def test_newest_checkpoints_rotate_without_the_best(workdir):
         checkpoints.wait()
         assert checkpoints.steps() == [3] and folders(workdir) == ["1"]
     assert kept(workdir) == 1
-    params, _ = restore_params(workdir)
+    params = restore_params(workdir)
     assert params["layers"][0][0, 0] == 300
 
 

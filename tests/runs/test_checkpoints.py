@@ -18,10 +18,12 @@ import numpy as np
 import optax
 import pytest
 
+from tests.restore import restore_params
 from vilem_jax.config.schema import Config, LogConfig
 from vilem_jax.distributed.mesh import make_mesh, replicated
 from vilem_jax.errors import UserError
-from vilem_jax.runs.checkpoints import Checkpoints, restore_params
+from vilem_jax.runs.checkpoints import Checkpoints
+from vilem_jax.runs.trained_model import read_stored
 from vilem_jax.runs.workdir import claim_workdir, read_config
 
 
@@ -273,29 +275,25 @@ def test_kill_while_saving_leaves_intact_checkpoints(tmp_path):
         assert all((np.asarray(state[name]) == step).all() for name in names)
 
 
-def test_restore_params_reads_a_run(tmp_path):
-    claim_workdir(tmp_path, Config(seed=7))
+def test_restore_fields_reads_a_run(tmp_path):
     save_steps(tmp_path, 1, 2)
     state = make_state(2)
     for weights, expected in (
         ("online", state.params),
         ("momentum", state.momentum_params),
     ):
-        params, config = restore_params(tmp_path, weights, abstract(state).params)
+        params = restore_params(tmp_path, weights, abstract(state).params)
         assert_same(params, jax.tree.map(np.asarray, expected))
         assert isinstance(params["layers"][0]["kernel"], np.ndarray)
-        assert config.seed == 7
     with pytest.raises(UserError, match=r"layers\.0\.kernel has shape \(16, 4\)"):
-        restore_params(tmp_path, abstract_params=make_state(1, width=8).params)
-    with pytest.raises(UserError, match="weights must be one of"):
-        restore_params(tmp_path, "best")
+        restore_params(tmp_path, shapes=make_state(1, width=8).params)
 
 
-def test_restore_params_skips_corrupt_checkpoints(tmp_path, capsys):
+def test_restore_fields_skips_corrupt_checkpoints(tmp_path, capsys):
     claim_workdir(tmp_path, Config())
     save_steps(tmp_path, 1, 2)
     (tmp_path / "checkpoints" / "2" / "state" / "manifest.ocdbt").unlink()
-    params, _ = restore_params(tmp_path)
+    params = restore_params(tmp_path)
     assert_same(params, jax.tree.map(np.asarray, make_state(1).params))
     messages = capsys.readouterr().err
     assert "2 is corrupt" in messages
@@ -303,12 +301,14 @@ def test_restore_params_skips_corrupt_checkpoints(tmp_path, capsys):
     assert (tmp_path / "checkpoints" / "2").is_dir()  # a reader moves nothing
 
 
-def test_restore_params_without_a_run_or_a_checkpoint(tmp_path):
+def test_reading_without_a_run_or_a_checkpoint(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        restore_params(tmp_path)
+        read_stored(tmp_path)
+    with pytest.raises(UserError, match="'online' or 'momentum', not 'best'"):
+        read_stored(tmp_path, "best")
     claim_workdir(tmp_path, Config())
     with pytest.raises(UserError, match="holds no finished checkpoint"):
-        restore_params(tmp_path)
+        read_stored(tmp_path)
 
 
 def test_workdir_of_another_config_lists_the_differences(tmp_path):

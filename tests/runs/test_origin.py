@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.restore import restore_params
 from tests.training.tiny_runs import (
     HELD_OUT,
     run_settings,
@@ -22,7 +23,7 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed.mesh import Layout, make_mesh
 from vilem_jax.errors import UserError
 from vilem_jax.runs import origin
-from vilem_jax.runs.checkpoints import Checkpoints, restore_params
+from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.runs.workdir import claim_workdir, read_config
 from vilem_jax.training import starting, tasks
@@ -215,7 +216,7 @@ def test_a_model_folder_is_an_origin(pretraining, tmp_path):
         "vilem_jax.weights.model_folder", reason="model folders are NOT tried"
     )
     config = read_config(pretraining[0])
-    params, _ = restore_params(pretraining[0])
+    params = restore_params(pretraining[0])
     tokenizer = open_tokenizer(config, pretraining[0])
     model_folder.write_model_folder(tmp_path / "model", config, params, tokenizer)
     state, complete = start_state(

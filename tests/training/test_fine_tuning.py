@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import vilem_jax
+from tests.restore import restore_params
 from tests.training.tiny_runs import (
     HELD_OUT,
     assert_same_run,
@@ -26,7 +27,6 @@ from vilem_jax.errors import UserError
 from vilem_jax.evaluation.recall import retrieval_metrics
 from vilem_jax.runs.best import best_step
 from vilem_jax.runs.checkpoint_contents import flatten, read_fields
-from vilem_jax.runs.checkpoints import restore_params
 from vilem_jax.runs.metrics import read_records
 from vilem_jax.training import run as program
 from vilem_jax.training.final_scores import read_scores
@@ -120,8 +120,8 @@ def counting(tmp_path, monkeypatch):
 
 
 def kept(workdir):
-    params, _ = restore_params(workdir, step="best")
-    slow, _ = restore_params(workdir, "momentum", step="best")
+    params = restore_params(workdir, step="best")
+    slow = restore_params(workdir, "momentum", step="best")
     assert slow["number"] == -params["number"]
     return int(params["number"])
 
@@ -131,7 +131,7 @@ def test_best_weights_score_the_test_split_once_at_the_end(settings, counting, c
     train(freeze(settings), workdir, num_devices=1)
     assert counting.scored == [(BEST, STEPS)]
     assert best_step(workdir) == (BEST, RECALLS[BEST]) and kept(workdir) == BEST
-    assert int(restore_params(workdir)[0]["number"]) == STEPS
+    assert int(restore_params(workdir)["number"]) == STEPS
     logged = {
         record["step"]: record["validation/mean_recall"]
         for record in read_records(workdir / "metrics.jsonl")
@@ -262,7 +262,7 @@ def test_fine_tuning_end_to_end(settings, tmp_path, monkeypatch, capsys):
     checkpoint = whole / "checkpoints" / str(best)
     stored = read_fields(checkpoint, ("params", "momentum_params"))
     for weights, expected in zip(("online", "momentum"), stored.values(), strict=True):
-        found = flatten(restore_params(whole, weights, step="best")[0])
+        found = flatten(restore_params(whole, weights, step="best"))
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)

@@ -18,12 +18,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vilem_jax.config.schema import Config
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 from vilem_jax.runs import checkpoint_contents as contents
-from vilem_jax.runs.checkpoint_contents import FIELDS, CorruptError, finished_steps
+from vilem_jax.runs.checkpoint_contents import CorruptError, finished_steps
 from vilem_jax.runs.metrics import notify
 from vilem_jax.runs.workdir import read_config
 from vilem_jax.typing import PyTree
@@ -293,35 +292,6 @@ def _corrupt(checkpoint: Path, error: CorruptError) -> str:
     return f"checkpoint {checkpoint} is corrupt: {error}"
 
 
-def restore_params(
-    workdir: str | os.PathLike,
-    weights: str = "online",
-    abstract_params: PyTree = None,
-    *,
-    step: str = "last",
-) -> tuple[dict[str, PyTree], Config]:
-    """The parameters in an intact checkpoint of a run, and the run's settings.
-
-    Args:
-      weights: "online", the trained parameters, or "momentum", their moving average.
-      abstract_params: if given, the tree they must have.
-      step: "last", the newest checkpoint, or "best", that of the best validation, if
-        the run kept it (`config.checkpoint.keep_best`).
-
-    Returns:
-      A nested dict of NumPy arrays with int keys for layers, and the `Config`.
-
-    Raises:
-      UserError: if there is no run, no intact checkpoint or no such weights, or if
-        they have another shape.
-    """
-    if weights not in FIELDS:
-        raise UserError(f"weights must be one of {tuple(FIELDS)}, not {weights!r}")
-    config = read_config(workdir)
-    found, _ = restore_fields(workdir, {FIELDS[weights]: abstract_params}, step=step)
-    return found[FIELDS[weights]], config
-
-
 def read_metrics(workdir: str | os.PathLike, folder: str) -> dict[int, dict]:
     """The metrics of each intact checkpoint in RUN/`folder`: {step: metrics}."""
     found, checkpoints = {}, Path(workdir).absolute() / folder
@@ -346,8 +316,9 @@ def restore_fields(
 
     Args:
       fields: names in `TrainState` -> the tree each must have, or None for any.
-      step: "last" or "best", as for `restore_params`; the best checkpoint has only the
-        parameters and the momentum parameters.
+      step: "last", the newest checkpoint, or "best", that of the best validation, if
+        the run kept it (`config.checkpoint.keep_best`), with only the parameters and
+        the momentum parameters.
 
     Returns:
       NumPy arrays, in nested dicts with int keys for layers if a field is a tree.

@@ -60,7 +60,7 @@ def read_stored(
     Args:
       weights: which of the two become `params`: "online", the trained parameters, or
         "momentum", their moving average.
-      step: of a run, "last", its newest checkpoint, or "best", see `restore_params`.
+      step: of a run, "last", its newest checkpoint, or "best", see `restore_fields`.
       for_training: also reads the moving average and the queues, if there are any; the
         best checkpoint has no queues.
 

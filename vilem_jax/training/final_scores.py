@@ -17,7 +17,7 @@ from vilem_jax.distributed.mesh import on_one_device
 from vilem_jax.errors import UserError
 from vilem_jax.files import write_json
 from vilem_jax.runs.best import best_step
-from vilem_jax.runs.checkpoints import restore_params
+from vilem_jax.runs.checkpoints import restore_fields
 from vilem_jax.runs.metrics import notify
 from vilem_jax.typing import PyTree
 
@@ -41,8 +41,8 @@ def score_test(
         return
     best = best_step(workdir) if config.checkpoint.keep_best else None
     if best:
-        params, _ = restore_params(workdir, abstract_params=state.params, step="best")
-        params = jax.device_put(params)
+        fields, _ = restore_fields(workdir, {"params": state.params}, step="best")
+        params = jax.device_put(fields["params"])
     else:
         params = on_one_device(state.params)  # as in validation
     scores = {
