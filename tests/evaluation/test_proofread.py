@@ -1,6 +1,7 @@
 """Proofreading metrics: by hand and by loop, stored edits, shuffled images."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax.config.schema import EditorConfig, LossConfig
+from vilem_jax.config.schema import Config, EditorConfig, EvaluationConfig, LossConfig
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.editor import FrozenEditor
 from vilem_jax.editing.stored_edits import load_edits, make_edits, save_edits
@@ -22,6 +23,11 @@ from vilem_jax.evaluation.proofread import (
 from vilem_jax.models.editor import MaskedLanguageModel
 from vilem_jax.objectives.editing import TokenTables
 
+EDITING = Config(
+    editor=EditorConfig(sha256="abc", max_edits=3, edit_rate=0.9),
+    evaluation=EvaluationConfig(text_length=12),
+)
+
 
 @pytest.fixture(scope="module")
 def edits(config, tokenizer, source):
@@ -34,13 +40,12 @@ def edits(config, tokenizer, source):
         is_side=jnp.zeros(vocabulary.size, bool),
     )
     return make_edits(
+        EDITING,
         graphdef,
         FrozenEditor(nnx.to_pure_dict(params), tables),
         tokenizer,
         source,
-        EditorConfig(sha256="abc", max_edits=3),
         seed=5,
-        text_length=12,
     )
 
 
@@ -93,6 +98,8 @@ def test_another_image_is_never_the_same():
 
 def test_edits_are_of_the_captions_and_stored_whole(edits, source, tokenizer, tmp_path):
     assert set(edits.image.tolist()) == {0, 1, 2, 3}
+    # Evaluation has its own rate of edits.
+    assert json.loads(edits.manner)["edit_rate"] == EDITING.evaluation.edit_rate
     for row, image in enumerate(edits.image):
         options = tokenizer.encode(source.captions(image), 12)
         assert (options == edits.tokens[row]).all(axis=1).any()
@@ -228,13 +235,12 @@ def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
         jnp.zeros(vocabulary.size, bool),
     )
     few = make_edits(
+        EDITING,
         graphdef,
         FrozenEditor(jax.tree.map(jnp.asarray, nnx.to_pure_dict(params)), tables),
         tokenizer,
         source,
-        EditorConfig(sha256="abc", max_edits=3),
         seed=5,
-        text_length=12,
         num_images=2,
     )
     np.testing.assert_array_equal(few.edited, edits.edited[:2])

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from vilem_jax.config.schema import Config, EditorConfig
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.edit_table import StoredEditTable, describe
 from vilem_jax.data.tokenizer import Tokenizer, Vocabulary
+from vilem_jax.editing.editor import FrozenEditor, editor_graph
 from vilem_jax.errors import UserError
-from vilem_jax.models.vilem import Params
 from vilem_jax.objectives.editing import TokenTables
 from vilem_jax.weights import folders
 from vilem_jax.weights.formats import huggingface_bert
@@ -62,8 +63,7 @@ def open_edits(
     if not (needs_edits(config) and config.editor.edit_table):
         return None
     edits = StoredEditTable(config.editor.edit_table)
-    length = config.data.text_length
-    edits.check(describe(corpus, tokenizer, length, config.editor))
+    edits.check(describe(corpus, tokenizer, config.data.text_length, config.editor))
     return edits
 
 
@@ -105,18 +105,16 @@ def token_tables(tokenizer: Tokenizer) -> TokenTables:
     """The tables of the vocabulary for edits and flips, as device arrays [V]."""
     vocabulary = tokenizer.vocabulary
     # Images with a caption that has these words are not flipped.
-    is_side = np.zeros(vocabulary.size, bool)
-    for token in tokenizer.encode(["left", "right"], 3)[:, 1]:  # after [CLS]
-        is_side[token] = vocabulary.is_editable[token]
-    return TokenTables(
-        jnp.asarray(vocabulary.is_editable),
-        jnp.asarray(vocabulary.is_piece),
-        jnp.asarray(is_side),
-    )
+    sides = tokenizer.encode(["left", "right"], 3)[:, 1]  # after [CLS]
+    is_side = np.isin(np.arange(vocabulary.size), sides) & vocabulary.is_editable
+    tables = (vocabulary.is_editable, vocabulary.is_piece, is_side)
+    return TokenTables(*map(jnp.asarray, tables))
 
 
-def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Params]:
-    """The frozen masked-language model's own config, and its parameters on the host.
+def load_editor(
+    config: Config, tokenizer: Tokenizer
+) -> tuple[nnx.GraphDef, FrozenEditor]:
+    """The graph of the frozen masked-language model, and its arrays on the host.
 
     Raises:
       UserError: if its vocabulary is not the tokenizer's, if it has no head, or if
@@ -126,12 +124,9 @@ def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Params]:
     text = huggingface_bert.read_text_config(folder, config.model.text)
     # Frozen: without gradients, recomputation would only cost time.
     text = dataclasses.replace(text, dropout_rate=0.0)
+    model = dataclasses.replace(config.model, text=text)
     compute = dataclasses.replace(config.compute, recompute=False)
-    own = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, text=text),
-        compute=compute,
-    )
+    own = dataclasses.replace(config, model=model, compute=compute)
     check_same_vocabulary(folder, tokenizer)
     check_vocabulary(tokenizer.vocabulary, own, config.editor.path)
     length = max(config.data.text_length, config.evaluation.text_length)
@@ -141,7 +136,8 @@ def load_editor(config: Config, tokenizer: Tokenizer) -> tuple[Config, Params]:
             f"captions may have {length} tokens: lower config.data.text_length and "
             "config.evaluation.text_length, or name another editor"
         )
-    return own, huggingface_bert.load_masked_language_model(folder, text)
+    params = huggingface_bert.load_masked_language_model(folder, text)
+    return editor_graph(own), FrozenEditor(params, token_tables(tokenizer))
 
 
 def check_same_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:

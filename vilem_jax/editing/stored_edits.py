@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config.schema import Config, EditorConfig
+from vilem_jax.config.schema import Config
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
-from vilem_jax.editing.editor import FrozenEditor, edit_captions, editor_graph
-from vilem_jax.editing.loading import check_editor, load_editor, token_tables
+from vilem_jax.editing.editor import FrozenEditor, edit_captions
+from vilem_jax.editing.loading import check_editor, load_editor
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_format_version, write_bytes
 
@@ -54,21 +54,20 @@ class StoredEdits:
 
 
 def make_edits(
+    config: Config,
     graphdef: nnx.GraphDef,
     editor: FrozenEditor,
     tokenizer: Tokenizer,
     source: Source,
-    config: EditorConfig,
     *,
     seed: int,
-    text_length: int,
     num_images: int | None = None,
 ) -> StoredEdits:
     """Edits one caption, chosen by `seed`, of each of the first images.
 
     Args:
+      config: of the run; `config.evaluation` has L and the rate of edits.
       graphdef, editor: the masked-language model.
-      text_length: L.
       num_images: how many images; None takes all.
 
     Returns:
@@ -78,31 +77,24 @@ def make_edits(
     rng = np.random.default_rng(seed)
     captions = [source.captions(index) for index in range(count)]
     texts = [each[rng.integers(len(each))] if each else "" for each in captions]
-    tokens = tokenizer.encode(texts, text_length)
-    vocabulary = tokenizer.vocabulary
+    tokens = tokenizer.encode(texts, config.evaluation.text_length)
+    ids = {name: getattr(tokenizer.vocabulary, name) for name in ("pad_id", "mask_id")}
+    how = config.evaluation_editor
 
     @jax.jit
-    def run(editor, tokens, number):
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), number)
-        ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
-        return edit_captions(graphdef, editor, tokens, keys, config, **ids)
+    def run(editor, tokens, start):
+        numbers = start + jnp.arange(EDIT_ROWS)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        return edit_captions(graphdef, editor, tokens, keys, how, **ids)
 
     # Whole chunks alone: the last one is filled up with rows that are dropped again.
-    padding = -count % EDIT_ROWS
-    padded = np.concatenate([tokens, np.repeat(tokens[-1:], padding, axis=0)])
+    padded = np.pad(tokens, ((0, -count % EDIT_ROWS), (0, 0)), mode="edge")
     parts = [
-        run(
-            editor,
-            jnp.asarray(padded[start : start + EDIT_ROWS]),
-            jnp.arange(start, start + EDIT_ROWS),
-        )
+        run(editor, padded[start : start + EDIT_ROWS], start)
         for start in range(0, len(padded), EDIT_ROWS)
     ]
-    edited, edit_here, positions, is_edit = (
-        np.concatenate([np.asarray(part) for part in parts_of_one])[:count]
-        for parts_of_one in zip(*parts, strict=True)
-    )
-    keep = edit_here.any(axis=1)
+    edits = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)
+    keep = edits.edit_here.any(axis=1)
     if not keep.any():
         raise UserError(f"no caption of {source.name} has a word to edit")
     image = np.arange(count, dtype=np.int32)[keep]
@@ -110,24 +102,19 @@ def make_edits(
         source=source.name,
         captions=captions_digest(source, image),
         vocabulary=vocabulary_digest(tokenizer),
-        editor=config.sha256,
-        manner=json.dumps(config.manner),
+        editor=how.sha256,
+        manner=json.dumps(how.manner),
         seed=seed,
         image=image,
         tokens=tokens[keep],
-        edited=edited[keep],
-        positions=positions[keep],
-        is_edit=is_edit[keep],
+        edited=edits.tokens[keep],
+        positions=edits.positions[keep],
+        is_edit=edits.is_edit[keep],
     )
 
 
 def make_run_edits(
-    config: Config,
-    tokenizer: Tokenizer,
-    source: Source,
-    *,
-    seed: int,
-    num_images: int | None = None,
+    config: Config, tokenizer: Tokenizer, source: Source, *, seed: int
 ) -> StoredEdits:
     """`make_edits` by the editor of the run that `config` and `tokenizer` are of.
 
@@ -140,17 +127,8 @@ def make_run_edits(
             "is empty, as in every exported model): give a stored set of edits"
         )
     check_editor(config)
-    own, params = load_editor(config, tokenizer)
-    return make_edits(
-        editor_graph(own),
-        FrozenEditor(params, token_tables(tokenizer)),
-        tokenizer,
-        source,
-        config.evaluation_editor,
-        seed=seed,
-        text_length=config.evaluation.text_length,
-        num_images=num_images,
-    )
+    editor = load_editor(config, tokenizer)
+    return make_edits(config, *editor, tokenizer, source, seed=seed)
 
 
 def save_edits(edits: StoredEdits, path: str | Path) -> None:
@@ -176,9 +154,6 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
         raise UserError(
             f"{path} does not hold {missing[0]!r} of stored edits: {_HOW_TO_MAKE}"
         )
-    for name in ("source", "captions", "vocabulary", "editor", "manner"):
-        values[name] = str(values[name])
-    values["seed"] = int(values["seed"])
     edits = StoredEdits(**{name: values[name] for name in names})
     if edits.vocabulary != vocabulary_digest(tokenizer):
         raise UserError(
@@ -198,8 +173,7 @@ def _read_arrays(path: str | Path) -> dict[str, Any]:
     try:
         content = io.BytesIO(Path(path).expanduser().read_bytes())
         with np.load(content, allow_pickle=False) as stored:
-            # Names and numbers come back as arrays without axes: [()] unwraps them.
-            return {name: stored[name][()] for name in stored.files}
+            arrays = dict(stored)
     except FileNotFoundError:
         raise UserError(f"there is no file {path} with stored edits") from None
     # TypeError: an array alone (.npy), which is no context.
@@ -207,6 +181,8 @@ def _read_arrays(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} does not hold stored edits, or is corrupt: {_HOW_TO_MAKE}"
         ) from error
+    # Names and numbers come back as arrays without axes.
+    return {name: rows if rows.ndim else rows.item() for name, rows in arrays.items()}
 
 
 def captions_digest(source: Source, images: np.ndarray) -> str:

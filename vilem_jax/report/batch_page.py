@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vilem_jax.config.schema import AugmentConfig, Config
+from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import BatchMaker, open_corpus
 from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.editing.editor import FrozenEditor, editor_graph
+from vilem_jax.editing.editor import FrozenEditor
 from vilem_jax.editing.loading import load_editor, open_edits, token_tables
 from vilem_jax.files import write_bytes
 from vilem_jax.keys import sample_keys
@@ -25,14 +25,6 @@ from vilem_jax.training.step import make_preprocess
 
 _NO_RUN = Path(os.devnull)  # in place of a work directory
 _SWITCHES = ("local_detect", "local_correct", "global_detect", "global_correct")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingPair:
-    image: np.ndarray  # uint8 [R, R, 3], cropped and augmented
-    # Each word of the edited caption, and the original word if the editor replaced it.
-    words: list[tuple[str, str | None]]
-    is_corrupt: bool  # `image` is a neighbour's, as the pair's own cannot be read
 
 
 def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -> None:
@@ -51,17 +43,20 @@ def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -
     page = render_template(
         "report/batch.html.j2",
         title="What the model will see",
-        pairs=first_pairs(config, open_tokenizer(config, _NO_RUN), num_pairs),
+        pairs=_first_pairs(config, open_tokenizer(config, _NO_RUN), num_pairs),
         has_edits=config.loss.has_proofreading,
         image_uri=image_uri,
     )
     write_bytes(path, page.encode())
 
 
-def first_pairs(
-    config: Config, tokenizer: Tokenizer, num_pairs: int
-) -> list[TrainingPair]:
-    """The first `num_pairs` of step 0, as `preprocess` makes them."""
+def _first_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[dict]:
+    """The first `num_pairs` of step 0, as `preprocess` makes them.
+
+    Returns:
+      {"image": uint8 [R, R, 3], cropped and augmented; "words": of `edited_words`;
+      "is_corrupt": whether `image` is a neighbour's, as the pair's own cannot be read}.
+    """
     corpus = open_corpus(config.data)
     # The index of a pair does not depend on the size of the batch.
     train = dataclasses.replace(config.train, batch_size=num_pairs)
@@ -69,34 +64,27 @@ def first_pairs(
     size, edits = config.model.vision.image_size, open_edits(config, corpus, tokenizer)
     batch = BatchMaker(config, corpus, tokenizer, size, edits)(0)
     samples = _preprocess(config, tokenizer, batch)
-    images = _to_uint8(np.asarray(samples.pixels), config.augment)
-    original = edited = batch["tokens"]  # [B, L]
-    if samples.edits is not None:
-        edited = np.asarray(samples.edits.tokens)
+    # Undoes the normalisation of float [B, R, R, 3].
+    shares = np.asarray(samples.pixels) * config.augment.std + config.augment.mean
+    images = np.clip(np.round(255 * shares), 0, 255).astype(np.uint8)
+    original = batch["tokens"]  # [B, L]
+    edited = original if samples.edits is None else np.asarray(samples.edits.tokens)
     return [
-        TrainingPair(image, edited_words(tokenizer, *rows), bool(is_corrupt))
-        for image, *rows, is_corrupt in zip(
+        {"image": image, "words": edited_words(tokenizer, *rows), "is_corrupt": corrupt}
+        for image, *rows, corrupt in zip(
             images, original, edited, batch["is_corrupt"], strict=True
         )
     ]
 
 
 def _preprocess(config: Config, tokenizer: Tokenizer, batch: dict) -> Samples:
-    params, graph = {}, None
+    graph, editor = None, FrozenEditor({}, token_tables(tokenizer))
     if config.loss.has_proofreading and not config.editor.edit_table:
-        editor_config, params = load_editor(config, tokenizer)
-        graph = editor_graph(editor_config)
+        graph, editor = load_editor(config, tokenizer)
     vocabulary = tokenizer.vocabulary
     preprocess = make_preprocess(
         config, graph, pad_id=vocabulary.pad_id, mask_id=vocabulary.mask_id
     )
     step = jnp.zeros((), jnp.int32)
     keys = sample_keys(jax.random.key(config.seed), step, batch["sample_id"])
-    editor = FrozenEditor(params, token_tables(tokenizer))
     return jax.jit(preprocess)(editor, batch, keys)
-
-
-def _to_uint8(pixels: np.ndarray, config: AugmentConfig) -> np.ndarray:
-    """Undoes the normalisation of float [B, R, R, 3]."""
-    shares = pixels * np.asarray(config.std) + np.asarray(config.mean)
-    return np.clip(np.round(255 * shares), 0, 255).astype(np.uint8)

@@ -26,8 +26,8 @@ from vilem_jax.distributed.mesh import (
     put_replicated,
     replicated,
 )
-from vilem_jax.editing.editor import FrozenEditor, edit_captions, editor_graph
-from vilem_jax.editing.loading import check_editor, load_editor, token_tables
+from vilem_jax.editing.editor import edit_captions
+from vilem_jax.editing.loading import check_editor, load_editor
 from vilem_jax.files import check_writable
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.runs.trained_model import open_tokenizer
@@ -86,10 +86,8 @@ def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
 
     Both are [n, K]; [PAD] stands for no edit.
     """
-    own, params = load_editor(config, tokenizer)
-    graph = editor_graph(own)
+    graph, editor = load_editor(config, tokenizer)
     pad_id, mask_id = tokenizer.vocabulary.pad_id, tokenizer.vocabulary.mask_id
-    editor = FrozenEditor(params, token_tables(tokenizer))
     editor = put_replicated(editor, mesh)
     key = jax.random.key(config.seed)
     whole, rows = replicated(mesh), over_batch(mesh)

@@ -29,7 +29,7 @@ from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed import processes
 from vilem_jax.distributed.mesh import Layout, on_one_device
-from vilem_jax.editing.editor import FrozenEditor, editor_graph
+from vilem_jax.editing.editor import FrozenEditor
 from vilem_jax.editing.loading import load_editor, token_tables
 from vilem_jax.editing.stored_edits import make_edits
 from vilem_jax.errors import UserError
@@ -74,11 +74,9 @@ class VilemTask:
         self.config, self.tokenizer = config, tokenizer
         self.image_size = config.model.vision.image_size
         # With an edit table, or without ViLEM's losses, no editor runs in the step.
-        params, graph = {}, None
+        graph, self.frozen = None, FrozenEditor({}, token_tables(tokenizer))
         if config.loss.has_proofreading and config.editor.path:
-            own_config, params = load_editor(config, tokenizer)
-            graph = editor_graph(own_config)
-        self.frozen = FrozenEditor(params, token_tables(tokenizer))
+            graph, self.frozen = load_editor(config, tokenizer)
         self.step = make_train_step(
             config,
             schedule,
@@ -93,13 +91,12 @@ class VilemTask:
         # Made once, so that every evaluation judges the same captions.
         self._edits = [
             make_edits(
+                config,
                 graph,
                 self.frozen,
                 tokenizer,
                 source,
-                config.evaluation_editor,
                 seed=config.seed,
-                text_length=config.evaluation.text_length,
                 num_images=config.evaluation.num_proofread_images,
             )
             for source in self._validation
