@@ -22,7 +22,6 @@ def retrieval_metrics(
     text_embedding: np.ndarray,
     image_of_text: np.ndarray,
     *,
-    image_ids: np.ndarray | None = None,
     folds: int = 1,
     clock: Stopwatch | None = None,
 ) -> dict:
@@ -31,9 +30,8 @@ def retrieval_metrics(
     Args:
       image_embedding: [I, E], unit rows.
       text_embedding: [T, E], unit rows.
-      image_of_text: int [T], the id of each caption's image; at least one an image,
-        in any order.
-      image_ids: int [I], all different; None: 0 .. I - 1.
+      image_of_text: int [T], row of each caption's image; at least one an image, in
+        any order.
       folds: of 2 or more, `folded_metrics` too, as "folds".
       clock: measures similarity and ranking.
 
@@ -42,12 +40,12 @@ def retrieval_metrics(
       "captions"}: recalls in per cent, ranks from 1, rsum the sum of the six recalls.
 
     Raises:
-      UserError: ids that are double or have no image, an image without a caption, NaN
-        or infinity in an embedding, shapes that do not fit.
+      UserError: a caption without an image, an image without a caption, NaN or infinity
+        in an embedding, shapes that do not fit.
     """
-    column = _image_index(len(image_embedding), image_of_text, image_ids)
-    rows = (image_embedding, text_embedding)
-    i2t, t2i = map(_metrics, ranks(*rows, column, clock=clock))
+    _check_owners(image_of_text, len(image_embedding))
+    rows = (image_embedding, text_embedding, image_of_text)
+    i2t, t2i = map(_metrics, ranks(*rows, clock=clock))
     metrics = {
         "i2t": i2t,
         "t2i": t2i,
@@ -56,7 +54,7 @@ def retrieval_metrics(
         "captions": len(text_embedding),
     }
     if folds > 1:
-        metrics["folds"] = folded_metrics(*rows, column, folds=folds)
+        metrics["folds"] = folded_metrics(*rows, folds=folds)
     return metrics
 
 
@@ -219,34 +217,18 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, count))
 
 
-def _image_index(num_images, image_of_text, image_ids) -> np.ndarray:
-    """Rows of the images that `image_of_text` names by id, after all checks."""
-    image_of_text = np.asarray(image_of_text)
-    ids = np.arange(num_images) if image_ids is None else np.asarray(image_ids)
-    if len(ids) != num_images:
-        raise UserError(f"{len(ids)} image ids for {num_images} image embeddings")
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
-    is_double = ordered[1:] == ordered[:-1]
-    if is_double.any():
-        double = ordered[1:][is_double][0]
-        raise UserError(f"image id {double} stands for several images: make ids unique")
-    position = np.searchsorted(ordered, image_of_text)
-    is_known = position < num_images
-    is_known[is_known] = ordered[position[is_known]] == image_of_text[is_known]
+def _check_owners(image_of_text: np.ndarray, num_images: int) -> None:
+    is_known = (image_of_text >= 0) & (image_of_text < num_images)
     if not is_known.all():
         text = int(np.argmin(is_known))
         raise UserError(
             f"caption {text} belongs to image {image_of_text[text]}, "
             "which is not among the images"
         )
-    rows = order[position]
-    has_caption = np.zeros(num_images, bool)
-    has_caption[rows] = True
+    has_caption = np.isin(np.arange(num_images), image_of_text)
     if not has_caption.all():
-        lonely = ids[int(np.argmin(has_caption))]
+        lonely = int(np.argmin(has_caption))
         raise UserError(f"image {lonely} has no caption: leave it out, or caption it")
-    return rows
 
 
 def _check_embeddings(image_embedding: np.ndarray, text_embedding: np.ndarray):
