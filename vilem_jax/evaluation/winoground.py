@@ -58,8 +58,6 @@ def winoground_metrics(
     scores = np.asarray(scores)
     if scores.ndim != 3 or scores.shape[1:] != (2, 2):
         raise ValueError(f"scores must be [N, 2, 2], not {scores.shape}")
-    if not len(scores) == len(tags) == len(predicates):
-        raise ValueError(f"{len(scores)} scores, {len(tags)} tags, {len(predicates)}")
     if len(scores) == 0:
         raise UserError("there is no example of Winoground to evaluate")
     if not np.isfinite(scores).all():
@@ -96,7 +94,10 @@ def evaluate_winoground(
     """
     examples = read_winoground(folder)
     names = list(dict.fromkeys(name for one in examples for name in one.images))
-    images = _open_images(folder, names)
+    root = _examples_file(folder).parent
+    packed = root / "images.zip"
+    path = packed if packed.is_file() and not (root / "images").is_dir() else root
+    images = NamedImages(path, names, "Winoground", ": unpack images.zip there")
     encoder = encoder.timed()
     image_embedding = encoder.encode_images(images, names, show_progress=show_progress)
     captions = [caption for one in examples for caption in one.captions]
@@ -105,12 +106,10 @@ def evaluate_winoground(
     rows = np.array([[row_of[name] for name in one.images] for one in examples])
     with measure(encoder.clock, "similarity"):
         scores = np.einsum("nce,nie->nci", texts, image_embedding[rows], dtype=float)
+    tags = [one.collapsed_tag for one in examples]
+    predicates = [one.num_predicates for one in examples]
     with measure(encoder.clock, "ranking"):
-        metrics = winoground_metrics(
-            scores.astype(np.float32),
-            [one.collapsed_tag for one in examples],
-            [one.num_predicates for one in examples],
-        )
+        metrics = winoground_metrics(scores.astype(np.float32), tags, predicates)
     note = f"{len(examples)} examples, not the benchmark's {NUM_EXAMPLES}"
     protocol = {
         "data": str(folder),
@@ -133,7 +132,7 @@ def read_winoground(folder: str | Path) -> list[WinogroundExample]:
     Raises:
       UserError: no such file, a line that is no such record, an id that is there twice.
     """
-    file = _examples_file(Path(folder).expanduser())
+    file = _examples_file(folder)
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -155,7 +154,8 @@ def read_winoground(folder: str | Path) -> list[WinogroundExample]:
     return examples
 
 
-def _examples_file(folder: Path) -> Path:
+def _examples_file(folder: str | Path) -> Path:
+    folder = Path(folder).expanduser()
     for path in (folder / EXAMPLES, folder / "data" / EXAMPLES):
         if path.is_file():
             return path
@@ -185,14 +185,6 @@ def _read_line(line: str, where: str) -> WinogroundExample:
         raise UserError(f"{where} has no whole number in 'num_main_preds'")
     name = str(record.get("id", where))
     return WinogroundExample(name, images, captions, tag, num_predicates=count)
-
-
-def _open_images(folder: str | Path, names: list[str]) -> NamedImages:
-    root = _examples_file(Path(folder).expanduser()).parent
-    packed = root / "images.zip"
-    is_packed = not (root / "images").is_dir() and packed.is_file()
-    path = packed if is_packed else root
-    return NamedImages(path, names, "Winoground", ": unpack images.zip there")
 
 
 def winoground_tables(metrics: dict) -> list[Table]:
