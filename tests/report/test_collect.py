@@ -94,6 +94,8 @@ def test_the_page_shows_the_metrics(model, source, edits, evaluated, tmp_path):
         summary="A summary",
         run=tmp_path,
         edits=edits,
+        facts={},
+        seed=0,
     )
     assert len(report.queries) == 6
     for query in report.queries:
@@ -115,19 +117,27 @@ def test_the_page_shows_the_metrics(model, source, edits, evaluated, tmp_path):
     assert "A title" in render(report)
 
 
-def test_the_rank_of_a_query_is_that_of_the_metrics(model, source):
+def test_the_rank_of_a_query_is_that_of_the_metrics(model, source, edits):
     """If all embeddings are equal, every right image comes last: ties count against."""
     zero = jax.tree.map(jnp.zeros_like, model.encoder.params)
     blind = dataclasses.replace(
         model, encoder=dataclasses.replace(model.encoder, params=zero)
     )
-    metrics, encoded = evaluate(blind, source)
+    metrics, encoded = evaluate(blind, source, edits=edits, pairs=hard_pairs(source))
     report = make_report(
-        blind, source, metrics, encoded, title="", summary="", run="/nowhere"
+        blind,
+        source,
+        metrics,
+        encoded,
+        title="",
+        summary="",
+        run="/nowhere",
+        edits=edits,
+        facts={},
+        seed=0,
     )
     assert {query.rank for query in report.queries} == {NUM_IMAGES}
     assert metrics["retrieval"]["t2i"]["median_rank"] == NUM_IMAGES
-    assert report.proofread == () and report.pairs is None
 
 
 def test_curves_of_the_first_validation_source():

@@ -12,7 +12,7 @@ from vilem_jax.data.images import decode
 from vilem_jax.data.sources.source import Source
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.stored_edits import StoredEdits
-from vilem_jax.evaluation.encoding import BRANCHES, Branch
+from vilem_jax.evaluation.encoding import BRANCHES
 from vilem_jax.evaluation.pairs import Pair, evaluate_pairs
 from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.recall import chance_metrics
@@ -35,6 +35,7 @@ OWN_AND_OTHER = ("its own image", "another image")
 _CONTRAST = {"image to text": "i2t", "text to image": "t2i"}
 _RECALL = {"words to image": "t2i", "image to words": "i2t"}
 _BRANCH = {branch: branch for branch in BRANCHES}
+_JUDGED = "validation/*/proofread/{}/"
 _IMAGE = dict(zip(OWN_AND_OTHER, ("local", "shuffled/local"), strict=True))
 # Title; key of a curve in the run's records, * being the first validation source;
 # what stands for {} in the key of each curve; unit.
@@ -43,25 +44,15 @@ CHARTS = (
     ("Finding wrong words: loss", "loss_{}_detect", _BRANCH, ""),
     ("Correcting them: loss", "loss_{}_correct", _BRANCH, ""),
     ("Recall at 1, validation", "validation/*/{}/r1", _RECALL, " %"),
-    (
-        "F1 of finding wrong words, validation",
-        *("validation/*/proofread/{}/detect/f1", _IMAGE, ""),
-    ),
-    (
-        "Corrected at once, validation",
-        *("validation/*/proofread/{}/correct/top1", _IMAGE, ""),
-    ),
+    ("F1 of finding wrong words, validation", _JUDGED + "detect/f1", _IMAGE, ""),
+    ("Corrected at once, validation", _JUDGED + "correct/top1", _IMAGE, ""),
 )
 
 
 def evaluate(
-    model: Model,
-    source: Source,
-    *,
-    edits: StoredEdits | None = None,
-    pairs: Sequence[Pair] = (),
+    model: Model, source: Source, *, edits: StoredEdits, pairs: Sequence[Pair]
 ) -> tuple[dict, EncodedSource]:
-    """Retrieval on `source`; proofreading if `edits` are given, and `pairs`.
+    """Retrieval on `source`, proofreading of `edits`, and `pairs`.
 
     Returns:
       metrics, JSON-ready: "retrieval", "chance", "proofread", "pairs"; and what was
@@ -71,12 +62,10 @@ def evaluate(
     metrics = {
         "retrieval": encoded.metrics(),
         "chance": chance_metrics(encoded.image_of_text),
+        "proofread": evaluate_proofreading(model.encoder, edits, source),
+        "pairs": evaluate_pairs(model.encoder, pairs, source),
     }
-    if edits is not None:
-        metrics["proofread"] = evaluate_proofreading(model.encoder, edits, source)
-    if pairs:
-        metrics["pairs"] = evaluate_pairs(model.encoder, pairs, source)
-        del metrics["pairs"]["measured"]  # its times differ between equal runs
+    del metrics["pairs"]["measured"]  # its times differ between equal runs
     return metrics, encoded
 
 
@@ -89,11 +78,11 @@ def make_report(
     title: str,
     summary: str,
     run: str | Path,
-    edits: StoredEdits | None = None,
-    facts: dict[str, str] | None = None,
-    seed: int = 0,
+    edits: StoredEdits,
+    facts: dict[str, str],
+    seed: int,
 ) -> Report:
-    """The report of a run.
+    """The report of a run that trained all losses of ViLEM.
 
     Args:
       metrics, encoded: of `evaluate`, with the same `edits`.
@@ -105,13 +94,13 @@ def make_report(
         summary=summary,
         headlines=tuple(_headlines(metrics)),
         queries=_queries(source, encoded, seed),
-        proofread=() if edits is None else _proofread(model, source, edits, seed),
-        detection=_detection(metrics.get("proofread")),
+        proofread=_proofread(model, source, edits, seed),
+        detection=_detection(metrics["proofread"]),
         retrieval=metrics["retrieval"],
         chance=metrics["chance"],
-        pairs=_pairs(metrics.get("pairs")),
+        pairs=_pairs(metrics["pairs"]),
         charts=run_charts(read_records(Path(run) / METRICS_FILE)),
-        facts=facts or {},
+        facts=facts,
     )
 
 
@@ -150,31 +139,25 @@ def edited_words(
 
 def _headlines(metrics: dict) -> Iterator[Headline]:
     recall, chance = metrics["retrieval"], metrics["chance"]
+    own = metrics["proofread"]["local"]
+    other = metrics["proofread"]["shuffled"]["local"]
     yield Headline(
         f"{recall['t2i']['r1']:.0f} %",
         "of captions find their image first",
         f"among {recall['images']}; chance is {chance['t2i']['r1']:.1f} %",
     )
-    if "proofread" in metrics:
-        proofread = metrics["proofread"]
-        # The local branch, or the one that was trained.
-        branch = next(branch for branch in BRANCHES if branch in proofread)
-        own, other = proofread[branch], proofread["shuffled"][branch]
-        if "detect" in own:
-            yield Headline(
-                f"{100 * own['detect']['f1']:.0f} %",
-                "F1 of finding wrong words",
-                f"{100 * other['detect']['f1']:.0f} % beside another image",
-            )
-        if "correct" in own:
-            yield Headline(
-                f"{100 * own['correct']['top1']:.0f} %",
-                "of wrong words corrected at once",
-                f"{100 * own['correct']['top3']:.0f} % within three guesses",
-            )
-    if "pairs" in metrics:
-        accuracy = f"{metrics['pairs']['accuracy']:.0f} %"
-        yield Headline(accuracy, "of hard pairs distinguished", "chance is 50 %")
+    yield Headline(
+        f"{100 * own['detect']['f1']:.0f} %",
+        "F1 of finding wrong words",
+        f"{100 * other['detect']['f1']:.0f} % beside another image",
+    )
+    yield Headline(
+        f"{100 * own['correct']['top1']:.0f} %",
+        "of wrong words corrected at once",
+        f"{100 * own['correct']['top3']:.0f} % within three guesses",
+    )
+    accuracy = f"{metrics['pairs']['accuracy']:.0f} %"
+    yield Headline(accuracy, "of hard pairs distinguished", "chance is 50 %")
 
 
 def _queries(source: Source, encoded: EncodedSource, seed: int) -> tuple[Query, ...]:
@@ -188,38 +171,26 @@ def _queries(source: Source, encoded: EncodedSource, seed: int) -> tuple[Query, 
         is_right = np.arange(len(scores)) == image
         order = np.lexsort((is_right, -scores))
         index = int(np.flatnonzero(order == image)[0])
-        queries.append(
-            Query(
-                encoded.captions[text],
-                tuple(decode(source.read_image(int(i))) for i in order[:NUM_SHOWN]),
-                index if index < NUM_SHOWN else None,
-                index + 1,
-            )
-        )
+        images = tuple(decode(source.read_image(int(i))) for i in order[:NUM_SHOWN])
+        right = index if index < NUM_SHOWN else None
+        queries.append(Query(encoded.captions[text], images, right, rank=index + 1))
     return tuple(queries)
 
 
 def _proofread(
     model: Model, source: Source, edits: StoredEdits, seed: int
 ) -> tuple[Proofread, ...]:
-    """Random edited captions as the local branch judges them, the best result first.
-
-    Or the global branch, if it alone was trained to find wrong words; or none.
-    """
-    trained = model.encoder.trained
-    finds: list[Branch] = [b for b in BRANCHES if "detect" in trained.get(b, ())]
-    if not finds:
-        return ()
+    """Random edited captions as the local branch judges them, the best result first."""
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(edits.tokens))[:NUM_PROOFREAD]
     images = [decode(source.read_image(int(edits.image[row]))) for row in rows]
-    judged = model.proofread_tokens(images, edits.edited[rows], branch=finds[0])
+    judged = model.proofread_tokens(images, edits.edited[rows])
     examples = []
     for row, image, words in zip(rows, images, judged, strict=True):
         edited = edited_words(model.tokenizer, edits.tokens[row], edits.edited[row])
         originals = (original for _, original in edited)
         examples.append(Proofread(image, tuple(zip(words, originals, strict=True))))
-    best = min(examples, key=_faults, default=None)
+    best = min(examples, key=_faults)
     # The sort is stable: the others stay in their random order.
     return tuple(sorted(examples, key=lambda example: example is not best))
 
@@ -234,26 +205,21 @@ def _faults(example: Proofread) -> tuple[int, int]:
     return wrong, abs(num_edits - 2)  # the top has room for two corrections
 
 
-def _detection(metrics: dict | None) -> Bars | None:
-    if metrics is None:
-        return None
+def _detection(metrics: dict) -> Bars:
     rows = []
     for branch in BRANCHES:
+        own, other = metrics[branch], metrics["shuffled"][branch]
         for label, task, name, note in (
             ("Wrong words found", "detect", "f1", "F1, "),
             ("Corrected at once", "correct", "top1", ""),
             ("Corrected in three guesses", "correct", "top3", ""),
         ):
-            if task in metrics.get(branch, ()):  # else it was not trained
-                parts = metrics[branch], metrics["shuffled"][branch]
-                values = tuple(part[task][name] for part in parts)
-                rows.append(Bar(label, values, f"{note}{branch} branch"))
+            values = (own[task][name], other[task][name])
+            rows.append(Bar(label, values, f"{note}{branch} branch"))
     return Bars(OWN_AND_OTHER, tuple(rows))
 
 
-def _pairs(metrics: dict | None) -> Bars | None:
-    if metrics is None:
-        return None
+def _pairs(metrics: dict) -> Bars:
     rows = tuple(
         Bar(kind, (accuracy / 100,), f"{metrics['pairs_by_type'][kind]} pairs")
         for kind, accuracy in metrics["by_type"].items()

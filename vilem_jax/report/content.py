@@ -1,6 +1,6 @@
 """What a report shows, as plain data: nothing here computes or draws."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -72,12 +72,12 @@ class Report:
 
     title: str
     summary: str  # a sentence or two
-    headlines: tuple[Headline, ...] = ()
-    queries: tuple[Query, ...] = ()
-    proofread: tuple[Proofread, ...] = ()  # the first is at the top of the page
-    detection: Bars | None = None
-    retrieval: dict | None = None  # of `evaluate_retrieval`
-    chance: dict | None = None  # of `chance_metrics`; goes with `retrieval`
-    pairs: Bars | None = None
-    charts: tuple[Chart, ...] = ()
-    facts: dict[str, str] = field(default_factory=dict)  # how the model was trained
+    headlines: tuple[Headline, ...]
+    queries: tuple[Query, ...]
+    proofread: tuple[Proofread, ...]  # the first is at the top of the page
+    detection: Bars
+    retrieval: dict  # of `evaluate_retrieval`
+    chance: dict  # of `chance_metrics`
+    pairs: Bars
+    charts: tuple[Chart, ...]
+    facts: dict[str, str]  # how the model was trained

@@ -5,7 +5,6 @@ BERT -> the test split -> report.html. A demo that was stopped resumes in its fo
 """
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.evaluation.pairs import pairs_tables
 from vilem_jax.evaluation.proofread import proofread_tables
 from vilem_jax.evaluation.retrieval import retrieval_tables
+from vilem_jax.evaluation.timing import device_name
 from vilem_jax.files import write_json
 from vilem_jax.report.collect import evaluate, make_report
 from vilem_jax.report.html import write_report
@@ -95,7 +95,12 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
         save_edits(edits, folder / "edits.npz")
         metrics, encoded = evaluate(model, test, edits=edits, pairs=hard_pairs(test))
         write_json(folder / "metrics.json", metrics)
-        _print_tables(metrics)
+        tables = [
+            *retrieval_tables(metrics["retrieval"], metrics["chance"]),
+            *proofread_tables(metrics["proofread"]),
+            *pairs_tables(metrics["pairs"]),
+        ]
+        print(f"\n{render(tables)}\n")
 
     with _stage("[5/5] the report"):
         report = make_report(
@@ -164,25 +169,12 @@ def _train(config: Config, workdir: Path) -> bool:
     return False
 
 
-def _print_tables(metrics: dict) -> None:
-    print()
-    tables = [
-        *retrieval_tables(metrics["retrieval"], metrics["chance"]),
-        *proofread_tables(metrics["proofread"]),
-        *pairs_tables(metrics["pairs"]),
-    ]
-    print(render(tables), end="\n\n")
-
-
 def _facts(
     config: Config, num_test: int, quick: bool, seconds: float
 ) -> dict[str, str]:
     """How the model was trained, enough to reproduce it."""
     num_train = len(open_source(config.data.train[0]))
-    devices = jax.devices()
-    device = devices[0].device_kind
-    if devices[0].platform == "cpu":
-        device = f"{os.cpu_count()} CPU cores"
+    num_devices, device = jax.device_count(), device_name()
     vision, text = config.model.vision, config.model.text
     options = " --quick" * quick + f" --seed={config.seed}" * (config.seed != 0)
     return {
@@ -194,7 +186,7 @@ def _facts(
         f"{config.model.num_proofread_layers} layers",
         "Training": f"{config.train.num_steps:,} steps of {config.train.batch_size} "
         "pairs",
-        "Device": f"{len(devices)} x {device}" if len(devices) > 1 else device,
+        "Device": f"{num_devices} x {device}" if num_devices > 1 else device,
         "Time": f"{in_words(seconds)} in total",
         "Software": f"vilem_jax {vilem_jax.__version__}, jax {jax.__version__}",
     }

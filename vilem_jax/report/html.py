@@ -21,7 +21,7 @@ def write_report(report: Report, path: str | Path) -> None:
 
 
 def render(report: Report) -> str:
-    """The page as text; sections without content are left out."""
+    """The page as text."""
     return render_template(
         "report/report.html.j2",
         title=report.title,

@@ -11,7 +11,7 @@ _NONE: Row = (None,) * 7
 # (model, pre-training pairs, Flickr30K 1K, COCO 5K); fine-tuned. Recall at 1, 5 and 10
 # image to text, the same text to image, and their sum.
 # fmt: off
-JOINT_1: tuple[tuple[str, str, Row, Row], ...] = (
+TABLE_1: tuple[tuple[str, str, Row, Row], ...] = (
     ("Pixel-BERT-X152", "5.6M", (87.0, 98.9, 99.5, 71.5, 92.1, 95.8, 544.8),
      (63.6, 87.5, 93.6, 50.1, 77.6, 86.2, 458.6)),
     ("Unicoder-VL", "3.8M", (86.2, 96.3, 99.0, 71.5, 91.2, 95.2, 539.4),
@@ -30,8 +30,7 @@ JOINT_1: tuple[tuple[str, str, Row, Row], ...] = (
      (74.6, 92.6, 96.3, 58.1, 83.2, 90.1, 494.9)),
     ("ALBEF", "5.1M", (94.3, 99.4, 99.8, 82.8, 96.7, 98.4, 571.4),
      (73.1, 91.4, 96.0, 56.8, 81.5, 89.2, 488.0)),
-)
-DUAL_1: tuple[tuple[str, str, Row, Row], ...] = (
+    # Dual encoders.
     ("VSE∞*†", "-", (88.7, 98.9, 99.8, 76.1, 94.5, 97.1, 555.1),
      (68.1, 90.2, 95.2, 52.7, 80.2, 88.3, 474.7)),
     ("COOKIE*†", "5.9M", (89.0, 98.9, 99.7, 75.6, 94.6, 97.2, 555.0),
@@ -50,7 +49,6 @@ DUAL_1: tuple[tuple[str, str, Row, Row], ...] = (
      (73.2, 91.8, 95.9, 54.5, 80.6, 88.2, 484.2)),
 )
 # fmt: on
-TABLE_1 = JOINT_1 + DUAL_1
 NOTE_1 = (
     "The first nine rows are joint encoders, the others dual encoders. † ensemble of "
     "two models. * 940M tagged images for pre-training the visual encoder."
