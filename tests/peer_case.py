@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
+from flax.nnx.traversals import unflatten_mapping
 
 # The package of this checkout, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,6 +38,7 @@ from vilem_jax.training.state import TrainState, init_state
 from vilem_jax.training.step import make_update
 from vilem_jax.weights import tables
 from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
+from vilem_jax.weights.formats.vision_names import vision_table
 from vilem_jax.weights.tables import Entry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +64,7 @@ def peer_table(shape: dict) -> list[Entry]:
     """The peer's name of every parameter -> its path in our tree."""
     table = []
     for prefix, part in (
-        ("vision", huggingface_vit.vision_table(shape["vision"])),
+        ("vision", vision_table(huggingface_vit.NAMES, shape["vision"])),
         ("text", huggingface_bert.text_table(shape["text"])),
     ):
         table += [Entry(f"{prefix}.{e.name}", (prefix, *e.path), e.form) for e in part]
@@ -86,11 +88,12 @@ def to_tree(tensors: dict, kind: str, shape: dict) -> dict:
     held = {name for name in tensors if name.startswith(f"{kind}/")}
     if names != held:
         raise ValueError(f"the table and the case differ in {sorted(names ^ held)}")
-    tree: dict = {}
-    for entry in table:
-        value = np.asarray(entry.form.read(tensors[f"{kind}/{entry.name}"]))
-        tables.put(tree, entry.path, value)
-    return tree
+    return unflatten_mapping(
+        {
+            entry.path: np.asarray(entry.form.read(tensors[f"{kind}/{entry.name}"]))
+            for entry in table
+        }
+    )
 
 
 def config_of(case: dict) -> Config:

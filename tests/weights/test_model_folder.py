@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax.nnx.traversals import unflatten_mapping
 
 from tests.tiny import tiny_config
 from vilem_jax.config.freeze import to_dict
@@ -34,12 +35,12 @@ def write_vocabulary(folder, words=WORDS):
 
 def random_tree(config, seed):
     rng = np.random.default_rng(seed)
-    tree: dict = {}
+    flat = {}
     for path, leaf in tables.leaves(model_folder.model_tree(config.model)):
         values = rng.standard_normal(leaf.shape).astype(np.float32)
         # Not in C order, as arrays from a device or a transposition may be.
-        tables.put(tree, path, np.asarray(values, order="F"))
-    return tree
+        flat[path] = np.asarray(values, order="F")
+    return unflatten_mapping(flat)
 
 
 def assert_same_bits(found, expected):

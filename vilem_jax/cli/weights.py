@@ -67,8 +67,8 @@ def _import(options: argparse.Namespace) -> None:
         text_heads=options.text_heads,
     )
     print(f"{options.out}: {done.what} (from {done.format})")
-    for note in done.notes:
-        print(f"vilem: {note}", file=sys.stderr)
+    if done.note:
+        print(f"vilem: {done.note}", file=sys.stderr)
 
 
 # ---- vilem weights export ----

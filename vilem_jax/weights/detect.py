@@ -1,10 +1,7 @@
 """The format of foreign weights, recognized by the names of their tensors."""
 
-from types import ModuleType
-from typing import NamedTuple
-
 from vilem_jax.errors import UserError
-from vilem_jax.weights.foreign import Checkpoint
+from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.formats import (
     albef,
     augreg,
@@ -15,30 +12,21 @@ from vilem_jax.weights.formats import (
     timm_vit,
 )
 
-
-class Format(NamedTuple):
-    """One format. Its module has `matches(names)` and, as far as the format goes,
-    `read_vision_config`, `load_vision`, `read_text_config`, `load_text`, `read_model`.
-    """
-
-    module: ModuleType
-    has_vision: bool  # holds an image tower
-    has_text: bool
-    is_model: bool  # holds projections too: it becomes a whole model
-
-
+# Each module has `matches(names)`. One with an image tower has `read_vision_config` and
+# `load_vision`, one with a text tower `read_text_config` and `load_text`, and one with
+# projections too, of which a whole model can be made, `read_model`.
 FORMATS = {
-    "huggingface-vit": Format(huggingface_vit, True, False, False),
-    "huggingface-bert": Format(huggingface_bert, False, True, False),
-    "huggingface-blip": Format(huggingface_blip, True, True, True),
-    "timm": Format(timm_vit, True, False, False),
-    "augreg": Format(augreg, True, False, False),
-    "albef": Format(albef, True, True, True),
-    "blip": Format(blip, True, True, True),
+    "huggingface-vit": huggingface_vit,
+    "huggingface-bert": huggingface_bert,
+    "huggingface-blip": huggingface_blip,
+    "timm": timm_vit,
+    "augreg": augreg,
+    "albef": albef,
+    "blip": blip,
 }
 
 
-def recognize(source: Checkpoint, wanted: str = "") -> str:
+def recognize(source: Tensors, wanted: str = "") -> str:
     """The name of the source's format, a key of FORMATS.
 
     Args:
@@ -51,18 +39,18 @@ def recognize(source: Checkpoint, wanted: str = "") -> str:
         raise UserError(
             f"there is no format {wanted!r}: {', '.join(FORMATS)} are known"
         )
-    names = source.files.names
-    found = [key for key, each in FORMATS.items() if each.module.matches(names)]
+    names = source.names
+    found = next((k for k, module in FORMATS.items() if module.matches(names)), "")
     if not found:
         first = ", ".join(sorted(names)[:3]) or "none at all"
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         raise UserError(
             f"the tensors in {source.path} have names of no format that is known "
-            f"({', '.join(FORMATS)}): {first}"
-            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            f"({', '.join(FORMATS)}): {first}{more}"
         )
-    if wanted and wanted != found[0]:
+    if wanted and wanted != found:
         raise UserError(
             f"{source.path} is not in the format {wanted}: by the names of its tensors "
-            f"it is in {found[0]}"
+            f"it is in {found}"
         )
-    return found[0]
+    return found

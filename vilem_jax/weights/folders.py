@@ -50,6 +50,11 @@ class Tensors:
     stored: Mapping[str, Stored]  # by the names that a table of names has for them
 
     @property
+    def folder(self) -> Path:
+        """The folder of config.json and vocab.txt, if they exist."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
     def names(self) -> Collection[str]:
         return self.stored.keys()
 
@@ -135,55 +140,22 @@ def read_config(folder: Path) -> JsonObject:
     return settings
 
 
-def setting(settings: JsonObject, key: str, kind: type, folder: Path) -> Any:
-    """One positive number of config.json; `kind` is int or float."""
-    value = settings.get(key)
-    allowed = (int, float) if kind is float else int
-    if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
-        raise UserError(
-            f"{Path(folder) / CONFIG}: {key} must be a positive {kind.__name__}, "
-            f"not {value!r}"
-        )
-    return kind(value)
+def config_or_empty(folder: Path) -> JsonObject:
+    """The folder's config.json; {} if `read_config` would raise."""
+    try:
+        return read_config(folder)
+    except (UserError, OSError):
+        return {}
 
 
-def activation(settings: JsonObject, folder: Path) -> str:
-    """Our name of config.json's `hidden_act`."""
-    names = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-    name = settings.get("hidden_act", "gelu")
-    if name not in names:
-        raise UserError(
-            f"{Path(folder) / CONFIG}: hidden_act {name!r} is not supported; "
-            f"{', '.join(names)} are"
-        )
-    return names[name]
+def open_tensors(source: Tensors | Path) -> Tensors:
+    """A folder's safetensors, in one file or in several with an index.
 
-
-def layer_settings(settings: JsonObject, folder: Path) -> JsonObject:
-    """The settings that BERT and ViT share, by our names."""
-    keys = {
-        "width": "hidden_size",
-        "num_layers": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "mlp_width": "intermediate_size",
-    }
-    found = {ours: setting(settings, key, int, folder) for ours, key in keys.items()}
-    eps = setting(settings, "layer_norm_eps", float, folder)
-    return found | {"layer_norm_eps": eps, "activation": activation(settings, folder)}
-
-
-def check_model_type(settings: JsonObject, folder: Path, *wanted: str) -> None:
-    kind = settings.get("model_type", wanted[0])
-    if kind not in wanted:
-        raise UserError(
-            f"{Path(folder) / CONFIG}: model_type is {kind!r}, but a "
-            f"{' or '.join(map(repr, wanted))} is needed here"
-        )
-
-
-def open_tensors(folder: Path) -> Tensors:
-    """The folder's safetensors, in one file or in several with an index."""
-    folder = Path(folder)
+    Tensors that are open already are returned as they are.
+    """
+    if isinstance(source, Tensors):
+        return source
+    folder = Path(source)
     if (folder / WEIGHTS).is_file():
         return open_file(folder / WEIGHTS, folder)
     if (folder / INDEX).is_file():
@@ -241,15 +213,15 @@ def write_folder(
     """
     if tokenizer_folder is not None and not (tokenizer_folder / VOCABULARY).is_file():
         raise UserError(f"{tokenizer_folder} has no {VOCABULARY}")
-    kind = settings["model_type"]
+    ours = {"model_type": settings["model_type"], **_WRITER}
 
     def is_earlier(old: Path) -> bool:
         if (old / CONFIG).exists():
-            return _written_here(old, kind)
+            return ours.items() <= config_or_empty(old).items()
         return tokenizer_folder is not None and old.samefile(tokenizer_folder)
 
-    ours = {CONFIG, WEIGHTS, *TOKENIZER_FILES}
-    with whole_folder(folder, ours, is_earlier=is_earlier) as new:
+    files = {CONFIG, WEIGHTS, *TOKENIZER_FILES}
+    with whole_folder(folder, files, is_earlier=is_earlier) as new:
         # Hugging Face's loader refuses a file without this entry.
         safetensors.numpy.save_file(dict(tensors), new / WEIGHTS, {"format": "pt"})
         text = json.dumps({**settings, **_WRITER}, indent=2, sort_keys=True)
@@ -259,15 +231,6 @@ def write_folder(
         for name in TOKENIZER_FILES:
             if (tokenizer_folder / name).is_file():
                 shutil.copyfile(tokenizer_folder / name, new / name)
-
-
-def _written_here(folder: Path, kind: str) -> bool:
-    """Whether `write_folder` wrote it, for the same model type."""
-    try:
-        settings = read_config(folder)
-    except (UserError, OSError):
-        return False
-    return settings.items() >= {"model_type": kind, **_WRITER}.items()
 
 
 @contextlib.contextmanager

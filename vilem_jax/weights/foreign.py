@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +14,7 @@ from vilem_jax.weights.folders import Tensors, tensors_in_memory
 KNOWN = (".safetensors", ".npz", *pickles.SUFFIXES)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Foreign weights, open for reading."""
-
-    path: Path  # the folder or the file
-    files: Tensors
-
-    @property
-    def folder(self) -> Path:
-        """The folder of config.json and vocab.txt, if they exist."""
-        return self.path if self.path.is_dir() else self.path.parent
-
-
-def open_layout(source: Checkpoint | Path) -> Checkpoint:
-    """`source` itself, or the folder in Hugging Face's layout that it names."""
-    if isinstance(source, Checkpoint):
-        return source
-    return Checkpoint(source, folders.open_tensors(source))
-
-
-def folder_of(source: Checkpoint | Path) -> Path:
-    return source.folder if isinstance(source, Checkpoint) else source
-
-
-def open_checkpoint(
-    name: str | os.PathLike, *, allow_pickle: bool = False
-) -> Checkpoint:
+def open_checkpoint(name: str | os.PathLike, *, allow_pickle: bool = False) -> Tensors:
     """Opens a file, a folder or a hub name.
 
     Args:
@@ -52,11 +26,10 @@ def open_checkpoint(
     """
     path = Path(name).expanduser()
     if os.fspath(name) and path.is_file():
-        return Checkpoint(path, _open_file(path, allow_pickle))
-    folder = folders.read_folder(
-        name, also=("pytorch_model*.bin",) if allow_pickle else ()
-    )
-    return Checkpoint(folder, _open_folder(folder, allow_pickle))
+        return _open_file(path, allow_pickle)
+    pickled = ("pytorch_model*.bin",) if allow_pickle else ()
+    folder = folders.read_folder(name, also=pickled)
+    return replace(_open_folder(folder, allow_pickle), path=folder)
 
 
 def _open_folder(folder: Path, allow_pickle: bool) -> Tensors:

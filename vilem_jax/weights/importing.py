@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vilem_jax import files
-from vilem_jax.config.schema import TextConfig, VisionConfig
+from vilem_jax.config.schema import DataConfig, TextConfig, VisionConfig
 from vilem_jax.data.tokenizer import Tokenizer, extended_tokenizer, vocabulary_size
 from vilem_jax.errors import UserError
+from vilem_jax.templates import render_template
 from vilem_jax.weights import folders
 from vilem_jax.weights.detect import FORMATS, recognize
-from vilem_jax.weights.foreign import Checkpoint, open_checkpoint
-from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
+from vilem_jax.weights.folders import Tensors
+from vilem_jax.weights.foreign import open_checkpoint
+from vilem_jax.weights.formats import huggingface_bert as bert
+from vilem_jax.weights.formats import huggingface_vit
 from vilem_jax.weights.formats.whole_models import WholeModel, resized
 from vilem_jax.weights.model_folder import write_model_folder
 
@@ -30,7 +33,7 @@ class Imported:
 
     format: str
     what: str  # a sentence
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
 
 def import_weights(
@@ -65,21 +68,22 @@ def import_weights(
         files.check_writable(out)
     opened = open_checkpoint(source, allow_pickle=allow_pickle)
     key = recognize(opened, format)
-    heads = {"vision": vision_heads, "text": text_heads}
-    given_heads = {f"{tower}_heads": number for tower, number in heads.items()}
+    module = FORMATS[key]
+    heads = {"vision_heads": vision_heads, "text_heads": text_heads}
     try:
-        if FORMATS[key].is_model:
-            return _import_model(opened, key, out, tokenizer, image_size, heads)
-        if FORMATS[key].has_text:
-            _refuse("a text tower", {"image_size": image_size} | given_heads)
+        if hasattr(module, "read_model"):
+            model = module.read_model(opened, **heads)
+            return _write_model(opened, key, model, out, tokenizer, image_size)
+        if hasattr(module, "load_text"):
+            _refuse("a text tower", image_size=image_size, **heads)
             return _import_text(opened, out, tokenizer)
-        _refuse("an image tower", {"tokenizer": tokenizer, "text_heads": text_heads})
-        return _import_vision(opened, key, out, image_size, heads["vision"])
+        _refuse("an image tower", tokenizer=tokenizer, text_heads=text_heads)
+        return _import_vision(opened, key, out, image_size, vision_heads)
     except OSError as error:
         raise UserError(f"cannot write {out}: {files.reason(error)}") from error
 
 
-def _refuse(what: str, options: dict) -> None:
+def _refuse(what: str, **options: object) -> None:
     """Raises UserError if an option is given that has no meaning for `what`."""
     for name, value in options.items():
         if value:
@@ -87,24 +91,20 @@ def _refuse(what: str, options: dict) -> None:
             raise UserError(f"{option} has no meaning for {what}: leave it out")
 
 
-def _import_model(
-    opened: Checkpoint,
+def _write_model(
+    opened: Tensors,
     key: str,
+    model: WholeModel,
     out: Path,
     tokenizer: str,
     image_size: int,
-    heads: dict[str, int],
 ) -> Imported:
-    model = FORMATS[key].module.read_model(
-        opened, vision_heads=heads["vision"], text_heads=heads["text"]
-    )
-    own = opened.folder / folders.VOCABULARY
-    name = tokenizer or (str(opened.folder) if own.is_file() else BERT)
-    reader = open_tokenizer(name, model)
-    if tokenizer and own.is_file():
-        _check_same(own, open_tokenizer(str(opened.folder), model), reader)
+    data, size = model.config.data, model.config.model.text.vocab_size
+    reader = _open_tokenizer(opened, tokenizer, BERT, size, data, model.extra_pieces)
     if image_size:
         model = resized(model, image_size)
+    shapes, name = model.config.model, opened.path.name
+    card = render_template("weights/imported.md.j2", title=name, key=key, model=shapes)
     write_model_folder(
         out,
         model.config,
@@ -112,55 +112,64 @@ def _import_model(
         reader,
         momentum_params=model.momentum_params,
         queues=model.queues,
-        card=_card(opened, key, model),
+        card=card,
     )
-    vision, text = model.config.model.vision, model.config.model.text
     rows = len(model.queues["image_queue"]) if model.queues else 0
     return Imported(
         key,
-        f"a model of {vision.num_layers} image and {text.num_layers} text layers for "
-        f"images of {vision.image_size} pixels, "
+        f"a model of {shapes.vision.num_layers} image and {shapes.text.num_layers} "
+        f"text layers for images of {shapes.vision.image_size} pixels, "
         f"{'with' if model.momentum_params else 'without'} momentum copy, "
         f"{rows:,} rows in each queue",
-        (
-            "its proofreading heads are new: it can search and be trained, but not "
-            "proofread",
-        ),
+        "its proofreading heads are new: it can search and be trained, but not "
+        "proofread",
     )
 
 
-def open_tokenizer(name: str, model: WholeModel) -> Tokenizer:
-    """The model's tokenizer; a BERT's is extended by the tokens that a BLIP adds.
+def _open_tokenizer(
+    opened: Tensors,
+    given: str,
+    default: str,
+    wanted: int,
+    data: DataConfig,
+    extra: tuple[str, ...] = (),
+) -> Tokenizer:
+    """The tokenizer `given`, or else that beside the weights, or else `default`.
+
+    A BERT's is extended by `extra`, the tokens that a BLIP adds.
 
     Raises:
-      UserError: no vocabulary there, or one of another size than the model's.
+      UserError: no vocabulary there, one of another size than `wanted`, or `given` is
+        not the one beside the weights.
     """
-    data, extra = model.config.data, model.extra_pieces
     options = {"cleaning": data.cleaning, "keeps_sep": data.keeps_sep}
-    size, wanted = vocabulary_size(name), model.config.model.text.vocab_size
-    if size not in (wanted, wanted - len(extra)):
-        raise UserError(
-            f"the tokenizer in {name} has {size} tokens, but the model has {wanted}: "
-            "name the model's own with --tokenizer"
-        )
-    if not extra:
-        return Tokenizer(name, **options)
-    return extended_tokenizer(name, () if size == wanted else extra, **options)
 
+    def read(name: str) -> Tokenizer:
+        size = vocabulary_size(name)
+        if size not in (wanted, wanted - len(extra)):
+            raise UserError(
+                f"the tokenizer in {name} has {size} tokens, but the model has "
+                f"{wanted}: name the model's own with --tokenizer"
+            )
+        if not extra:
+            return Tokenizer(name, **options)
+        return extended_tokenizer(name, () if size == wanted else extra, **options)
 
-def _check_same(own: Path, theirs: Tokenizer, given: Tokenizer) -> None:
-    """Raises UserError if --tokenizer has another vocabulary than the weights' own."""
-    if theirs.pieces != given.pieces:
+    own, has_own = opened.folder, (opened.folder / folders.VOCABULARY).is_file()
+    reader = read(given or (str(own) if has_own else default))
+    if given and has_own and read(str(own)).pieces != reader.pieces:
         raise UserError(
-            f"the tokenizer that --tokenizer names is not the model's: {own} lists "
-            "other tokens, or in another order; leave --tokenizer out"
+            "the tokenizer that --tokenizer names is not the model's: "
+            f"{own / folders.VOCABULARY} lists other tokens, or in another order; "
+            "leave --tokenizer out"
         )
+    return reader
 
 
 def _import_vision(
-    opened: Checkpoint, key: str, out: Path, image_size: int, num_heads: int
+    opened: Tensors, key: str, out: Path, image_size: int, num_heads: int
 ) -> Imported:
-    module, base = FORMATS[key].module, VisionConfig(image_size=image_size)
+    module, base = FORMATS[key], VisionConfig(image_size=image_size)
     config = module.read_vision_config(opened, base, num_heads=num_heads)
     params = module.load_vision(opened, config)
     # With image_size 0 the grid keeps its stored side.
@@ -175,49 +184,20 @@ def _import_vision(
     )
 
 
-def _import_text(opened: Checkpoint, out: Path, tokenizer: str) -> Imported:
-    folder = opened.folder
-    config = huggingface_bert.read_text_config(opened, TextConfig())
-    reader = Tokenizer(tokenizer or str(folder))
-    size = reader.vocabulary.size
-    if size != config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {tokenizer or folder} has {size} tokens, but the model "
-            f"has {config.vocab_size}: name the model's own with --tokenizer"
-        )
-    own = folder / folders.VOCABULARY
-    if tokenizer and own.is_file():
-        _check_same(own, Tokenizer(str(folder)), reader)
-    has_head = huggingface_bert.has_head(opened)
-    load, save = (
-        (
-            huggingface_bert.load_masked_language_model,
-            huggingface_bert.save_masked_language_model,
-        )
-        if has_head
-        else (huggingface_bert.load_text, huggingface_bert.save_text)
+def _import_text(opened: Tensors, out: Path, tokenizer: str) -> Imported:
+    config = bert.read_text_config(opened, TextConfig())
+    reader = _open_tokenizer(
+        opened, tokenizer, str(opened.folder), config.vocab_size, DataConfig()
     )
+    kind, load, save = "BertModel", bert.load_text, bert.save_text
+    if bert.has_head(opened):
+        kind = "BertForMaskedLM"
+        load, save = bert.load_masked_language_model, bert.save_masked_language_model
     with tempfile.TemporaryDirectory() as vocabulary:
         reader.save(vocabulary)
         save(out, load(opened, config), config, Path(vocabulary))
     return Imported(
         "huggingface-bert",
-        f"a text tower of {config.num_layers} layers, as Hugging Face's "
-        f"{'BertForMaskedLM' if has_head else 'BertModel'}: name it in "
-        "config.model.text.start_from",
+        f"a text tower of {config.num_layers} layers, as Hugging Face's {kind}: name "
+        "it in config.model.text.start_from",
     )
-
-
-def _card(opened: Checkpoint, key: str, model: WholeModel) -> str:
-    """The model card: its origin, and what it cannot do."""
-    vision, text = model.config.model.vision, model.config.model.text
-    return f"""# {opened.path.name}, imported
-
-Weights in the format {key}, read by `vilem weights import` from {opened.path.name}.
-Image tower: {vision.num_layers} layers of {vision.width}, images of
-{vision.image_size} pixels. Text tower: {text.num_layers} layers of {text.width},
-{text.vocab_size:,} tokens. Projections to {model.config.model.embedding_width}.
-
-It can search, be evaluated and be trained further. It cannot proofread: the heads for
-that are new, and those that its authors trained were left out.
-"""

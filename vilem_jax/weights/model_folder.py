@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-from flax import nnx
 
 from vilem_jax.config.freeze import freeze, to_dict
-from vilem_jax.config.schema import ComputeConfig, Config, ModelConfig
+from vilem_jax.config.schema import Config, ModelConfig
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_format_version
@@ -59,13 +58,8 @@ def is_model_folder(folder: str | Path) -> bool:
     layout another config.json.
     """
     folder = Path(folder)
-    if not (folder / folders.WEIGHTS).is_file():
-        return False
-    try:
-        settings = folders.read_config(folder)
-    except (UserError, OSError):
-        return False
-    return _is_ours(settings)
+    has_weights = (folder / folders.WEIGHTS).is_file()
+    return has_weights and _is_ours(folders.config_or_empty(folder))
 
 
 def write_model_folder(
@@ -122,13 +116,12 @@ def read_model_folder(name: str | Path) -> StoredModel:
     """
     folder = folders.read_folder(name, also=(MOMENTUM, QUEUES))
     config = read_config(folder)
-    files = folders.open_tensors(folder)
-    params = _read_params(files, config.model)
+    params = _read_params(folders.open_tensors(folder), config.model)
     _check_tokenizer(folder, config)
     momentum_params = None
     if (folder / MOMENTUM).is_file():
-        files = folders.open_file(folder / MOMENTUM)
-        momentum_params = _read_params(files, config.model)
+        momentum = folders.open_file(folder / MOMENTUM)
+        momentum_params = _read_params(momentum, config.model)
     return StoredModel(config, params, momentum_params, _read_queues(folder), folder)
 
 
@@ -149,16 +142,15 @@ def without_paths(config: Config) -> Config:
     images) are empty. An annotation file keeps its own name, TFDS that of the data
     set. The digests of editor and edit table stay.
     """
-    data = replace(
-        config.data,
-        tokenizer="",
-        train=tuple(s.without_folders() for s in config.data.train),
-        validation=tuple(s.without_folders() for s in config.data.validation),
-        test=tuple(s.without_folders() for s in config.data.test),
-    )
-    editor = replace(config.editor, path="", edit_table="")
+    splits = {
+        split: tuple(s.without_folders() for s in getattr(config.data, split))
+        for split in ("train", "validation", "test")
+    }
     return replace(
-        config, model=without_origins(config.model), data=data, editor=editor
+        config,
+        model=without_origins(config.model),
+        data=replace(config.data, tokenizer="", **splits),
+        editor=replace(config.editor, path="", edit_table=""),
     )
 
 
@@ -168,19 +160,18 @@ def _is_ours(settings: Mapping) -> bool:
 
 def read_config(folder: Path) -> Config:
     """The config in a model folder; errors as of `read_model_folder`."""
-    settings = folders.read_config(folder)
-    file = folder / folders.CONFIG
-    if "model_type" in settings and not _is_ours(settings):
+    settings, file = folders.read_config(folder), folder / folders.CONFIG
+    missing = next((name for name in _SECTIONS if name not in settings), None)
+    if missing and "model_type" in settings:
         raise UserError(
             f"{file} is a {settings['model_type']} of Hugging Face's layout, not a "
             "ViLEM's: a tower can start from it (config.model.text.start_from, "
             "vision.start_from)"
         )
-    if not _is_ours(settings):
+    if missing:
         raise UserError(
-            f"{file} is not a ViLEM's settings: it has no "
-            f"{next(name for name in _SECTIONS if name not in settings)!r}; give a "
-            "folder that `vilem weights export` wrote"
+            f"{file} is not a ViLEM's settings: it has no {missing!r}; give a folder "
+            "that `vilem weights export` wrote"
         )
     version = settings.pop("format_version", None)
     rebuild = "write it again with `vilem weights export --format=vilem` or `import`"
@@ -196,12 +187,10 @@ def read_config(folder: Path) -> Config:
 
 def model_tree(config: ModelConfig) -> Params:
     """The tree of a `ViLEM`'s parameters, shapes for leaves; costs no memory."""
-    compute = ComputeConfig()  # decides no shape
-    model = nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0)))
-    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+    return tables.shapes_of(ViLEM, config)
 
 
-def model_table(tree: Mapping) -> list[tables.Entry]:
+def _table(tree: Mapping) -> list[tables.Entry]:
     """Every tensor under its own dotted name."""
     return [
         tables.Entry(".".join(map(str, path)), path, tables.SAME)
@@ -212,18 +201,15 @@ def model_table(tree: Mapping) -> list[tables.Entry]:
 def _flat(params: Mapping, config: ModelConfig) -> dict[str, np.ndarray]:
     """By dotted names; raises ValueError if the tree is not the config's."""
     tree = model_tree(config)
-    found, wanted = (
-        {path: tuple(leaf.shape) for path, leaf in tables.leaves(part)}
-        for part in (params, tree)
-    )
-    if found != wanted:
+    found = {path: leaf.shape for path, leaf in tables.leaves(params)}
+    if found != {path: leaf.shape for path, leaf in tables.leaves(tree)}:
         raise ValueError("the parameters are not the tree of their config")
-    return tables.write_tensors(model_table(tree), params)
+    return tables.write_tensors(_table(tree), params)
 
 
 def _read_params(files: folders.Tensors, config: ModelConfig) -> dict:
     tree = model_tree(config)
-    return tables.read_tree(model_table(tree), files, dropped=(), expected=tree)
+    return tables.read_tree(_table(tree), files, dropped=(), expected=tree)
 
 
 def _read_queues(folder: Path) -> dict[str, np.ndarray]:
@@ -242,14 +228,10 @@ def _check_parts(config: Config, tokenizer: Tokenizer, queues: Mapping) -> None:
             f"the tokenizer has {tokenizer.vocabulary.size} tokens, but the text tower "
             f"{size}: use the vocabulary that it was trained with"
         )
-    shapes = {name: np.shape(queues[name]) for name in queues}
-    if queues and (
-        sorted(queues) != sorted(QUEUE_NAMES)
-        or len(set(shapes.values())) > 1
-        or any(
-            shape[1:] != (config.model.embedding_width,) for shape in shapes.values()
-        )
-    ):
+    shapes = {name: np.shape(queue) for name, queue in queues.items()}
+    length = next(iter(shapes.values()), ())[:1]
+    wanted = dict.fromkeys(QUEUE_NAMES, (*length, config.model.embedding_width))
+    if queues and shapes != wanted:
         raise ValueError(f"queues must be both [Q, E], not {shapes}")
 
 

@@ -8,27 +8,6 @@ import numpy as np
 from vilem_jax.errors import UserError
 
 
-def side_of(
-    shape: tuple[int, ...], name: str, origin: object, *, num_extra: int = 1
-) -> int:
-    """The side S of a stored table [1, num_extra + S * S, W].
-
-    Args:
-      num_extra: rows before the grid: [CLS], and DeiT's distillation token.
-
-    Raises:
-      UserError: the shape is another one.
-    """
-    rows = shape[1] - num_extra if len(shape) == 3 else 0
-    side = math.isqrt(max(rows, 0))
-    if side == 0 or side * side != rows:
-        raise UserError(
-            f"the tensor {name} in {origin} is {list(shape)}: [CLS] and a square grid "
-            "of patches are expected"
-        )
-    return side
-
-
 def check_divides(image_size: int, patch_size: int, origin: object) -> None:
     """Raises UserError if the image's side is no multiple of the patch's."""
     if image_size % patch_size:

@@ -10,9 +10,10 @@ from typing import Literal
 
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
-from vilem_jax.weights import positions
+from vilem_jax.weights import positions, tables
 from vilem_jax.weights.detect import FORMATS, recognize
-from vilem_jax.weights.foreign import Checkpoint, open_checkpoint
+from vilem_jax.weights.folders import Tensors
+from vilem_jax.weights.foreign import open_checkpoint
 from vilem_jax.weights.formats import huggingface_bert
 from vilem_jax.weights.model_folder import is_model_folder, read_model_folder
 
@@ -74,23 +75,19 @@ def load_text(
 ) -> tuple[dict, dict | None]:
     """Parameters of `TextTower` without cross-attention, and a masked-language head.
 
-    The head is `huggingface_bert.load_mlm_head`'s, None if there is none.
+    The head is {"transform": ..., "bias": [V]}, None if there is none.
 
     Raises:
       UserError: tensors that are missing, unknown, or of another shape than `config`.
     """
     if _is_ours(name):
         tower = read_model_folder(name).params["text"]
-        layers = {
-            number: {k: v for k, v in layer.items() if k != "cross_attention"}
-            for number, layer in tower["layers"].items()
-        }
-        return tower | {"layers": layers}, None
+        return tables.without(tower, lambda path: "cross_attention" in path), None
     source, module = _open(name, "text", allow_pickle)
-    tower = module.load_text(source, config)
     if module is huggingface_bert and huggingface_bert.has_head(source):
-        return tower, huggingface_bert.load_mlm_head(source, config)
-    return tower, None
+        head = huggingface_bert.load_masked_language_model(source, config)
+        return head.pop("text"), head
+    return module.load_text(source, config), None
 
 
 def _is_ours(name: str) -> bool:
@@ -100,14 +97,14 @@ def _is_ours(name: str) -> bool:
 
 def _open(
     name: str, tower: Literal["vision", "text"], allow_pickle: bool
-) -> tuple[Checkpoint, ModuleType]:
+) -> tuple[Tensors, ModuleType]:
     """The opened checkpoint, and the module of its format, which has this tower."""
     source = open_checkpoint(name, allow_pickle=allow_pickle)
     key = recognize(source)
-    having = [k for k, f in FORMATS.items() if getattr(f, f"has_{tower}")]
+    having = [k for k, module in FORMATS.items() if hasattr(module, f"load_{tower}")]
     if key not in having:
         raise UserError(
             f"{source.path} (config.model.{tower}.start_from) is in the format {key}, "
             f"which has no {tower} tower; {', '.join(having)} have one"
         )
-    return source, FORMATS[key].module
+    return source, FORMATS[key]

@@ -6,14 +6,18 @@ it: a converter that skips unknown names fails silently.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax import nnx
+from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 
-from vilem_jax.config.schema import TextConfig, VisionConfig
+from vilem_jax.config.schema import ComputeConfig, TextConfig, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.weights.folders import Stored, Tensors
 
@@ -46,20 +50,15 @@ def _rows_to_patches(rows: np.ndarray) -> np.ndarray:
     return rows.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
 
-def _without_second_row(array: np.ndarray) -> np.ndarray:
-    return np.delete(array[0], 1, axis=0)
-
-
-def _with_second_row(rows: np.ndarray) -> np.ndarray:
-    return np.insert(rows, 1, 0.0, axis=0)[None]
-
-
 SAME = Form(lambda array: array, lambda array: array)
 TRANSPOSED = Form(np.transpose, np.transpose)  # torch keeps a linear map as [out, in]
 PATCHES = Form(_patches_to_rows, _rows_to_patches)
 FIRST_OF_ONE = Form(lambda array: array[0], lambda array: array[None])
 # Positions of a DeiT: [1, 2 + P, W], the second that of its distillation token.
-DISTILLED = Form(_without_second_row, _with_second_row)
+DISTILLED = Form(
+    lambda array: np.delete(array[0], 1, axis=0),
+    lambda rows: np.insert(rows, 1, 0.0, axis=0)[None],
+)
 FIRST_OF_ONE_TWICE = Form(lambda array: array[0, 0], lambda array: array[None, None])
 
 
@@ -145,11 +144,7 @@ def num_heads(
 
 def without(tree: Mapping, is_left_out: Callable[[TreePath], bool]) -> dict:
     """The tree without the leaves whose path `is_left_out`."""
-    kept: dict = {}
-    for path, leaf in leaves(tree):
-        if not is_left_out(path):
-            put(kept, path, leaf)
-    return kept
+    return unflatten_mapping({p: x for p, x in leaves(tree) if not is_left_out(p)})
 
 
 def read_tree(
@@ -176,10 +171,12 @@ def read_tree(
     targets = [entry.path for entry in table]
     if sorted(map(str, targets)) != sorted(map(str, shapes)):  # our own mistake
         raise ValueError(f"the table does not fill {set(shapes) ^ set(targets)} once")
-    tree: dict = {}
+    found: dict[TreePath, np.ndarray] = {}
     for entry in table:
         name, (number, count) = entry.name, entry.part
-        wanted = entry.form.write(_shape_only(shapes[entry.path])).shape
+        # An array that costs no memory, for the form to change.
+        ours = np.broadcast_to(np.float32(0.0), shapes[entry.path])
+        wanted = entry.form.write(ours).shape
         if count > 1:
             wanted = (wanted[0] * count, *wanted[1:])
         if files.shape(name) != wanted:
@@ -192,9 +189,8 @@ def read_tree(
         if count > 1:
             array = np.split(array, count)[number]
         # `ascontiguousarray` would turn a scalar into an array of one number.
-        value = np.asarray(entry.form.read(array), order="C")
-        put(tree, entry.path, value)
-    return tree
+        found[entry.path] = np.asarray(entry.form.read(array), order="C")
+    return unflatten_mapping(found)
 
 
 def write_tensors(table: Sequence[Entry], tree: Mapping) -> dict[str, np.ndarray]:
@@ -224,17 +220,18 @@ def merge_into(
       UserError: a leaf of another shape.
       KeyError: a leaf that `params` does not have.
     """
-    merged = _copy_dicts(params)
-    for path, leaf in leaves(subtree, at):
-        shape, wanted = tuple(np.shape(leaf)), tuple(take(params, path).shape)
+    merged = flatten_mapping(params)
+    for below, leaf in leaves(subtree):
+        path = (*at, *below)
+        shape, wanted = tuple(np.shape(leaf)), tuple(merged[path].shape)
         if shape != wanted:
             raise UserError(
                 f"{'.'.join(map(str, path))} is {list(shape)} in "
                 f"{origin or 'the checkpoint'}, but the configured model needs "
                 f"{list(wanted)}: a checkpoint of another shape"
             )
-        put(merged, path, leaf)
-    return merged
+        merged[path] = leaf
+    return unflatten_mapping(merged)
 
 
 def spell(files: Tensors, prefixes: Sequence[tuple[str, str]] = ()) -> Tensors:
@@ -265,24 +262,19 @@ def replace_prefix(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
     return new + name[len(old) :]
 
 
-def leaves(tree: Mapping, path: TreePath = ()) -> Iterator[tuple[TreePath, np.ndarray]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
+def shapes_of(module: Callable[..., nnx.Module], config: object) -> dict:
+    """The tree of a module's parameters, shapes for leaves; costs no memory."""
+    # `ComputeConfig` decides no shape.
+    model = nnx.eval_shape(lambda: module(config, ComputeConfig(), rngs=nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
+
+
+def leaves(tree: Mapping) -> Iterable[tuple[TreePath, np.ndarray]]:
+    return flatten_mapping(tree).items()
 
 
 def take(tree: Mapping, path: TreePath) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
-def put(tree: dict, path: TreePath, value: object) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
+    return functools.reduce(operator.getitem, path, tree)
 
 
 def is_dropped(name: str, dropped: Collection[str]) -> bool:
@@ -318,15 +310,3 @@ def _some(found: Iterable[str]) -> str:
     names = sorted(found)
     rest = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _shape_only(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of that shape that costs no memory, for a form to change."""
-    return np.broadcast_to(np.float32(0.0), shape)
-
-
-def _copy_dicts(tree: Mapping) -> dict:
-    return {
-        key: _copy_dicts(value) if isinstance(value, Mapping) else value
-        for key, value in tree.items()
-    }

@@ -5,25 +5,17 @@ encoder and become our text tower. The rest is the fusion encoder, which reads t
 output together with the image; a dual encoder has no place for it.
 """
 
-import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.weights import tables
 from vilem_jax.weights.folders import Tensors
-from vilem_jax.weights.foreign import Checkpoint
-from vilem_jax.weights.formats import huggingface_bert, huggingface_vit, timm_vit
-from vilem_jax.weights.formats.whole_models import (
-    NEW,
-    QUEUES,
-    WholeModel,
-    length_of_queues,
-    make_config,
-    read_momentum,
-    read_params,
-    read_queues,
-)
-from vilem_jax.weights.tables import Entry, TreePath
+from vilem_jax.weights.formats import huggingface_bert, timm_vit, whole_models
+from vilem_jax.weights.formats.vision_names import stored_config, vision_table
+from vilem_jax.weights.formats.whole_models import WholeModel
+from vilem_jax.weights.model_folder import QUEUE_NAMES
+from vilem_jax.weights.tables import Entry
 
 VISION, TEXT = "visual_encoder.", "text_encoder."
 LAYER = f"{TEXT}encoder.layer."
@@ -32,8 +24,8 @@ PREFIXES = (("text_encoder.bert.", TEXT), ("text_encoder_m.bert.", "text_encoder
 ONLINE = (VISION, TEXT, "vision_proj.", "text_proj.", "temp")
 MOMENTUM = ("visual_encoder_m.", "text_encoder_m.", "vision_proj_m.", "text_proj_m.")
 TEMPERATURE = Entry("temp", ("temperature",), tables.SAME)
-POINTERS = ("queue_ptr", "ptr_queue")
-BOOKKEEPING = (*QUEUES, *POINTERS, "idx_queue")  # read apart, or of no use here
+# Read apart, or of no use here.
+BOOKKEEPING = (*QUEUE_NAMES, *whole_models.POINTERS, "idx_queue")
 
 # Left out on purpose: the matching head and the masked-language head read the fusion
 # encoder; position ids are counters.
@@ -50,15 +42,12 @@ DROPPED = (
 def matches(names: Collection[str]) -> bool:
     """Whether tensors of these names are in this format."""
     spelt = {tables.replace_prefix(name, PREFIXES) for name in names}
-    return f"{VISION}{timm_vit.PATCH}.weight" in spelt and any(
-        f"{LAYER}{number}.crossattention.self.query.weight" in spelt
-        and f"{LAYER}0.crossattention.self.query.weight" not in spelt
-        for number in range(1, tables.depth(spelt, LAYER))
-    )
+    # The first layer of a BLIP has cross-attention, too.
+    return VISION + timm_vit.PATCHES in spelt and _first_fusion_layer(spelt) > 0
 
 
 def read_model(
-    source: Checkpoint, *, vision_heads: int = 0, text_heads: int = 0
+    source: Tensors, *, vision_heads: int = 0, text_heads: int = 0
 ) -> WholeModel:
     """The whole model, at the image's side that it was trained at.
 
@@ -68,109 +57,95 @@ def read_model(
     Raises:
       UserError: tensors that are missing, unknown, or of another shape.
     """
-    files = tables.spell(source.files, PREFIXES)
+    files = tables.spell(source, PREFIXES)
     vision = vision_config(files, vision_heads)
     text = read_text_config(source, TextConfig(), num_heads=text_heads)
-    width = tables.shape_of(files, "vision_proj.weight", rank=2)[0]
-    model = ModelConfig(
-        vision=vision,
-        text=text,
-        embedding_width=width,
-        num_proofread_layers=min(
-            ModelConfig().num_proofread_layers, vision.num_layers, text.num_layers
-        ),
-    )
-    config = make_config(
-        model,
-        length_of_queues(files),
+    most = ModelConfig().num_proofread_layers
+    num_layers = min(most, vision.num_layers, text.num_layers)
+    config = whole_models.make_config(
+        ModelConfig(vision=vision, text=text, num_proofread_layers=num_layers),
+        files,
         cleaning="albef",
         keeps_sep=False,  # its tokenizer appends no [SEP]
-        text_length=30,
         evaluation_length=30,
     )
-    return read_both_copies(
-        config,
-        lambda suffix: model_table(
-            model, huggingface_bert.text_table(text.num_layers), suffix
-        ),
-        files,
-        dropped=(*DROPPED, *_fusion_layers(files, text.num_layers)),
-        is_new=lambda path: path[0] in NEW or "cross_attention" in path,
-    )
+    table = huggingface_bert.text_table(text.num_layers)
+    dropped = (*DROPPED, *_fusion_layers(files, text.num_layers))
+    return read_both_copies(config, table, files, dropped)
 
 
 def read_both_copies(
     config: Config,
-    table: Callable[[str], list[Entry]],
+    text: Sequence[Entry],
     files: Tensors,
-    *,
     dropped: Sequence[str],
-    is_new: Callable[[TreePath], bool],
-    complete: Callable[[dict], dict] = lambda params: params,
     extra_pieces: tuple[str, ...] = (),
 ) -> WholeModel:
     """Towers and projections, their momentum copies, temperature and queues.
 
+    The momentum copy's own leaves, heads and temperature, are those of the parameters.
+
     Args:
-      table: of the copy whose names have this suffix, "" or "_m".
-      is_new: as of `read_params`.
-      complete: adds to the parameters the leaves that such a model lacks.
+      text: the table of the text tower.
     """
-    dropped = (*dropped, *BOOKKEEPING)
-    params = read_params(
-        config,
-        [*table(""), TEMPERATURE],
-        files,
-        dropped=(*dropped, *MOMENTUM),
-        is_new=is_new,
+    vision = vision_table(timm_vit.NAMES, config.model.vision.num_layers)
+    online, momentum = (
+        [
+            *tables.moved(vision, f"visual_encoder{suffix}.", ("vision",)),
+            *tables.moved(text, f"text_encoder{suffix}.", ("text",)),
+            *tables.linear(f"vision_proj{suffix}", ("image_projection",)),
+            *tables.linear(f"text_proj{suffix}", ("text_projection",)),
+        ]
+        for suffix in ("", "_m")
     )
-    params = complete(params)
-    momentum = read_momentum(
-        config, params, table("_m"), files, dropped=(*dropped, *ONLINE)
+    dropped, params = (*dropped, *BOOKKEEPING), whole_models.new_model(config)
+    params = whole_models.read_copy(
+        params, config, [*online, TEMPERATURE], files, (*dropped, *MOMENTUM)
     )
-    queues = read_queues(files, POINTERS, config.model.embedding_width)
-    return WholeModel(config, params, momentum, queues, extra_pieces)
+    copy = None
+    if any(entry.name in files.names for entry in momentum):
+        copy = whole_models.read_copy(
+            params, config, momentum, files, (*dropped, *ONLINE)
+        )
+    queues = whole_models.read_queues(files, config.model.embedding_width)
+    return WholeModel(config, params, copy, queues, extra_pieces)
 
 
 def read_vision_config(
-    source: Checkpoint, base: VisionConfig, *, num_heads: int = 0
+    source: Tensors, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The image tower's shape, as of `timm_vit.read_vision_config`."""
-    return timm_vit.read_vision_config(_vision_of(source), base, num_heads=num_heads)
+    files = source.below(VISION)
+    return timm_vit.read_vision_config(files, base, num_heads=num_heads)
 
 
-def load_vision(source: Checkpoint, config: VisionConfig) -> dict:
+def load_vision(source: Tensors, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, as of `timm_vit.load_vision`."""
-    return timm_vit.load_vision(_vision_of(source), config)
-
-
-def _vision_of(source: Checkpoint) -> Checkpoint:
-    return dataclasses.replace(source, files=source.files.below(VISION))
+    return timm_vit.load_vision(source.below(VISION), config)
 
 
 def read_text_config(
-    source: Checkpoint, base: TextConfig, *, num_heads: int = 0
+    source: Tensors, base: TextConfig, *, num_heads: int = 0
 ) -> TextConfig:
     """The text encoder's shape; dropout from `base`."""
-    files = tables.spell(source.files, PREFIXES)
+    files = tables.spell(source, PREFIXES)
     config = text_config(files, base, num_heads)
-    return dataclasses.replace(config, num_layers=_first_fusion_layer(files))
+    return replace(config, num_layers=_first_fusion_layer(files.names))
 
 
-def load_text(source: Checkpoint, config: TextConfig) -> dict:
+def load_text(source: Tensors, config: TextConfig) -> dict:
     """Parameters of `TextTower`, without cross-attention."""
-    files = tables.spell(source.files, PREFIXES)
+    files = tables.spell(source, PREFIXES)
     left_out = (*DROPPED, *_fusion_layers(files, config.num_layers))
     kept = {n: s for n, s in files.stored.items() if not tables.is_dropped(n, left_out)}
-    files = dataclasses.replace(files, stored=kept).below(TEXT)
-    return huggingface_bert.load_text(Checkpoint(source.path, files), config)
+    return huggingface_bert.load_text(replace(files, stored=kept).below(TEXT), config)
 
 
 def vision_config(files: Tensors, num_heads: int) -> VisionConfig:
     """The image tower below VISION, at the image's side that it was trained at."""
     files = files.below(VISION)
     config = timm_vit.shape_config(files, VisionConfig(), num_heads=num_heads)
-    return huggingface_vit.stored_config(files, config, timm_vit.POSITIONS)
+    return stored_config(files, config, timm_vit.NAMES.positions)
 
 
 def text_config(files: Tensors, base: TextConfig, num_heads: int) -> TextConfig:
@@ -178,23 +153,11 @@ def text_config(files: Tensors, base: TextConfig, num_heads: int) -> TextConfig:
     return huggingface_bert.shape_config(files.below(TEXT), base, num_heads=num_heads)
 
 
-def model_table(model: ModelConfig, text: Sequence[Entry], suffix: str) -> list[Entry]:
-    """Towers and projections; `suffix` "_m" is the momentum copy."""
-    vision = timm_vit.vision_table(model.vision.num_layers)
-    return [
-        *tables.moved(vision, f"visual_encoder{suffix}.", ("vision",)),
-        *tables.moved(text, f"text_encoder{suffix}.", ("text",)),
-        *tables.linear(f"vision_proj{suffix}", ("image_projection",)),
-        *tables.linear(f"text_proj{suffix}", ("text_projection",)),
-    ]
-
-
-def _first_fusion_layer(files: Tensors) -> int:
-    return next(
-        number
-        for number in range(tables.depth(files.names, LAYER))
-        if f"{LAYER}{number}.crossattention.self.query.weight" in files.names
-    )
+def _first_fusion_layer(names: Collection[str]) -> int:
+    """The first layer with cross-attention; 0 if there is none."""
+    cross = "crossattention.self.query.weight"
+    layers = range(tables.depth(names, LAYER))
+    return next((n for n in layers if f"{LAYER}{n}.{cross}" in names), 0)
 
 
 def _fusion_layers(files: Tensors, first: int) -> list[str]:

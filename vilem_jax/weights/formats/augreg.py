@@ -7,9 +7,9 @@ import numpy as np
 
 from vilem_jax.config.schema import VisionConfig
 from vilem_jax.weights import positions, tables
-from vilem_jax.weights.foreign import Checkpoint
-from vilem_jax.weights.formats.huggingface_vit import read_tower
-from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, Entry, Form
+from vilem_jax.weights.folders import Tensors
+from vilem_jax.weights.formats.vision_names import read_tower, stored_config
+from vilem_jax.weights.tables import FIRST_OF_ONE, FIRST_OF_ONE_TWICE, SAME, Entry, Form
 
 POSITIONS = "Transformer/posembed_input/pos_embedding"
 PATCH = "embedding"
@@ -59,16 +59,13 @@ def _out_of_heads(num_heads: int) -> Form:
 
 def vision_table(config: VisionConfig) -> list[Entry]:
     """The original ViT -> `VisionTower`."""
-    same = tables.SAME
     kernel, bias = _into_heads(config.num_heads)
+    output = _out_of_heads(config.num_heads)
 
     def both(
-        name: str,
-        path: tables.TreePath,
-        kernel: Form = same,
-        bias: Form = same,
-        first: str = "kernel",
+        name: str, path: tables.TreePath, kernel: Form = SAME, bias: Form = SAME
     ) -> list[Entry]:
+        first = "scale" if str(path[-1]).endswith("norm") else "kernel"
         return [
             Entry(f"{name}/{first}", (*path, first), kernel),
             Entry(f"{name}/bias", (*path, "bias"), bias),
@@ -78,27 +75,26 @@ def vision_table(config: VisionConfig) -> list[Entry]:
         Entry("cls", ("class_token",), FIRST_OF_ONE_TWICE),
         Entry(POSITIONS, ("position_embedding",), FIRST_OF_ONE),
         *both(PATCH, ("patch_embedding",), _patches(config.patch_size)),
-        *both("Transformer/encoder_norm", ("norm",), first="scale"),
+        *both("Transformer/encoder_norm", ("norm",)),
     ]
     for number in range(config.num_layers):
         name, path = f"{BLOCK}{number}", ("blocks", number)
         attention = f"{name}/{ATTENTION}"
-        table += both(f"{name}/LayerNorm_0", (*path, "attention_norm"), first="scale")
+        table += both(f"{name}/LayerNorm_0", (*path, "attention_norm"))
         for part in ("query", "key", "value"):
             table += both(f"{attention}/{part}", (*path, part), kernel, bias)
-        output = _out_of_heads(config.num_heads)
         table += both(f"{attention}/out", (*path, "output"), output)
-        table += both(f"{name}/LayerNorm_2", (*path, "mlp_norm"), first="scale")
+        table += both(f"{name}/LayerNorm_2", (*path, "mlp_norm"))
         table += both(f"{name}/MlpBlock_3/Dense_0", (*path, "mlp", "expand"))
         table += both(f"{name}/MlpBlock_3/Dense_1", (*path, "mlp", "contract"))
     return table
 
 
 def read_vision_config(
-    source: Checkpoint, base: VisionConfig, *, num_heads: int = 0
+    source: Tensors, base: VisionConfig, *, num_heads: int = 0
 ) -> VisionConfig:
     """The shape as the arrays have it, heads too; the image's side from `base`."""
-    files = tables.spell(source.files, PREFIXES)
+    files = tables.spell(source, PREFIXES)
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         return tables.shape_of(files, name, rank=rank)
@@ -117,16 +113,12 @@ def read_vision_config(
     )
 
 
-def load_vision(source: Checkpoint, config: VisionConfig) -> dict:
+def load_vision(source: Tensors, config: VisionConfig) -> dict:
     """Parameters of `VisionTower`, the grid of positions resized to `config`'s.
 
     Raises:
       UserError: arrays that are missing, unknown, or of another shape than `config`.
     """
-    return read_tower(
-        vision_table(config),
-        tables.spell(source.files, PREFIXES),
-        config,
-        position_name=POSITIONS,
-        dropped=DROPPED,
-    )
+    files = tables.spell(source, PREFIXES)
+    stored = stored_config(files, config, POSITIONS)
+    return read_tower(vision_table(config), files, config, stored, DROPPED)

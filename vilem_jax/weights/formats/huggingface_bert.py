@@ -5,13 +5,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
-from vilem_jax.config.schema import ComputeConfig, TextConfig
+from vilem_jax.config.schema import TextConfig
 from vilem_jax.errors import UserError
 from vilem_jax.models.editor import MaskedLanguageModel
+from vilem_jax.models.text import TextTower
 from vilem_jax.weights import folders, tables
-from vilem_jax.weights.foreign import Checkpoint, folder_of, open_layout
+from vilem_jax.weights.folders import Tensors
+from vilem_jax.weights.settings import Settings, layer_settings
 from vilem_jax.weights.tables import SAME, Entry
 
 PREFIX = "bert."  # BertForMaskedLM has it, BertModel has not
@@ -86,38 +87,30 @@ def head_table() -> list[Entry]:
 
 
 def read_text_config(
-    source: Checkpoint | Path, base: TextConfig, *, num_heads: int = 0
+    source: Tensors | Path, base: TextConfig, *, num_heads: int = 0
 ) -> TextConfig:
     """The shape, epsilon and activation of config.json; the rest from `base`.
 
     Raises:
       UserError: no config.json, not a BERT's, or something our BERT does not do.
     """
-    folder = folder_of(source)
-    settings = folders.read_config(folder)
-    folders.check_model_type(settings, folder, "bert")
-    positions = settings.get("position_embedding_type") or "absolute"
+    settings = Settings(source, "bert")
+    positions = settings.values.get("position_embedding_type") or "absolute"
     if positions != "absolute":
         raise UserError(
-            f"{Path(folder) / folders.CONFIG}: position_embedding_type {positions!r} "
-            "is not supported; 'absolute' is"
+            f"{settings.file}: position_embedding_type {positions!r} is not supported; "
+            "'absolute' is"
         )
-
-    def number(key: str) -> int:
-        return folders.setting(settings, key, int, folder)
-
     return dataclasses.replace(
         base,
-        vocab_size=number("vocab_size"),
-        max_positions=number("max_position_embeddings"),
-        num_token_types=number("type_vocab_size"),
-        **folders.layer_settings(settings, folder),
+        vocab_size=settings.number("vocab_size"),
+        max_positions=settings.number("max_position_embeddings"),
+        num_token_types=settings.number("type_vocab_size"),
+        **settings.layers(),
     )
 
 
-def shape_config(
-    files: folders.Tensors, base: TextConfig, *, num_heads: int = 0
-) -> TextConfig:
+def shape_config(files: Tensors, base: TextConfig, *, num_heads: int = 0) -> TextConfig:
     """`base` with the shape that the tensors of a BERT have, and BERT's epsilon.
 
     Args:
@@ -144,7 +137,7 @@ def shape_config(
     )
 
 
-def load_text(source: Checkpoint | Path, config: TextConfig) -> dict:
+def load_text(source: Tensors | Path, config: TextConfig) -> dict:
     """Parameters of `TextTower`, without cross-attention or masked-language head.
 
     Returns:
@@ -157,30 +150,16 @@ def load_text(source: Checkpoint | Path, config: TextConfig) -> dict:
         text_table(config.num_layers),
         _open(source),
         dropped=(*DROPPED, HEAD),
-        expected=expected_tree(config)["text"],
+        expected=tables.shapes_of(TextTower, config),
     )
 
 
-def load_mlm_head(source: Checkpoint | Path, config: TextConfig) -> dict:
-    """{"transform": ..., "bias": [V]} of a BertForMaskedLM.
+def load_masked_language_model(source: Tensors | Path, config: TextConfig) -> dict:
+    """Parameters of `MaskedLanguageModel`; errors as of `load_text`.
 
     Raises:
-      UserError: there is no such head, or it is not tied to the token embeddings.
+      UserError: there is no head, or it is not tied to the token embeddings.
     """
-    files = _open(source)
-    _check_head(files)
-    expected = expected_tree(config)
-    del expected["text"]
-    return tables.read_tree(
-        head_table(),
-        files,
-        dropped=(*DROPPED, *TIED, "embeddings.", "encoder."),
-        expected=expected,
-    )
-
-
-def load_masked_language_model(source: Checkpoint | Path, config: TextConfig) -> dict:
-    """Parameters of `MaskedLanguageModel`; errors as of the two functions above."""
     files = _open(source)
     _check_head(files)
     text = tables.moved(text_table(config.num_layers), "", ("text",))
@@ -188,7 +167,7 @@ def load_masked_language_model(source: Checkpoint | Path, config: TextConfig) ->
         [*text, *head_table()],
         files,
         dropped=(*DROPPED, *TIED),
-        expected=expected_tree(config),
+        expected=tables.shapes_of(MaskedLanguageModel, config),
     )
 
 
@@ -204,16 +183,9 @@ def save_masked_language_model(
     Raises:
       UserError: `folder` holds something else, or there is no vocab.txt.
     """
-    tokenizer_folder = Path(tokenizer_folder)
-    text = tables.write_tensors(text_table(config.num_layers), params["text"])
-    tensors = {f"{PREFIX}{name}": array for name, array in text.items()}
-    tensors |= tables.write_tensors(head_table(), params)
-    folders.write_folder(
-        Path(folder),
-        _settings(config, tokenizer_folder),
-        tensors,
-        tokenizer_folder=tokenizer_folder,
-    )
+    table = tables.moved(text_table(config.num_layers), PREFIX, ("text",))
+    tensors = tables.write_tensors([*table, *head_table()], params)
+    _write(folder, "BertForMaskedLM", tensors, config, tokenizer_folder)
 
 
 def save_text(
@@ -225,53 +197,47 @@ def save_text(
       params: of `TextTower`; its cross-attention is left out.
       tokenizer_folder, errors: as above.
     """
-    tokenizer_folder = Path(tokenizer_folder)
-    settings = _settings(config, tokenizer_folder) | {"architectures": ["BertModel"]}
     tensors = tables.write_tensors(text_table(config.num_layers), params)
-    folders.write_folder(
-        Path(folder), settings, tensors, tokenizer_folder=tokenizer_folder
-    )
+    _write(folder, "BertModel", tensors, config, tokenizer_folder)
 
 
-def _settings(config: TextConfig, tokenizer_folder: Path) -> dict:
-    """config.json of a BertForMaskedLM."""
-    vocabulary = tokenizer_folder / folders.VOCABULARY
+def _write(
+    folder: Path,
+    architecture: str,
+    tensors: Mapping[str, np.ndarray],
+    config: TextConfig,
+    tokenizer_folder: Path,
+) -> None:
+    vocabulary = Path(tokenizer_folder) / folders.VOCABULARY
     text = vocabulary.read_text(encoding="utf-8") if vocabulary.is_file() else ""
     tokens = text.split("\n")
-    return {
-        "architectures": ["BertForMaskedLM"],
+    settings = {
+        "architectures": [architecture],
         "model_type": "bert",
         "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_width,
         "max_position_embeddings": config.max_positions,
         "type_vocab_size": config.num_token_types,
-        "layer_norm_eps": config.layer_norm_eps,
-        "hidden_act": "gelu" if config.activation == "gelu" else "gelu_pytorch_tanh",
-        "hidden_dropout_prob": config.dropout_rate,
-        "attention_probs_dropout_prob": config.dropout_rate,
         "position_embedding_type": "absolute",
         "tie_word_embeddings": True,
         "pad_token_id": tokens.index("[PAD]") if "[PAD]" in tokens else 0,
+        **layer_settings(config, config.dropout_rate),
     }
-
-
-def _open(source: Checkpoint | Path) -> folders.Tensors:
-    return tables.spell(open_layout(source).files, ((PREFIX, ""),))
-
-
-def expected_tree(config: TextConfig) -> dict:
-    """The tree of `MaskedLanguageModel` with shapes for leaves."""
-    model = nnx.eval_shape(
-        lambda: MaskedLanguageModel(config, ComputeConfig(), rngs=nnx.Rngs(0))
+    folders.write_folder(
+        Path(folder), settings, tensors, tokenizer_folder=Path(tokenizer_folder)
     )
-    return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
 
 
-def _check_head(files: folders.Tensors) -> None:
-    if not any(name.startswith(HEAD) for name in files.names):
+def _open(source: Tensors | Path) -> Tensors:
+    return tables.spell(folders.open_tensors(source), ((PREFIX, ""),))
+
+
+def has_head(source: Tensors) -> bool:
+    """Whether the checkpoint holds a masked-language head."""
+    return any(name.startswith(HEAD) for name in source.names)
+
+
+def _check_head(files: Tensors) -> None:
+    if not has_head(files):
         raise UserError(
             f"{files.path} has no masked-language head ({HEAD}*): train one with "
             f"`vilem train --config=editor "
@@ -286,8 +252,3 @@ def _check_head(files: folders.Tensors) -> None:
                 f"in {files.path} {first} differs from {second}: only heads tied to "
                 "the token embeddings are supported"
             )
-
-
-def has_head(source: Checkpoint) -> bool:
-    """Whether the checkpoint holds a masked-language head."""
-    return any(name.startswith(HEAD) for name in _open(source).names)

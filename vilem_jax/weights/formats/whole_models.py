@@ -5,25 +5,25 @@ and queues too. Our heads are not in them and are initialized at random: such a 
 can search and be trained further, but cannot proofread.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
+from vilem_jax.config import schema
 from vilem_jax.config.freeze import validate
-from vilem_jax.config.schema import Config, LossConfig, ModelConfig
+from vilem_jax.config.schema import Config
+from vilem_jax.data.tokenizer import Cleaning
 from vilem_jax.errors import UserError
 from vilem_jax.models.vilem import new_params
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
-from vilem_jax.weights.model_folder import model_tree
-from vilem_jax.weights.tables import Entry, TreePath
+from vilem_jax.weights.model_folder import QUEUE_NAMES, model_tree
+from vilem_jax.weights.tables import Entry
 
-QUEUES = ("image_queue", "text_queue")
 NO_ONE = -100  # in `idx_queue`: a row of the queue that still holds its first noise
-NEW = ("local_head", "global_head", "global_map")  # no foreign model has these
+POINTERS = ("queue_ptr", "ptr_queue")  # names of the index that is written next
 
 
 @dataclass(frozen=True)
@@ -33,81 +33,70 @@ class WholeModel:
     config: Config
     params: dict
     momentum_params: dict | None
-    queues: dict[str, np.ndarray]  # {} or both of QUEUES, [Q, E], newest first
+    queues: dict[str, np.ndarray]  # {} or both of QUEUE_NAMES, [Q, E], newest first
     extra_pieces: tuple[str, ...] = ()  # tokens after those of BERT's vocabulary
 
 
-def read_params(
+def new_model(config: Config) -> dict:
+    """Random parameters of a `ViLEM`, for the leaves that a checkpoint lacks."""
+    key = jax.random.key(config.seed)
+    return jax.device_get(
+        jax.jit(lambda key: new_params(config.model, config.compute, key))(key)
+    )
+
+
+def read_copy(
+    base: dict,
     config: Config,
     table: Sequence[Entry],
     files: Tensors,
-    *,
     dropped: Sequence[str],
-    is_new: Callable[[TreePath], bool],
 ) -> dict:
-    """All parameters of a `ViLEM`: those of `table` read, the others at random.
-
-    Args:
-      is_new: whether the checkpoint lacks this path of our tree.
+    """`base`, parameters of a `ViLEM`, with the leaves of `table` as `files` has them.
 
     Raises:
       UserError: tensors that are missing, unknown, or of another shape.
     """
-    expected = tables.without(model_tree(config.model), is_new)
-    tree = tables.read_tree(table, files, dropped=dropped, expected=expected)
-    key = jax.random.key(config.seed)
-    new = jax.jit(lambda key: new_params(config.model, config.compute, key))(key)
-    return tables.merge_into(jax.device_get(new), tree, origin=str(files.path))
-
-
-def read_momentum(
-    config: Config,
-    params: dict,
-    table: Sequence[Entry],
-    files: Tensors,
-    *,
-    dropped: Sequence[str],
-) -> dict | None:
-    """The momentum copy; leaves it lacks (heads, temperature) are those of `params`.
-
-    None if the checkpoint has no tensor of `table`.
-    """
-    if not any(entry.name in files.names for entry in table):
-        return None
     paths = {entry.path for entry in table}
     expected = tables.without(model_tree(config.model), lambda path: path not in paths)
     tree = tables.read_tree(table, files, dropped=dropped, expected=expected)
-    return tables.merge_into(params, tree, origin=str(files.path))
+    if not any("token_types" in path for path in paths):  # BLIP has none: they add 0
+        base = base | {"text": with_zero_token_types(base["text"])}
+    return tables.merge_into(base, tree, origin=str(files.path))
 
 
-def read_queues(
-    files: Tensors, pointers: Sequence[str], width: int
-) -> dict[str, np.ndarray]:
+def with_zero_token_types(tower: dict) -> dict:
+    """`TextTower` with zeros for the token types that a BLIP lacks."""
+    width = tower["embedding"]["words"].shape[1]
+    zeros = np.zeros((1, width), np.float32)
+    return tower | {"embedding": tower["embedding"] | {"token_types": zeros}}
+
+
+def read_queues(files: Tensors, width: int) -> dict[str, np.ndarray]:
     """{} or both queues, float32 [Q, E], newest first.
 
     They are stored as ring buffers [E, Q]. Rows that were never written are left out,
     if `idx_queue` marks them.
 
     Args:
-      pointers: possible names of the index that is written next.
       width: E.
 
     Raises:
       UserError: one queue without the other, or of another shape.
     """
-    if not any(name in files.names for name in QUEUES):
+    if not any(name in files.names for name in QUEUE_NAMES):
         return {}
-    length = tables.shape_of(files, QUEUES[0], rank=2)[1]
-    for name in QUEUES:
+    length = tables.shape_of(files, QUEUE_NAMES[0], rank=2)[1]
+    for name in QUEUE_NAMES:
         shape = tables.shape_of(files, name, rank=2)
         if shape != (width, length):
             raise UserError(
                 f"the tensor {name} in {files.path} is {list(shape)}: "
                 f"{[width, length]} is expected"
             )
-    pointer = next((name for name in pointers if name in files.names), None)
+    pointer = next((name for name in POINTERS if name in files.names), None)
     if pointer is None:
-        raise UserError(f"{files.path} lacks the tensor {pointers[0]}")
+        raise UserError(f"{files.path} lacks the tensor {POINTERS[0]}")
     next_index = int(files.array(pointer).reshape(-1)[0])
     newest_first = (next_index - 1 - np.arange(length)) % length
     if "idx_queue" in files.names:
@@ -116,53 +105,46 @@ def read_queues(
     if not len(newest_first):
         return {}
     return {
-        name: np.ascontiguousarray(files.read(name).T[newest_first]) for name in QUEUES
+        name: np.ascontiguousarray(files.read(name).T[newest_first])
+        for name in QUEUE_NAMES
     }
 
 
-def length_of_queues(files: Tensors) -> int:
-    """N_q of the checkpoint; without queues the default one."""
-    if QUEUES[0] not in files.names:
-        return LossConfig().queue_length
-    return tables.shape_of(files, QUEUES[0], rank=2)[1]
-
-
 def make_config(
-    model: ModelConfig,
-    queue_length: int,
+    model: schema.ModelConfig,
+    files: Tensors,
     *,
-    cleaning: str,
+    cleaning: Cleaning,
     keeps_sep: bool,
-    text_length: int,
     evaluation_length: int,
 ) -> Config:
     """Settings with which the model is evaluated as its authors did.
 
-    The four switches of proofreading are off: the model has not learned it.
+    The embeddings' width and the length of the queues are those of `files`, without
+    queues the default. The four switches of proofreading are off: the model has not
+    learned it.
     """
-    config = Config(model=model)
-    longest = model.text.max_positions
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(
-            config.data,
-            cleaning=cleaning,
-            keeps_sep=keeps_sep,
-            text_length=min(text_length, longest),
+    default, longest = Config(), model.text.max_positions
+    queue_length = default.loss.queue_length
+    if QUEUE_NAMES[0] in files.names:
+        queue_length = tables.shape_of(files, QUEUE_NAMES[0], rank=2)[1]
+    width = tables.shape_of(files, "vision_proj.weight", rank=2)[0]
+    config = Config(
+        model=replace(model, embedding_width=width),
+        data=schema.DataConfig(
+            cleaning=cleaning, keeps_sep=keeps_sep, text_length=min(30, longest)
         ),
-        loss=LossConfig(
+        loss=schema.LossConfig(
             local_detect=False,
             local_correct=False,
             global_detect=False,
             global_correct=False,
             queue_length=queue_length,
         ),
-        train=dataclasses.replace(
-            config.train, batch_size=min(config.train.batch_size, queue_length)
+        train=schema.TrainConfig(
+            batch_size=min(default.train.batch_size, queue_length)
         ),
-        evaluation=dataclasses.replace(
-            config.evaluation, text_length=min(evaluation_length, longest)
-        ),
+        evaluation=schema.EvaluationConfig(text_length=min(evaluation_length, longest)),
     )
     validate(config)
     return config
@@ -174,17 +156,13 @@ def resized(model: WholeModel, image_size: int) -> WholeModel:
     Raises:
       UserError: not a multiple of the patches' side.
     """
-    vision = model.config.model.vision
-    positions.check_divides(image_size, vision.patch_size, "this model")
-    side = image_size // vision.patch_size
-    vision = dataclasses.replace(vision, image_size=image_size)
-    config = dataclasses.replace(
-        model.config, model=dataclasses.replace(model.config.model, vision=vision)
-    )
-    momentum = model.momentum_params
-    return dataclasses.replace(
+    shapes, momentum = model.config.model, model.momentum_params
+    positions.check_divides(image_size, shapes.vision.patch_size, "this model")
+    side = image_size // shapes.vision.patch_size
+    shapes = replace(shapes, vision=replace(shapes.vision, image_size=image_size))
+    return replace(
         model,
-        config=config,
+        config=replace(model.config, model=shapes),
         params=positions.resize_vision(model.params, side),
         momentum_params=momentum and positions.resize_vision(momentum, side),
     )
