@@ -55,7 +55,7 @@ def test_savings_and_a_larger_image_change_the_costs():
     image = lost["online ViT, forward and backward"] + lost["momentum ViT, forward"]
     text = lost["clean text, 12 layers"] + lost["momentum text, forward"]
     assert round(image, 1) == 12.9 and round(text, 1) == 1.4
-    assert round(lost["editor, frozen, with its head at 5 positions"], 1) == 0.3
+    assert round(lost["editor, frozen, with its head at 5 places"], 1) == 0.3
     large = costs.without_savings(paper(("model.vision.image_size", "384")))
     assert costs.flops(large) / 1e9 - detection == pytest.approx(512.8, rel=3e-4)
 
@@ -125,7 +125,7 @@ def test_an_edit_table_needs_no_editor():
 def test_one_by_one_runs_the_editor_once_per_position():
     together = by_part(costs.without_savings(paper()))
     alone = by_part(costs.without_savings(paper(("editor.masking", "one_by_one"))))
-    name = "editor, frozen, with its head at 5 positions"
+    name = "editor, frozen, with its head at 5 places"
     head = 2 * 5 * (768**2 + 768 * 30522) / 1e9
     assert alone[name] == pytest.approx(5 * (together[name] - head) + head)
 

@@ -86,7 +86,7 @@ def step_costs(config: Config) -> list[Part]:
         parts.append(Part("momentum ViT, seen by the text", momentum.forward))
     parts += [_clean_text(config), *_branches(config)]
     if uses_editor(config):
-        name = f"editor, frozen, with its head at {config.editor.max_edits} positions"
+        name = f"editor, frozen, with its head at {config.editor.max_edits} places"
         parts.append(Part(name, _editor_pass(config).forward))
     parts += [
         Part("momentum text, forward", _clean_pass(config).forward),
