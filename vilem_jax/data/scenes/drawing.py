@@ -12,14 +12,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vilem_jax.data.scenes.layout import (
-    BACKGROUNDS,
-    CANVAS,
-    NUM_TURNS,
-    Rng,
-    Scene,
-    SceneObject,
-)
+from vilem_jax.data.scenes import layout
+from vilem_jax.data.scenes.layout import CANVAS, Rng, Scene, SceneObject
 
 _OVERSAMPLE = 8
 _FULL = 256  # coverage of a pixel that is completely inside a mask
@@ -91,7 +85,7 @@ def _sprite(
     units_per_step = CANVAS / (size * _OVERSAMPLE)
     radius = _RADIUS[object_size]
     line = (np.arange(fine) - (fine - 1) / 2) * units_per_step / radius
-    angle = np.deg2rad(_DEGREES_PER_TURN * (turn - NUM_TURNS // 2))
+    angle = np.deg2rad(_DEGREES_PER_TURN * (turn - layout.NUM_TURNS // 2))
     # In the object's own frame: 1 is its radius, y points down.
     x = line[None, :] * np.cos(angle) + line[:, None] * np.sin(angle)
     y = line[:, None] * np.cos(angle) - line[None, :] * np.sin(angle)
@@ -200,7 +194,7 @@ def _tile(background: str, size: int) -> np.ndarray:
     scale = 4 * size / CANVAS
     side = 8 * size
     image = Image.new("RGB", (side, side))
-    number = BACKGROUNDS.index(background)
+    number = layout.BACKGROUNDS.index(background)
     pen = _Pen(ImageDraw.Draw(image), scale, Rng(_TILE_SEED, number))
     _TILE_PAINTERS[number](pen)
     # Pale, so that objects have contrast on every background.

@@ -15,30 +15,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 
-from vilem_jax.data.scenes.layout import (
-    BACKGROUNDS,
-    COLOURS,
-    RELATIONS,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Group,
-    Rng,
-    Scene,
-    SceneObject,
-    clear_relation,
-    relation_holds,
-)
+from vilem_jax.data.scenes import layout
+from vilem_jax.data.scenes.layout import Group, Rng, Scene, SceneObject, clear_relation
 
 CAPTIONS_PER_IMAGE = 5
 MAX_WORDS = 16
 NUMBERS = {"two": 2, "three": 3, "four": 4}
-SPOKEN_TEXTURES = TEXTURES[1:]
+SPOKEN_TEXTURES = layout.TEXTURES[1:]
 _NUMBER_WORDS = {1: "a"} | {number: word for word, number in NUMBERS.items()}
-PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
+PLURALS = {noun: noun + ("es" if noun[-1] == "s" else "s") for noun in layout.SHAPES}
 _RELATION_WORDS = {
     relation: f"{relation} of" if relation in ("left", "right") else relation
-    for relation in RELATIONS
+    for relation in layout.RELATIONS
 }
 
 
@@ -48,21 +36,21 @@ def _group(name: str, words: Iterable[str]) -> str:
 
 def _phrase_pattern(i: int) -> str:
     return (
-        f"(?:{_group(f'number{i}', NUMBERS)}|a) {_group(f'size{i}', SIZES)} "
+        f"(?:{_group(f'number{i}', NUMBERS)}|a) {_group(f'size{i}', layout.SIZES)} "
         f"(?:{_group(f'texture{i}', SPOKEN_TEXTURES)} )?"
-        f"{_group(f'colour{i}', COLOURS)} "
+        f"{_group(f'colour{i}', layout.COLOURS)} "
         # A number needs the plural: "es" after an s.
-        f"{_group(f'shape{i}', SHAPES)}(?(number{i})(?:(?<=s)es|(?<!s)s))"
+        f"{_group(f'shape{i}', layout.SHAPES)}(?(number{i})(?:(?<=s)es|(?<!s)s))"
     )
 
 
 _CAPTION = re.compile(
-    f"(?:against {_group('before', BACKGROUNDS)} )?"
+    f"(?:against {_group('before', layout.BACKGROUNDS)} )?"
     f"(?:{_group('total', NUMBERS)} shapes with )?"
     f"{_phrase_pattern(0)} {_group('relation1', _RELATION_WORDS.values())} "
     f"{_phrase_pattern(1)}(?: and {_group('relation2', _RELATION_WORDS.values())} "
     f"{_phrase_pattern(2)})?"
-    f"(?(before)|(?: against {_group('after', BACKGROUNDS)})?)"
+    f"(?(before)|(?: against {_group('after', layout.BACKGROUNDS)})?)"
 )
 
 
@@ -78,12 +66,7 @@ class Phrase:
 
     def fits(self, item: SceneObject) -> bool:
         """Returns whether the phrase, without its count, is true of an object."""
-        return (
-            self.colour == item.colour
-            and self.shape == item.shape
-            and self.size == item.size
-            and self.texture in (None, item.texture)
-        )
+        return look(self) == look(item) and self.texture in (None, item.texture)
 
 
 @dataclass(frozen=True)
@@ -101,6 +84,11 @@ class Meaning:
     relations: tuple[tuple[int, str, int], ...]
     background: str | None = None
     total: int | None = None
+
+
+def look(item: SceneObject | Phrase) -> tuple[str, str, str]:
+    """What every phrase says of an object: size, colour and shape."""
+    return item.size, item.colour, item.shape
 
 
 def holds(meaning: Meaning, scene: Scene) -> bool:
@@ -130,7 +118,7 @@ def _agree(meaning: Meaning, scene: Scene, groups: tuple[tuple[int, ...], ...]) 
         return False
     members = [[scene.objects[i] for i in group] for group in groups]
     return all(
-        relation_holds(relation, members[first], members[second])
+        layout.relation_holds(relation, members[first], members[second])
         for first, relation, second in meaning.relations
     )
 

@@ -14,17 +14,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from operator import eq
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vilem_jax.data.scenes.grammar import (
-    NUMBERS,
-    PLURALS,
-    SPOKEN_TEXTURES,
-    Meaning,
-    Phrase,
-    holds,
-    read,
-)
+from vilem_jax.data.scenes import grammar
+from vilem_jax.data.scenes.grammar import Meaning, holds, look, read
 from vilem_jax.data.scenes.layout import COLOURS, SHAPES, SIZES, SPLIT_CODES, Rng, Scene
 
 if TYPE_CHECKING:
@@ -38,14 +32,14 @@ def _each_other(words: Sequence[str]) -> dict[str, Sequence[str]]:
     return dict.fromkeys(words, words)
 
 
-_NOUNS = (_each_other(SHAPES), _each_other(tuple(PLURALS.values())))
-_ADJECTIVES = (_each_other(COLOURS), _each_other(SIZES), _each_other(SPOKEN_TEXTURES))
+_NOUNS = (_each_other(SHAPES), _each_other(tuple(grammar.PLURALS.values())))
+_ADJECTIVES = tuple(map(_each_other, (COLOURS, SIZES, grammar.SPOKEN_TEXTURES)))
 # word -> words that may replace it, for each class of words.
 _REPLACEMENTS: dict[Kind, tuple[Mapping[str, Sequence[str]], ...]] = {
     "object": _NOUNS,
     "attribute": _ADJECTIVES,
     "relation": (_each_other(("left", "right")) | _each_other(("above", "below")),),
-    "count": (_each_other(tuple(NUMBERS)),),
+    "count": (_each_other(tuple(grammar.NUMBERS)),),
 }
 _PAIRS_STREAM = 16  # part of the random seed; the splits use seeds without it
 
@@ -102,8 +96,10 @@ def _false_variant(kind: Kind, scene: Scene, caption: str, rng: Rng) -> str | No
 def _is_plausible(meaning: Meaning) -> bool:
     """Whether a caption could be true of some image, so its words reveal nothing."""
     counts = [phrase.count for phrase in meaning.phrases]
+    pairs = combinations(map(look, meaning.phrases), 2)
     return (
-        all(_differ_enough(a, b) for a, b in combinations(meaning.phrases, 2))
+        # As any two objects of a scene, they share at most one word of their looks.
+        all(sum(map(eq, a, b)) <= 1 for a, b in pairs)
         and sum(counts) <= (meaning.total or 4)
         and all(
             _may_relate(counts[first], relation, counts[second])
@@ -118,16 +114,6 @@ def _may_relate(first: int, relation: str, second: int) -> bool:
         few, many = sorted((first, second))
         return few == 1 < many and (relation == "around") == (first == many)
     return max(first, second) <= 2  # three of four cells are never on one side
-
-
-def _differ_enough(one: Phrase, other: Phrase) -> bool:
-    """Whether two phrases differ as any two objects of a scene do."""
-    same = (
-        one.size == other.size,
-        one.colour == other.colour,
-        one.shape == other.shape,
-    )
-    return sum(same) <= 1
 
 
 def _replacements(kind: Kind, words: list[str]) -> list[list[str]]:

@@ -13,16 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vilem_jax.config.sources import ScenesConfig
+from vilem_jax.data.scenes import layout
 from vilem_jax.data.scenes.drawing import draw
-from vilem_jax.data.scenes.grammar import Meaning, Phrase, describe, holds, read
-from vilem_jax.data.scenes.layout import (
-    CANVAS,
-    SPLIT_CODES,
-    Rng,
-    Scene,
-    SceneObject,
-    compose,
-)
+from vilem_jax.data.scenes.grammar import Meaning, describe, holds, look, read
+from vilem_jax.data.scenes.layout import CANVAS, Rng, Scene
 from vilem_jax.errors import UserError
 
 NUM_HELD_OUT = 500  # images of validation, and of test
@@ -64,7 +58,7 @@ class ScenesSource:
     name: str = ""
 
     def __post_init__(self):
-        if self.split not in SPLIT_CODES:
+        if self.split not in layout.SPLIT_CODES:
             raise UserError(
                 f"scenes has no split {self.split!r}: use train, validation or test"
             )
@@ -144,7 +138,7 @@ def _make_held_out(seed: int) -> dict[str, _Split]:
     descriptions, captions = set(), set()
     splits = {}
     for split in ("test", "validation"):
-        rng = Rng(seed, SPLIT_CODES[split])
+        rng = Rng(seed, layout.SPLIT_CODES[split])
         unambiguous = _UnambiguousScenes()
         while len(unambiguous.accepted) < NUM_HELD_OUT:
             proposed = _propose(rng)
@@ -165,7 +159,7 @@ def _make_train(seed: int, num_images: int) -> _Split:
     held_out = [one for split in _make_held_out(seed).values() for one in split]
     descriptions = {one.scene.description for one in held_out}
     forbidden = {caption for one in held_out for caption in one.captions}
-    rng = Rng(seed, SPLIT_CODES["train"])
+    rng = Rng(seed, layout.SPLIT_CODES["train"])
     accepted: list[_CaptionedScene] = []
     while len(accepted) < num_images:
         proposed = _propose(rng)
@@ -180,7 +174,7 @@ def _make_train(seed: int, num_images: int) -> _Split:
 def _propose(rng: Rng) -> _CaptionedScene:
     """A random scene with its captions."""
     while True:
-        scene = compose(rng)
+        scene = layout.compose(rng)
         captions = describe(scene, rng)
         if captions is not None:
             return _CaptionedScene(scene, captions)
@@ -200,24 +194,20 @@ class _UnambiguousScenes:
         """Adds a scene, unless a caption would then be true of two scenes."""
         scene, captions = proposed
         meanings = [meaning for caption in captions if (meaning := read(caption))]
-        looks = {_look(item) for item in scene.objects}
+        looks = set(map(look, scene.objects))
         if any(
             holds(meaning, other)
             for meaning in meanings
-            for other in self._scenes.get(_look(meaning.phrases[0]), ())
+            for other in self._scenes.get(look(meaning.phrases[0]), ())
         ) or any(
             holds(meaning, scene)
-            for look in looks
-            for meaning in self._meanings.get(look, ())
+            for each in looks
+            for meaning in self._meanings.get(each, ())
         ):
             return False
-        for look in looks:
-            self._scenes.setdefault(look, []).append(scene)
+        for each in looks:
+            self._scenes.setdefault(each, []).append(scene)
         for meaning in meanings:
-            self._meanings.setdefault(_look(meaning.phrases[0]), []).append(meaning)
+            self._meanings.setdefault(look(meaning.phrases[0]), []).append(meaning)
         self.accepted.append(proposed)
         return True
-
-
-def _look(item: SceneObject | Phrase) -> tuple[str, str, str]:
-    return item.size, item.colour, item.shape
