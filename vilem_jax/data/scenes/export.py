@@ -10,6 +10,7 @@ from vilem_jax.data.scenes.hard_pairs import KINDS, hard_pairs
 from vilem_jax.data.scenes.layout import CANVAS
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.errors import UserError
+from vilem_jax.files import write_errors
 
 SPLITS = ("train", "validation", "test")
 
@@ -47,20 +48,18 @@ def export(
     folder = Path(folder)
     num_images = {"train": num_train, "validation": num_held_out, "test": num_held_out}
     sources = [ScenesSource(split, seed, size, num_images[split]) for split in SPLITS]
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(
-            f"{folder} is not an empty folder: give scenes a folder of its own"
-        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder: give scenes its own folder")
     partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for source in sources:
-            _write_split(partial, source)
-        partial.replace(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"scenes cannot be written to {folder}: {error}") from error
+        with write_errors(folder):
+            partial.mkdir(parents=True)
+            for source in sources:
+                _write_split(partial, source)
+            partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # on failure; else it is renamed
     return folder
 
 
