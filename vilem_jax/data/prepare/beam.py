@@ -4,7 +4,7 @@ The machines need this package, and the sources and the result at the same paths
 the machine that starts them. A run that is interrupted cannot be resumed.
 """
 
-import contextlib
+import functools
 import json
 import shlex
 import shutil
@@ -13,14 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vilem_jax.data.prepare.local import (
-    Records,
-    claim,
-    dataset_name,
-    finish,
-    make_plan,
-    refuse_empty,
-)
+from vilem_jax.data.prepare import local
 from vilem_jax.data.prepare.records import (
     LeftOutError,
     Settings,
@@ -75,25 +68,27 @@ def prepare_with_beam(
     """
     pipeline_options = _options(runner, options)
     folder = Path(folder).expanduser()
-    partial = claim(folder)
+    partial = local.claim(folder)
     if partial.exists():
         raise UserError(
-            f"{partial} is half a preparation, which Beam cannot resume: delete it"
+            f"{partial} is incomplete, and Beam cannot resume it: delete it"
         )
     records = split_records(splits, settings)
-    plan = make_plan(records, settings)
+    plan = local.make_plan(records, settings)
     _check_readable(records)
-    with write_errors(folder), _removed_on_failure(partial):
-        (partial / _TALLIES).mkdir(parents=True)
-        built = _build(partial, folder, records, runner, pipeline_options)
-        tallies = {split: _read_tallies(partial, split) for split in records}
-        version = partial / tfds_files.VERSION
-        built.replace(version)
-        for inside in partial.iterdir():
-            if inside != version:
-                shutil.rmtree(inside)
-        files = {split: len(list(version.glob(f"*-{split}.*"))) for split in records}
-        return finish(partial, folder, plan, tallies, records, files)
+    try:
+        with write_errors(folder):
+            (partial / _TALLIES).mkdir(parents=True)
+            built = _build(partial, folder, records, runner, pipeline_options)
+            tallies = {split: _read_tallies(partial, split) for split in records}
+            version = partial / tfds_files.VERSION
+            built.replace(version)
+            for inside in partial.iterdir():
+                if inside != version:
+                    shutil.rmtree(inside)
+            return local.finish(partial, folder, plan, tallies, records)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # on failure; else it is renamed
 
 
 def _beam() -> ModuleType:
@@ -121,17 +116,18 @@ def _options(runner: str, options: str) -> Any:
 
 
 def _build(
-    partial: Path, folder: Path, records: Records, runner: str, options: Any
+    partial: Path, folder: Path, records: local.Records, runner: str, options: Any
 ) -> Path:
     """Runs the pipeline; returns the folder of its files."""
     pipelines = {
-        split: _SplitPipeline(split, part, str(partial / _TALLIES / split))
+        split: functools.partial(
+            _examples, split, part, str(partial / _TALLIES / split)
+        )
         for split, part in records.items()
     }
     try:
-        return tfds_files.build_with_beam(
-            partial, dataset_name(folder), pipelines, runner=runner, options=options
-        )
+        name = local.dataset_name(folder)
+        return tfds_files.build_with_beam(partial, name, pipelines, runner, options)
     except UserError:
         raise
     except Exception as error:  # runners raise errors of any type
@@ -147,24 +143,19 @@ def _build(
         ) from error
 
 
-class _SplitPipeline:
-    """A pipeline -> (number, example) of one split; its tallies go to files."""
-
-    def __init__(self, split: str, records: SplitRecords, tallies: str):
-        self.split, self.records, self.tallies = split, records, tallies
-
-    def __call__(self, pipeline: Any) -> Any:
-        beam, name, count = _beam(), self.split, len(self.records)
-        spans = [(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-        prepare_spans = beam.FlatMap(_prepare_span, self.records)
-        outputs = (
-            pipeline
-            | f"spans of {name}" >> beam.Create(spans)
-            | f"spread {name}" >> beam.Reshuffle()
-            | f"prepare {name}" >> prepare_spans.with_outputs("tally", main="examples")
-        )
-        _ = outputs.tally | f"tallies of {name}" >> beam.io.WriteToText(self.tallies)
-        return outputs.examples
+def _examples(name: str, records: SplitRecords, tallies: str, pipeline: Any) -> Any:
+    """A collection of (number, example) of one split; its tallies go to files."""
+    beam, count = _beam(), len(records)
+    spans = [(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+    prepare_spans = beam.FlatMap(_prepare_span, records)
+    outputs = (
+        pipeline
+        | f"spans of {name}" >> beam.Create(spans)
+        | f"spread {name}" >> beam.Reshuffle()
+        | f"prepare {name}" >> prepare_spans.with_outputs("tally", main="examples")
+    )
+    _ = outputs.tally | f"tallies of {name}" >> beam.io.WriteToText(tallies)
+    return outputs.examples
 
 
 def _prepare_span(span: tuple[int, int], records: SplitRecords) -> Iterator:
@@ -188,7 +179,7 @@ def _read_tallies(partial: Path, split: str) -> list[dict]:
     return sorted(lines, key=lambda line: line["start"])
 
 
-def _check_readable(records: Records) -> None:
+def _check_readable(records: local.Records) -> None:
     """Raises a UserError if a split begins with `CHUNK` unreadable images.
 
     This finds a wrong folder before the machines start.
@@ -202,13 +193,4 @@ def _check_readable(records: Records) -> None:
             except LeftOutError as error:
                 left_out.append(error.described)
         else:
-            refuse_empty(split, left_out)
-
-
-@contextlib.contextmanager
-def _removed_on_failure(partial: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            local.refuse_empty(split, left_out)

@@ -32,8 +32,9 @@ from vilem_jax.data.prepare.records import (
     tally,
 )
 from vilem_jax.data.sources import tfds_files
+from vilem_jax.data.sources.source import notes_of
 from vilem_jax.errors import UserError
-from vilem_jax.files import replacing, write_errors, write_json
+from vilem_jax.files import replace_file, write_errors, write_json
 from vilem_jax.typing import JsonObject
 
 REPORT = "prepared.json"
@@ -52,11 +53,7 @@ class _Shard(NamedTuple):
 
 
 def prepare(
-    splits: Splits,
-    folder: str | Path,
-    settings: Settings,
-    *,
-    num_workers: int = 1,
+    splits: Splits, folder: str | Path, settings: Settings, *, num_workers: int = 1
 ) -> JsonObject:
     """Writes the sources as one data set of TFDS, with processes of this machine.
 
@@ -85,8 +82,8 @@ def prepare(
     with write_errors(folder):
         _start_or_resume(partial, plan)
         tallies = _write_shards(partial, records, settings, num_workers)
-        files = _collect_shards(partial, folder, tallies)
-        return finish(partial, folder, plan, tallies, records, files)
+        _collect_shards(partial, folder, tallies)
+        return finish(partial, folder, plan, tallies, records)
 
 
 def claim(folder: Path) -> Path:
@@ -117,28 +114,23 @@ def finish(
     plan: JsonObject,
     tallies: Mapping[str, Sequence[dict]],
     records: Records,
-    files: Mapping[str, int],
 ) -> JsonObject:
     """Writes the report, and renames `partial` to `folder`.
 
     Args:
       tallies: of each split, results of `tally`.
-      files: number of shards of each split.
     """
     report = {"settings": plan["settings"], "splits": {}}
     for split, parts in tallies.items():
         total = {key: sum(part[key] for part in parts) for key in COUNTS}
         examples = [example for part in parts for example in part["left_out_examples"]]
+        shards = (partial / tfds_files.VERSION).glob(f"*-{split}.*")
         report["splits"][split] = {
             **total,
             "left_out_examples": examples[:NUM_EXAMPLES],
-            "shards": files[split],
+            "shards": len(list(shards)),
             "sources": plan["splits"][split],
-            "notes": [
-                note
-                for source in records[split].sources
-                for note in getattr(source, "notes", ())
-            ],
+            "notes": notes_of(records[split].sources),
         }
     write_json(partial / REPORT, report)
     shutil.rmtree(partial / _SHARDS, ignore_errors=True)
@@ -168,23 +160,22 @@ def _write_shards(
     """Writes the missing shards; returns the counts of all shards by split."""
     size = settings.images_per_shard
     shards = [
-        _Shard(split, number, range(start, min(start + size, len(part))))
+        _Shard(split, number, range(len(part))[start : start + size])
         for split, part in records.items()
         for number, start in enumerate(range(0, len(part), size))
     ]
-    done = {shard: _finished(partial, shard) for shard in shards}
-    waiting = [shard for shard in shards if done[shard] is None]
+    done = {shard: counts for shard in shards if (counts := _finished(partial, shard))}
+    waiting = [shard for shard in shards if shard not in done]
     total = sum(map(len, records.values()))
     with tqdm(total=total, unit=" images", disable=None, leave=False) as bar:
         bar.update(total - sum(len(shard.records) for shard in waiting))
         for shard, counts in _run(partial, records, waiting, num_workers):
             done[shard] = counts
             bar.update(len(shard.records))
-    tallies: dict[str, list[dict]] = {split: [] for split in records}
-    for shard, counts in done.items():
-        assert counts is not None
-        tallies[shard.split].append(counts)
-    return tallies
+    return {
+        split: [done[shard] for shard in shards if shard.split == split]
+        for split in records
+    }
 
 
 def _run(
@@ -227,7 +218,7 @@ def _write_in_worker(shard: _Shard) -> dict:
 
 
 def _write_shard(partial: Path, records: Records, shard: _Shard) -> dict:
-    file, counts_file = _shard_paths(partial, shard.split, shard.number)
+    file = _shard_file(partial, shard.split, shard.number)
     draft = file.with_name(f"{file.name}.draft")
     with tfds_files.ShardWriter(draft) as writer:
         counts = tally(shard.records, records[shard.split], writer.write)
@@ -235,22 +226,20 @@ def _write_shard(partial: Path, records: Records, shard: _Shard) -> dict:
         os.fsync(opened.fileno())  # before the counts declare the shard finished
     os.replace(draft, file)
     counts["file_bytes"] = file.stat().st_size
-    with replacing(counts_file) as target:
-        target.write(json.dumps(counts).encode())
+    replace_file(file.with_suffix(".json"), json.dumps(counts))
     return counts
 
 
-def _shard_paths(partial: Path, split: str, number: int) -> tuple[Path, Path]:
-    """A shard, and the file with its counts."""
-    stem = f"{split}-{number:05d}"
-    return partial / _SHARDS / stem, partial / _SHARDS / f"{stem}.json"
+def _shard_file(partial: Path, split: str, number: int) -> Path:
+    """A shard; its counts are beside it, with the suffix .json."""
+    return partial / _SHARDS / f"{split}-{number:05d}"
 
 
 def _finished(partial: Path, shard: _Shard) -> dict | None:
     """The counts of a shard that an earlier run completed, else None."""
-    file, counts_file = _shard_paths(partial, shard.split, shard.number)
+    file = _shard_file(partial, shard.split, shard.number)
     try:
-        counts = json.loads(counts_file.read_text(encoding="utf-8"))
+        counts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         is_whole = counts["images"] and file.stat().st_size == counts["file_bytes"]
     except (OSError, ValueError, KeyError):
         return None
@@ -259,8 +248,8 @@ def _finished(partial: Path, shard: _Shard) -> dict | None:
 
 def _collect_shards(
     partial: Path, folder: Path, tallies: Mapping[str, Sequence[dict]]
-) -> dict[str, int]:
-    """Renames the shards as TFDS expects; returns their number by split."""
+) -> None:
+    """Renames the shards as TFDS expects, and writes its metadata."""
     version = partial / tfds_files.VERSION
     version.mkdir()
     name = dataset_name(folder)
@@ -271,13 +260,11 @@ def _collect_shards(
             shutil.rmtree(partial)  # a rerun, with readable images, starts again
             refuse_empty(split, parts[0]["left_out_examples"])
         for index, number in enumerate(full):
-            file, _ = _shard_paths(partial, split, number)
             target = tfds_files.shard_name(name, split, index, len(full))
-            os.replace(file, version / target)
+            os.replace(_shard_file(partial, split, number), version / target)
         lengths = [parts[number]["images"] for number in full]
         splits[split] = (lengths, sum(parts[number]["file_bytes"] for number in full))
     tfds_files.write_metadata(version, name, splits)
-    return {split: len(lengths) for split, (lengths, _) in splits.items()}
 
 
 def refuse_empty(split: str, left_out: Sequence[dict]) -> NoReturn:

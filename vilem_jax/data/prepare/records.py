@@ -118,9 +118,7 @@ def split_records(splits: Splits, settings: Settings) -> dict[str, SplitRecords]
     records, first_id = {}, 0
     for split, sources in splits.items():
         if not re.fullmatch("[a-z][a-z0-9_]*", split) or split == "all":
-            raise UserError(
-                f"{split!r} cannot name a split: use small letters, digits and _"
-            )
+            raise UserError(f"{split!r} cannot name a split: use a-z, 0-9 and _")
         records[split] = SplitRecords(sources, first_id, settings)
         first_id += len(records[split])
         if not len(records[split]):
@@ -131,9 +129,7 @@ def split_records(splits: Splits, settings: Settings) -> dict[str, SplitRecords]
 
 
 def tally(
-    numbers: Iterable[int],
-    records: SplitRecords,
-    keep: Callable[[JsonObject], object],
+    numbers: Iterable[int], records: SplitRecords, keep: Callable[[JsonObject], object]
 ) -> JsonObject:
     """Prepares records, passes each to `keep`, and returns the counts."""
     counts = dict.fromkeys(COUNTS, 0)

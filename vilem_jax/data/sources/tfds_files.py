@@ -187,12 +187,7 @@ def write_metadata(
 
 
 def build_with_beam(
-    folder: Path,
-    name: str,
-    splits: Mapping[str, Callable],
-    *,
-    runner: str,
-    options: Any,
+    folder: Path, name: str, splits: Mapping[str, Callable], runner: str, options: Any
 ) -> Path:
     """`download_and_prepare` of a data set whose splits are pipelines of Beam.
 
