@@ -135,7 +135,7 @@ def reason(error: BaseException) -> str:
     """One line of an exception, for a message to the user."""
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
         return f"{error.filename} is a file where a folder is needed"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+    if text := getattr(error, "strerror", None):  # of an OSError, or PyAV's
+        return text.lower()
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

@@ -11,12 +11,13 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from vilem_jax.data.images import MAX_PIXELS, ImageError, decode
 from vilem_jax.errors import UserError
+from vilem_jax.files import reason
 
 # Of a folder with the frames of a clip.
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -24,14 +25,6 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".p
 
 class VideoError(ValueError):
     """A video that cannot be decoded."""
-
-
-class _Timeline(NamedTuple):
-    """When the frames of a clip appear, in the stream's unit of time."""
-
-    times: list[int]  # ascending
-    keyframes: list[int]  # those of `times` from which decoding may start
-    end: int  # when the last frame disappears
 
 
 def read_frames(path: Path, num_frames: int) -> list[np.ndarray]:
@@ -63,7 +56,7 @@ def read_frames(path: Path, num_frames: int) -> list[np.ndarray]:
     except VideoError:
         raise
     except (av.error.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise VideoError(_first_line(error)) from error
+        raise VideoError(reason(error)) from error
 
 
 def middle_frames(times: Sequence[int], end: int, num_frames: int) -> np.ndarray:
@@ -119,8 +112,12 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def _timeline(path: Path) -> _Timeline | None:
+def _timeline(path: Path) -> tuple[list[int], list[int], int] | None:
     """The times in the file, without decoding; None if the file lacks some.
+
+    Returns:
+      when each frame appears, ascending, in the stream's unit of time; those of them
+      from which decoding may start; when the last frame disappears.
 
     Raises:
       VideoError: if the file is truncated.
@@ -140,7 +137,7 @@ def _timeline(path: Path) -> _Timeline | None:
         return None
     keyframes = [packet.pts for packet in shown if packet.is_keyframe]
     end = times[-1] + _last_duration(times, shown[-1].duration)
-    return _Timeline(times, keyframes, end)
+    return times, keyframes, end
 
 
 def _last_duration(times: Sequence[int], in_file: int | None) -> int:
@@ -208,8 +205,3 @@ def _pixels(frame: Any) -> np.ndarray:
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4  # counterclockwise
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text.splitlines()[0][:200].lower()
