@@ -23,13 +23,14 @@ from urllib.request import getproxies
 import numpy as np
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import replace_file
+from vilem_jax.files import reason, replace_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as WordPiece
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
+Folder = str | os.PathLike
 Cleaning = Literal["albef", "blip"]
 # ALBEF drops marks and splits at hyphens; BLIP replaces fewer marks by spaces.
 _RULES = {
@@ -49,7 +50,7 @@ class Vocabulary:
     """
 
     size: int
-    pad_id: int
+    pad_id: int  # the ids in the order of `SPECIAL_TOKENS`
     unk_id: int
     cls_id: int
     sep_id: int
@@ -72,11 +73,7 @@ class Tokenizer:
     """
 
     def __init__(
-        self,
-        folder: str | os.PathLike,
-        *,
-        cleaning: Cleaning = "albef",
-        keeps_sep: bool = True,
+        self, folder: Folder, *, cleaning: Cleaning = "albef", keeps_sep: bool = True
     ):
         file = _find_vocabulary(str(folder))
         self.cleaning: Cleaning = cleaning
@@ -112,9 +109,8 @@ class Tokenizer:
 
     def lengths(self, captions: Sequence[str]) -> np.ndarray:
         """Tokens of each caption before cutting, special tokens included, int64 [N]."""
-        ids = self._token_ids(captions)
-        counts = np.fromiter((len(content) for content in ids), np.int64, len(ids))
-        return counts + 1 + self.keeps_sep
+        counts = [len(content) for content in self._token_ids(captions)]
+        return np.array(counts, np.int64) + 1 + self.keeps_sep
 
     def words(self, tokens_row: Sequence[int]) -> list[tuple[str, int, int]]:
         """Words of one row of tokens [L], ## pieces joined: (word, start, stop).
@@ -138,7 +134,7 @@ class Tokenizer:
             words.append((piece, i, i + 1))
         return words
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: Folder) -> None:
         """Writes vocab.txt and the tokenizer's settings in Hugging Face's format."""
         lower_case = getattr(self._wordpiece.normalizer, "lowercase", True)
         _write_vocabulary(self.pieces, Path(folder), lower_case=lower_case)
@@ -150,7 +146,7 @@ class Tokenizer:
 
 
 def extended_tokenizer(
-    folder: str | os.PathLike,
+    folder: Folder,
     extra: Sequence[str],
     *,
     cleaning: Cleaning = "albef",
@@ -169,7 +165,7 @@ def extended_tokenizer(
         return Tokenizer(longer, cleaning=cleaning, keeps_sep=keeps_sep)
 
 
-def vocabulary_size(folder: str | os.PathLike) -> int:
+def vocabulary_size(folder: Folder) -> int:
     """How many tokens a folder's vocab.txt lists; errors as of `Tokenizer`."""
     return len(_read_vocabulary(_find_vocabulary(str(folder))))
 
@@ -198,22 +194,16 @@ def clean_caption(text: str, rule: Cleaning = "albef") -> str:
 
 def make_vocabulary(pieces: Sequence[str]) -> Vocabulary:
     """The ids of the special tokens, and the properties of each of `pieces`."""
-    names = ("pad_id", "unk_id", "cls_id", "sep_id", "mask_id")
-    ids = map(pieces.index, SPECIAL_TOKENS)
     return Vocabulary(
-        size=len(pieces),
-        **dict(zip(names, ids, strict=True)),
+        len(pieces),
+        *map(pieces.index, SPECIAL_TOKENS),
         is_editable=np.array([_is_editable(piece) for piece in pieces]),
         is_piece=np.array([p.startswith("##") and len(p) > 2 for p in pieces]),
     )
 
 
 def train_vocabulary(
-    captions: Iterable[str],
-    size: int,
-    folder: str | os.PathLike,
-    *,
-    cleaning: Cleaning = "albef",
+    captions: Iterable[str], size: int, folder: Folder, *, cleaning: Cleaning = "albef"
 ) -> Path:
     """Learns WordPiece from captions and writes vocab.txt into `folder`.
 
@@ -313,21 +303,19 @@ def _hub_is_reachable() -> bool:
 
 def _load_wordpiece(file: Path, pieces: Sequence[str]) -> "WordPiece":
     """The `tokenizers.Tokenizer` for vocab.txt, checked to have the same ids."""
-    # Exported lazily; its module has another name in each major version.
-    from transformers import (
-        BertTokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]
-    )
+    import transformers
 
+    # Exported lazily; its module has another name in each major version.
+    bert = transformers.BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        tokenizer = BertTokenizerFast.from_pretrained(file.parent)
+        tokenizer = bert.from_pretrained(file.parent)
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # its parser raises plain Exception
-        reason = next(iter(str(error).splitlines()), "")
         raise UserError(
             f"the tokenizer beside {file} cannot be read ({type(error).__name__}: "
-            f"{reason}): is tokenizer.json, tokenizer_config.json or another .json "
-            "file there corrupt? Download it again"
+            f"{reason(error)}): is tokenizer.json, tokenizer_config.json or another "
+            ".json file there corrupt? Download it again"
         ) from error
     if tokenizer.get_vocab() != {piece: i for i, piece in enumerate(pieces)}:
         raise UserError(f"tokenizer.json beside {file} holds another vocabulary")
@@ -345,8 +333,7 @@ def _read_vocabulary(file: Path) -> tuple[str, ...]:
     pieces = [line.rstrip("\r") for line in lines]
     while pieces and not pieces[-1]:
         pieces.pop()
-    missing = [token for token in SPECIAL_TOKENS if token not in pieces]
-    if missing:
+    if missing := [token for token in SPECIAL_TOKENS if token not in pieces]:
         raise UserError(f"{file} has no {missing[0]}: it is not a BERT's vocabulary")
     if len(set(pieces)) < len(pieces):
         double = next(p for i, p in enumerate(pieces) if p in pieces[:i])
