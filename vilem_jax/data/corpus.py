@@ -120,9 +120,7 @@ class Corpus:
 
 
 def _quotas(
-    sources: Sequence[Source],
-    weights: Sequence[float] | None,
-    num_items: Sequence[int],
+    sources: Sequence[Source], weights: Sequence[float] | None, num_items: Sequence[int]
 ) -> tuple[int, ...]:
     """The number of items per epoch of each source, in proportion to its weight."""
     weights = weights if weights is not None else [0.0] * len(sources)

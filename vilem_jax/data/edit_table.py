@@ -86,7 +86,7 @@ class StoredEditTable:
     """
 
     def __init__(self, path: str):
-        self.path = path
+        self.path, named = path, f"{path} (config.editor.edit_table)"
         try:
             file = safe_open(Path(path).expanduser(), "np")
             self.about = json.loads((file.metadata() or {})[_ABOUT])
@@ -100,18 +100,14 @@ class StoredEditTable:
             self._no_token, self.made_by = self.about["no_token"], self.about["editor"]
         except FileNotFoundError:
             raise UserError(
-                f"there is no file {path} (config.editor.edit_table): make it with "
-                "`vilem data edit`"
+                f"there is no file {named}: make it with `vilem data edit`"
             ) from None
         except OSError as error:
             why = "it is a folder" if os.path.isdir(path) else reason(error)
-            raise UserError(
-                f"{path} (config.editor.edit_table) cannot be read: {why}"
-            ) from error
+            raise UserError(f"{named} cannot be read: {why}") from error
         except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} (config.editor.edit_table) is not a complete file of "
-                "`vilem data edit`: run it again"
+                f"{named} is not a complete file of `vilem data edit`: run it again"
             ) from error
         version = self.about.get("format_version")
         rebuild = "make this config.editor.edit_table again with `vilem data edit`"

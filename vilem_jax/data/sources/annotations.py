@@ -104,9 +104,7 @@ def read_text(path: str) -> str:
     except FileNotFoundError:
         raise UserError(f"annotation file {path} does not exist") from None
     except KeyError:
-        raise UserError(
-            f"annotation file {path}: {file} has no member {member}"
-        ) from None
+        raise UserError(f"annotations {path}: {file} has no member {member}") from None
     except (OSError, zipfile.BadZipFile) as error:
         why = "is a folder" if file.is_dir() else f"cannot be read: {reason(error)}"
         raise UserError(f"annotation file {path} {why}") from None

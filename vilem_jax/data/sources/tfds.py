@@ -10,10 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from vilem_jax.config.sources import TfdsConfig
-from vilem_jax.data.sources import tfds_files
 from vilem_jax.data.sources.handles import PerProcess
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedSource, pack_records
+from vilem_jax.data.sources.tfds_files import open_records, read_info
 from vilem_jax.errors import UserError
 
 # Names of the feature with the captions, also inside a structure; the likeliest first.
@@ -41,13 +41,11 @@ class TfdsSource(PackedSource):
     def __init__(self, config: TfdsConfig):
         self.name = config.name or config.path
         self._folder = _find_prepared(config)
-        splits, features = tfds_files.read_info(self._folder)
+        splits, features = read_info(self._folder)
         self._split = _choose_split(config, splits)
         self._image = _find_feature(self._folder, features, "image")
         self._caption = _find_feature(self._folder, features, "caption")
-        self._data = PerProcess(
-            tfds_files.open_records, self._folder, self._split, self._image
-        )
+        self._data = PerProcess(open_records, self._folder, self._split, self._image)
         self._name_features = [name for name in NAME_NAMES if name in features]
         version = f"{_INDEX_VERSION}-{fingerprint(self._folder / INFO_FILE)}"
         part = re.sub(r"\W+", "_", self._split)
@@ -65,10 +63,8 @@ class TfdsSource(PackedSource):
 
     def _build_index(self) -> dict[str, np.ndarray]:
         data, rows, records = self._data.get(), [], []
-        bar = tqdm(
-            range(len(data)), desc=f"{self.name}: captions", disable=None, leave=False
-        )
-        for row in bar:
+        desc = f"{self.name}: captions"
+        for row in tqdm(range(len(data)), desc, disable=None, leave=False):
             try:
                 record = data[row]
             except Exception as error:

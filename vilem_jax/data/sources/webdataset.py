@@ -48,9 +48,8 @@ class WebDatasetSource(PackedSource):
         self._tars = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
         if not self._tars:
             raise UserError(f"source {name!r}: no tar matches {config.path}")
-        bar = tqdm(
-            self._tars, desc=f"{name}: index", unit="tar", disable=None, leave=False
-        )
+        desc = f"{name}: index"
+        bar = tqdm(self._tars, desc, unit="tar", disable=None, leave=False)
         indexes = [_index(tar) for tar in bar]
         self._spans = np.concatenate([index["spans"] for index in indexes])  # [N, 2]
         lengths = [len(index["spans"]) for index in indexes]
