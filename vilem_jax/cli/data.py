@@ -1,12 +1,20 @@
 """`vilem data check`, `show`, `edit` and `prepare`: data before a long run."""
 
 import argparse
+import dataclasses
+import os
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
-from vilem_jax.cli import data_prepare
-from vilem_jax.cli.options import add_config, count
+from vilem_jax.cli.options import EMBEDDED, add_config, count, named_source
 from vilem_jax.config.files import load_config
 from vilem_jax.config.schema import Config
+from vilem_jax.config.sources import SOURCE_KINDS, SourceConfig
+from vilem_jax.errors import UserError
+
+_NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)")  # SPLIT=PATH
 
 
 def add_verbs(verbs: Any) -> None:
@@ -34,7 +42,7 @@ def add_verbs(verbs: Any) -> None:
     add = edit.add_argument
     add("--out", required=True, metavar="FILE.safetensors")
     add("--variants", type=count, default=4, help="edits of each caption; 4 by default")
-    data_prepare.add_verb(parts)
+    _add_prepare(parts)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -85,3 +93,124 @@ def _edit(options: argparse.Namespace) -> None:
         f"{options.out}: {edits.about['pairs']:,} pairs, {edits.num_variants} edits of "
         f"each; train with --config.editor.edit_table={options.out}"
     )
+
+
+# ---- vilem data prepare ----
+
+
+def _add_prepare(parts: Any) -> None:
+    add = parts.add_parser(
+        "prepare",
+        run=_prepare,
+        help="images resized and packed once, for kind='tfds'",
+        description="Packs sources as a TFDS data set in ArrayRecord, with images "
+        "no larger than needed. Rerun the same command to resume.",
+    ).add_argument
+    add(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="annotations (JSON, or FILE.zip/FILE.json), tars, a TFDS name, or "
+        f"{EMBEDDED!r}; SPLIT=SOURCE puts it into that split",
+    )
+    add("--out", required=True, metavar="FOLDER", help="a new one")
+    add(
+        "--images",
+        action="append",
+        default=[],
+        metavar="FOLDER_OR_ZIP",
+        help="of the images, or TFDS's folder; once for all, or once a source",
+    )
+    kinds = tuple(SOURCE_KINDS)
+    add("--kind", choices=kinds, help="of the sources, if their names do not show it")
+    add(
+        "--split",
+        action="append",
+        default=[],
+        help="of the sources, to be prepared under its name; may be given again; "
+        "without it everything goes into 'train'",
+    )
+    add("--num-images", type=count, default=0, help="of each source")
+    add("--seed", type=int, default=0, help=f"of {EMBEDDED!r}")
+    add("--short-side", type=int, default=288, help="pixels; 288")
+    add("--quality", type=int, default=95, help="of JPEG; 95")
+    add("--images-per-shard", type=count, default=4096, help="of a file; 4096")
+    cores = os.cpu_count() or 1
+    add("--workers", type=count, default=cores, help="processes; one a core by default")
+    add(
+        "--beam-runner",
+        metavar="RUNNER",
+        help="prepare on many machines: a runner of Apache Beam, such as "
+        "DataflowRunner; DirectRunner is this machine",
+    )
+    add("--beam-options", default="", metavar="OPTIONS", help="of Beam, in quotes")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from vilem_jax.data.prepare.records import Settings
+    from vilem_jax.data.sources.source import open_source
+
+    out = options.out
+    settings = Settings(options.short_side, options.quality, options.images_per_shard)
+    if options.beam_options and not options.beam_runner:
+        raise UserError("--beam-options belongs to --beam-runner: give both")
+    splits = source_configs(options)
+    if options.beam_runner:
+        from vilem_jax.data.prepare.beam import prepare_with_beam
+
+        beam = {"runner": options.beam_runner, "options": options.beam_options}
+        report = prepare_with_beam(splits, out, settings, **beam)
+    else:
+        from vilem_jax.data.prepare.local import prepare
+
+        # Opened here: parsing annotations again in every process would take longer.
+        opened = {name: list(map(open_source, parts)) for name, parts in splits.items()}
+        report = prepare(opened, out, settings, num_workers=options.workers)
+    _print_report(out, report)
+
+
+def source_configs(options: argparse.Namespace) -> dict[str, list[SourceConfig]]:
+    """The sources of each split of the result.
+
+    Raises:
+      UserError: the number of --images is not 0, 1 or that of the sources; --split and
+        SPLIT=SOURCE are both given; a name does not show the kind of its source.
+    """
+    images, num_sources = options.images, len(options.sources)
+    if len(images) not in (0, 1, num_sources):
+        raise UserError(
+            f"{len(images)} --images for {num_sources} sources: give one for all, or "
+            "one for each in their order"
+        )
+    images = images if len(images) > 1 else (images or [""]) * num_sources
+    configs: dict[str, list[SourceConfig]] = {}
+    for text, folder in zip(options.sources, images, strict=True):
+        named = None if Path(text).exists() else _NAMED.fullmatch(text)
+        if named and options.split:
+            raise UserError(f"give {text} without {named[1]}=, or leave out --split")
+        split, data = named.groups() if named else ("train", text)
+        config = named_source(data, options, images=folder, split="")
+        if not options.split:
+            configs.setdefault(split, []).append(config)
+        for split in dict.fromkeys(options.split):
+            part = dataclasses.replace(config, split=split)
+            configs.setdefault(split, []).append(part)
+    return configs
+
+
+def _print_report(out: str, report: dict) -> None:
+    for split, counts in report["splits"].items():
+        print(
+            f"{out}: {split}: {counts['images']:,} images ({counts['resized']:,} "
+            f"resized, {counts['kept']:,} kept unchanged), "
+            f"{counts['captions']:,} captions, {counts['image_bytes'] / 1e6:,.1f} MB"
+        )
+        for note in counts["notes"]:
+            print(f"vilem: {split}: {note}", file=sys.stderr)
+        if counts["left_out"]:
+            first = counts["left_out_examples"][0]
+            print(
+                f"vilem: {split}: {counts['left_out']:,} images left out, such as "
+                f"{first['image']} ({first['why']}); see {out}/prepared.json",
+                file=sys.stderr,
+            )

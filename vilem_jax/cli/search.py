@@ -17,12 +17,11 @@ from vilem_jax.cli.options import (
 )
 from vilem_jax.config.sources import SOURCE_KINDS
 from vilem_jax.errors import UserError
+from vilem_jax.files import check_writable, read_errors
 
 if TYPE_CHECKING:
     from vilem_jax.data.sources.source import Source
     from vilem_jax.search.folder import FolderImages
-    from vilem_jax.search.handover import Queries
-    from vilem_jax.search.vectors import Vectors
 
 
 def add_verbs(verbs) -> None:
@@ -119,7 +118,6 @@ def _add_embed(verbs) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from vilem_jax.files import check_writable
     from vilem_jax.search.embed import embed
     from vilem_jax.search.vectors import PLAN
 
@@ -209,13 +207,18 @@ def _export(options: argparse.Namespace) -> None:
     from vilem_jax.search.vectors import open_vectors
 
     check_installed(options.to)
-    vectors = open_vectors(options.vectors)
+    vectors, queries = open_vectors(options.vectors), None
+    if options.queries:
+        texts = _read_texts(options)
+        model = open_model(options)
+        vectors.check_model(model.fingerprint)
+        queries = model.encode_text(texts)
     metrics = hand_over(
         vectors,
         options.out,
         to=options.to,
         kind=options.index,
-        queries=_queries(options, vectors),
+        queries=queries,
         top_k=options.top,
     )
     print(
@@ -226,22 +229,13 @@ def _export(options: argparse.Namespace) -> None:
     )
 
 
-def _queries(options: argparse.Namespace, vectors: "Vectors") -> "Queries | None":
-    """--queries as embeddings; None without that option."""
-    from vilem_jax.files import reason
-    from vilem_jax.search.handover import Queries
-
-    if not options.queries:
-        return None
+def _read_texts(options: argparse.Namespace) -> list[str]:
+    """The lines of --queries."""
     if not options.model:
         raise UserError("--queries are texts: give the --model of the vectors")
-    try:
+    with read_errors(options.queries):
         content = Path(options.queries).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(f"{options.queries} cannot be read: {reason(error)}") from error
     texts = [line for line in content.decode("utf-8", "replace").splitlines() if line]
     if not texts:
         raise UserError(f"{options.queries} holds no text to search for")
-    model = open_model(options)
-    vectors.check_model(model.fingerprint)
-    return Queries(model.encode_text(texts), f"{len(texts)} texts")
+    return texts

@@ -54,13 +54,16 @@ def _train(options: argparse.Namespace) -> None:
         dry_run=options.dry_run,
         stop_code=options.stop_code,
     )
-    if options.dry_run:
-        return
+    if not options.dry_run:
+        _print_test(options.workdir)
+
+
+def _print_test(workdir: str) -> None:
+    """The scores of the test split, if the run has reached its end."""
     from vilem_jax.evaluation.retrieval import retrieval_tables
     from vilem_jax.report.tables import render
     from vilem_jax.training.final_scores import read_scores
 
-    # None before the run has reached its end.
-    for name, metrics in read_scores(options.workdir).items():
+    for name, metrics in read_scores(workdir).items():
         print(f"{name}, the test split, scored once:")
         print(render(retrieval_tables(metrics)))
