@@ -5,7 +5,6 @@ A config file is Python with a `get_config()` that returns a ConfigDict, usually
 """
 
 import ast
-import difflib
 import os
 import runpy
 import traceback
@@ -13,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.config.freeze import freeze, source_class, to_dict, unknown_key
+from vilem_jax.config.freeze import freeze, hint, source_class, to_dict, unknown_key
 from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
 from vilem_jax.typing import JsonObject
@@ -86,11 +85,9 @@ def _find(name_or_file: str) -> Path:
         return file
     names = config_names()
     if name_or_file not in names:
-        near = difflib.get_close_matches(name_or_file, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
         raise UserError(
-            f"there is no config {name_or_file!r}; {hint} (a file of your own is given "
-            "by its path, ending in .py)"
+            f"there is no config {name_or_file!r}; {hint(name_or_file, names)} (a file "
+            "of your own is given by its path, ending in .py)"
         )
     return _packaged_folder() / f"{name_or_file}.py"
 
@@ -179,7 +176,7 @@ def _change_kind(source: JsonObject, kind: str, where: str) -> None:
 
 
 def _parse(text: str, current: object, where: str) -> object:
-    """`text` as a value of the type of `current`."""
+    """`text` as a value of the type of `current`, or `text` itself if it is none."""
     if isinstance(current, dict):
         keys = ", ".join(current) or "none yet; name sources in a config file"
         raise UserError(f"{where} is a section; set one of its keys: {keys}")
@@ -187,24 +184,9 @@ def _parse(text: str, current: object, where: str) -> object:
         return text
     if isinstance(current, bool):
         known = {"true": True, "1": True, "false": False, "0": False}
-        if text.lower() not in known:
-            raise UserError(f"{where} must be True or False, not {text!r}")
-        return known[text.lower()]
-    if isinstance(current, list | tuple):
-        return _parse_list(text, where)
-    kind = int if isinstance(current, int) else float
+        return known.get(text.lower(), text)
+    kind = type(current) if isinstance(current, int | float) else ast.literal_eval
     try:
         return kind(text)
-    except ValueError:
-        words = "a whole number" if kind is int else "a number"
-        raise UserError(f"{where} must be {words}, not {text!r}") from None
-
-
-def _parse_list(text: str, where: str) -> list:
-    try:
-        values = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        values = None
-    if not isinstance(values, list | tuple):
-        raise UserError(f"{where} must be values like (0.5, 1.0), not {text!r}")
-    return list(values)
+        return text  # which `freeze` refuses

@@ -82,9 +82,13 @@ def differences(before: Config, now: Config) -> list[str]:
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
     """The error for a misspelt key, with the nearest known one."""
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return UserError(f"{where}.{key} is not a setting; {hint}")
+    return UserError(f"{where}.{key} is not a setting; {hint(key, list(known))}")
+
+
+def hint(name: str, known: list[str]) -> str:
+    """The known name that is nearest to a misspelt one, or all."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 def source_class(settings: Any, where: str) -> type[SourceConfig]:
@@ -141,7 +145,9 @@ def _convert_tuple(kinds: tuple, value: object, where: str) -> tuple:
         kinds = kinds[:1] * len(value)
     if not is_sequence or len(value) != len(kinds):
         number = "any number of" if has_any_length else len(kinds)
-        raise UserError(f"{where} must have {number} values, not {value!r}")
+        raise UserError(
+            f"{where} must have {number} values, as in (0.5, 1.0), not {value!r}"
+        )
     return tuple(
         _convert(kind, part, f"{where}[{i}]")
         for i, (kind, part) in enumerate(zip(kinds, value, strict=True))

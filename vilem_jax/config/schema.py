@@ -165,15 +165,12 @@ class LossConfig:
 
         A branch that learns nothing is left out.
         """
-        tasks = {
-            branch: tuple(
-                task
-                for task in ("detect", "correct")
-                if getattr(self, f"{branch}_{task}")
-            )
-            for branch in ("local", "global")
-        }
-        return {branch: learned for branch, learned in tasks.items() if learned}
+        trained = {}
+        for branch in ("local", "global"):
+            tasks = ("detect", "correct")
+            if learned := tuple(t for t in tasks if getattr(self, f"{branch}_{t}")):
+                trained[branch] = learned
+        return trained
 
     @property
     def has_local(self) -> bool:
