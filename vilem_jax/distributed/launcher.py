@@ -17,12 +17,11 @@ from vilem_jax.typing import JsonObject
 Switch = Literal["auto", "on", "off"]
 SWITCHES: tuple[Switch, ...] = get_args(Switch)
 
-# The environment variables of the options --coordinator, --num-processes, --process-id.
-ADDRESS, COUNT, NUMBER = (
-    "JAX_COORDINATOR_ADDRESS",
-    "JAX_NUM_PROCESSES",
-    "JAX_PROCESS_ID",
-)
+ADDRESS = "JAX_COORDINATOR_ADDRESS"
+COUNT = "JAX_NUM_PROCESSES"
+NUMBER = "JAX_PROCESS_ID"
+# The options that take the place of these environment variables.
+_OPTIONS = {ADDRESS: "--coordinator", COUNT: "--num-processes", NUMBER: "--process-id"}
 
 _METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 _METADATA_SECONDS = 3
@@ -57,8 +56,8 @@ def find_membership(
       UserError: if one of the three is missing or invalid, or JAX cannot read the
         launcher.
     """
-    options = (coordinator, num_processes, process_id)
-    has_options = any(value is not None for value in options)
+    options = {ADDRESS: coordinator, COUNT: num_processes, NUMBER: process_id}
+    has_options = any(value is not None for value in options.values())
     if switch == "off":
         if has_options:
             raise UserError(
@@ -68,7 +67,7 @@ def find_membership(
         return None
     # If only the address is in the environment, JAX's own detection uses it.
     if has_options or COUNT in environment or NUMBER in environment:
-        explicit = _explicit(environment, *options)
+        explicit = _explicit(environment, options)
         return explicit if explicit.arguments["num_processes"] > 1 else None
     found = (
         _open_mpi(environment)
@@ -82,33 +81,27 @@ def find_membership(
 
 
 def _explicit(
-    environment: Environment,
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
+    environment: Environment, options: Mapping[str, str | int | None]
 ) -> Membership:
-    """By options, or else by their environment variables."""
-    address = coordinator or environment.get(ADDRESS)
-    count = environment.get(COUNT) if num_processes is None else num_processes
-    number = environment.get(NUMBER) if process_id is None else process_id
+    """By options, or else by their environment variables, which are the keys."""
     given = {
-        f"--coordinator ({ADDRESS})": address,
-        f"--num-processes ({COUNT})": count,
-        f"--process-id ({NUMBER})": number,
+        name: environment.get(name) if value in (None, "") else value
+        for name, value in options.items()
     }
-    missing = [name for name, value in given.items() if value in (None, "")]
-    if address is None or count is None or number is None or missing:
+    missing = [f"{_OPTIONS[n]} ({n})" for n, v in given.items() if v in (None, "")]
+    if missing:
         raise UserError(
             f"{' and '.join(missing)} must be given too: the coordinator, the number "
             "of processes and the number of this one belong together"
         )
+    address = str(given[ADDRESS])
     _, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         raise UserError(
             f"the coordinator {address} has no port: say HOST:PORT, any free port of "
             "the host of process 0"
         )
-    count, number = _natural(count, COUNT), _natural(number, NUMBER)
+    count, number = (_natural(str(given[name]), name) for name in (COUNT, NUMBER))
     if not number < count:
         raise UserError(
             f"process {number} of {count}: processes are counted from 0 to {count - 1}"
@@ -123,7 +116,7 @@ def _explicit(
     return Membership(f"coordinator {address}", arguments)
 
 
-def _natural(value: int | str, name: str) -> int:
+def _natural(value: str, name: str) -> int:
     try:
         number = int(value)
     except ValueError:
@@ -156,23 +149,14 @@ def _slurm(environment: Environment) -> Membership | None:
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
     if count < 2 or any(name not in environment for name in needed):
         return None
+    # By JAX's default each task takes one GPU: the one with its index.
     arguments: JsonObject = {"num_processes": count}
-    devices = _slurm_devices(environment, count)
-    if devices is not None:
-        arguments["local_device_ids"] = devices
-    return Membership("SLURM", arguments)
-
-
-def _slurm_devices(environment: Environment, num_tasks: int) -> list[int] | None:
-    """Local GPUs of this task; None for JAX's default, one GPU for each task."""
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     num_visible = sum(1 for name in visible.split(",") if name.strip())
-    has_node = num_tasks == _count(environment.get("SLURM_STEP_NUM_NODES"))
-    if has_node and num_visible:
-        return list(range(num_visible))  # JAX would take only the first
-    if num_visible == 1:  # bound by SLURM; JAX would take the index of the task
-        return [0]
-    return None
+    has_node = count == _count(environment.get("SLURM_STEP_NUM_NODES"))
+    if num_visible == 1 or (has_node and num_visible):  # bound by SLURM, or all GPUs
+        arguments["local_device_ids"] = list(range(num_visible))
+    return Membership("SLURM", arguments)
 
 
 def _tpu(environment: Environment) -> Membership | None:

@@ -238,12 +238,11 @@ def check_same(values: Mapping[str, object]) -> None:
     """
     for name, value in values.items():
         digests = all_gather(zlib.crc32(repr(value).encode()) >> 1)
-        others = [i for i, digest in enumerate(digests) if digest != digests[0]]
-        if others:
-            raise AllProcessesError(
-                f"{_have(others)} other {name} than process 0: start all processes "
-                "with one command, on the same files"
-            )
+        _refuse_others(
+            [digest != digests[0] for digest in digests],
+            f"other {name} than process 0: start all processes with one command, on "
+            "the same files",
+        )
 
 
 def check_shared(folder: Path) -> None:
@@ -256,14 +255,13 @@ def check_shared(folder: Path) -> None:
         return
     mark = folder / broadcast(f".shared-{os.getpid()}-{time.time_ns()}")
     on_process_0(mark.touch)
-    seen = all_gather(int(_appears(mark)))
+    is_missing = all_gather(int(not _appears(mark)))
     on_process_0(lambda: mark.unlink(missing_ok=True))
-    others = [i for i, is_seen in enumerate(seen) if not is_seen]
-    if others:
-        raise AllProcessesError(
-            f"{_have(others)} another work directory {folder} than process 0: it must "
-            "lie on a disk that all hosts share (NFS, Lustre, Filestore)"
-        )
+    _refuse_others(
+        is_missing,
+        f"another work directory {folder} than process 0: it must lie on a disk that "
+        "all hosts share (NFS, Lustre, Filestore)",
+    )
 
 
 def _appears(file: Path) -> bool:
@@ -277,9 +275,12 @@ def _appears(file: Path) -> bool:
     return True
 
 
-def _have(processes: Sequence[int]) -> str:
-    names = ", ".join(map(str, processes))
-    return f"process {names} has" if len(processes) == 1 else f"processes {names} have"
+def _refuse_others(is_other: Sequence[int], what: str) -> None:
+    """Raises AllProcessesError if it is true of a process that it has `what`."""
+    names = ", ".join(str(i) for i, is_one in enumerate(is_other) if is_one)
+    if names:
+        have = f"processes {names} have" if "," in names else f"process {names} has"
+        raise AllProcessesError(f"{have} {what}")
 
 
 class DelayedSums:
