@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+from zipfile import BadZipFile
 
 from vilem_jax.errors import UserError
 
@@ -77,6 +78,29 @@ def write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def read_errors(
+    path: str | Path, *, missing: str = "", corrupt: str = ""
+) -> Iterator[None]:
+    """Turns an error of the block, which reads `path`, into a UserError.
+
+    Args:
+      missing: the message if there is no such file.
+      corrupt: the message if the content is not what the block expects.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        sentence = f"{path} cannot be read: {reason(error)}"
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            sentence = missing or sentence
+        elif not isinstance(error, OSError):
+            sentence = corrupt or sentence
+        raise UserError(sentence) from error
 
 
 def check_writable(path: str | Path) -> None:

@@ -9,7 +9,7 @@ from tests.search.test_exact import brute_force, unit
 from vilem_jax.errors import UserError
 from vilem_jax.search import handover
 from vilem_jax.search.exact import put_on_devices
-from vilem_jax.search.handover import Queries, hand_over, recall_against_exact
+from vilem_jax.search.handover import hand_over, recall_against_exact
 from vilem_jax.search.vectors import Vectors
 
 
@@ -20,14 +20,14 @@ def made(count=600, width=16, dtype=np.float32, seed=0):
 
 
 def asked(count=20, width=16):
-    return Queries(unit(np.random.default_rng(9), count, width), "noise")
+    return unit(np.random.default_rng(9), count, width)
 
 
 def test_recall_counts_what_is_missed():
     rows = unit(np.random.default_rng(0), 200, 16)
     search, queries = put_on_devices([rows]), asked()
-    truth = search.top(queries.embedding, 10)
-    order, _ = brute_force(queries.embedding, rows, 20)
+    truth = search.top(queries, 10)
+    order, _ = brute_force(queries, rows, 20)
 
     def metrics(found_rows):
         report = recall_against_exact(search, lambda *_: found_rows, queries, truth)
@@ -44,11 +44,8 @@ def test_recall_counts_what_is_missed():
 
 def test_ties_are_nobody_s_fault():
     rows = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)
-    search, queries = (
-        put_on_devices([rows]),
-        Queries(np.eye(4, dtype=np.float32)[:1], "one"),
-    )
-    truth = search.top(queries.embedding, 2)
+    search, queries = put_on_devices([rows]), np.eye(4, dtype=np.float32)[:1]
+    truth = search.top(queries, 2)
     assert truth.rows.tolist() == [[0, 1]]
     last = np.array([[3, 4]])
     assert recall_against_exact(search, lambda *_: last, queries, truth)["recall"] == 1
@@ -63,11 +60,14 @@ def test_faiss(tmp_path, kind, dtype):
     metrics = hand_over(vectors, out, to="faiss", kind=kind, queries=queries)
     assert json.loads((out / "recall.json").read_text()) == metrics
     assert metrics["images"] == 600 and metrics["top_k"] == 10
+    assert metrics["queries"] == "20 texts"
     index = faiss.read_index(str(out / "index.faiss"))
-    _, rows = index.search(queries.embedding, 10)
-    exact = put_on_devices(vectors.parts).top(queries.embedding, 10)
+    _, rows = index.search(queries, 10)
+    exact = put_on_devices(vectors.parts).top(queries, 10)
     if kind == "flat":
         np.testing.assert_array_equal(rows, exact.rows)
+        own = hand_over(vectors, tmp_path / "own", to="faiss")
+        assert own["queries"] == "600 of the images"
         assert metrics["recall"] == 1
     # The reported recall is that of the file on disk.
     hits = [len(set(a) & set(b)) / 10 for a, b in zip(rows, exact.rows, strict=True)]
@@ -89,8 +89,8 @@ def test_lancedb(tmp_path, kind):
     assert table.count_rows() == 600
     assert bool(table.list_indices()) == (kind != "flat")
     if kind == "flat":
-        exact = put_on_devices(vectors.parts).top(queries.embedding, 3)
-        query = table.search(queries.embedding[2]).distance_type("dot").limit(3)
+        exact = put_on_devices(vectors.parts).top(queries, 3)
+        query = table.search(queries[2]).distance_type("dot").limit(3)
         names = query.to_arrow()["name"].to_pylist()
         assert names == [f"photos/{row}.jpg" for row in exact.rows[2]]
 
@@ -107,9 +107,8 @@ def test_lancedb_keeps_half_precision(tmp_path):
 def test_queries_of_its_own():
     vectors = made(50)
     own = handover.own_queries(vectors)
-    assert own.what == "50 of the images"
-    np.testing.assert_array_equal(own.embedding, np.concatenate(vectors.parts))
-    assert len(handover.own_queries(made(), 10).embedding) == 10
+    np.testing.assert_array_equal(own, np.concatenate(vectors.parts))
+    assert len(handover.own_queries(made(), 10)) == 10
 
 
 def test_what_cannot_be_handed_over(tmp_path, monkeypatch):
@@ -122,7 +121,7 @@ def test_what_cannot_be_handed_over(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"lancedb is not installed: pip .*\[search\]"):
         hand_over(vectors, tmp_path / "out", to="lancedb")
     monkeypatch.setattr(handover, "find_spec", lambda name: True)
-    narrow = Queries(np.ones((2, 7), np.float32), "narrow")
+    narrow = np.ones((2, 7), np.float32)
     with pytest.raises(UserError, match="width 16"):
         hand_over(vectors, tmp_path / "out", to="faiss", queries=narrow)
     (tmp_path / "full").mkdir()

@@ -19,6 +19,8 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 class ColourModel:
     """Words name colours; the embedding of an image is its mean colour."""
 
+    embedding_width = 3
+
     def __init__(self, fingerprint="one"):
         self.fingerprint = fingerprint
         self.num_encoded = 0

@@ -9,32 +9,24 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
+from vilem_jax import files
 from vilem_jax.api import Model
 from vilem_jax.data.images import decode, resize_square
 from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
-from vilem_jax.files import check_writable, create_file, reason, write_bytes, write_json
 from vilem_jax.search import vectors
 from vilem_jax.search.claims import claimed
 from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.readable import encode_readable
-from vilem_jax.search.vectors import (
-    Plan,
-    Shard,
-    is_whole,
-    read_shard,
-    shard_file,
-    write_shard,
-)
+from vilem_jax.search.vectors import Plan, Shard, is_whole, read_shard, write_shard
 from vilem_jax.typing import JsonObject
 
 IMAGES_PER_SHARD = 16384
@@ -87,27 +79,22 @@ def embed(
         raise UserError(f"shard {part[0]}/{part[1]}: use 0/n to {{n-1}}/n of n parts")
     folder = Path(out).expanduser()
     plan = _start(folder, _make_plan(source, model, dtype, images_per_shard))
-    written, replaced = 0, []
+    paths, written, replaced = plan.files(folder), 0, []
+    bar = {"unit": "image", "leave": False, "disable": not show_progress}
     for number in range(plan.shards)[part[0] :: part[1]]:
-        file = shard_file(folder, number)
+        file, claim = paths[number], folder / CLAIMS / f"{number:05d}"
         if is_whole(file, plan):
             continue
-        title = f"{file.stem} of {plan.shards}" if show_progress else ""
-        try:
-            with claimed(folder / CLAIMS / f"{number:05d}") as sign:
-                if sign is None or is_whole(file, plan):
-                    continue
-                if file.exists():
-                    replaced.append(file.name)
-                write_shard(
-                    file, plan, _embed_rows(number, plan, source, model, sign, title)
-                )
-                written += 1
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {reason(error)}") from error
-    files = [shard_file(folder, number) for number in range(plan.shards)]
-    missing = sum(not is_whole(file, plan) for file in files)
-    manifest = None if missing else _finish(folder, plan, files, model_name)
+        with files.write_errors(folder), claimed(claim) as sign:
+            if sign is None or is_whole(file, plan):
+                continue
+            if file.exists():
+                replaced.append(file.name)
+            rows = tqdm(plan.rows(number), f"{file.stem} of {plan.shards}", **bar)
+            write_shard(file, plan, _embed_rows(rows, plan, source, model, sign))
+            written += 1
+    missing = sum(not is_whole(file, plan) for file in paths)
+    manifest = None if missing else _finish(folder, plan, model_name)
     return EmbedReport(plan.shards, written, missing, tuple(replaced), manifest)
 
 
@@ -138,7 +125,7 @@ def _make_plan(
 
 def _start(folder: Path, plan: Plan) -> Plan:
     """The plan of the folder: `plan`, or an earlier one that must agree with it."""
-    check_writable(folder / vectors.PLAN)
+    files.check_writable(folder / vectors.PLAN)
     if not (folder / vectors.PLAN).exists():
         others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         # Another worker may have written the plan in the meantime.
@@ -148,10 +135,8 @@ def _start(folder: Path, plan: Plan) -> Plan:
                 "folder with --out"
             )
         text = json.dumps(dataclasses.asdict(plan), indent=2) + "\n"
-        try:
-            create_file(folder / vectors.PLAN, text.encode())
-        except OSError as error:
-            raise UserError(f"cannot write {folder}: {reason(error)}") from error
+        with files.write_errors(folder):
+            files.create_file(folder / vectors.PLAN, text.encode())
     stored = vectors.read_plan(folder)
     for key, what in (
         ("fingerprint", "another model, or its other weights"),
@@ -169,55 +154,45 @@ def _start(folder: Path, plan: Plan) -> Plan:
 
 
 def _embed_rows(
-    number: int,
+    rows: Iterable[int],
     plan: Plan,
     source: Source | FolderImages,
     model: Model,
     sign: Callable[[], None],
-    title: str,
 ) -> Shard:
     """The embeddings of one shard.
 
     Args:
       sign: called for each image, see `claimed`.
-      title: of the progress bar; "" shows none.
     """
 
-    def rows() -> Iterator[int]:
-        for row in tqdm(
-            plan.rows(number),
-            desc=title,
-            unit="image",
-            leave=False,
-            file=sys.stderr,
-            disable=not title,
-        ):
+    def signed() -> Iterator[int]:
+        for row in rows:
             sign()
             yield row
 
     def read(row: int) -> np.ndarray:
         return resize_square(decode(source.read_image(row)), model.encoder.image_size)
 
-    encoded = encode_readable(rows(), read, model.encoder.encode_pixels)
-    embedding = encoded.embedding
-    if embedding is None:
-        embedding = np.zeros((0, plan.dimension), np.float32)
-    is_finite = np.isfinite(embedding).all(axis=1)
+    encode, width = model.encoder.encode_pixels, plan.dimension
+    encoded = encode_readable(signed(), read, encode, width=width)
+    is_finite = np.isfinite(encoded.embedding).all(axis=1)
     if not is_finite.all():
         name = source.image_name(encoded.items[int(np.argmin(is_finite))])
         raise UserError(f"the embedding of {name} is not finite: has the run diverged?")
     names = PackedTexts([source.image_name(row) for row in encoded.items])
     corrupt = [(source.image_name(row), why) for row, why in encoded.corrupt]
-    return Shard(embedding.astype(plan.dtype), names, corrupt)
+    return Shard(encoded.embedding.astype(plan.dtype), names, corrupt)
 
 
-def _finish(folder: Path, plan: Plan, files: list[Path], model_name: str) -> JsonObject:
+def _finish(folder: Path, plan: Plan, model_name: str) -> JsonObject:
     """Writes the manifest; any worker would write the same."""
-    shards = [read_shard(file, plan) for file in files]
+    paths = plan.files(folder)
+    shards = [read_shard(file, plan) for file in paths]
     corrupt = [each for shard in shards for each in shard.corrupt]
     counts = [len(shard.names) for shard in shards]
-    lines = (json.dumps({"image": name, "why": why}) for name, why in corrupt)
-    write_bytes(folder / vectors.CORRUPT, "".join(f"{x}\n" for x in lines).encode())
+    lines = (json.dumps({"image": name, "why": why}) + "\n" for name, why in corrupt)
+    files.write_bytes(folder / vectors.CORRUPT, "".join(lines).encode())
     if not sum(counts):
         name, why = corrupt[0]
         raise UserError(f"none of the {plan.images} images can be read; {name}: {why}")
@@ -233,10 +208,10 @@ def _finish(folder: Path, plan: Plan, files: list[Path], model_name: str) -> Jso
         "root": plan.root,
         "shards": [
             {"file": file.name, "embedded": count}
-            for file, count in zip(files, counts, strict=True)
+            for file, count in zip(paths, counts, strict=True)
         ],
     }
-    write_json(folder / vectors.MANIFEST, manifest)
+    files.write_json(folder / vectors.MANIFEST, manifest)
     with contextlib.suppress(OSError):  # another worker holds a claim, or removed it
         (folder / CLAIMS).rmdir()
     return manifest

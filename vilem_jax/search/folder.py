@@ -8,23 +8,10 @@ from pathlib import Path
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pnm",
-    ]
-)
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+_NETPBM = (".ppm", ".pgm", ".pnm")
+_OTHER = (".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = frozenset((*_JPEG, *_NETPBM, *_OTHER))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +24,25 @@ class Entry:
 
 
 class FolderImages:
-    """The images below a folder as a source that has no captions.
+    """The images below a folder, in the order of their paths, without captions.
+
+    Hidden ones are left out, and links to folders are not followed.
 
     Raises:
-      UserError: no such folder, or no image in it.
+      UserError: no such folder, no image in it, or a folder in it cannot be listed,
+        whose images would count as removed.
     """
 
     def __init__(self, folder: str | Path):
         self.root = Path(folder).expanduser().absolute()
-        self.name = self.root.name
-        self.entries = list_images(folder)
+        if not self.root.is_dir():
+            raise UserError(f"there is no folder {folder}")
+        self.entries = list(_walk(self.root))
+        if not self.entries:
+            raise UserError(
+                f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}), nor do the "
+                "folders in it"
+            )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -56,26 +52,6 @@ class FolderImages:
 
     def read_image(self, index: int) -> bytes:
         return (self.root / self.entries[index].path).read_bytes()
-
-
-def list_images(folder: str | Path) -> list[Entry]:
-    """The images below `folder` in the order of their paths.
-
-    Hidden ones are left out, and links to folders are not followed.
-
-    Raises:
-      UserError: no such folder, no image in it, or a folder in it cannot be listed,
-        whose images would count as removed.
-    """
-    root = Path(folder).expanduser().absolute()
-    if not root.is_dir():
-        raise UserError(f"there is no folder {folder}")
-    if entries := list(_walk(root)):
-        return entries
-    raise UserError(
-        f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}), nor do the "
-        "folders in it"
-    )
 
 
 def _walk(root: Path) -> Iterator[Entry]:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -34,20 +34,13 @@ PER_CELL = 39  # faiss warns below so many images for the training of a cell of 
 NUM_QUERIES = 1000
 
 
-class Queries(NamedTuple):
-    """Embeddings to measure the recall with."""
-
-    embedding: np.ndarray  # float32 [Q, E]
-    what: str  # for people
-
-
 def hand_over(
     vectors: Vectors,
     out: str | Path,
     *,
     to: To,
     kind: Kind = "flat",
-    queries: Queries | None = None,
+    queries: np.ndarray | None = None,
     top_k: int = 10,
 ) -> JsonObject:
     """Writes folder `out` for faiss or LanceDB, and measures its recall.
@@ -55,11 +48,13 @@ def hand_over(
     Args:
       out: must not exist, or be empty.
       kind: "flat" compares all rows; "ivf" and "hnsw" a part of them.
-      queries: None takes `NUM_QUERIES` of the embeddings, evenly spread.
+      queries: embeddings of texts to measure the recall with, float32 [Q, E]; None
+        takes `NUM_QUERIES` of the images', evenly spread.
       top_k: of the recall.
 
     Returns:
-      the content of `out`/recall.json, see `recall_against_exact`.
+      the content of `out`/recall.json: {"to", "index", "images", "dimension",
+      "queries", "top_k", ...}, and see `recall_against_exact`.
 
     Raises:
       UserError: the library is not installed; `out` is not empty or cannot be written;
@@ -71,12 +66,21 @@ def hand_over(
         raise UserError(f"an index is flat, ivf or hnsw, not {kind!r}")
     check_installed(to)
     search = put_on_devices(vectors.parts)
-    queries = queries or own_queries(vectors)
-    truth = search.top(queries.embedding, top_k)  # checks queries and top_k
+    what = "of the images" if queries is None else "texts"
+    queries = own_queries(vectors) if queries is None else queries
+    truth = search.top(queries, top_k)  # checks queries and top_k
     with _new_folder(out) as folder:
         ask, about = _WRITERS[to](vectors, folder, kind)
-        metrics = recall_against_exact(search, ask, queries, truth)
-        metrics = {"to": to, "index": kind, **about, **metrics}
+        metrics = {
+            "to": to,
+            "index": kind,
+            **about,
+            "images": len(search),
+            "dimension": search.width,
+            "queries": f"{len(queries)} {what}",
+            "top_k": truth.rows.shape[1],
+            **recall_against_exact(search, ask, queries, truth),
+        }
         write_json(folder / RECALL, metrics)
     return metrics
 
@@ -90,54 +94,39 @@ def check_installed(to: To) -> None:
         )
 
 
-def own_queries(vectors: Vectors, count: int = NUM_QUERIES) -> Queries:
-    """`count` of the embeddings, evenly spread."""
+def own_queries(vectors: Vectors, count: int = NUM_QUERIES) -> np.ndarray:
+    """`count` of the embeddings, evenly spread: float32 [count, E]."""
     rows = np.unique(np.linspace(0, len(vectors) - 1, count).astype(np.int64))
-    starts = np.cumsum([0, *(len(part) for part in vectors.parts)])
-    part_of = np.searchsorted(starts, rows, side="right") - 1
-    picked = [
-        vectors.parts[part][row - starts[part]]
-        for part, row in zip(part_of, rows, strict=True)
-    ]
-    return Queries(np.stack(picked).astype(np.float32), f"{len(rows)} of the images")
+    return take_rows(vectors.parts, rows).astype(np.float32)
 
 
 def recall_against_exact(
-    search: ExactSearch, ask: Ask, queries: Queries, truth: Found
-) -> JsonObject:
+    search: ExactSearch, ask: Ask, queries: np.ndarray, truth: Found
+) -> dict[str, float]:
     """The share of the exact best rows that an engine finds.
 
     A row counts if it scores as high as the last of the exact ones: ties are no error.
 
     Args:
-      truth: of `search.top(queries.embedding, top_k)`.
+      truth: of `search.top(queries, top_k)`.
 
     Returns:
-      {"images", "dimension", "queries", "top_k", "recall": mean over the queries,
-      0..1, "worst": the lowest of one query}.
+      {"recall": mean over the queries, 0..1, "worst": the lowest of one query}.
     """
-    top_k = truth.rows.shape[1]
-    found = ask(queries.embedding, top_k)
+    found = ask(queries, truth.rows.shape[1])
     taken = take_rows(search.parts, np.maximum(found, 0)).astype(np.float64)
-    scores = np.einsum("qe,qke->qk", queries.embedding.astype(np.float64), taken)
+    scores = np.einsum("qe,qke->qk", queries.astype(np.float64), taken)
     # Engines compare float32 sums in an order of their own.
     is_good = (scores >= truth.scores[:, -1:] - 2e-6) & (found >= 0)
     recall = is_good.mean(axis=1)
-    return {
-        "images": len(search),
-        "dimension": search.width,
-        "queries": queries.what,
-        "top_k": top_k,
-        "recall": float(recall.mean()),
-        "worst": float(recall.min()),
-    }
+    return {"recall": float(recall.mean()), "worst": float(recall.min())}
 
 
 def _to_faiss(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
     """index.faiss, and names.jsonl, whose line n is the name of row n."""
     import faiss
 
-    count, width = len(vectors), vectors.width
+    count, width = len(vectors), vectors.parts[0].shape[1]
     about = {}
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
@@ -148,7 +137,7 @@ def _to_faiss(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
         coarse = faiss.IndexFlatIP(width)
         index = faiss.IndexIVFFlat(coarse, width, cells, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = _probes(cells)
-        index.train(own_queries(vectors, 256 * cells).embedding)
+        index.train(own_queries(vectors, 256 * cells))
         about = {"cells": cells, "probes": index.nprobe}
     else:
         index = faiss.IndexFlatIP(width)
@@ -168,32 +157,26 @@ def _to_lancedb(vectors: Vectors, folder: Path, kind: Kind) -> tuple[Ask, dict]:
     from lancedb.index import HnswFlat, IvfFlat
     from lancedb.query import LanceVectorQueryBuilder
 
-    number = pyarrow.from_numpy_dtype(vectors.parts[0].dtype)
-    schema = pyarrow.schema(
-        [
-            ("row", pyarrow.int64()),
-            ("name", pyarrow.string()),
-            ("vector", pyarrow.list_(number, vectors.width)),
-        ]
-    )
+    dtype, width = vectors.parts[0].dtype, vectors.parts[0].shape[1]
+    vector = pyarrow.list_(pyarrow.from_numpy_dtype(dtype), width)
+    kinds = {"row": pyarrow.int64(), "name": pyarrow.string(), "vector": vector}
+    schema = pyarrow.schema(kinds)
     table = lancedb.connect(str(folder)).create_table(TABLE, schema=schema)
     for first, rows in _batches(vectors):
         numbers = range(first, first + len(rows))
-        flat = pyarrow.array(rows.astype(vectors.parts[0].dtype).ravel())
+        flat = pyarrow.array(rows.astype(dtype).ravel())
+        paths = (str(vectors.path(row)) for row in numbers)
         columns = {
             "row": pyarrow.array(numbers, pyarrow.int64()),
             # LanceDB stores UTF-8 alone; file names may be other bytes.
-            "name": [
-                str(vectors.path(row)).encode("utf-8", "replace").decode()
-                for row in numbers
-            ],
-            "vector": pyarrow.FixedSizeListArray.from_arrays(flat, vectors.width),
+            "name": [path.encode("utf-8", "replace").decode() for path in paths],
+            "vector": pyarrow.FixedSizeListArray.from_arrays(flat, width),
         }
         table.add(pyarrow.table(columns, schema=schema))
-    cells = _cells(len(vectors))
-    about = {} if kind == "flat" else {"cells": cells, "probes": _probes(cells)}
+    cells, about = _cells(len(vectors)), {}
     if kind == "ivf":
         config = IvfFlat(distance_type="dot", num_partitions=cells)
+        about = {"cells": cells, "probes": _probes(cells)}
         table.create_index("vector", config=config)
     elif kind == "hnsw":
         config = HnswFlat(distance_type="dot", num_partitions=1, m=NEIGHBOURS)

@@ -6,17 +6,15 @@ Rebuilding it encodes only new and changed images, and drops deleted ones.
 import dataclasses
 import io
 import json
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from vilem_jax import files
 from vilem_jax.api import Model
 from vilem_jax.errors import UserError
-from vilem_jax.files import check_format_version, check_writable, reason, write_bytes
-from vilem_jax.search.folder import Entry, list_images
+from vilem_jax.search.folder import Entry, FolderImages
 from vilem_jax.search.readable import encode_readable
 
 FORMAT_VERSION = 1
@@ -59,21 +57,22 @@ def index(
       UserError: no such folder, no readable image in it, or `out` is a file that is
         not an index.
     """
-    root = Path(folder).expanduser().absolute()
-    entries = list_images(folder)
-    check_writable(out)
+    images = FolderImages(folder)
+    root, entries = images.root, images.entries
+    files.check_writable(out)
     before = load_index(out) if Path(out).expanduser().exists() else None
-    known = _known(before, str(root), model.fingerprint)
-    new = [entry for entry in entries if entry not in known]
+    rows: dict[Entry, np.ndarray] = {}
+    if before and (before.folder, before.fingerprint) == (str(root), model.fingerprint):
+        rows = dict(zip(before.entries, before.embedding, strict=True))
+    new = [entry for entry in entries if entry not in rows]
     encoded = encode_readable(
-        tqdm(new, unit="image", file=sys.stderr, disable=not show_progress),
+        tqdm(new, unit="image", disable=not show_progress),
         lambda entry: model.read_image(root / entry.path),
         model.encode_image,
+        width=model.embedding_width,
     )
     corrupt = tuple((entry.path, why) for entry, why in encoded.corrupt)
-    rows = dict(known)
-    if encoded.embedding is not None:
-        rows |= zip(encoded.items, encoded.embedding, strict=True)
+    rows |= zip(encoded.items, encoded.embedding, strict=True)
     kept = tuple(entry for entry in entries if entry in rows)
     if not kept:
         path, why = corrupt[0]
@@ -100,7 +99,7 @@ def save_index(index: Index, path: str | Path) -> None:
     np.savez(
         content, embedding=index.embedding, about=np.frombuffer(text, dtype=np.uint8)
     )
-    write_bytes(path, content.getvalue())
+    files.write_bytes(path, content.getvalue())
 
 
 def load_index(path: str | Path) -> Index:
@@ -110,34 +109,19 @@ def load_index(path: str | Path) -> Index:
       UserError: no file, not an index, or one of another format version.
     """
     path = Path(path).expanduser()
-    try:
+    missing = f"there is no index {path}; `vilem index` makes one"
+    corrupt = (
+        f"{path} is not an index of images, or is cut short: name a file that "
+        "`vilem index` wrote, or a new one"
+    )
+    with files.read_errors(path, missing=missing, corrupt=corrupt):
         content = io.BytesIO(path.read_bytes())
         with np.load(content, allow_pickle=False) as stored:
             embedding, about = stored["embedding"], json.loads(bytes(stored["about"]))
         version = about.get("format_version")
         rebuild = "delete it and rebuild it with `vilem index`"
-        check_format_version(version, FORMAT_VERSION, path, rebuild)
+        files.check_format_version(version, FORMAT_VERSION, path, rebuild)
         entries = tuple(Entry(*entry) for entry in about["images"])
         if embedding.shape[:1] != (len(entries),) or embedding.ndim != 2:
             raise ValueError(f"{len(entries)} images, embeddings {embedding.shape}")
         return Index(about["folder"], about["fingerprint"], entries, embedding)
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"there is no index {path}; `vilem index` makes one") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {reason(error)}") from error
-    except (EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is not an index of images, or is cut short: name a file that "
-            "`vilem index` wrote, or a new one"
-        ) from error
-
-
-def _known(
-    before: Index | None, folder: str, fingerprint: str
-) -> dict[Entry, np.ndarray]:
-    """The embeddings of the index before that are still valid."""
-    if before is None or (before.folder, before.fingerprint) != (folder, fingerprint):
-        return {}
-    return dict(zip(before.entries, before.embedding, strict=True))

@@ -63,13 +63,13 @@ class Searcher:
 
     def by_vectors(self, queries: np.ndarray, *, top_k: int = 10) -> list[list[Hit]]:
         """As `by_words`, for embeddings float32 [Q, E], unit rows."""
-        found = self.search.top(queries, top_k)
+        path, found = self.vectors.path, self.search.top(queries, top_k)
         return [
             [
-                Hit(self.vectors.path(int(row)), float(score))
-                for row, score in zip(rows, scores, strict=True)
+                Hit(path(int(row)), float(score))
+                for row, score in zip(*hits, strict=True)
             ]
-            for rows, scores in zip(found.rows, found.scores, strict=True)
+            for hits in zip(found.rows, found.scores, strict=True)
         ]
 
     def _model(self) -> Model:

@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 class Encoded(NamedTuple, Generic[Item]):
     """What `encode_readable` returns, in the order of the items."""
 
-    embedding: np.ndarray | None  # float32 [N, E]; None if no image can be read
+    embedding: np.ndarray  # float32 [N, E]
     items: list[Item]  # N
     corrupt: list[tuple[Item, str]]  # the other items, and why
 
@@ -26,6 +26,8 @@ def encode_readable(
     items: Iterable[Item],
     read: Callable[[Item], np.ndarray],
     encode: Callable[[Iterable[np.ndarray]], np.ndarray],
+    *,
+    width: int,
 ) -> Encoded[Item]:
     """Reads images by threads, ahead of the model.
 
@@ -34,6 +36,7 @@ def encode_readable(
       read: the image of an item, uint8 [R, R, 3]; raises OSError, ImageError or
         UserError if it cannot be read.
       encode: images -> float32 [N, E].
+      width: E.
     """
     good: list[Item] = []
     corrupt: list[tuple[Item, str]] = []
@@ -55,5 +58,5 @@ def encode_readable(
     readable = images()
     first = next(readable, None)
     if first is None:  # models refuse an empty set
-        return Encoded(None, good, corrupt)
+        return Encoded(np.zeros((0, width), np.float32), good, corrupt)
     return Encoded(encode(itertools.chain([first], readable)), good, corrupt)

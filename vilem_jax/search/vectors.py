@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.errors import UserError
-from vilem_jax.files import check_format_version, reason, write_bytes
+from vilem_jax.files import check_format_version, read_errors, write_bytes
 from vilem_jax.search.index import Index, load_index
 from vilem_jax.typing import JsonObject
 
@@ -56,6 +56,10 @@ class Plan:
         first = number * self.images_per_shard
         return range(first, min(first + self.images_per_shard, self.images))
 
+    def files(self, folder: Path) -> list[Path]:
+        """The files of all shards."""
+        return [folder / f"vectors-{i:05d}.safetensors" for i in range(self.shards)]
+
 
 @dataclasses.dataclass(frozen=True)
 class Vectors:
@@ -73,10 +77,6 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    @property
-    def width(self) -> int:
-        return self.parts[0].shape[1]
 
     def path(self, row: int) -> Path:
         """The file of image `row`, or its name."""
@@ -113,7 +113,7 @@ def open_vectors(path: str | Path) -> Vectors:
     if not folder.is_dir():
         return Vectors.of_index(load_index(path))
     plan = read_plan(folder)
-    files = [shard_file(folder, number) for number in range(plan.shards)]
+    files = plan.files(folder)
     missing = [file for file in files if not file.exists()]
     if missing:
         raise UserError(
@@ -130,35 +130,21 @@ def open_vectors(path: str | Path) -> Vectors:
 
 def read_plan(folder: Path) -> Plan:
     """FOLDER/plan.json; raises UserError if it is missing or not a plan."""
-    try:
-        stored = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        version = stored.get("format_version")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"there are no embeddings in {folder}, for it has no {PLAN}; `vilem embed` "
-            "writes them"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{folder / PLAN} cannot be read: {reason(error)}") from error
-    except (ValueError, AttributeError) as error:
-        raise _not_a_plan(folder) from error
-    rebuild = "rebuild it with `vilem embed` in a new folder"
-    check_format_version(version, FORMAT_VERSION, folder, rebuild)
-    types = {field.name: field.type for field in dataclasses.fields(Plan)}
-    if {name: type(value) for name, value in stored.items()} != types:
-        raise _not_a_plan(folder)
-    return Plan(**stored)
-
-
-def _not_a_plan(folder: Path) -> UserError:
-    return UserError(
-        f"{folder / PLAN} is not a plan that `vilem embed` wrote, or is cut short: "
-        "name another folder"
+    path = folder / PLAN
+    missing = f"there are no embeddings in {folder}, no {PLAN}: `vilem embed` writes it"
+    corrupt = (
+        f"{path} is not a plan of `vilem embed`, or cut short: name another folder"
     )
-
-
-def shard_file(folder: Path, number: int) -> Path:
-    return folder / f"vectors-{number:05d}.safetensors"
+    with read_errors(path, missing=missing, corrupt=corrupt):
+        # Unpacked, so that anything but a JSON object is a TypeError.
+        stored = {**json.loads(path.read_text(encoding="utf-8"))}
+        version = stored.get("format_version")
+        rebuild = "rebuild it with `vilem embed` in a new folder"
+        check_format_version(version, FORMAT_VERSION, folder, rebuild)
+        types = {field.name: field.type for field in dataclasses.fields(Plan)}
+        if {name: type(value) for name, value in stored.items()} != types:
+            raise ValueError("fields")
+        return Plan(**stored)
 
 
 def write_shard(path: Path, plan: Plan, shard: Shard) -> None:
@@ -176,8 +162,8 @@ def write_shard(path: Path, plan: Plan, shard: Shard) -> None:
 def is_whole(path: Path, plan: Plan) -> bool:
     """Whether a shard exists with all its bytes; they are not compared."""
     try:
-        header, _ = _header(path)
-        return _about(header)["plan"] == plan.digest
+        _, about, _ = _header(path)
+        return about["plan"] == plan.digest
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -188,13 +174,12 @@ def read_shard(path: Path, plan: Plan) -> Shard:
     Raises:
       UserError: it is missing, corrupt, or belongs to another plan.
     """
-    try:
-        header, start = _header(path)
-        about = _about(header)
-        arrays = {
-            name: _array(path, header[name], start)
-            for name in ("embedding", "names", "name_ends")
-        }
+    rerun = "delete it and rerun the same `vilem embed`"
+    corrupt_file = f"{path} is corrupt, or not a shard of embeddings: {rerun}"
+    with read_errors(path, corrupt=f"{corrupt_file}, which rebuilds it"):
+        header, about, start = _header(path)
+        tensors = ("embedding", "names", "name_ends")
+        arrays = {name: _array(path, header[name], start) for name in tensors}
         for name, checksum in about["checksums"].items():
             if _checksum(arrays[name]) != checksum:
                 raise ValueError(f"checksum of {name}")
@@ -202,17 +187,10 @@ def read_shard(path: Path, plan: Plan) -> Shard:
         names = PackedTexts.from_arrays(arrays["names"], arrays["name_ends"])
         if arrays["embedding"].shape != (len(names), plan.dimension):
             raise ValueError("shapes")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {reason(error)}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is corrupt, or not a shard of embeddings: delete it and rerun "
-            "the same `vilem embed`, which rebuilds it"
-        ) from error
     if about["plan"] != plan.digest:
         raise UserError(
             f"{path} does not belong to {PLAN} beside it: it is of other images, or "
-            "made by another model; delete it and rerun the same `vilem embed`"
+            f"made by another model; {rerun}"
         )
     return Shard(arrays["embedding"], names, corrupt)
 
@@ -221,8 +199,8 @@ def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
 
 
-def _header(path: Path) -> tuple[JsonObject, int]:
-    """A safetensors file's header, and the byte that tensors are counted from.
+def _header(path: Path) -> tuple[JsonObject, JsonObject, int]:
+    """A shard's tensors, its "about", and the byte that tensors are counted from.
 
     safetensors itself would read the tensors; shards are mapped instead.
     """
@@ -232,14 +210,11 @@ def _header(path: Path) -> tuple[JsonObject, int]:
         if not 2 <= length <= size - 8:
             raise ValueError("length of the header")
         header = json.loads(file.read(length))
-    ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
+    about = json.loads(header.pop("__metadata__")["about"])
+    ends = [tensor["data_offsets"][1] for tensor in header.values()]
     if max(ends, default=0) != size - 8 - length:
         raise ValueError("size of the file")
-    return header, 8 + length
-
-
-def _about(header: JsonObject) -> JsonObject:
-    return json.loads(header["__metadata__"]["about"])
+    return header, about, 8 + length
 
 
 def _array(path: Path, tensor: JsonObject, start: int) -> np.ndarray:
