@@ -1,5 +1,6 @@
 """A benchmark is one module and one line of the list."""
 
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -61,6 +62,25 @@ def test_a_listed_benchmark_is_a_verb(tmp_path, capsys):
         **{"model": "RUN", "weights": "online", "step": "last"},
         **{"data": "words", "text_length": 7},
     }
+
+
+def test_the_protocol_may_come_with_the_data_alone(tmp_path, monkeypatch):
+    def evaluate_alone(*arguments, **settings):
+        metrics = evaluate(*arguments, **settings)
+        return {name: metrics[name] for name in ("words", "measured")}
+
+    benchmark = dataclasses.replace(
+        COUNTING,
+        open=lambda options, _: Opened((["a"],), protocol={"data": "one word"}),
+        evaluate=evaluate_alone,
+    )
+    module = SimpleNamespace(BENCHMARK=benchmark)
+    monkeypatch.setitem(sys.modules, "vilem_jax.evaluation.counting", module)
+    out = tmp_path / "counting.json"
+    assert (
+        main(["evaluate", "counting", "--model=RUN", "--words=a", f"--out={out}"]) == 0
+    )
+    assert json.loads(out.read_text())["protocol"]["data"] == "one word"
 
 
 def test_a_listed_benchmark_is_in_the_suite_and_on_its_page(tmp_path, capsys):

@@ -104,7 +104,8 @@ def _run_benchmark(name: str, options: argparse.Namespace) -> None:
         evaluate = functools.partial(evaluate, encoder, show_progress=show)
         protocol = _weights_of(options)
     metrics = evaluate(*opened.data, **opened.settings)
-    metrics["protocol"] = {**protocol, **opened.protocol, **metrics["protocol"]}
+    of_data = {**opened.protocol, **metrics.get("protocol", {})}
+    metrics["protocol"] = protocol | of_data
     if not is_process_0(options):
         return
     print(render(benchmark.tabulate(metrics)))
