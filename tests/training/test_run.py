@@ -338,7 +338,7 @@ def test_tokenizer_of_another_vocabulary_is_refused(settings, tmp_path):
     lines = (folder / "vocab.txt").read_text().splitlines()
     (folder / "vocab.txt").write_text("\n".join(lines[:-1]) + "\n")
     fewer = changed(settings, data={**settings["data"], "tokenizer": str(folder)})
-    refused(fewer, tmp_path / "run", str(folder), f"has {len(lines) - 1} words")
+    refused(fewer, tmp_path / "run", str(folder), f"has {len(lines) - 1} tokens")
     (folder / "vocab.txt").write_text("\n".join([*lines[:-2], *lines[:-3:-1]]) + "\n")
     refused(fewer, tmp_path / "run", "vocab.txt", "another order")
 

@@ -95,9 +95,9 @@ def check_vocabulary(vocabulary: Vocabulary, config: Config, name: str) -> None:
     size = config.model.text.vocab_size
     if vocabulary.size != size:
         raise UserError(
-            f"the tokenizer in {name} has {vocabulary.size} words, but "
-            f"config.model.text.vocab_size is {size}: use the vocabulary the text "
-            "tower was made with"
+            f"the tokenizer in {name} has {vocabulary.size} tokens, but "
+            f"config.model.text.vocab_size is {size}: use the vocabulary that the text "
+            "tower was trained with"
         )
 
 
