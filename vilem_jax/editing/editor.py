@@ -58,7 +58,19 @@ def edit_captions(
     position_keys = fold_in(keys, POSITIONS_PURPOSE)
     chosen = editing.choose_positions(position_keys, is_editable, config)
     model = nnx.merge(graphdef, editor.params)
-    logits = _logits_at(model, tokens, chosen, config, pad_id, mask_id)
+    attention_mask = make_attention_mask(tokens, pad_id)
+
+    def logits_at(chosen: editing.ChosenPositions) -> jax.Array:
+        masked = editing.mask_positions(tokens, chosen, mask_id)
+        return model.logits_at(masked, attention_mask, chosen.positions)
+
+    if config.masking == "together":
+        logits = logits_at(chosen)  # float32 [B, K, V]
+    else:
+        # Each position is masked alone, and the other tokens stay original: K passes.
+        # A loop, not a vmap: K passes at once would need K times the memory.
+        each = jax.tree.map(lambda rows: rows.T[..., None], chosen)  # K times [B, 1]
+        logits = jnp.swapaxes(jax.lax.map(logits_at, each)[:, :, 0], 0, 1)
     original = layers.at_positions(tokens, chosen.positions)
     allowed = editing.candidate_logits(logits, original, editor.tables, config)
     token_keys = fold_in(keys, TOKENS_PURPOSE)
@@ -66,35 +78,6 @@ def edit_captions(
     # The filters of `candidate_logits` may leave nothing: such a position is no edit.
     chosen = chosen._replace(is_edit=chosen.is_edit & has_candidate)
     return editing.apply_edits(tokens, chosen, sampled)
-
-
-def _logits_at(
-    model: MaskedLanguageModel,
-    tokens: jax.Array,
-    chosen: editing.ChosenPositions,
-    config: EditorConfig,
-    pad_id: int,
-    mask_id: int,
-) -> jax.Array:
-    """The editor's logits at the chosen positions, float32 [B, K, V].
-
-    All positions are masked together; with masking="one_by_one" each is masked alone
-    and the other tokens stay original, in K passes.
-    """
-    attention_mask = make_attention_mask(tokens, pad_id)
-    if config.masking == "together":
-        masked = editing.mask_positions(tokens, chosen, mask_id)
-        return model.logits_at(masked, attention_mask, chosen.positions)
-
-    def alone(position_and_edit: tuple[jax.Array, jax.Array]) -> jax.Array:
-        position, is_edit = position_and_edit  # [B], [B]
-        one = editing.ChosenPositions(position[:, None], is_edit[:, None])
-        masked = editing.mask_positions(tokens, one, mask_id)
-        return model.logits_at(masked, attention_mask, one.positions)[:, 0]
-
-    # A loop, not a vmap: K passes at once would need K times the memory.
-    logits = jax.lax.map(alone, (chosen.positions.T, chosen.is_edit.T))  # [K, B, V]
-    return jnp.swapaxes(logits, 0, 1)
 
 
 def editor_graph(config: Config) -> nnx.GraphDef:
