@@ -150,7 +150,7 @@ def test_missing_images_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ([], "holds no example"),
+        ([], "is empty"),
         ([record(0), "{"], "line 2 is not JSON"),
         ([record(0), record(0)], "line 2: id 0 is that of line 1"),
         ([record(0, caption_1=None)], "line 1 has no text in 'caption_1'"),

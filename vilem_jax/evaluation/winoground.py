@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vilem_jax.data.sources.annotations import parse_text
+from vilem_jax.data.sources.annotations import parse_text, read_text
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import Benchmark, DataSet, Opened, Table, option
 from vilem_jax.evaluation.encoding import Encoder
@@ -130,15 +130,12 @@ def read_winoground(folder: str | Path) -> list[WinogroundExample]:
     collapsed_tag, as the data set is given out.
 
     Raises:
-      UserError: no such file, a line that is no such record, an id that is there twice.
+      UserError: no such file, or an empty one; a line that is no such record; an id
+        that is there twice.
     """
     file = _examples_file(folder)
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as text") from error
     examples, seen = [], {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(str(file)).splitlines(), start=1):
         if not line.strip():
             continue
         example = _read_line(line, f"{file}, line {number}")
@@ -149,8 +146,6 @@ def read_winoground(folder: str | Path) -> list[WinogroundExample]:
             )
         seen[example.name] = number
         examples.append(example)
-    if not examples:
-        raise UserError(f"{file} holds no example")
     return examples
 
 
