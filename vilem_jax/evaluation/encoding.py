@@ -212,7 +212,7 @@ class Encoder:
         padded = [np.concatenate([r, np.repeat(r[-1:], padding, 0)]) for r in rows]
         shape = (program, *(part.shape for part in padded))
         if self.clock and shape not in self.warm:
-            with self.clock.measure("warm_up"):
+            with measure(self.clock, "warm_up"):
                 jax.block_until_ready(self.programs[program](self.params, *padded))
         self.warm.add(shape)
         with measure(self.clock, _STAGE.get(program, "proofread")):
