@@ -64,26 +64,12 @@ def read_features(path: str | Path) -> Features:
         type; the message names it.
     """
     file = Path(path).expanduser()
-    arrays, names = _stored(file)
-    missing = [name for name in ARRAYS if name not in arrays]
-    if missing:
-        raise UserError(
-            f"{file} has no {' and no '.join(missing)}; it has: "
-            f"{', '.join(names) or 'nothing'}"
-        )
-    features = Features(**arrays)
-    _check(file, features)
-    return features
-
-
-def _stored(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Those of `ARRAYS` that an .npz has, and the names of all its arrays."""
     try:
         with open(file, "rb") as opened:
             stored = np.load(opened, allow_pickle=False)
-            if isinstance(stored, np.ndarray):
-                return {}, ["one array without a name"]
-            return {n: stored[n] for n in ARRAYS if n in stored}, list(stored)
+            is_one = isinstance(stored, np.ndarray)
+            names = ["one array without a name"] if is_one else list(stored)
+            arrays = {name: stored[name] for name in ARRAYS if name in names}
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None
     except (OSError, ValueError, EOFError, pickle.PickleError, zipfile.BadZipFile):
@@ -91,6 +77,14 @@ def _stored(file: Path) -> tuple[dict[str, np.ndarray], list[str]]:
             f"{file} cannot be read as an .npz of numbers: save it with np.savez, "
             "without Python objects"
         ) from None
+    if missing := [name for name in ARRAYS if name not in arrays]:
+        raise UserError(
+            f"{file} has no {' and no '.join(missing)}; it has: "
+            f"{', '.join(names) or 'nothing'}"
+        )
+    features = Features(**arrays)
+    _check(file, features)
+    return features
 
 
 def _check(file: Path, features: Features) -> None:

@@ -68,9 +68,7 @@ def find_suite(folder: str | Path) -> Suite:
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is no folder: give the one that holds coco/ and so on"
-        )
+        raise UserError(f"{folder} is no folder: give the one that holds coco/ etc.")
     found: dict[str, Found] = {}
     absent: list[DataSet] = []
     for benchmark in map(load_benchmark, BENCHMARKS):
@@ -86,11 +84,7 @@ def find_suite(folder: str | Path) -> Suite:
 
 
 def run_suite(
-    encoder: "Encoder",
-    suite: Suite,
-    *,
-    allow_missing: bool = False,
-    show_progress: bool = False,
+    encoder: "Encoder", suite: Suite, *, allow_missing: bool, show_progress: bool
 ) -> None:
     """Fills `suite.metrics`; a benchmark that refuses does not stop the others.
 

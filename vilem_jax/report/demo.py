@@ -34,11 +34,7 @@ from vilem_jax.training.run import train
 
 VOCABULARY_SIZE = 256  # at most: the captions of scenes need fewer tokens
 # A first look in a minute: every stage runs, nothing is learned well.
-QUICK = {
-    "train.num_steps": "20",
-    "optimizer.warmup_steps": "5",
-    "log.every_steps": "5",
-}
+QUICK = {"train.num_steps": "20", "optimizer.warmup_steps": "5", "log.every_steps": "5"}
 QUICK_IMAGES = {"train": 500, "validation": 100, "test": 100}
 
 SUMMARY = (
