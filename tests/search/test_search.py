@@ -73,7 +73,7 @@ def test_words_and_images_find_their_like(folder, tmp_path):
     assert [hit.path.name for hit in hits] == ["red.PNG", "purple.webp"]
     assert hits[0].path == folder / "b" / "red.PNG"
     assert 1 >= hits[0].score >= hits[1].score
-    hits = search(load_index(out), model, image=folder / "a.jpg", top_k=99)
+    hits = search(out, model, image=folder / "a.jpg", top_k=99)
     assert len(hits) == 3 and hits[0].path.name == "a.jpg"
     assert hits[0].score == pytest.approx(1, abs=1e-3)
 

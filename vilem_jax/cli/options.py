@@ -58,10 +58,9 @@ def add_config(verb: argparse.ArgumentParser) -> None:
 
 def add_model(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
     """--model, --weights and --step, for `open_model`."""
-    verb.add_argument(
-        "--model", required=required, metavar="RUN_OR_MODEL", help=MODEL_HELP
-    )
-    verb.add_argument(
+    add = verb.add_argument
+    add("--model", required=required, metavar="RUN_OR_MODEL", help=MODEL_HELP)
+    add(
         "--weights",
         choices=("online", "momentum", "mixed"),
         default="online",
@@ -69,9 +68,7 @@ def add_model(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
         "the moving average of the other",
     )
     add_step(verb)
-    verb.add_argument(
-        "--batch-size", type=count, help="rows at a time; the run's by default"
-    )
+    add("--batch-size", type=count, help="rows at a time; the run's by default")
 
 
 def add_step(verb: argparse.ArgumentParser) -> None:

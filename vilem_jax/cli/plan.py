@@ -64,13 +64,11 @@ def plan_tables(plan: JsonObject) -> str:
     """What `make_plan` found, for the terminal: a part for each of its keys."""
     from vilem_jax.report.tables import format_table
 
-    held, compiled = plan["bytes_a_chip"], plan["compiled"]
+    work, held, compiled = plan["gflop_a_pair"], plan["bytes_a_chip"], plan["compiled"]
     fit = f"\n{_fit(plan)}" if held["memory"] is not None else ""
     parts = [
         _head(plan),
-        format_table(
-            ["work, a pair", "GFLOP", "share"], _work_rows(plan["gflop_a_pair"])
-        ),
+        format_table(["work, a pair", "GFLOP", "share"], _work_rows(work)),
         format_table(["memory, a chip", "GB"], _memory_rows(held)) + fit,
     ]
     if moved := plan["collectives_a_step"]:

@@ -13,7 +13,6 @@ import numpy as np
 from vilem_jax.api import ImageInput, Model
 from vilem_jax.errors import UserError
 from vilem_jax.search.exact import put_on_devices
-from vilem_jax.search.index import Index
 from vilem_jax.search.vectors import Vectors, open_vectors
 
 
@@ -26,20 +25,17 @@ class Searcher:
     """Embeddings on the devices, ready for any number of searches.
 
     Args:
-      vectors: a file of `vilem index`, a folder of `vilem embed`, or either opened.
+      vectors: a file of `vilem index`, a folder of `vilem embed`, or opened `Vectors`.
       model: of the embeddings; None if only `by_vectors` will be called.
 
     Raises:
       UserError: no embeddings there, or another model's.
     """
 
-    def __init__(self, vectors: Vectors | Index | str | Path, model: Model | None):
-        if isinstance(vectors, Index):
-            vectors = Vectors.of_index(vectors)
-        self.vectors = (
-            vectors if isinstance(vectors, Vectors) else open_vectors(vectors)
-        )
-        self.model = model
+    def __init__(self, vectors: Vectors | str | Path, model: Model | None):
+        if not isinstance(vectors, Vectors):
+            vectors = open_vectors(vectors)
+        self.vectors, self.model = vectors, model
         if model is not None:
             self.vectors.check_model(model.fingerprint)
         self.search = put_on_devices(self.vectors.parts)
@@ -87,7 +83,7 @@ def _check_words(model: Model, texts: list[str]) -> None:
 
 
 def search(
-    index: Index | Vectors | str | Path,
+    index: Vectors | str | Path,
     model: Model,
     *,
     words: str | None = None,

@@ -21,7 +21,7 @@ import safetensors.numpy
 from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_format_version, read_errors, write_bytes
-from vilem_jax.search.index import Index, load_index
+from vilem_jax.search.index import load_index
 from vilem_jax.typing import JsonObject
 
 FORMAT_VERSION = 1
@@ -70,11 +70,6 @@ class Vectors:
     names: Sequence[str]  # N
     parts: tuple[np.ndarray, ...]  # float32 or float16 [N_i, E]; memory-mapped
 
-    @classmethod
-    def of_index(cls, index: Index) -> "Vectors":
-        names = [entry.path for entry in index.entries]
-        return cls(index.fingerprint, index.folder, names, (index.embedding,))
-
     def __len__(self) -> int:
         return len(self.names)
 
@@ -111,7 +106,9 @@ def open_vectors(path: str | Path) -> Vectors:
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return Vectors.of_index(load_index(path))
+        index = load_index(path)
+        names = [entry.path for entry in index.entries]
+        return Vectors(index.fingerprint, index.folder, names, (index.embedding,))
     plan = read_plan(folder)
     files = plan.files(folder)
     missing = [file for file in files if not file.exists()]
