@@ -117,7 +117,7 @@ def test_functions_of_the_readme_are_in_their_files():
             assert re.search(rf"^(?:def|class) {name}\b", code, re.M), (path, name)
 
 
-def test_rooms_of_the_architecture_are_the_folders():
+def test_subpackages_of_the_architecture_are_the_folders():
     page = text_of(ROOT / "docs" / "architecture.md")
     named = set(re.findall(r"^\| `([\w/]+)/` \|", page, re.M))
     folders = {

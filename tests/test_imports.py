@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vilem_jax"
 MAX_LINES = 400
 
-# A module may import from the levels before its own, and from its own room. Rooms on
-# one level do not know each other.
+# A module may import from the levels before its own, and from its own subpackage.
+# Subpackages on one level do not know each other.
 LEVELS = [
     {"errors", "keys", "masking", "typing"},
     {"config"},
@@ -59,13 +59,15 @@ LATE = {
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(module: str) -> str:
+def subpackage_of(module: str) -> str:
     """vilem_jax.data.images -> data."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def level_of(room: str) -> int:
-    return next(number for number, rooms in enumerate(LEVELS) if room in rooms)
+def level_of(subpackage: str) -> int:
+    return next(
+        number for number, subpackages in enumerate(LEVELS) if subpackage in subpackages
+    )
 
 
 def module_of(file: Path) -> str:
@@ -84,7 +86,7 @@ def imports(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
                 parts = module.split(".")
                 parts = parts[: len(parts) - node.level + is_package]
                 base = ".".join([*parts, node.module] if node.module else parts)
-            # "from vilem_jax import data" imports the room, not the package.
+            # "from vilem_jax import data" imports the subpackage, not the package.
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
@@ -92,7 +94,7 @@ def arrow_fault(importer: str, imported: str) -> str | None:
     """Why module `importer` may not import `imported`; None if it may."""
     if imported.split(".")[0] != "vilem_jax" or importer == "vilem_jax":
         return None
-    ours, theirs = room_of(importer), room_of(imported)
+    ours, theirs = subpackage_of(importer), subpackage_of(imported)
     if ours == theirs:
         return None
     if theirs in ("__init__", "__version__"):
@@ -138,7 +140,7 @@ def test_a_wrong_arrow_is_found():
     assert arrow_fault("vilem_jax.models.vilem", "vilem_jax.objectives.editing")
     assert arrow_fault("vilem_jax.search.index", "vilem_jax.report.html")
     assert not arrow_fault("vilem_jax.training.run", "vilem_jax.distributed.mesh")
-    # "from vilem_jax import api" in an __init__ of a room counts as api.
+    # "from vilem_jax import api" in an __init__ of a subpackage counts as api.
     package = ast.parse("from .. import api")
     (name,) = imports(package, "vilem_jax.data", True)
     assert arrow_fault("vilem_jax.data", name)

@@ -1,4 +1,4 @@
-"""Image-text contrast against momentum keys: Eqs. (1)-(5), and the queues."""
+"""Image-text contrast against momentum keys: Eqs. (1)-(4), and the queues."""
 
 import jax
 import jax.numpy as jnp

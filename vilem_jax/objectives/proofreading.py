@@ -1,4 +1,4 @@
-"""Error detection and correction: Eqs. (8)-(12).
+"""Error detection and correction: Eqs. (8), (9).
 
 Each function returns sums over its samples. Divided by counts of the whole batch, the
 sums of its parts add up to the loss, so microbatches are exact.
