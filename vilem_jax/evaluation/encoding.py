@@ -279,8 +279,12 @@ def make_encoder(
     for branches in (("local",), ("global",), BRANCHES):
         programs["+".join(branches)] = functools.partial(proofread, branches=branches)
 
-    def compiled(program: Callable) -> Callable:
-        return jax.jit(lambda params, *rows: program(nnx.merge(graph, params), *rows))
+    def compiled(name: str, program: Callable) -> Callable:
+        def run(params, *rows):
+            return program(nnx.merge(graph, params), *rows)
+
+        run.__name__ = name  # in profiles
+        return jax.jit(run)
 
     return Encoder(
         config=config,
@@ -288,7 +292,7 @@ def make_encoder(
         tokenizer=tokenizer,
         text_length=config.evaluation.text_length,
         batch_size=batch_size or config.evaluation.batch_size,
-        programs={name: compiled(program) for name, program in programs.items()},
+        programs={name: compiled(name, program) for name, program in programs.items()},
     )
 
 
