@@ -42,12 +42,7 @@ _BUG_NAMES = {kind.__name__ for kind in _BUGS} | {"IndexError", "KeyError"}
 
 
 def prepare_with_beam(
-    splits: Splits,
-    folder: str | Path,
-    settings: Settings,
-    *,
-    runner: str,
-    options: str = "",
+    splits: Splits, folder: str | Path, settings: Settings, runner: str, options: str
 ) -> JsonObject:
     """Like `prepare`, with TFDS's `download_and_prepare` on a Beam runner.
 
@@ -70,9 +65,7 @@ def prepare_with_beam(
     folder = Path(folder).expanduser()
     partial = local.claim(folder)
     if partial.exists():
-        raise UserError(
-            f"{partial} is incomplete, and Beam cannot resume it: delete it"
-        )
+        raise UserError(f"{partial} is incomplete, which Beam cannot resume: delete it")
     records = split_records(splits, settings)
     plan = local.make_plan(records, settings)
     _check_readable(records)
