@@ -67,10 +67,7 @@ class Corpus:
         self._first_pair = [np.concatenate([[0], np.cumsum(c)]) for c in counts]
         self.num_images = sum(len(source) for source in self.sources)
         self.num_pairs = int(sum(first[-1] for first in self._first_pair))
-        self._num_items = tuple(
-            int(first[-1]) if unit == "pairs" else len(first) - 1
-            for first in self._first_pair
-        )
+        self._num_items = [int(c.sum()) if unit == "pairs" else len(c) for c in counts]
         self.epoch_length = sum(self._num_items)
         if max(self.num_pairs, self.epoch_length) >= 2**31:
             raise UserError(f"{self.num_pairs} pairs are more than int32 ids can name")
