@@ -153,7 +153,9 @@ def test_recall_on_coco_5k_is_that_of_eccv_caption(peer):
         "i2t": dict(zip(image_ids.tolist(), i2t, strict=True)),
         "t2i": dict(zip(caption_ids.tolist(), t2i, strict=True)),
     }
-    found = retrieval_metrics(images, texts, image_of_text)
+    found = retrieval_metrics(
+        images, texts, image_ids[image_of_text], image_ids=image_ids
+    )
     for top in TOPS:
         theirs = peer.coco_5k_recalls(retrieved, "all", K=top)
         for way in ("i2t", "t2i"):

@@ -50,6 +50,10 @@ def pairs_metrics(
       "mean_over_groups": {kind: mean of the groups' accuracies}.
     """
     score_true, score_wrong = np.asarray(score_true), np.asarray(score_wrong)
+    if score_true.shape != score_wrong.shape or len(kinds) != len(score_true):
+        raise ValueError(
+            f"scores {score_true.shape} and {score_wrong.shape}, {len(kinds)} kinds"
+        )
     if len(kinds) == 0:
         raise UserError("there is no pair of captions to evaluate")
     if not (np.isfinite(score_true).all() and np.isfinite(score_wrong).all()):

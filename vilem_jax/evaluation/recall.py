@@ -22,6 +22,7 @@ def retrieval_metrics(
     text_embedding: np.ndarray,
     image_of_text: np.ndarray,
     *,
+    image_ids: np.ndarray | None = None,
     folds: int = 1,
     clock: Stopwatch | None = None,
 ) -> dict:
@@ -30,8 +31,9 @@ def retrieval_metrics(
     Args:
       image_embedding: [I, E], unit rows.
       text_embedding: [T, E], unit rows.
-      image_of_text: int [T], row of each caption's image; at least one an image, in
-        any order.
+      image_of_text: int [T], the id of each caption's image; at least one an image,
+        in any order.
+      image_ids: int [I], all different; None: 0 .. I - 1, the rows.
       folds: of 2 or more, `folded_metrics` too, as "folds".
       clock: measures similarity and ranking.
 
@@ -40,11 +42,11 @@ def retrieval_metrics(
       "captions"}: recalls in per cent, ranks from 1, rsum the sum of the six recalls.
 
     Raises:
-      UserError: a caption without an image, an image without a caption, NaN or infinity
-        in an embedding, shapes that do not fit.
+      UserError: ids that are double or have no image, an image without a caption, NaN
+        or infinity in an embedding, shapes that do not fit.
     """
-    _check_owners(image_of_text, len(image_embedding))
-    rows = (image_embedding, text_embedding, image_of_text)
+    owner = _rows_of_images(len(image_embedding), image_of_text, image_ids)
+    rows = (image_embedding, text_embedding, owner)
     i2t, t2i = map(_metrics, ranks(*rows, clock=clock))
     metrics = {
         "i2t": i2t,
@@ -217,18 +219,32 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, count))
 
 
-def _check_owners(image_of_text: np.ndarray, num_images: int) -> None:
-    is_known = (image_of_text >= 0) & (image_of_text < num_images)
+def _rows_of_images(
+    num_images: int, image_of_text: np.ndarray, image_ids: np.ndarray | None
+) -> np.ndarray:
+    """Rows of the images that `image_of_text` names by id, after all checks."""
+    image_of_text = np.asarray(image_of_text)
+    ids = np.arange(num_images) if image_ids is None else np.asarray(image_ids)
+    if len(ids) != num_images:
+        raise UserError(f"{len(ids)} image ids for {num_images} image embeddings")
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    is_double = ordered[1:] == ordered[:-1]
+    if is_double.any():
+        double = ordered[1:][is_double][0]
+        raise UserError(f"image id {double} stands for several images: make ids unique")
+    is_known = np.isin(image_of_text, ids)
     if not is_known.all():
         text = int(np.argmin(is_known))
         raise UserError(
             f"caption {text} belongs to image {image_of_text[text]}, "
             "which is not among the images"
         )
-    has_caption = np.isin(np.arange(num_images), image_of_text)
+    has_caption = np.isin(ids, image_of_text)
     if not has_caption.all():
-        lonely = int(np.argmin(has_caption))
+        lonely = ids[int(np.argmin(has_caption))]
         raise UserError(f"image {lonely} has no caption: leave it out, or caption it")
+    return order[np.searchsorted(ordered, image_of_text)]
 
 
 def _check_embeddings(image_embedding: np.ndarray, text_embedding: np.ndarray):

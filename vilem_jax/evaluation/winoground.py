@@ -58,6 +58,8 @@ def winoground_metrics(
     scores = np.asarray(scores)
     if scores.ndim != 3 or scores.shape[1:] != (2, 2):
         raise ValueError(f"scores must be [N, 2, 2], not {scores.shape}")
+    if not len(scores) == len(tags) == len(predicates):
+        raise ValueError(f"{len(scores)} scores, {len(tags)} tags, {len(predicates)}")
     if len(scores) == 0:
         raise UserError("there is no example of Winoground to evaluate")
     if not np.isfinite(scores).all():
