@@ -14,9 +14,7 @@ class MaskedLanguageModel(nnx.Module):
 
     def __init__(self, config: TextConfig, compute: ComputeConfig, *, rngs):
         self.text = TextTower(config, compute, rngs=rngs)
-        self.transform = layers.Transform(
-            config.width, config.layer_norm_eps, config.activation, compute, rngs=rngs
-        )
+        self.transform = layers.Transform(config, compute, rngs=rngs)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size))
         self.compute = compute
 

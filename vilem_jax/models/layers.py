@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vilem_jax.config.schema import ComputeConfig
+from vilem_jax.config.schema import ComputeConfig, TextConfig, VisionConfig
 from vilem_jax.masking import NEG_INF
 
 INIT_STD = 0.02  # BERT's and ViT's; `with_init_std` scales what is drawn with it
@@ -166,10 +166,10 @@ def masked_attention(
 class MLP(nnx.Module):
     """Two linear maps with an activation between them: [..., W] -> [..., W]."""
 
-    def __init__(self, width, mlp_width, activation_name, compute, *, rngs):
-        self.expand = linear(width, mlp_width, compute, rngs)
-        self.contract = linear(mlp_width, width, compute, rngs)
-        self.activation_name = activation_name
+    def __init__(self, config: TextConfig | VisionConfig, compute, *, rngs):
+        self.expand = linear(config.width, config.mlp_width, compute, rngs)
+        self.contract = linear(config.mlp_width, config.width, compute, rngs)
+        self.activation_name = config.activation
 
     def __call__(self, hidden):
         return self.contract(activation(self.activation_name)(self.expand(hidden)))
@@ -178,10 +178,10 @@ class MLP(nnx.Module):
 class Transform(nnx.Module):
     """BERT's prediction-head transform: linear, activation, LayerNorm."""
 
-    def __init__(self, width, eps, activation_name, compute, *, rngs):
-        self.dense = linear(width, width, compute, rngs)
-        self.norm = layer_norm(width, eps, compute, rngs)
-        self.activation_name = activation_name
+    def __init__(self, config: TextConfig, compute, *, rngs):
+        self.dense = linear(config.width, config.width, compute, rngs)
+        self.norm = layer_norm(config.width, config.layer_norm_eps, compute, rngs)
+        self.activation_name = config.activation
 
     def __call__(self, hidden):
         return self.norm(activation(self.activation_name)(self.dense(hidden)))

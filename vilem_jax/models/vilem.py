@@ -35,11 +35,10 @@ class ProofreadHead(nnx.Module):
     """Is each token the original, and which token belongs at the edited positions."""
 
     def __init__(self, config, compute, *, rngs):
-        shape = (config.width, config.layer_norm_eps, config.activation, compute)
         # Both tasks have BERT's transform: both can start from a pretrained one.
-        self.detect_transform = layers.Transform(*shape, rngs=rngs)
+        self.detect_transform = layers.Transform(config, compute, rngs=rngs)
         self.detect = layers.linear(config.width, 2, compute, rngs)
-        self.correct_transform = layers.Transform(*shape, rngs=rngs)
+        self.correct_transform = layers.Transform(config, compute, rngs=rngs)
         self.correct_bias = nnx.Param(jnp.zeros(config.vocab_size))
 
     def __call__(self, hidden, positions, token_embedding) -> ProofreadLogits:
@@ -156,18 +155,14 @@ class ViLEM(nnx.Module):
         """
         m1 = self.config.num_proofread_layers
         clean_seeds, global_seeds = seeds
-        embedded = (
-            self.text.embed(tokens, seeds=clean_seeds),
-            self.text.embed(
-                edited_tokens, image_global=image_global, seeds=global_seeds
-            ),
+        clean = self.text.embed(tokens, seeds=clean_seeds)
+        edited = self.text.embed(
+            edited_tokens, image_global=image_global, seeds=global_seeds
         )
-        both_seeds = (
-            None if clean_seeds is None else _interleave(clean_seeds, global_seeds)
-        )
+        both_seeds = None if clean_seeds is None else _interleave(*seeds)
         # One large matrix product is faster than two of half its rows.
         hidden = self.text.run(
-            _interleave(*embedded),
+            _interleave(clean, edited),
             _interleave(attention_mask, attention_mask),
             stop=m1,
             seeds=both_seeds,

@@ -1,5 +1,6 @@
 """The image tower: a pre-norm ViT that returns the patches of chosen layers."""
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -29,9 +30,7 @@ class VisionBlock(nnx.Module):
         self.value = layers.linear(width, width, compute, rngs)
         self.output = layers.linear(width, width, compute, rngs)
         self.mlp_norm = layers.layer_norm(width, eps, compute, rngs)
-        self.mlp = layers.MLP(
-            width, config.mlp_width, config.activation, compute, rngs=rngs
-        )
+        self.mlp = layers.MLP(config, compute, rngs=rngs)
         self.num_heads = config.num_heads
         self.implementation: Literal["xla", "cudnn"] = compute.attention
 
@@ -131,9 +130,7 @@ class VisionTower(nnx.Module):
         return hidden, tuple(patches[number - 1] for number in levels)
 
     def _runner(self, block: VisionBlock, *, cls_only: bool = False):
-        def run(hidden):
-            return block(hidden, cls_only=cls_only)
-
+        run = partial(block, cls_only=cls_only)
         return jax.checkpoint(run) if self.compute.recompute else run
 
     def _embed(self, pixels: jax.Array) -> jax.Array:
