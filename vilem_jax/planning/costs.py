@@ -7,7 +7,7 @@ a percent of the compiled step. All numbers are of one image-caption pair.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from vilem_jax.config.schema import Config, TextConfig, VisionConfig
 from vilem_jax.models.vilem import level_of_layer
@@ -40,14 +40,11 @@ class Work:
     unread: float = 0.0  # of `linear`: its result is not read in the backward pass
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.linear + other.linear,
-            self.mixing + other.mixing,
-            self.unread + other.unread,
-        )
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Work(*(ours + theirs for ours, theirs in pairs))
 
     def __mul__(self, number: int) -> "Work":
-        return Work(self.linear * number, self.mixing * number, self.unread * number)
+        return Work(*(part * number for part in astuple(self)))
 
     @property
     def forward(self) -> float:
@@ -211,20 +208,14 @@ def _clean_text(config: Config) -> Part:
 
 def _branches(config: Config) -> list[Part]:
     """The local and the global branch, those that have a loss."""
-    num = config.model.num_proofread_layers
-    vision, text, length = (
-        config.model.vision,
-        config.model.text,
-        config.data.text_length,
-    )
+    model, length = config.model, config.data.text_length
+    num, vision, text = model.num_proofread_layers, model.vision, model.text
     layers = _layers(text, num, length)
     parts = []
     if config.loss.has_local:
         keys = 2 * vision.num_patches * vision.width * text.width  # and values
-        cross = Work(
-            2 * length * text.width**2 + keys,
-            2 * length * vision.num_patches * text.width,
-        )
+        mixing = 2 * length * vision.num_patches * text.width
+        cross = Work(2 * length * text.width**2 + keys, mixing)
         name = f"local branch: {num} layers, cross-attention, word head"
         parts.append(_branch(config, "local", name, layers + cross * num, keys * num))
     if config.loss.has_global:
@@ -245,10 +236,8 @@ def _branch(config: Config, branch: str, name: str, work: Work, keys: float) -> 
     if "correct" in config.loss.trained[branch]:
         head = _vocab_head(config, config.editor.max_edits)
         if not config.model.decoder_trains_embeddings:
-            text = config.model.text
-            frozen_decoder = (
-                2.0 * config.editor.max_edits * text.width * text.vocab_size
-            )
+            size = config.model.text.width * config.model.text.vocab_size
+            frozen_decoder = 2.0 * config.editor.max_edits * size
     forward, again = work.forward + head.forward, work.recomputed(config)
     backward = work.backward + head.backward + again - frozen_decoder
     if not _is_cross(config):

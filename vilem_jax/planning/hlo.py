@@ -210,12 +210,9 @@ def _convolution_flops(one: Instruction, instructions: Computation) -> float:
     total = 2.0 * sums * batch
     product = dims(one.shape)
     for axis, window in enumerate(_windows(one.attributes, len(product) - 2)):
-        lengths = (
-            left[of_left.index(str(axis))],
-            kernel[of_kernel.index(str(axis))],
-            product[of_product.index(str(axis))],
-        )
-        total *= _real_pairs(*lengths, *window)
+        name = str(axis)
+        length, taps = left[of_left.index(name)], kernel[of_kernel.index(name)]
+        total *= _real_pairs(length, taps, product[of_product.index(name)], window)
     return total
 
 
@@ -234,16 +231,12 @@ def _windows(attributes: str, rank: int) -> Iterator[tuple[int, ...]]:
     return zip(*columns, strict=True)
 
 
-def _real_pairs(
-    length: int,
-    kernel: int,
-    product: int,
-    stride: int,
-    pad: int,
-    left_dilation: int,
-    kernel_dilation: int,
-) -> int:
-    """Pairs of an output position and a kernel position that meet a real element."""
+def _real_pairs(length: int, kernel: int, product: int, window: tuple[int, ...]) -> int:
+    """Pairs of an output position and a kernel position that meet a real element.
+
+    `window` is of `_windows`.
+    """
+    stride, pad, left_dilation, kernel_dilation = window
     dilated = (
         position * stride - pad + tap * kernel_dilation
         for tap in range(kernel)
