@@ -5,17 +5,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vilem_jax.errors import UserError
-from vilem_jax.export import onnx_graph, stablehlo
+from vilem_jax.export import onnx_graph, stablehlo, towers
 from vilem_jax.export.card import model_card
-from vilem_jax.export.towers import (
-    DESCRIPTION,
-    describe,
-    describe_tokenizer,
-    largest_difference,
-    make_towers,
-    names_of,
-    write_towers,
-)
 from vilem_jax.runs.trained_model import Stored, Weights, read_stored
 from vilem_jax.typing import JsonObject
 from vilem_jax.weights import folders, model_folder
@@ -90,7 +81,8 @@ def _check_out(name: str | os.PathLike[str], out: Path, kind: Format) -> None:
     if kind in _COMPILED:
         _COMPILED[kind].check_installed()
         files = [f"{tower}.{kind}" for tower in ("image", "text")]
-        ours, is_earlier = names_of(files), folders.holds(DESCRIPTION, *files)
+        ours = towers.names_of(files)
+        is_earlier = folders.holds(towers.DESCRIPTION, *files)
     elif kind == "huggingface":
         ours, is_earlier = huggingface_export.FILES, huggingface_export.IS_EARLIER
     else:
@@ -106,14 +98,15 @@ def _write_compiled(out: Path, stored: Stored, kind: str, card: str) -> list[str
     files: dict[str, bytes] = {}
     description: JsonObject = {}
     sentences = []
-    for name, tower in make_towers(config, stored.params, tokenizer).items():
+    for name, tower in towers.make_towers(config, stored.params, tokenizer).items():
         file = f"{name}.{kind}"
         files[file] = maker.to_bytes(tower)
         # Nothing is written before every tower has been run and compared.
-        difference = largest_difference(tower, maker.runner(files[file]), file)
+        run = maker.runner(files[file])
+        difference = towers.largest_difference(tower, run, file)
         description[name] = {
             "file": file,
-            **describe(tower, config.model.embedding_width),
+            **towers.describe(tower, config.model.embedding_width),
             "largest_difference": difference,
         }
         sentences.append(
@@ -121,7 +114,7 @@ def _write_compiled(out: Path, stored: Stored, kind: str, card: str) -> list[str
             "noise"
         )
     text_length = config.evaluation.text_length
-    description["tokenizer"] = describe_tokenizer(tokenizer, text_length)
+    description["tokenizer"] = towers.describe_tokenizer(tokenizer, text_length)
     description["format"] = maker.describe()
-    write_towers(out, files, description, tokenizer, card=card)
+    towers.write_towers(out, files, description, tokenizer, card=card)
     return sentences

@@ -20,14 +20,12 @@ from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
 
 CARD = "README.md"
 PROJECTIONS = "projections.safetensors"
+_TOWER = (folders.CONFIG, folders.WEIGHTS)
 FILES = {
     CARD,
     PROJECTIONS,
-    *(f"vision/{name}" for name in (folders.CONFIG, folders.WEIGHTS)),
-    *(
-        f"text/{name}"
-        for name in (folders.CONFIG, folders.WEIGHTS, *folders.TOKENIZER_FILES)
-    ),
+    *(f"vision/{name}" for name in _TOWER),
+    *(f"text/{name}" for name in (*_TOWER, *folders.TOKENIZER_FILES)),
 }
 IS_EARLIER = folders.holds(PROJECTIONS)
 
