@@ -114,25 +114,51 @@ def test_alpha_shows_white(mode):
     assert (pixels[0, 0] < 255).any()
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_image_upright(orientation):
-    # An image whose upper left quarter is white, stored turned as the tag says.
-    upright = np.zeros((16, 24, 3), np.uint8)
-    upright[:8, :12] = 255
-    undo = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.transpose(1, 0, 2),
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-        8: lambda a: np.rot90(a, -1),
-    }
-    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+# An image that is stored turned, as its orientation says.
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+def turned(upright: np.ndarray, orientation: int, form: str, mode="RGB") -> bytes:
+    stored = Image.fromarray(np.ascontiguousarray(TURNED[orientation](upright)))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = decode(encode(stored, "PNG", exif=exif))
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(form, {})
+    return encode(stored.convert(mode), form, exif=exif, **options)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_every_orientation_becomes_upright(form, orientation, mode):
+    upright = np.zeros((160, 240, 3), np.uint8)
+    upright[:80, :120] = 255  # the upper left quarter
+    content = turned(upright, orientation, form, mode)
+    pixels = decode(content)
+    assert pixels.shape == upright.shape
+    difference = np.abs(pixels.astype(int) - upright)
+    assert difference.mean() < 1 if form == "JPEG" else difference.max() == 0
+    for seed in range(10):
+        crop, expected = (
+            random_crop(image, 64, (0.2, 1.0), np.random.default_rng(seed))
+            for image in (content, pixels)
+        )
+        np.testing.assert_array_equal(crop, expected)
+
+
+def test_an_orientation_in_xmp_counts_too():
+    upright = noise(5, 24, 16)
+    stored = Image.fromarray(np.ascontiguousarray(TURNED[6](upright)))
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
+    pixels = decode(encode(stored, "WEBP", xmp=xmp, lossless=True))
     np.testing.assert_array_equal(pixels, upright)
 
 

@@ -16,7 +16,7 @@ from cykooz_resizer import (
     ResizeOptions,
     Resizer,
 )
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # by the header: larger ones are refused before decoding
 # Pillow reads many more; some run other programs (EPS) or had security holes.
@@ -52,7 +52,7 @@ def decode(encoded: bytes | np.ndarray) -> np.ndarray:
     if isinstance(encoded, np.ndarray):
         return _from_array(encoded)
     with _opened(encoded) as image:
-        return _pixels(image, encoded)
+        return _pixels(image, encoded)[0]
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
@@ -64,8 +64,10 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     _refuse_large(image)
     try:
         image.load()
-        return np.array(_to_rgb(_upright(image)))
-    except Exception as error:  # as in `decode`
+        # Only now: Pillow turns some formats (TIFF) itself, and removes the tag.
+        orientation = _orientation(image)
+        return _upright(np.array(_to_rgb(image)), orientation)
+    except Exception as error:  # as in `_opened`
         raise _corrupt(error) from error
 
 
@@ -130,16 +132,16 @@ def random_crop(
     """
     if isinstance(encoded, np.ndarray):
         pixels = _from_array(encoded)
-        height, width = pixels.shape[:2]
-        return _crop(pixels, crop_box(width, height, scale, rng), size)
+        box = crop_box(pixels.shape[1], pixels.shape[0], scale, rng)
+        return _crop(pixels, box, size)
     with _opened(encoded) as image:
-        width, height = _upright_size(image)
-        box = crop_box(width, height, scale, rng)
-        shrink = _shrink(box, size) if image.format == "JPEG" else 1
-        pixels = _pixels(image, encoded, shrink)
-    # Decoders do not always shrink by the requested factor.
-    done = min((1, 2, 4, 8), key=lambda n: abs(math.ceil(width / n) - pixels.shape[1]))
-    return _crop(pixels, tuple(edge / done for edge in box), size)
+        if _is_plain_jpeg(image):  # the header gives the upright size
+            box = crop_box(*_upright_size(image), scale, rng)
+            pixels, shrink = _pixels(image, encoded, _shrink(box, size))
+        else:
+            pixels, shrink = from_pillow(image), 1
+            box = crop_box(pixels.shape[1], pixels.shape[0], scale, rng)
+    return _crop(pixels, tuple(edge / shrink for edge in box), size)
 
 
 def crop_box(
@@ -169,10 +171,6 @@ def crop_box(
 @contextmanager
 def _opened(encoded: bytes) -> Iterator[Image.Image]:
     """The image with its header read; raises any error of its bytes as ImageError."""
-    if _webp_pixels(encoded) > MAX_PIXELS:  # Pillow's WebP allocates when it opens
-        raise ImageError(
-            f"a WebP image has more than {MAX_PIXELS} pixels: make it smaller"
-        )
     # Pillow's decoders raise nearly every built-in exception on corrupt bytes
     # (SyntaxError, struct.error, IndexError, ...); its bomb warning may be an error.
     try:
@@ -197,21 +195,26 @@ def _refuse_large(image: Image.Image) -> None:
         )
 
 
-def _pixels(image: Image.Image, encoded: bytes, shrink: int = 1) -> np.ndarray:
-    """Upright RGB; a JPEG at 1 / `shrink` of its sides, rounded up."""
-    width, height = (-(-side // shrink) for side in image.size)
-    is_plain = image.format == "JPEG" and image.mode == "RGB"
-    if is_plain and _orientation(image) == 1:
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    return image.format == "JPEG" and image.mode in ("RGB", "L")
+
+
+def _pixels(
+    image: Image.Image, encoded: bytes, shrink: int = 1
+) -> tuple[np.ndarray, int]:
+    """Upright RGB, and by what its sides are divided: `shrink` (rounded up) or 1."""
+    if _is_plain_jpeg(image):
         # The library that Pillow uses, and the same pixels in half the time. Its errors
         # do not say what is corrupt: Pillow then names it, or decodes what it can.
+        width, height = (-(-side // shrink) for side in image.size)
+        least = (width, height) if shrink > 1 else (0, 0)  # 0: the full size
         with suppress(ValueError):
-            least = (width, height) if shrink > 1 else (0, 0)  # 0: the full size
-            return simplejpeg.decode_jpeg(
+            pixels = simplejpeg.decode_jpeg(
                 encoded, min_width=least[0], min_height=least[1]
             )
-    if shrink > 1:
-        image.draft(image.mode, (width, height))
-    return from_pillow(image)
+            if pixels.shape[:2] == (height, width):
+                return _upright(pixels, _orientation(image)), shrink
+    return from_pillow(image), 1
 
 
 def _shrink(box: tuple[int, int, int, int], size: int) -> int:
@@ -257,13 +260,15 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    if _orientation(image) == 1:
-        return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # as above
-        return image
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """`pixels` [H, W, 3] as `orientation` asks."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -296,20 +301,3 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
         values = np.nan_to_num(values.astype(np.float64))
         white = next((w for w in whites if values.max() <= w), values.max())
     return np.clip(np.round(values * (255.0 / white)), 0, 255).astype(np.uint8)
-
-
-def _webp_pixels(encoded: bytes) -> int:
-    """Width times height from the header of a WebP file; 0 for any other file."""
-    if len(encoded) < 30 or encoded[:4] != b"RIFF" or encoded[8:12] != b"WEBP":
-        return 0
-    kind = encoded[12:16]
-    if kind == b"VP8X":
-        width = int.from_bytes(encoded[24:27], "little") + 1
-        height = int.from_bytes(encoded[27:30], "little") + 1
-    elif kind == b"VP8L":
-        bits = int.from_bytes(encoded[21:25], "little")
-        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    else:
-        width = int.from_bytes(encoded[26:28], "little") & 0x3FFF
-        height = int.from_bytes(encoded[28:30], "little") & 0x3FFF
-    return width * height
