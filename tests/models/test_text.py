@@ -1,12 +1,15 @@
 """The text tower: padding, exact savings, dropout."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from vilem_jax.models.text import TextTower, make_attention_mask
+from vilem_jax.models import layers
+from vilem_jax.models.text import Attention, TextTower, make_attention_mask
 
 
 def encode(tower):
@@ -45,6 +48,60 @@ def test_dropout_of_a_sample_does_not_depend_on_the_batch(
     other = run(ids, attention_mask, seeds + 1)
     assert float(jnp.abs(other - whole).max()) > 1e-2
     assert float(jnp.abs(run(ids, attention_mask, None) - whole).max()) > 1e-2
+
+
+def test_image_is_added_at_every_token(build, text_config, tokens, assert_close):
+    """The global branch, Sec. 3.2.2: h^v at each token, not at [CLS] alone."""
+    tower = build(TextTower, text_config)
+    image = jax.random.normal(jax.random.key(0), (4, text_config.width))
+    added = tower.embed(tokens[0], image_global=image) - tower.embed(tokens[0])
+    assert_close(added, np.broadcast_to(image[:, None], added.shape))
+
+
+def test_attention_drops_probabilities_and_its_output(
+    build, text_config, tokens, seeds, assert_close
+):
+    """BERT's attention with both dropouts, in NumPy, with the same masks."""
+    mask = np.asarray(tokens[1])
+    attention = build(Attention, text_config, text_config.width)
+    hidden = np.random.default_rng(4).normal(size=(4, 7, 8)).astype(np.float32)
+    ours = attention(hidden, hidden, context_mask=tokens[1], seeds=seeds)
+
+    def linear(part, values):
+        return values @ np.float64(part.kernel[...]) + np.float64(part.bias[...])
+
+    def dropped(values, site):
+        ones = jnp.ones(values.shape)
+        return values * layers.dropout(ones, layers.for_site(seeds, site), 0.2)
+
+    query, key, value = (
+        linear(part, hidden).reshape(4, 7, 2, 4)
+        for part in (attention.query, attention.key, attention.value)
+    )
+    scores = np.exp(np.einsum("blhd,bshd->bhls", query, key) / 2.0)
+    scores *= mask[:, None, None]
+    probabilities = dropped(scores / scores.sum(axis=-1, keepdims=True), 0)
+    mixed = np.einsum("bhls,bshd->blhd", probabilities, value).reshape(4, 7, 8)
+    mixed = dropped(linear(attention.output, mixed), 1)
+    assert_close(ours, attention.norm(jnp.asarray(hidden + mixed, jnp.float32)))
+
+
+def test_no_two_dropouts_share_a_mask(build, text_config, tokens, seeds, monkeypatch):
+    """Of the embedding, and in each layer of both attentions and the MLP."""
+    seen = []
+
+    def record(values, seeds, rate):
+        seen.append(np.asarray(seeds))
+        return values
+
+    crossing = partial(TextTower, num_cross_layers=3, image_width=8)
+    tower = build(crossing, text_config)
+    monkeypatch.setattr(layers, "dropout", record)
+    patches = jnp.ones((4, 5, 8))
+    hidden = tower.embed(tokens[0], seeds=seeds)
+    tower.run(hidden, tokens[1], image_levels=3 * [patches], seeds=seeds)
+    assert len(seen) == 1 + 3 * 5
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 4 * len(seen)
 
 
 def test_recomputing_changes_no_gradient(

@@ -168,7 +168,8 @@ def test_sampled_tokens_are_among_the_top_candidates(tokens):
 def test_tokens_are_sampled_at_the_expected_rates(sampling):
     """By softmax among the top, equally among the top, or equally among all words."""
     config = EditorConfig(sampling=sampling, num_candidates=4)
-    scores = np.linspace(2.0, 0.0, VOCABULARY).astype(np.float32)
+    # Each candidate is 1.6 times as likely as the next.
+    scores = -0.5 * np.arange(VOCABULARY, dtype=np.float32)
     original = FIRST_WORD + 1  # would be among the best
     logits = np.broadcast_to(scores, (BATCH, 8, VOCABULARY))
     tables = token_tables()

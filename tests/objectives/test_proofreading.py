@@ -145,3 +145,10 @@ def test_correction_hits_count_ties_against_the_model(case):
                 expected += np.sum(logits[i, k] >= logits[i, k, label]) == 1
     hits = proofreading.correction_hits(jnp.asarray(logits), labels)
     assert hits == expected
+
+
+def test_a_tie_with_the_best_logit_is_no_hit():
+    logits = jnp.asarray([[[0.0, 2.0, 1.0], [0.0, 2.0, 2.0]], 2 * [[3.0, 1.0, 3.0]]])
+    # Best alone; tied for the best; worst; not edited.
+    labels = jnp.asarray([[1, 2], [1, editing.IGNORE]])
+    assert proofreading.correction_hits(logits, labels) == 1
