@@ -182,10 +182,8 @@ def compare(folder: Path) -> dict[str, dict[str, float]]:
     errors: dict[str, dict[str, float]] = {"losses": {}}
     for index, expected in enumerate(case["expected"]):
         state, metrics = update(state, samples_of(tensors, index))
-        for name in LOSSES:
-            ours = float(metrics["loss" if name == "total" else f"loss_{name}"])
-            difference = abs(ours - expected[name]) / abs(expected[name])
-            errors["losses"][f"step {index} {name}"] = difference
+        for name, error in loss_errors(metrics, expected).items():
+            errors["losses"][f"step {index} {name}"] = error
         if index == 0:
             theirs = to_tree(tensors, "grads0", shape)
             errors["gradients"] = gradient_errors(
@@ -195,11 +193,29 @@ def compare(folder: Path) -> dict[str, dict[str, float]]:
     errors["momentum"] = norm_errors(
         state.momentum_params, to_tree(tensors, "after_momentum", shape)
     )
+    count = int(state.queue_count)
     errors["queues"] = {
-        name: float(np.abs(np.asarray(queue) - tensors[f"queue/{name}"]).max())
+        name: queue_error(queue, count, tensors[f"queue/{name}"])
         for name, queue in (("image", state.image_queue), ("text", state.text_queue))
     }
     return errors
+
+
+def loss_errors(metrics: dict, expected: dict[str, float]) -> dict[str, float]:
+    """Relative errors of a step's losses; 0 is met by 0, and missed by the loss."""
+    errors = {}
+    for name in LOSSES:
+        ours = float(metrics["loss" if name == "total" else f"loss_{name}"])
+        # A batch in which nothing is edited has a correction loss of 0.
+        errors[name] = abs(ours - expected[name]) / (abs(expected[name]) or 1.0)
+    return errors
+
+
+def queue_error(ours: jax.Array, count: int, theirs: np.ndarray) -> float:
+    """The largest difference; the peer's queue has no more rows than it was given."""
+    if len(theirs) != count:
+        return np.inf
+    return float(np.abs(np.asarray(ours[:count]) - theirs).max(initial=0.0))
 
 
 def first_gradients(state: TrainState, config: Config) -> dict:
@@ -213,9 +229,9 @@ def first_gradients(state: TrainState, config: Config) -> dict:
 
 
 def norm_errors(ours: dict, theirs: dict) -> dict[str, float]:
-    """Per tensor, the norm of the difference over the tensor's norm."""
+    """Per tensor, the norm of the difference over the tensor's norm, if it has one."""
     return {
-        name: np.linalg.norm(mine - other) / np.linalg.norm(other)
+        name: np.linalg.norm(mine - other) / (np.linalg.norm(other) or 1.0)
         for name, mine, other in _pairs(ours, theirs)
     }
 
@@ -228,9 +244,13 @@ def gradient_errors(ours: dict, theirs: dict) -> dict[str, float]:
     """
     pairs = list(_pairs(ours, theirs))
     total = np.sqrt(sum(np.sum(np.square(other)) for _, _, other in pairs))
+    # Without any gradient, none may be above rounding.
+    allowed = {
+        name: 5e-5 * np.linalg.norm(other) + 5e-7 * (total or 1.0)
+        for name, _, other in pairs
+    }
     return {
-        name: np.linalg.norm(mine - other)
-        / (5e-5 * np.linalg.norm(other) + 5e-7 * total)
+        name: np.linalg.norm(mine - other) / allowed[name]
         for name, mine, other in pairs
     }
 

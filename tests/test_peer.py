@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -65,6 +66,36 @@ def test_comparison_finds_an_error_of_four_tolerances(
     (folder / "case.json").write_text(json.dumps(case))
     assert not peer_case.report(peer_case.compare(folder))
     assert "step 2 t2i  ABOVE THE LIMIT" in capsys.readouterr().out
+
+
+def test_losses_of_0_are_compared(peer_case):
+    """A batch in which nothing is edited has no correction loss."""
+    expected = {name: 0.0 if "correct" in name else 2.0 for name in peer_case.LOSSES}
+    metrics = {f"loss_{name}": value for name, value in expected.items()}
+    metrics["loss"] = metrics.pop("loss_total")
+    assert set(peer_case.loss_errors(metrics, expected).values()) == {0.0}
+    errors = peer_case.loss_errors(metrics | {"loss_local_correct": 1e-3}, expected)
+    assert errors.pop("local_correct") == 1e-3 and not any(errors.values())
+
+
+def test_tensors_of_zeros_are_compared(peer_case):
+    zero, some = {"bias": np.zeros(3)}, {"bias": np.full(3, 1e-4)}
+    for errors in (peer_case.norm_errors, peer_case.gradient_errors):
+        assert errors(zero, zero) == {"bias": 0.0}
+        kind = errors.__name__.replace("norm", "parameter").replace("_errors", "s")
+        assert errors(some, zero)["bias"] > peer_case.TOLERANCE[kind]
+
+
+@pytest.mark.parametrize("length, count", [(0, 0), (10, 0), (10, 6), (10, 10)])
+def test_queues_of_any_length_are_compared(peer_case, length, count):
+    """The peer's queue has the rows that are valid, ours the others too."""
+    queue = np.random.default_rng(0).normal(size=(length, 4))
+    assert peer_case.queue_error(queue, count, queue[:count]) == 0.0
+    if count:
+        assert peer_case.queue_error(queue, count, queue[:count] + 1) == pytest.approx(
+            1.0
+        )
+        assert peer_case.queue_error(queue, count, queue[: count - 1]) == np.inf
 
 
 def test_command_names_the_missing_file(peer_case, monkeypatch, tmp_path, capsys):
