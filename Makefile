@@ -1,6 +1,8 @@
 # The commands people need; `make` lists them. Environments and calls, no logic.
 #
-#   make test PYTHON=python3.13     another Python (3.11 or newer)
+#   make test PYTHON=python3.13     another Python (3.12 or newer advised, 3.11 works)
+#   make test PYTHON=python3.13 CONSTRAINTS=constraints/py313.txt
+#                                   the exact versions that the tests passed with
 
 PYTHON ?= python3
 # One environment for the demo, and one per Python version for the tests.
@@ -9,6 +11,10 @@ TEST_VENV := $(VENV)-$(notdir $(PYTHON))
 EXTRAS_VENV := $(VENV)-extras
 # Python compiles modules when they are imported; most of what is installed never is.
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile
+# A file of exact versions for the demo's and the tests' environment; empty: the newest
+# that pyproject.toml allows.
+CONSTRAINTS ?=
+PIP_CONSTRAINTS := $(addprefix --constraint=,$(CONSTRAINTS))
 # The parity tests compare with it; the package does not use it. Newer versions work too.
 TORCH ?= torch==2.13.0
 # Two processes, because most of the time is compilation; the tests of one file share
@@ -97,17 +103,18 @@ python:
 
 # The demo's environment holds a copy of the package and is installed again when a source
 # file changes. The tests run on the files of this folder.
-$(VENV)/installed: pyproject.toml $(shell find vilem_jax configs -type f -not -name '*.pyc') | python
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS) $(shell find vilem_jax configs -type f -not -name '*.pyc') | python
 	@echo "Installing into $(VENV), which may take minutes ..."
 	rm -rf build
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PIP_INSTALL) .
+	$(VENV)/bin/python $(PIP_INSTALL) $(PIP_CONSTRAINTS) .
 	touch $@
 
-$(TEST_VENV)/installed: pyproject.toml | python
+$(TEST_VENV)/installed: pyproject.toml $(CONSTRAINTS) | python
 	@echo "Installing into $(TEST_VENV), which may take minutes ..."
 	test -x $(TEST_VENV)/bin/python || $(PYTHON) -m venv $(TEST_VENV)
-	$(TEST_VENV)/bin/python $(PIP_INSTALL) --editable '.[test,video,search]' $(TORCH)
+	$(TEST_VENV)/bin/python $(PIP_INSTALL) $(PIP_CONSTRAINTS) \
+	  --editable '.[test,video,search]' $(TORCH)
 	touch $@
 
 $(EXTRAS_VENV)/installed: pyproject.toml | python
