@@ -354,3 +354,26 @@ def test_vision_at_another_size(tmp_path):
     rewrite(tmp_path / "vit", lambda t: t | {name: t[name][:, :-1]})
     with pytest.raises(UserError, match="a square grid of patches"):
         load_vision(tmp_path / "vit", config)
+
+
+def test_the_config_of_an_early_bert_has_defaults(folder):
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    for key in ("layer_norm_eps", "type_vocab_size"):
+        del settings[key]
+    path.write_bytes(json.dumps(settings).encode("utf-8-sig"))
+    config = read_text_config(folder, TextConfig())
+    assert config.layer_norm_eps == 1e-12 and config.num_token_types == 2
+
+
+def test_config_of_no_finite_numbers_is_named(folder):
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    for value in (float("nan"), float("inf"), 10**400, True, "1"):
+        path.write_text(json.dumps(settings | {"layer_norm_eps": value}))
+        with pytest.raises(UserError, match="layer_norm_eps must be a positive float"):
+            read_text_config(folder, TextConfig())
+    for text in ("[" * 100_000, '{"hidden_size": ' + "7" * 5000 + "}"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"config\.json"):
+            read_text_config(folder, TextConfig())

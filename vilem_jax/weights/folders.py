@@ -16,7 +16,8 @@ import safetensors
 import safetensors.numpy
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason
+from vilem_jax.files import read_errors, reason
+from vilem_jax.parsing import read_json
 from vilem_jax.typing import JsonObject
 
 WEIGHTS = "model.safetensors"
@@ -126,15 +127,11 @@ def read_folder(
 def read_config(folder: Path) -> JsonObject:
     """The folder's config.json; raises UserError if it is missing or not JSON."""
     path = Path(folder) / CONFIG
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} has no {CONFIG}: a folder of weights holds {CONFIG} and "
-            f"{WEIGHTS}, as Hugging Face's save_pretrained writes them"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    missing = (
+        f"{folder} has no {CONFIG}: a folder of weights holds {CONFIG} and {WEIGHTS}, "
+        "as Hugging Face's save_pretrained writes them"
+    )
+    settings = read_json(path, "settings", missing)
     if not isinstance(settings, dict):
         raise UserError(f"{path} must hold an object, not a {type(settings).__name__}")
     return settings
@@ -335,11 +332,10 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _read_index(folder: Path) -> dict[str, Stored]:
-    try:
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    corrupt = f"{folder / INDEX} has no weight_map of names"
+    with read_errors(folder / INDEX, corrupt=corrupt):
+        weight_map = read_json(folder / INDEX, "index")["weight_map"]
         file_of = {name: folder / file for name, file in weight_map.items()}
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{folder / INDEX} has no weight_map of names") from None
     for path in sorted(set(file_of.values())):
         if path.parent != folder or not path.is_file():
             raise UserError(f"{folder / INDEX} names {path.name}, not in the folder")

@@ -5,6 +5,7 @@ from typing import Any
 
 from vilem_jax.config.schema import TextConfig, VisionConfig
 from vilem_jax.errors import UserError
+from vilem_jax.parsing import is_number, whole_number
 from vilem_jax.typing import JsonObject
 from vilem_jax.weights.folders import CONFIG, Tensors, read_config
 
@@ -46,18 +47,22 @@ class Settings:
             raise UserError(f"{self.file} has no {section}")
         self.values: JsonObject = values[section] if section else values
 
-    def number(self, key: str, kind: type = int) -> Any:
-        """One positive number; `kind` is int or float."""
-        value = self.values.get(key)
-        allowed = (int, float) if kind is float else int
-        if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
+    def number(self, key: str, kind: type = int, default: float | None = None) -> Any:
+        """One positive number; `kind` is int or float. Missing, it is `default`."""
+        value = self.values.get(key, default)
+        is_kind = is_number(value) if kind is float else whole_number(value) is not None
+        if not is_kind or value <= 0:
             raise UserError(
                 f"{self.file}: {key} must be a positive {kind.__name__}, not {value!r}"
             )
         return kind(value)
 
-    def layers(self) -> JsonObject:
-        """The settings that BERT and ViT share, by our names."""
+    def layers(self, epsilon: float | None = None) -> JsonObject:
+        """The settings that BERT and ViT share, by our names.
+
+        Args:
+          epsilon: of layer norms, if the file has none; None: it must have one.
+        """
         activation = self.values.get("hidden_act", "gelu")
         if activation not in _ACTIVATIONS:
             raise UserError(
@@ -65,7 +70,7 @@ class Settings:
                 f"{', '.join(_ACTIVATIONS)} are"
             )
         return {ours: self.number(key) for ours, key in _SHARED.items()} | {
-            "layer_norm_eps": self.number("layer_norm_eps", float),
+            "layer_norm_eps": self.number("layer_norm_eps", float, epsilon),
             "activation": _ACTIVATIONS[activation],
         }
 

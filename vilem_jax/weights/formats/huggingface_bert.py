@@ -105,8 +105,9 @@ def read_text_config(
         base,
         vocab_size=settings.number("vocab_size"),
         max_positions=settings.number("max_position_embeddings"),
-        num_token_types=settings.number("type_vocab_size"),
-        **settings.layers(),
+        # The configs of the first BERTs omit these two.
+        num_token_types=settings.number("type_vocab_size", default=2),
+        **settings.layers(epsilon=1e-12),
     )
 
 
