@@ -18,6 +18,7 @@ LEVELS = [
     {"errors", "keys", "masking", "typing"},
     {"config"},
     {"files", "templates"},
+    {"parsing"},
     {"data", "models", "objectives", "distributed"},
     {"weights"},
     {"editing"},

@@ -5,11 +5,11 @@ import errno
 import json
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-from zipfile import BadZipFile
 
 from vilem_jax.errors import UserError
 
@@ -84,7 +84,10 @@ def write_errors(path: Path) -> Iterator[None]:
 def read_errors(
     path: str | Path, *, missing: str = "", corrupt: str = ""
 ) -> Iterator[None]:
-    """Turns an error of the block, which reads `path`, into a UserError.
+    """Turns every error of the block, which reads `path`, into a UserError.
+
+    Parsers of foreign files raise almost anything: zlib.error, struct.error,
+    RecursionError, OverflowError, an AttributeError of a wrong type.
 
     Args:
       missing: the message if there is no such file.
@@ -92,15 +95,30 @@ def read_errors(
     """
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+    except Exception as error:
         sentence = f"{path} cannot be read: {reason(error)}"
         if isinstance(error, FileNotFoundError | NotADirectoryError):
             sentence = missing or sentence
-        elif not isinstance(error, OSError):
+        elif not isinstance(error, OSError) or error.errno is None:
             sentence = corrupt or sentence
         raise UserError(sentence) from error
+
+
+@contextlib.contextmanager
+def open_input(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that a user names, without waiting for the writer of a pipe.
+
+    Raises:
+      OSError: it is missing, a folder or a device, which may never end.
+    """
+    with open(path, "rb", opener=lambda p, f: os.open(p, f | os.O_NONBLOCK)) as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            raise OSError(errno.EINVAL, "it is neither a file nor a pipe")
+        os.set_blocking(file.fileno(), True)
+        yield file
 
 
 def check_writable(path: str | Path) -> None:
@@ -159,6 +177,8 @@ def reason(error: BaseException) -> str:
     """One line of an exception, for a message to the user."""
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
         return f"{error.filename} is a file where a folder is needed"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
     if text := getattr(error, "strerror", None):  # of an OSError, or PyAV's
         return text.lower()
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

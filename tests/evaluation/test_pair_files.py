@@ -189,9 +189,9 @@ def test_missing_images_of_pairs_are_counted(tmp_path):
     ("content", "words"),
     [
         ([RELATION | {"false_caption": 3}], "'false_caption'"),
-        ([RELATION | {"bbox_w": "8"}], "no number in 'bbox_x'"),
+        ([RELATION | {"bbox_w": "8"}], "'bbox_w' is no finite number: '8'"),
         ([{"image": "a", "caption_options": ["alone"]}], "true and one or more wrong"),
-        ([foil("a", 3) | {"mturk": 3}], "no number of votes"),
+        ([foil("a", 3) | {"mturk": 3}], "no whole number of votes"),
         ([{"image": "a.jpg", "caption": ["one", "two"]}], "'filename'.*ARO.*VALSE"),
     ],
 )
@@ -199,3 +199,35 @@ def test_what_fits_no_layout_is_named(tmp_path, content, words):
     write(tmp_path / "odd.json", content)
     with pytest.raises(UserError, match=rf"odd\.json, entry '0'.*{words}"):
         read_pairs(tmp_path / "odd.json")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "3", True, None, [1]])
+def test_a_box_that_is_not_of_numbers_is_named(tmp_path, value):
+    write(tmp_path / "odd.json", [RELATION, RELATION | {"bbox_y": value}])
+    with pytest.raises(UserError, match=r"odd\.json, entry '1': 'bbox_y' is no finite"):
+        read_pairs(tmp_path / "odd.json")
+
+
+def test_votes_are_whole_numbers(tmp_path):
+    for value in (True, 2.5, float("inf"), "3", None):
+        write(tmp_path / "odd.json", [foil("a", 3) | {"mturk": {"caption": value}}])
+        with pytest.raises(UserError, match="no whole number of votes"):
+            read_pairs(tmp_path / "odd.json")
+    write(tmp_path / "odd.json", [foil("a", 3) | {"mturk": {"caption": 3.0}}])
+    assert len(read_pairs(tmp_path / "odd.json")[0]) == 1
+
+
+def test_an_entry_that_is_there_twice_is_named(tmp_path):
+    both = f'{{"7": {json.dumps(entry(0))}, "7": {json.dumps(entry(1))}}}'
+    write(tmp_path / "odd.json", both)
+    with pytest.raises(UserError, match=r"odd\.json: an object has the key '7' twice"):
+        read_pairs(tmp_path / "odd.json")
+
+
+def test_json_lines_are_entries(tmp_path):
+    lines = [json.dumps(entry(0)), json.dumps(entry(1) | {"caption": "\u200b"})]
+    write(tmp_path / "odd.json", "\n".join(lines))
+    with pytest.raises(UserError, match=r"entry 'line 2': no text in 'caption'"):
+        read_pairs(tmp_path / "odd.json")
+    write(tmp_path / "odd.json", f"{lines[0]}\n{lines[0]}\n")
+    assert len(read_pairs(tmp_path / "odd.json")[0]) == 2

@@ -151,11 +151,12 @@ def test_missing_images_are_counted(tmp_path):
     ("records", "words"),
     [
         ([], "is empty"),
-        ([record(0), "{"], "line 2 is not JSON"),
+        ([record(0), "{"], "is not JSON: line 2"),
         ([record(0), record(0)], "line 2: id 0 is that of line 1"),
         ([record(0, caption_1=None)], "line 1 has no text in 'caption_1'"),
         ([record(0, num_main_preds="1")], "no whole number in 'num_main_preds'"),
-        (["[]"], "no text in"),
+        (["[]"], "holds no examples"),
+        (["{}"], "line 1 has no text in"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, records, words):
@@ -167,3 +168,22 @@ def test_a_wrong_file_is_named(tmp_path, records, words):
 def test_a_folder_without_the_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"holds no examples\.jsonl"):
         read_winoground(tmp_path)
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    caption = "a\u2028red\u2029\x85square"
+    lines = [
+        json.dumps(record(number, caption_0=caption), ensure_ascii=False)
+        for number in range(2)
+    ]
+    write_examples(tmp_path, [*lines, "", ""])
+    assert [one.captions[0] for one in read_winoground(tmp_path)] == [caption] * 2
+
+
+def test_ids_are_compared_by_their_decimals(tmp_path):
+    for ids in ((1, "1"), (1.0, 1)):
+        write_examples(tmp_path, [record(0, id=number) for number in ids])
+        with pytest.raises(UserError, match="line 2: id 1 is that of line 1"):
+            read_winoground(tmp_path)
+    write_examples(tmp_path, [record(0, id=one) for one in (1, "0001", None, None)])
+    assert len(read_winoground(tmp_path)) == 4

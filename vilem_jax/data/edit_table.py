@@ -9,19 +9,18 @@ and a token two: 5 million pairs in 4 variants of 8 positions take 480 MB.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from vilem_jax.config.schema import EditorConfig
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
-from vilem_jax.files import check_format_version, reason, write_bytes
+from vilem_jax.files import check_format_version, open_input, read_errors, write_bytes
 from vilem_jax.typing import JsonObject
 
 FORMAT_VERSION = 1  # raised when a file means something else than before
@@ -87,8 +86,11 @@ class StoredEditTable:
 
     def __init__(self, path: str):
         self.path, named = path, f"{path} (config.editor.edit_table)"
-        try:
-            file = safe_open(Path(path).expanduser(), "np")
+        missing = f"there is no file {named}: make it with `vilem data edit`"
+        corrupt = f"{named} is not a complete file of `vilem data edit`: run it again"
+        with read_errors(named, missing=missing, corrupt=corrupt):
+            with open_input(Path(path).expanduser()):  # safetensors would wait
+                file = safe_open(Path(path).expanduser(), "np")
             self.about = json.loads((file.metadata() or {})[_ABOUT])
             self._arrays = {key: file.get_slice(key) for key in ("positions", "tokens")}
             shape = self._arrays["tokens"].get_shape()
@@ -98,17 +100,6 @@ class StoredEditTable:
             if num_pairs != self.about["pairs"]:
                 raise ValueError("edits of each pair")
             self._no_token, self.made_by = self.about["no_token"], self.about["editor"]
-        except FileNotFoundError:
-            raise UserError(
-                f"there is no file {named}: make it with `vilem data edit`"
-            ) from None
-        except OSError as error:
-            why = "it is a folder" if os.path.isdir(path) else reason(error)
-            raise UserError(f"{named} cannot be read: {why}") from error
-        except (SafetensorError, LookupError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{named} is not a complete file of `vilem data edit`: run it again"
-            ) from error
         version = self.about.get("format_version")
         rebuild = "make this config.editor.edit_table again with `vilem data edit`"
         check_format_version(version, FORMAT_VERSION, Path(path), rebuild)

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.editing.editor import FrozenEditor, edit_captions
 from vilem_jax.editing.loading import check_editor, load_editor
 from vilem_jax.errors import UserError
-from vilem_jax.files import check_format_version, write_bytes
+from vilem_jax.files import check_format_version, read_errors, write_bytes
+from vilem_jax.parsing import read_arrays
 
 EDIT_ROWS = 64  # captions the editor takes at a time
 FORMAT_VERSION = 1  # raised when a file means something else than before
@@ -170,17 +170,10 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
 
 
 def _read_arrays(path: str | Path) -> dict[str, Any]:
-    try:
-        content = io.BytesIO(Path(path).expanduser().read_bytes())
-        with np.load(content, allow_pickle=False) as stored:
-            arrays = dict(stored)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path} with stored edits") from None
-    # TypeError: an array alone (.npy), which is no context.
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} does not hold stored edits, or is corrupt: {_HOW_TO_MAKE}"
-        ) from error
+    missing = f"there is no file {path} with stored edits"
+    corrupt = f"{path} does not hold stored edits, or is corrupt: {_HOW_TO_MAKE}"
+    with read_errors(path, missing=missing, corrupt=corrupt):
+        arrays = read_arrays(Path(path).expanduser())
     # Names and numbers come back as arrays without axes.
     return {name: rows if rows.ndim else rows.item() for name, rows in arrays.items()}
 

@@ -1,7 +1,5 @@
 """Retrieval metrics of given features, so that any model can be compared."""
 
-import pickle
-import zipfile
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,8 @@ from vilem_jax.evaluation.benchmark import Benchmark, Opened, option
 from vilem_jax.evaluation.recall import retrieval_metrics
 from vilem_jax.evaluation.retrieval import FOLDS, retrieval_tables
 from vilem_jax.evaluation.timing import Stopwatch
+from vilem_jax.files import read_errors
+from vilem_jax.parsing import read_arrays
 
 ARRAYS = ("image_embedding", "text_embedding", "image_of_text")
 
@@ -64,25 +64,13 @@ def read_features(path: str | Path) -> Features:
         type; the message names it.
     """
     file = Path(path).expanduser()
-    try:
-        with open(file, "rb") as opened:
-            stored = np.load(opened, allow_pickle=False)
-            is_one = isinstance(stored, np.ndarray)
-            names = ["one array without a name"] if is_one else list(stored)
-            arrays = {name: stored[name] for name in ARRAYS if name in names}
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
-    except (OSError, ValueError, EOFError, pickle.PickleError, zipfile.BadZipFile):
-        raise UserError(
-            f"{file} cannot be read as an .npz of numbers: save it with np.savez, "
-            "without Python objects"
-        ) from None
-    if missing := [name for name in ARRAYS if name not in arrays]:
-        raise UserError(
-            f"{file} has no {' and no '.join(missing)}; it has: "
-            f"{', '.join(names) or 'nothing'}"
-        )
-    features = Features(**arrays)
+    missing = f"{file} does not exist"
+    corrupt = (
+        f"{file} cannot be read as an .npz of numbers: save it with np.savez, without "
+        "Python objects"
+    )
+    with read_errors(file, missing=missing, corrupt=corrupt):
+        features = Features(**read_arrays(file, ARRAYS))
     _check(file, features)
     return features
 

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vilem_jax.data.images import decode
-from vilem_jax.data.sources.annotations import parse_json
+from vilem_jax.data.sources.annotations import short
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.named_images import NamedImages
+from vilem_jax.parsing import Records, is_blank, is_number, read_json, whole_number
 from vilem_jax.typing import JsonObject
 
 LAYOUT = (
@@ -127,8 +128,10 @@ def _cut(pixels: np.ndarray, image: Boxed) -> np.ndarray:
 
 
 def _entries(file: Path) -> JsonObject:
-    entries = parse_json(str(file))
-    if isinstance(entries, list):  # some releases have a list
+    entries = read_json(file, "file of caption pairs")
+    if isinstance(entries, Records):
+        entries = {entries.where(i): entry for i, entry in enumerate(entries)}
+    elif isinstance(entries, list):  # some releases have a list
         entries = {str(number): entry for number, entry in enumerate(entries)}
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{file} holds no caption pairs; {LAYOUT}")
@@ -153,10 +156,11 @@ def _read_boxed(where: str, entry: dict, kind: str) -> CaptionPair:
     names = ("image_path", "true_caption", "false_caption")
     image, caption, wrong = _texts(where, entry, *names)
     if any(name in entry for name in _BOX):
-        box = tuple(entry.get(name, "") for name in _BOX)
-        if not all(isinstance(side, int | float) for side in box):
-            raise UserError(f"{where}: no number in {' or '.join(map(repr, _BOX))}")
-        image = Boxed(image, box)
+        for name in _BOX:
+            if not is_number(entry.get(name)):
+                shown = short(entry.get(name))
+                raise UserError(f"{where}: {name!r} is no finite number: {shown}")
+        image = Boxed(image, tuple(entry[name] for name in _BOX))
     words = entry.get("attributes") or []
     if not isinstance(words, list):
         raise UserError(f"{where}: 'attributes' is no list of words")
@@ -171,7 +175,7 @@ def _read_order(where: str, entry: dict, kind: str) -> CaptionPair:
         hard = [entry[name] for name in sorted(entry) if name.startswith("hard_text_")]
         options = [entry.get("correct_caption"), *hard]
     is_fit = isinstance(options, list) and len(options) > 1
-    if not is_fit or not all(isinstance(one, str) and one.strip() for one in options):
+    if not is_fit or not all(map(_is_caption, options)):
         raise UserError(f"{where}: a true and one or more wrong captions are needed")
     return CaptionPair(image, options[0], tuple(options[1:]), kind)
 
@@ -179,9 +183,10 @@ def _read_order(where: str, entry: dict, kind: str) -> CaptionPair:
 def _read_foil(where: str, entry: dict, kind: str) -> CaptionPair | None:
     votes = entry.get("mturk")
     if votes is not None:
-        count = votes.get("caption") if isinstance(votes, dict) else None
-        if not isinstance(count, int):
-            raise UserError(f"{where}: no number of votes in 'mturk', 'caption'")
+        stated = votes.get("caption") if isinstance(votes, dict) else None
+        count = whole_number(stated)
+        if count is None:
+            raise UserError(f"{where}: no whole number of votes in 'mturk', 'caption'")
         if count < MIN_VOTES:
             return None
     caption = entry.get("caption")
@@ -196,6 +201,10 @@ def _read_foil(where: str, entry: dict, kind: str) -> CaptionPair | None:
 def _texts(where: str, entry: dict, *fields: str) -> list[str]:
     for field in fields:
         value = entry.get(field)
-        if not isinstance(value, str) or not value.strip():
+        if not _is_caption(value):
             raise UserError(f"{where}: no text in {field!r}; {LAYOUT}")
     return [entry[field] for field in fields]
+
+
+def _is_caption(value: object) -> bool:
+    return isinstance(value, str) and not is_blank(value)

@@ -90,6 +90,8 @@ def evaluate_video(
         "v2t": "the best-ranked of the clip's captions",
         "ties": "count against the model",
     }
+    if clips.notes:
+        stated["notes"] = list(clips.notes)
     return {
         "t2v": metrics["t2i"],
         "v2t": metrics["i2t"],

@@ -12,15 +12,17 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vilem_jax.data.sources.annotations import parse_text, read_text
+from vilem_jax.data.sources.annotations import id_of
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import Benchmark, DataSet, Opened, Table, option
 from vilem_jax.evaluation.encoding import Encoder
 from vilem_jax.evaluation.named_images import NamedImages
 from vilem_jax.evaluation.timing import measure, measured
+from vilem_jax.parsing import is_blank, read_json, records_of, whole_number
 
 NUM_EXAMPLES = 400  # of the whole benchmark
 KINDS = ("text", "image", "group")
@@ -136,17 +138,18 @@ def read_winoground(folder: str | Path) -> list[WinogroundExample]:
         that is there twice.
     """
     file = _examples_file(folder)
+    records = records_of(read_json(file, "file of examples"))
+    if not records:
+        raise UserError(f"{file} holds no examples, one JSON object a line")
     examples, seen = [], {}
-    for number, line in enumerate(read_text(str(file)).splitlines(), start=1):
-        if not line.strip():
-            continue
-        example = _read_line(line, f"{file}, line {number}")
+    for number, record in enumerate(records):
+        where = f"{file}, {records.where(number)}"
+        example = _read_record(record, where)
         if example.name in seen:
             raise UserError(
-                f"{file}, line {number}: id {example.name} is that of line "
-                f"{seen[example.name]} already"
+                f"{where}: id {example.name} is that of {seen[example.name]} already"
             )
-        seen[example.name] = number
+        seen[example.name] = records.where(number)
         examples.append(example)
     return examples
 
@@ -162,12 +165,10 @@ def _examples_file(folder: str | Path) -> Path:
     )
 
 
-def _read_line(line: str, where: str) -> WinogroundExample:
-    record = parse_text(line, where)
-
+def _read_record(record: Any, where: str) -> WinogroundExample:
     def text(field: str) -> str:
         value = record.get(field) if isinstance(record, dict) else None
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or is_blank(value):
             raise UserError(f"{where} has no text in {field!r}")
         return value
 
@@ -177,10 +178,10 @@ def _read_line(line: str, where: str) -> WinogroundExample:
 
     captions = (text("caption_0"), text("caption_1"))
     images = (image("image_0"), image("image_1"))
-    tag, count = text("collapsed_tag"), record.get("num_main_preds")
-    if not isinstance(count, int) or isinstance(count, bool):
+    tag, count = text("collapsed_tag"), whole_number(record.get("num_main_preds"))
+    if count is None:
         raise UserError(f"{where} has no whole number in 'num_main_preds'")
-    name = str(record.get("id", where))
+    name = id_of(record.get("id")) or where
     return WinogroundExample(name, images, captions, tag, num_predicates=count)
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from vilem_jax import files
 from vilem_jax.api import Model
 from vilem_jax.errors import UserError
+from vilem_jax.parsing import read_arrays
 from vilem_jax.search.folder import Entry, FolderImages
 from vilem_jax.search.readable import encode_readable
 
@@ -115,9 +116,8 @@ def load_index(path: str | Path) -> Index:
         "`vilem index` wrote, or a new one"
     )
     with files.read_errors(path, missing=missing, corrupt=corrupt):
-        content = io.BytesIO(path.read_bytes())
-        with np.load(content, allow_pickle=False) as stored:
-            embedding, about = stored["embedding"], json.loads(bytes(stored["about"]))
+        stored = read_arrays(path, ("embedding", "about"))
+        embedding, about = stored["embedding"], json.loads(bytes(stored["about"]))
         version = about.get("format_version")
         rebuild = "delete it and rebuild it with `vilem index`"
         files.check_format_version(version, FORMAT_VERSION, path, rebuild)

@@ -40,7 +40,9 @@ def test_a_split_selects_its_clips(tmp_path):
     ]
     file = write(tmp_path, "c.json", json.dumps(rows))
     assert VideoClips(file, None, "val").clips == ("b",)
-    with pytest.raises(UserError, match=r"no clip of the split 'train' \(has: test, v"):
+    with pytest.raises(
+        UserError, match=r"no clip of the split 'train' \(has: 1 of 'test', 1 "
+    ):
         VideoClips(file, None, "train")
 
 
@@ -84,14 +86,14 @@ def test_files_of_another_format_raise(tmp_path):
         "": "is empty",
         "a,b\n1,2\n": "none of the known layouts",
         "video_id,sentence\n": "holds no pair",
-        "video_id,sentence\na\n": "row at line 2 has no caption",
+        "video_id,sentence\na\n": "row at line 2 has 1 fields, the first line has 2",
         "[1]": "record 0 is not an object",
         "[": "is not JSON: line 1",
         "[]": "holds no pair",
-        '{"clip_name": "a"}': ":1 has no caption",
-        '{"caption": "a"}': ":1 names no clip",
-        '{"clip_name": "a", "caption": []}': ":1 has no caption",
-        '{"clip_name": "a", "caption": "x"}\n{"clip': ":2 is not JSON",
+        '{"clip_name": "a"}': ": line 1 has no caption",
+        '{"caption": "a"}': ": line 1 names no clip",
+        '{"clip_name": "a", "caption": []}': ": line 1 has no caption",
+        '{"clip_name": "a", "caption": "x"}\n{"clip': "is not JSON: line 2",
     }
     for content, sentence in wrong.items():
         with pytest.raises(UserError, match=sentence):
@@ -101,3 +103,44 @@ def test_files_of_another_format_raise(tmp_path):
     file = write(tmp_path, "file", LAYOUTS["list.json"])
     with pytest.raises(UserError, match="is not a folder: say with --videos"):
         VideoClips(file, tmp_path / "nowhere")
+
+
+def test_a_row_with_another_number_of_fields_is_named(tmp_path):
+    head = "key,video_id,sentence\nr0,a,a dog\n"
+    wrong = {
+        "r1,b,a red circle, number 1\n": "row at line 3 has 4 fields, .* has 3: put",
+        "r1,b\n": "row at line 3 has 2 fields",
+        '\nr1,b,"open\nr2,c,d\n': "is a quotation mark left open",
+        'r1,b,"a "dog" runs"\n': "not CSV at line 3",
+    }
+    for rows, sentence in wrong.items():
+        with pytest.raises(UserError, match=sentence):
+            read_pairs(write(tmp_path, "a.csv", head + rows))
+    with pytest.raises(UserError, match="two columns of one name"):
+        read_pairs(write(tmp_path, "a.csv", "video_id,sentence,sentence\na,b,c\n"))
+    text = "\n" + head + '\r\n,,\nr1,b,"two, \u2028\x85\nlines"\n \n'
+    assert read_pairs(write(tmp_path, "a.csv", text)) == [
+        ("a", "a dog", None),
+        ("b", "two, \u2028\x85\nlines", None),
+    ]
+
+
+def test_blank_captions_and_other_splits_are_counted(tmp_path):
+    rows = [
+        {"video": "a", "caption": ["x", " ", "\u200b"], "split": "test"},
+        {"video": "b", "caption": "y", "split": "testing"},
+    ]
+    clips = VideoClips(write(tmp_path, "c.json", json.dumps(rows)), None, "test")
+    assert clips.captions == (("x",),)
+    assert clips.notes == (
+        "2 blank captions left out",
+        "rows left out, split is 'test': 1 of 'testing'",
+    )
+    rows[0]["caption"] = ["", " "]
+    with pytest.raises(UserError, match="all of its 2 captions are blank"):
+        VideoClips(write(tmp_path, "c.json", json.dumps(rows[:1], indent=1)), None)
+
+
+def test_one_indented_object_is_a_list_of_one(tmp_path):
+    text = json.dumps({"video": "a", "caption": "x"}, indent=2)
+    assert read_pairs(write(tmp_path, "c.json", text)) == [("a", "x", None)]

@@ -8,20 +8,23 @@ The content decides the layout:
   COCO      {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
 """
 
-import json
-import zipfile
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason
+from vilem_jax.parsing import Records, read_json, records_of, whole_number
 
+# Usual names of splits; "restval" is the rest of COCO's validation set.
+_SPLITS = ("train", "restval", "val", "validation", "dev", "test")
+_ID = "a whole number or a text"
 Row = tuple[str, list[str], str | None]  # image, captions, split
 
 
-def read_annotations(path: str, split: str = "") -> dict[str, list[str]]:
-    """Captions by image, in the file's order; rows of one image are merged.
+def read_annotations(
+    path: str, split: str = ""
+) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Captions by image, in the file's order, and notes; rows of one image are merged.
 
     Args:
       path: a JSON file, or one inside a zip: "data.zip/captions.json".
@@ -32,92 +35,52 @@ def read_annotations(path: str, split: str = "") -> dict[str, list[str]]:
       UserError: the file is missing, not JSON, empty, of another layout, or has no such
         split.
     """
-    content = parse_json(path)
+    content = read_json(path)
     wanted = set(split.split("+")) if split else set()
     taken = wanted | ({"restval"} if split == "train" else set())
     captions_of: dict[str, list[str]] = {}
-    seen = set()
+    seen: Counter[str | None] = Counter()
     for name, captions, row_split in _rows(path, content):
-        seen.add(row_split)
+        seen[row_split or None] += 1
         if not wanted or row_split in taken:
             captions_of.setdefault(name, []).extend(captions)
-    if missing := wanted - seen:
-        known = sorted(str(split) for split in seen if split is not None)
-        has = f"its splits are {', '.join(known)}" if known else "it names no splits"
-        raise UserError(f"{path} has no split {'+'.join(sorted(missing))!r}; {has}")
-    return captions_of
+    if missing := wanted - seen.keys():
+        wanted = "+".join(sorted(missing))
+        raise UserError(f"{path} has no split {wanted!r}; rows: {count_splits(seen)}")
+    return captions_of, unread_splits(seen, taken)
 
 
-def parse_json(path: str) -> Any:
-    """The content of a JSON file, plain or inside a zip ("data.zip/captions.json").
+def count_splits(rows: Counter[str | None]) -> str:
+    """Numbers of rows by split, for a message."""
+    return ", ".join(
+        f"{count:,} of {name!r}" if name else f"{count:,} without a split"
+        for name, count in rows.items()
+    )
 
-    Raises:
-      UserError: the file is missing, empty or not JSON (with the line).
+
+def unread_splits(rows: Counter[str | None], taken: set[str]) -> tuple[str, ...]:
+    """A note on rows that are left out and that nobody may have meant to leave out.
+
+    The other splits of a benchmark are no fault: those of usual names, unless the name
+    resembles one that is taken, such as "validation" beside "val".
     """
-    return parse_text(read_text(path), path)
 
+    def is_meant(name: str | None) -> bool:
+        near = (each.startswith(name or "") for each in taken)
+        return name in _SPLITS and not any(near) and not name.startswith(tuple(taken))
 
-def parse_text(text: str, where: object) -> Any:
-    """The value of a JSON text.
-
-    Args:
-      where: file, or file and line, for the message.
-
-    Raises:
-      UserError: it is not JSON, or nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        is_json_lines = error.msg == "Extra data"
-        way_out = "; turn JSON lines into one list, [line, line]"
-        raise UserError(
-            f"{where} is not JSON: line {error.lineno}, column {error.colno}: "
-            f"{error.msg}{way_out if is_json_lines else ''}"
-        ) from None
-    except RecursionError:
-        raise UserError(f"{where} is nested too deeply to be annotations") from None
-
-
-def split_zip_path(path: str) -> tuple[Path, str]:
-    """("data.zip", "captions.json") of "data.zip/captions.json"; member "" outside."""
-    whole = Path(path).expanduser()
-    for parent in whole.parents:
-        if parent.is_file():
-            return parent, whole.relative_to(parent).as_posix()
-    return whole, ""
-
-
-def read_text(path: str) -> str:
-    """The text of an annotation file, plain or inside a zip.
-
-    Raises:
-      UserError: the file is missing, empty or cannot be read.
-    """
-    file, member = split_zip_path(path)
-    try:
-        if member:
-            with zipfile.ZipFile(file) as archive:
-                content = archive.read(member)
-        else:
-            content = file.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"annotation file {path} does not exist") from None
-    except KeyError:
-        raise UserError(f"annotations {path}: {file} has no member {member}") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        why = "is a folder" if file.is_dir() else f"cannot be read: {reason(error)}"
-        raise UserError(f"annotation file {path} {why}") from None
-    # Invalid bytes become U+FFFD: one corrupt caption must not refuse ten million.
-    text = content.decode("utf-8-sig", "replace")
-    if not text.strip():
-        raise UserError(f"{path} is empty; expected annotations")
-    return text
+    left_out = rows.keys() - taken if taken else ()
+    unread = Counter({n: rows[n] for n in rows if n in left_out and not is_meant(n)})
+    if not unread:
+        return ()
+    wanted = "+".join(sorted(taken))
+    return (f"rows left out, split is {wanted!r}: {count_splits(unread)}",)
 
 
 def _rows(path: str, content: object) -> Iterator[Row]:
-    if isinstance(content, list):
-        return _plain_rows(path, _filled(path, content))
+    if (records := records_of(content, "image", "caption")) is not None:
+        _filled(path, records)
+        return _plain_rows(path, records)
     if isinstance(content, dict) and isinstance(content.get("images"), list):
         images = _filled(path, content["images"], "'images'")
         if isinstance(content.get("annotations"), list):
@@ -136,10 +99,10 @@ def _filled(path: str, records: list, where: str = "the list") -> list:
     return records
 
 
-def _plain_rows(path: str, records: list) -> Iterator[Row]:
-    named: dict[int | str, str] = {}
+def _plain_rows(path: str, records: Records) -> Iterator[Row]:
+    named: dict[str, str] = {}
     for i, record in enumerate(records):
-        where = f"{path}: record {i}"
+        where = f"{path}: {records.where(i)}"
         name = _text(record, "image", where)
         _check_id(record, "image_id", name, named, where)
         split = split_of(record, where)
@@ -153,7 +116,7 @@ def _plain_rows(path: str, records: list) -> Iterator[Row]:
 
 
 def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
-    named: dict[int | str, str] = {}
+    named: dict[str, str] = {}
     for i, record in enumerate(images):
         where = f"{path}: images[{i}]"
         name = _text(record, "filename", where)
@@ -171,38 +134,57 @@ def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
 
 
 def _coco_rows(path: str, images: list, annotations: list) -> Iterator[Row]:
-    captions_of: dict[int | str, list[str]] = {}
-    names: dict[int | str, str] = {}
+    captions_of: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
     for i, record in enumerate(images):
         where = f"{path}: images[{i}]"
         name = _text(record, "file_name", where)
-        if not isinstance(record.get("id"), int | str):
-            _refuse_field(record, "id", "a number", where)
-        _check_id(record, "id", name, names, where)
-        captions_of[record["id"]] = []
+        image_id = _check_id(record, "id", name, names, where)
+        if image_id is None:
+            _refuse_field(record, "id", _ID, where)
+        captions_of[image_id] = []
     for i, record in enumerate(_filled(path, annotations, "'annotations'")):
         where = f"{path}: annotations[{i}]"
         caption = _text(record, "caption", where)
-        image_id = record.get("image_id")
-        if not isinstance(image_id, int | str) or image_id not in captions_of:
+        image_id = id_of(record.get("image_id"))
+        if image_id not in captions_of:
             _refuse_field(record, "image_id", "the id of one of 'images'", where)
         captions_of[image_id].append(caption)
     for image_id, captions in captions_of.items():
         yield names[image_id], captions, None
 
 
-def _check_id(record: dict, field: str, name: str, named: dict, where: str) -> None:
-    """Adds the image's id, which is optional, to `named`.
+def id_of(value: object) -> str | None:
+    """The spelling by which ids are compared; None if `value` is not an id.
+
+    1, 1.0 and "1" are one id, because programs differ in how they write it; "0001" is
+    another one, because texts are compared as they are.
+    """
+    if isinstance(value, str):
+        return value
+    number = whole_number(value)
+    return None if number is None else str(number)
+
+
+def _check_id(
+    record: dict, field: str, name: str, named: dict[str, str], where: str
+) -> str | None:
+    """The image's id, which is optional (null is none), after adding it to `named`.
 
     Raises:
-      UserError: the id belongs to another image.
+      UserError: it is not an id, or belongs to another image.
     """
-    number = record.get(field)
-    if isinstance(number, int | str) and named.setdefault(number, name) != name:
+    if record.get(field) is None:
+        return None
+    image_id = id_of(record[field])
+    if image_id is None:
+        _refuse_field(record, field, _ID, where)
+    if named.setdefault(image_id, name) != name:
         raise UserError(
-            f"{where}: {field} {number!r} stands for two images, {named[number]} and "
-            f"{name}: give each its own"
+            f"{where}: {field} {record[field]!r} stands for two images, "
+            f"{named[image_id]} and {name}: give each its own"
         )
+    return image_id
 
 
 def _text(record: object, field: str, where: str) -> str:

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from vilem_jax.files import replacing
+from vilem_jax.errors import UserError
+from vilem_jax.files import read_errors, replacing
+from vilem_jax.parsing import read_arrays
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -58,10 +59,10 @@ def fingerprint(file: Path) -> str:
 
 def _load(file: Path, version: str) -> dict[str, np.ndarray] | None:
     try:
-        with open(file, "rb") as opened, np.load(opened) as stored:
-            arrays = dict(stored)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return None  # missing or cut short
+        with read_errors(file):
+            arrays = read_arrays(file)
+    except UserError:
+        return None  # missing or corrupt
     return arrays if str(arrays.pop("version", "")) == version else None
 
 

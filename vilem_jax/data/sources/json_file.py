@@ -1,9 +1,10 @@
 """JSON annotations with images in a folder or a zip, as a source."""
 
 from vilem_jax.config.sources import JsonConfig
-from vilem_jax.data.sources.annotations import read_annotations, split_zip_path
+from vilem_jax.data.sources.annotations import read_annotations
 from vilem_jax.data.sources.image_files import open_images
 from vilem_jax.data.sources.packed_text import PackedSource, pack_records
+from vilem_jax.parsing import split_zip_path
 
 
 class JsonSource(PackedSource):
@@ -19,10 +20,10 @@ class JsonSource(PackedSource):
 
     def __init__(self, config: JsonConfig):
         file, member = split_zip_path(config.path)
-        captions_of = read_annotations(config.path, config.split)
+        captions_of, notes = read_annotations(config.path, config.split)
         records = list(captions_of.items())[: config.num_images or None]
         parts = [pack_records(records)]
-        super().__init__(config.name or file.stem, config.path, parts)
+        super().__init__(config.name or file.stem, config.path, parts, notes=notes)
         images = config.images or (file if member else file.parent)
         self._images = open_images(images, self.names)
 

@@ -6,7 +6,13 @@ from typing import overload
 import numpy as np
 
 from vilem_jax.errors import UserError
+from vilem_jax.parsing import is_blank
 
+# What `pack_records` counts.
+_FAULTS = {
+    "num_without_caption": "images without a caption left out",
+    "num_blank": "blank captions left out",
+}
 Arrays = dict[str, np.ndarray]
 
 
@@ -63,21 +69,28 @@ def pack_records(records: Iterable[tuple[str, Sequence[str]]]) -> Arrays:
     """Names and captions of images as plain arrays, to be stored without pickle.
 
     Args:
-      records: (name, captions) pairs; images without captions are left out and
-        counted in "num_without_caption".
+      records: (name, captions) pairs. Blank captions and then images without captions
+        are left out and counted in "num_blank" and "num_without_caption"; "kept" has
+        the numbers of the others.
     """
     records = list(records)
-    kept = [(name, captions) for name, captions in records if captions]
-    names, name_ends = PackedTexts(name for name, _ in kept).arrays()
-    texts = PackedTexts(text for _, captions in kept for text in captions)
+    filled = [[text for text in texts if not is_blank(text)] for _, texts in records]
+    kept = [number for number, captions in enumerate(filled) if captions]
+    names, name_ends = PackedTexts(records[number][0] for number in kept).arrays()
+    texts = PackedTexts(text for captions in filled for text in captions)
     captions, caption_ends = texts.arrays()
+    counts = {
+        "num_without_caption": len(records) - len(kept),
+        "num_blank": sum(len(texts) for _, texts in records) - len(texts),
+    }
     return {
         "names": names,
         "name_ends": name_ends,
         "captions": captions,
         "caption_ends": caption_ends,
-        "caption_counts": np.array([len(each) for _, each in kept], np.int64),
-        "num_without_caption": np.array(len(records) - len(kept), np.int64),
+        "caption_counts": np.array([len(filled[number]) for number in kept], np.int64),
+        "kept": np.array(kept, np.int64),
+        **{name: np.array(count, np.int64) for name, count in counts.items()},
     }
 
 
@@ -114,11 +127,14 @@ class PackedSource:
         self._counts = counts[: num_images or None]
         # Captions of image i are those from _first[i] up to _first[i + 1].
         self._first = np.concatenate([[0], np.cumsum(self._counts, dtype=np.int64)])
+        faults = [
+            f"{count} {what}"
+            for key, what in _FAULTS.items()
+            if (count := sum(int(part[key]) for part in parts))
+        ]
         if not len(self):
-            raise UserError(f"{path}: no image has a caption")
-        if count := sum(int(part["num_without_caption"]) for part in parts):
-            notes = (f"{count} images without a caption left out", *notes)
-        self.notes = notes
+            raise UserError("; ".join([f"{path}: no image has a caption", *faults]))
+        self.notes = (*faults, *notes)
 
     def __len__(self) -> int:
         return len(self._counts)

@@ -15,12 +15,13 @@ from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedSource, pack_records
 from vilem_jax.data.sources.tfds_files import open_records, read_info
 from vilem_jax.errors import UserError
+from vilem_jax.files import read_errors
 
 # Names of the feature with the captions, also inside a structure; the likeliest first.
 CAPTION_NAMES = ("captions", "caption", "text", "texts", "sentences", "sentence", "raw")
 NAME_NAMES = ("image/filename", "filename", "file_name", "image/id", "image_id", "id")
 INFO_FILE = "dataset_info.json"
-_INDEX_VERSION = "1"
+_INDEX_VERSION = "2"
 
 
 class TfdsSource(PackedSource):
@@ -41,7 +42,9 @@ class TfdsSource(PackedSource):
     def __init__(self, config: TfdsConfig):
         self.name = config.name or config.path
         self._folder = _find_prepared(config)
-        splits, features = read_info(self._folder)
+        corrupt = f"{self._folder}: its {INFO_FILE} or features.json is corrupt"
+        with read_errors(self._folder, corrupt=f"{corrupt}: prepare it again"):
+            splits, features = read_info(self._folder)
         self._split = _choose_split(config, splits)
         self._image = _find_feature(self._folder, features, "image")
         self._caption = _find_feature(self._folder, features, "caption")
@@ -50,7 +53,7 @@ class TfdsSource(PackedSource):
         version = f"{_INDEX_VERSION}-{fingerprint(self._folder / INFO_FILE)}"
         part = re.sub(r"\W+", "_", self._split)
         index = load_or_build(self._folder, part, version, self._build_index)
-        self._rows = index.pop("rows")
+        self._rows = index["kept"]
         read = f"{self._folder}, split {self._split}"
         super().__init__(self.name, read, [index], config.num_images)
 
@@ -62,7 +65,7 @@ class TfdsSource(PackedSource):
             raise OSError(f"{self.image_name(index)}: {error}") from error
 
     def _build_index(self) -> dict[str, np.ndarray]:
-        data, rows, records = self._data.get(), [], []
+        data, records = self._data.get(), []
         desc = f"{self.name}: captions"
         for row in tqdm(range(len(data)), desc, disable=None, leave=False):
             try:
@@ -74,9 +77,7 @@ class TfdsSource(PackedSource):
                 ) from None
             captions = list(_texts(record[self._caption]))
             records.append((self._record_name(record, row), captions))
-            if captions:
-                rows.append(row)
-        return pack_records(records) | {"rows": np.array(rows, np.int64)}
+        return pack_records(records)
 
     def _record_name(self, record: dict, row: int) -> str:
         if not self._name_features:

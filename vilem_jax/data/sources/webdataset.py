@@ -15,9 +15,11 @@ from vilem_jax.data.sources.image_files import MAX_FILE_BYTES
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedSource, pack_records
 from vilem_jax.errors import UserError
+from vilem_jax.files import open_input, read_errors
+from vilem_jax.parsing import decode
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-_INDEX_VERSION = "1"
+_INDEX_VERSION = "2"
 _MAX_CAPTION_BYTES = 1 << 20
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gz bz2 xz zst
 _MAX_SHOWN = 5  # tars named in a note
@@ -74,15 +76,13 @@ class WebDatasetSource(PackedSource):
 
 
 def _index(tar: Path) -> dict[str, np.ndarray]:
-    try:
-        with open(tar, "rb") as file:
+    with read_errors(tar):
+        with open_input(tar) as file:
             start = file.read(6)
         if start.startswith(_COMPRESSED):
             raise UserError(f"{tar} is compressed; decompress it, to be read by offset")
         version = f"{_INDEX_VERSION}-{fingerprint(tar)}"
         return load_or_build(tar, "pairs", version, lambda: _scan(tar))
-    except OSError as error:
-        raise UserError(f"{tar} cannot be read: {error}") from None
 
 
 def _scan(tar: Path) -> dict[str, np.ndarray]:
@@ -105,8 +105,9 @@ def _scan(tar: Path) -> dict[str, np.ndarray]:
                 continue
             records.append((key, (caption,)))
             spans.append((image.offset_data, image.size))
-    return pack_records(records) | {
-        "spans": np.array(spans, np.int64).reshape(-1, 2),
+    packed = pack_records(records)
+    return packed | {
+        "spans": np.array(spans, np.int64).reshape(-1, 2)[packed["kept"]],
         "damage": np.array(damage, np.int64),
         "num_double": np.array(num_double, np.int64),
         "num_incomplete": np.array(len(samples) - len(records), np.int64),
@@ -117,7 +118,8 @@ def _members(tar: Path) -> tuple[list[tarfile.TarInfo], int]:
     """Intact files of `tar`, and the byte offset of its first corrupt part, or -1."""
     size, members, end = tar.stat().st_size, [], 0
     try:
-        with tarfile.open(tar, "r:") as archive:  # no compression: read by offset
+        # "r:": no compression, so that members are read by their offset.
+        with read_errors(tar), tarfile.open(tar, "r:") as archive:
             for member in archive:
                 stop = member.offset_data + member.size
                 # A corrupt size may point outside, or back into an endless loop.
@@ -126,7 +128,7 @@ def _members(tar: Path) -> tuple[list[tarfile.TarInfo], int]:
                 if member.isfile() and not member.issparse():
                     members.append(member)
                 end = stop + -stop % tarfile.BLOCKSIZE
-    except (tarfile.TarError, OSError, ValueError, EOFError):
+    except (UserError, MemoryError):  # a corrupt header may ask for any size
         return members, end
     # Two blocks of zeros end a tar; `tarfile` takes any invalid block as the end.
     with open(tar, "rb") as file:
@@ -142,7 +144,7 @@ def _caption(file: BinaryIO, parts: dict[str, tarfile.TarInfo]) -> str | None:
         if member is None or member.size > _MAX_CAPTION_BYTES:
             continue
         file.seek(member.offset_data)
-        text = file.read(member.size).decode("utf-8", "replace")
+        text = decode(file.read(member.size))
         if ending == "txt":
             return text
         try:

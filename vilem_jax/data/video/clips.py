@@ -9,14 +9,17 @@ Recognised by content:
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from vilem_jax.data.sources.annotations import parse_text, read_text, split_of
+from vilem_jax.data.sources.annotations import count_splits, split_of, unread_splits
 from vilem_jax.data.video.frames import VideoError, read_frames
 from vilem_jax.errors import UserError
+from vilem_jax.files import read_errors
+from vilem_jax.parsing import is_blank, parse_json, read_text, records_of
 
 SUFFIXES = (
     *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v"),
@@ -27,6 +30,11 @@ MSRVTT_1KA, MSRVTT_1KA_PAIRS = "msrvtt-1ka", 1000
 
 _CLIP_KEYS = ("clip_name", "video", "video_id")
 _CAPTION_KEYS = ("caption", "sentence")
+_UNKNOWN = (
+    "is none of the known layouts: JSON lines with 'clip_name' and 'caption', a JSON "
+    "list with 'video' and 'caption', or a CSV file with the columns 'video_id' and "
+    "'sentence'"
+)
 Pair = tuple[str, str, str | None]  # clip, caption, split
 
 
@@ -48,13 +56,20 @@ class VideoClips:
         file = Path(path).expanduser()
         self.name, self.split = file.stem, split
         pairs = read_pairs(file)
+        rows = Counter(pair_split or None for *_, pair_split in pairs)
+        if split and split not in rows:
+            known = count_splits(rows)
+            raise UserError(f"{path} has no clip of the split {split!r} (has: {known})")
+        taken = [pair for pair in pairs if split in ("", pair[2])]
         captions_of: dict[str, list[str]] = {}
-        for clip, caption, pair_split in pairs:
-            if split in ("", pair_split):
+        for clip, caption, _ in taken:
+            if not is_blank(caption):
                 captions_of.setdefault(clip, []).append(caption)
         if not captions_of:
-            known = ", ".join(sorted({s for *_, s in pairs if s})) or "it names none"
-            raise UserError(f"{path} has no clip of the split {split!r} (has: {known})")
+            raise UserError(f"{path}: all of its {len(taken)} captions are blank")
+        self.notes = unread_splits(rows, {split} - {""})
+        if blank := sum(is_blank(caption) for _, caption, _ in taken):
+            self.notes = (f"{blank} blank captions left out", *self.notes)
         self.clips = tuple(captions_of)
         self.captions = tuple(map(tuple, captions_of.values()))
         self.folder = Path(folder).expanduser() if folder else file.parent
@@ -128,34 +143,38 @@ def read_pairs(file: Path) -> list[Pair]:
 
 
 def _pairs(file: Path, text: str) -> Iterator[Pair]:
-    start = text.lstrip()[0]
-    if start == "[":
-        for number, record in enumerate(parse_text(text, file)):
-            yield from _record_pairs(record, f"{file}: record {number}")
-    elif start == "{":
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                where = f"{file}:{number}"
-                yield from _record_pairs(parse_text(line, where), where)
-    else:
-        yield from _csv_pairs(file, text)
+    if text.lstrip()[0] not in "[{":
+        with read_errors(file):
+            yield from _csv_pairs(file, text)
+        return
+    records = records_of(parse_json(text, file), *_CLIP_KEYS, *_CAPTION_KEYS)
+    if records is None:
+        raise UserError(f"{file} {_UNKNOWN}")
+    for number, record in enumerate(records):
+        yield from _record_pairs(record, f"{file}: {records.where(number)}")
 
 
 def _csv_pairs(file: Path, text: str) -> Iterator[Pair]:
-    rows = csv.DictReader(io.StringIO(text, newline=""))
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        columns = rows.fieldnames or ()
+        columns = next(filter(None, rows), [])
         if not {"video_id", "sentence"} <= set(columns):
-            raise UserError(
-                f"{file} is none of the known layouts: JSON lines with 'clip_name' and "
-                "'caption', a JSON list with 'video' and 'caption', or a CSV file with "
-                "the columns 'video_id' and 'sentence'"
-            )
+            raise UserError(f"{file} {_UNKNOWN}")
+        if len(set(columns)) < len(columns):
+            raise UserError(f"{file} has two columns of one name: {', '.join(columns)}")
         for row in rows:
-            yield from _record_pairs(row, f"{file}: row at line {rows.line_num}")
-    except csv.Error:  # for example an open quotation mark
+            if not any(map(str.strip, row)):
+                continue
+            where = f"{file}: row at line {rows.line_num}"
+            if len(row) != len(columns):
+                raise UserError(
+                    f"{where} has {len(row)} fields, the first line has "
+                    f"{len(columns)}: put a text with a comma in quotation marks"
+                )
+            yield from _record_pairs(dict(zip(columns, row, strict=True)), where)
+    except csv.Error as error:  # for example an open quotation mark
         raise UserError(
-            f"{file} is not CSV from line {rows.line_num + 1} on: is a quotation mark "
+            f"{file} is not CSV at line {rows.line_num} ({error}): is a quotation mark "
             "left open?"
         ) from None
 

@@ -1,0 +1,210 @@
+"""A user's files as values; every error is a sentence with the file and the line.
+
+`files.read_errors` is the boundary: inside it a parser may raise anything.
+"""
+
+import codecs
+import io
+import json
+import re
+import unicodedata
+import zipfile
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
+
+import numpy as np
+
+from vilem_jax.errors import UserError
+from vilem_jax.files import open_input, read_errors
+
+# UTF-32 first: its mark starts with UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SPACE = re.compile(r"[ \t\n\r]*")  # what JSON takes as white space
+_LONG_NUMBER = re.compile(r"\d{4301}")  # Python refuses integers of more than 4300
+# Spaces, control and format characters, marks without a letter.
+_INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf", "Mn", "Mc", "Me")
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol without ink
+
+
+class Records(list[Any]):
+    """The records of a file; those of JSON lines know their lines."""
+
+    def __init__(self, values: Sequence[Any], lines: Sequence[int] = ()):
+        super().__init__(values)
+        self._lines = lines
+
+    def where(self, index: int) -> str:
+        return f"line {self._lines[index]}" if self._lines else f"record {index}"
+
+
+def records_of(content: Any, *keys: str) -> Records | None:
+    """A list as records, and an object, which must have one of `keys`; else None."""
+    if isinstance(content, dict) and (not keys or not content.keys().isdisjoint(keys)):
+        return Records([content], [1])
+    if isinstance(content, Records):
+        return content
+    return Records(content) if isinstance(content, list) else None
+
+
+def decode(content: bytes) -> str:
+    """The text of a file by its byte-order mark; without one it is UTF-8.
+
+    Invalid bytes become U+FFFD: one corrupt caption must not refuse ten million.
+    """
+    encodings = (name for mark, name in _MARKS if content.startswith(mark))
+    return content.decode(next(encodings, "utf-8-sig"), "replace")
+
+
+def split_zip_path(path: str | Path) -> tuple[Path, str]:
+    """("data.zip", "captions.json") of "data.zip/captions.json"; member "" outside."""
+    whole = Path(path).expanduser()
+    for parent in whole.parents:
+        if parent.is_file():
+            return parent, whole.relative_to(parent).as_posix()
+    return whole, ""
+
+
+def read_text(
+    path: str | Path, what: str = "annotation file", missing: str = ""
+) -> str:
+    """The text of a file, plain or inside a zip ("data.zip/captions.json").
+
+    Args:
+      what: messages call the file so.
+      missing: the message if it does not exist.
+
+    Raises:
+      UserError: the file is missing, empty or cannot be read.
+    """
+    file, member = split_zip_path(path)
+    missing = missing or f"{what} {path} does not exist"
+    with read_errors(f"{what} {path}", missing=missing), open_input(file) as opened:
+        content = _read_member(opened, member, path) if member else opened.read()
+    text = decode(content)
+    if not text.strip():
+        raise UserError(f"{what} {path} is empty")
+    return text
+
+
+def _read_member(file: BinaryIO, member: str, path: str | Path) -> bytes:
+    with zipfile.ZipFile(file) as archive:
+        if member not in archive.NameToInfo:
+            raise UserError(f"{path}: the zip has no member {member}")
+        return archive.read(member)
+
+
+def read_json(
+    path: str | Path, what: str = "annotation file", missing: str = ""
+) -> Any:
+    """`parse_json` of a file; arguments and further errors as of `read_text`."""
+    return parse_json(read_text(path, what, missing), path)
+
+
+def parse_json(text: str, path: object) -> Any:
+    """The value of a JSON text; of JSON lines the objects, as `Records`.
+
+    Objects end where they end in JSON: one may take several lines, and a string may
+    contain U+2028, which other programs take for the end of a line.
+
+    Args:
+      path: for messages.
+
+    Raises:
+      UserError: it is not JSON (with the line), has a key twice in an object, an
+        integer that is too long, or is nested too deeply.
+    """
+    decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: _object(pairs, path))
+    values, lines, line, last = [], [], 1, 0
+    start = _after_space(text, 0)
+    try:
+        while start < len(text) or not values:
+            line, last = line + text.count("\n", last, start), start
+            value, start = decoder.raw_decode(text, start)
+            values.append(value)
+            lines.append(line)
+            start = _after_space(text, start)
+            if start < len(text) and not isinstance(value, dict):
+                raise json.JSONDecodeError("Extra data", text, start)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        if error.lineno > line and values and isinstance(values[-1], dict):
+            # In JSON lines, where the parser stops may be in the next line.
+            where = f"line {line}"
+        raise UserError(f"{path} is not JSON: {where}: {error.msg}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply, from line {line} on") from None
+    except UserError:
+        raise
+    except ValueError:
+        number = _LONG_NUMBER.search(text, last)
+        line += text.count("\n", last, number.start() if number else last)
+        raise UserError(
+            f"{path}: line {line} has an integer of more than 4,300 digits"
+        ) from None
+    return values[0] if len(values) == 1 else Records(values, lines)
+
+
+def _after_space(text: str, start: int) -> int:
+    space = _SPACE.match(text, start)
+    return space.end() if space else start
+
+
+def _object(pairs: list[tuple[str, Any]], path: object) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):  # JSON's readers would drop the first
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(
+            f"{path}: an object has the key {double[:60]!r} twice: one value would be "
+            "lost"
+        )
+    return values
+
+
+def read_arrays(path: Path, names: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, without Python objects; call it in `read_errors`.
+
+    Args:
+      names: those that are read; all if none is given.
+
+    Raises:
+      UserError: one of `names` is missing.
+    """
+    with open_input(path) as file, zipfile.ZipFile(file) as archive:
+        found = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
+        if missing := [name for name in names if name not in found]:
+            has = ", ".join(found) or "nothing"
+            raise UserError(f"{path} has no {' and no '.join(missing)}; it has: {has}")
+        # Whole members: their checksums are compared before NumPy trusts a header.
+        contents = {name: archive.read(f"{name}.npy") for name in names or found}
+    return {
+        name: np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+        for name, content in contents.items()
+    }
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a JSON value is a finite number (JSON's true is none)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= 1e300  # False for NaN
+
+
+def whole_number(value: object) -> int | None:
+    """The integer that a JSON value stands for (3 and 3.0 are one), else None."""
+    if not is_number(value) or value != int(value):
+        return None
+    return int(value)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, control and zero-width characters."""
+    return all(
+        char in _FILLERS or unicodedata.category(char) in _INVISIBLE for char in text
+    )
