@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from tests.data.make_files import img2dataset_members, write_tar
 from vilem_jax.config.sources import WebDatasetConfig
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.errors import UserError
-from vilem_jax.search import claims, embed, vectors
+from vilem_jax.search import embed, vectors
 from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.query import Searcher
 
@@ -185,33 +184,6 @@ def test_workers_at_once_and_one_killed_in_the_middle(folder, tmp_path):
     model = MeanColour()
     assert run(folder, out, model).written == 1 and model.num_encoded == 5
     assert files_in(out) == files_in(tmp_path / "alone")
-
-
-def test_whose_claim_is_dead(tmp_path):
-    claim = tmp_path / "00000"
-
-    def held(**changes):
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": "t"}
-        claim.write_text(json.dumps(holder | changes))
-
-    def is_free():
-        with claims.claimed(claim) as sign:
-            return sign is not None
-
-    assert is_free() and not claim.exists()
-    with claims.claimed(claim) as sign:
-        sign()
-        assert not is_free()
-    held(pid=os.getppid())
-    assert not is_free()
-    held()  # our number, but not our claim: of a process before us
-    assert is_free()
-    held(host="elsewhere", pid=1)
-    assert not is_free()
-    os.utime(claim, (time.time() - 2 * claims.STALE,) * 2)
-    assert is_free()
-    claim.write_text("cut sho")
-    assert is_free() and list(tmp_path.iterdir()) == []
 
 
 def flip(path):

@@ -125,14 +125,15 @@ def test_run_killed_repeatedly_equals_an_uninterrupted_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_terminated_process_saves_and_exits_with_0(whole, editor_folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_terminated_process_saves_and_exits_with_0(editor_folder, tmp_path, number):
     """R2, with worker processes that hear the signal too: it goes to the group."""
     data = run_settings("vilem", editor_folder)["data"]
     settings = run_settings("vilem", editor_folder, data={**data, "num_workers": 2})
     process = start(settings, tmp_path / "run")
     assert wait_until(process, lambda: last_step(tmp_path / "run") >= 3)
     step = last_step(tmp_path / "run")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     began = time.monotonic()
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
@@ -141,3 +142,18 @@ def test_terminated_process_saves_and_exits_with_0(whole, editor_folder, tmp_pat
     saved = {int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()}
     assert step <= max(saved) <= step + 2
     assert last_step(tmp_path / "run") == max(saved)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_second_run_in_a_work_directory_is_refused(whole, editor_folder, tmp_path):
+    settings, workdir = run_settings("vilem", editor_folder), tmp_path / "run"
+    first = start(settings, workdir, seconds=0.5)
+    assert wait_until(first, lambda: last_step(workdir) >= 1)
+    second = start(settings, workdir, seconds=0)
+    _, errors = second.communicate(timeout=PATIENCE)
+    assert second.returncode != 0
+    assert f"{workdir} is being written by process {first.pid} on " in errors
+    finish(first)
+    assert_same_run(workdir, whole)
+    assert not (workdir / ".lock").exists()

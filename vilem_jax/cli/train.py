@@ -1,9 +1,11 @@
 """`vilem train`, and `vilem demo`, which trains on the embedded data."""
 
 import argparse
+from pathlib import Path
 
 from vilem_jax.cli.options import add_config, add_distributed, hours
 from vilem_jax.config.files import config_names, load_config
+from vilem_jax.locks import check_free
 
 
 def add_verbs(verbs) -> None:
@@ -45,6 +47,10 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
+    from vilem_jax.runs.workdir import LOCK_FILE
+
+    if not options.dry_run:
+        check_free(Path(options.workdir) / LOCK_FILE, options.workdir)
     from vilem_jax.training.run import train
 
     train(

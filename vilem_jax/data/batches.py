@@ -193,8 +193,8 @@ def _start_worker(worker_index: int, num_workers: int) -> None:
     """Runs once in each worker process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are parallel
     # The trainer decides when to stop: it saves first, then stops its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(
         target=_leave_with_parent, args=(os.getppid(),), daemon=True
     ).start()

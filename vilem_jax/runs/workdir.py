@@ -6,6 +6,7 @@ RUN/metrics.jsonl     one record per line (metrics.py)
 RUN/timing.jsonl      what depends on the wall clock (metrics.py)
 RUN/tensorboard/      both, as TensorBoard events (tensorboard.py)
 RUN/checkpoints/STEP  the state, written by Orbax (checkpoints.py)
+RUN/.lock             while a process trains: which (locks.py)
 """
 
 import json
@@ -22,6 +23,7 @@ from vilem_jax.files import check_format_version, reason, replace_file, write_er
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1  # of all files of the folder
 COMMAND_FILE = "command.txt"
+LOCK_FILE = ".lock"
 _LATER = ("metrics.jsonl", "checkpoints")  # written after CONFIG_FILE
 
 

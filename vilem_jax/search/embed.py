@@ -9,21 +9,20 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax import files
+from vilem_jax import files, locks
 from vilem_jax.api import Model
 from vilem_jax.data.images import decode, resize_square
 from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
 from vilem_jax.search import vectors
-from vilem_jax.search.claims import claimed
 from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.readable import encode_readable
 from vilem_jax.search.vectors import Plan, Shard, is_whole, read_shard, write_shard
@@ -85,13 +84,14 @@ def embed(
         file, claim = paths[number], folder / CLAIMS / f"{number:05d}"
         if is_whole(file, plan):
             continue
-        with files.write_errors(folder), claimed(claim) as sign:
-            if sign is None or is_whole(file, plan):
+        claim.parent.mkdir(exist_ok=True)
+        with files.write_errors(folder), locks.locked(claim) as holder:
+            if holder or is_whole(file, plan):
                 continue
             if file.exists():
                 replaced.append(file.name)
             rows = tqdm(plan.rows(number), f"{file.stem} of {plan.shards}", **bar)
-            write_shard(file, plan, _embed_rows(rows, plan, source, model, sign))
+            write_shard(file, plan, _embed_rows(rows, plan, source, model))
             written += 1
     missing = sum(not is_whole(file, plan) for file in paths)
     manifest = None if missing else _finish(folder, plan, model_name)
@@ -158,24 +158,14 @@ def _embed_rows(
     plan: Plan,
     source: Source | FolderImages,
     model: Model,
-    sign: Callable[[], None],
 ) -> Shard:
-    """The embeddings of one shard.
-
-    Args:
-      sign: called for each image, see `claimed`.
-    """
-
-    def signed() -> Iterator[int]:
-        for row in rows:
-            sign()
-            yield row
+    """The embeddings of one shard."""
 
     def read(row: int) -> np.ndarray:
         return resize_square(decode(source.read_image(row)), model.encoder.image_size)
 
     encode, width = model.encoder.encode_pixels, plan.dimension
-    encoded = encode_readable(signed(), read, encode, width=width)
+    encoded = encode_readable(rows, read, encode, width=width)
     is_finite = np.isfinite(encoded.embedding).all(axis=1)
     if not is_finite.all():
         name = source.image_name(encoded.items[int(np.argmin(is_finite))])

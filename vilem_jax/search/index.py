@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vilem_jax import files
+from vilem_jax import files, locks
 from vilem_jax.api import Model
 from vilem_jax.errors import UserError
 from vilem_jax.parsing import read_arrays
@@ -55,13 +55,20 @@ def index(
       show_progress: a bar on stderr.
 
     Raises:
-      UserError: no such folder, no readable image in it, or `out` is a file that is
-        not an index.
+      UserError: no such folder, no readable image in it, `out` is a file that is not
+        an index, or another process is writing it.
     """
-    images = FolderImages(folder)
+    images, file = FolderImages(folder), Path(out).expanduser()
+    files.check_writable(file)
+    with locks.only_writer(file.with_name(f".{file.name}.lock"), file):
+        return _index(images, model, file, show_progress)
+
+
+def _index(
+    images: FolderImages, model: Model, out: Path, show_progress: bool
+) -> IndexReport:
     root, entries = images.root, images.entries
-    files.check_writable(out)
-    before = load_index(out) if Path(out).expanduser().exists() else None
+    before = load_index(out) if out.exists() else None
     rows: dict[Entry, np.ndarray] = {}
     if before and (before.folder, before.fingerprint) == (str(root), model.fingerprint):
         rows = dict(zip(before.entries, before.embedding, strict=True))
@@ -78,7 +85,7 @@ def index(
     if not kept:
         path, why = corrupt[0]
         raise UserError(
-            f"none of the {len(entries)} images in {folder} can be read; {path}: {why}"
+            f"none of the {len(entries)} images in {root} can be read; {path}: {why}"
         )
     embedding = np.stack([rows[entry] for entry in kept])
     save_index(Index(str(root), model.fingerprint, kept, embedding), out)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 
+from vilem_jax import locks
 from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import Batches, BatchMaker, open_corpus
 from vilem_jax.data.corpus import Corpus
@@ -33,7 +34,12 @@ from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.metrics import Clock, MetricsLog, Progress, notify
 from vilem_jax.runs.origin import TOKENIZER_FOLDER
 from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
-from vilem_jax.runs.workdir import check_workdir, claim_workdir, note_command
+from vilem_jax.runs.workdir import (
+    LOCK_FILE,
+    check_workdir,
+    claim_workdir,
+    note_command,
+)
 from vilem_jax.training import starting
 from vilem_jax.training.compile import compile_step
 from vilem_jax.training.final_scores import score_test
@@ -104,11 +110,6 @@ def train(
     init_params = jax.jit(task.init_params, out_shardings=replicated(mesh))
     init_state = jax.jit(task.init_state, out_shardings=shardings)
 
-    # ---- work directory: once everything is there that the run needs ----
-    if not dry_run:
-        processes.on_process_0(lambda: _claim(folder, config, tokenizer))
-        processes.check_shared(folder)
-
     # ---- batches: a pure function of the seed and the step ----
     rows = processes.local_rows(over_batch(mesh), batch_size)
     make_batch = BatchMaker(config, corpus, tokenizer, task.image_size, edits, rows)
@@ -119,10 +120,14 @@ def train(
         _, metrics = step_fn(state, frozen, batch, key)
         return _report_dry_run(metrics, num_steps)
 
-    # ---- restore, or pretrained weights, or random ones ----
+    # ---- work directory: once everything is there that the run needs ----
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         stop = enter(_stop_signal())
+        processes.on_process_0(lambda: _claim(enter, folder, config, tokenizer))
+        processes.check_shared(folder)
+
+        # ---- restore, or pretrained weights, or random ones ----
         checkpoints = enter(Checkpoints(folder, keep=config.checkpoint.keep))
         best = enter(KeepBest(folder)) if config.checkpoint.keep_best else None
         restored = checkpoints.restore_latest(with_shardings(shapes, shardings))
@@ -222,7 +227,11 @@ def _report_stop(step: int, num_steps: int, why: str) -> None:
     notify(f"{why}stopped at step {step} of {num_steps}: rerun the command to resume")
 
 
-def _claim(folder: Path, config: Config, tokenizer: Tokenizer) -> None:
+def _claim(
+    enter: Callable, folder: Path, config: Config, tokenizer: Tokenizer
+) -> None:
+    """On process 0; it is the only writer as long as what it has entered is open."""
+    enter(locks.only_writer(folder / LOCK_FILE, folder))
     claim_workdir(folder, config)
     note_command(folder)
     if not has_tokenizer(folder):  # another program may be reading it
@@ -242,12 +251,14 @@ def _report_dry_run(metrics: dict, num_steps: int) -> dict:
 
 @contextlib.contextmanager
 def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """A function that returns whether SIGTERM or Ctrl-C came; the loop then saves."""
-    received = []
+    """A function that returns whether a signal came; the loop then saves."""
+    received, numbers = [], [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` sets it
+        numbers.append(signal.SIGHUP)
     try:
         before = {
             number: signal.signal(number, lambda n, _: received.append(n))
-            for number in (signal.SIGTERM, signal.SIGINT)
+            for number in numbers
         }
     except ValueError:  # not in the main thread: our caller handles signals
         before = {}
