@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 from vilem_jax.errors import UserError
 
+_STDOUT = 1  # the file descriptor, whatever sys.stdout is
+
 
 @contextlib.contextmanager
 def _draft(path: Path) -> Iterator[BinaryIO]:
@@ -129,29 +131,63 @@ def check_writable(path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=path.parent).close()
+        target = _real_target(path)
+        if target is None and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if target is not None:
+            tempfile.TemporaryFile(dir=target.parent).close()
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Writes a result to a path that a user gave, and creates its folder.
+
+    A regular file is replaced as one change, also where a link leads to it; a FIFO or a
+    device is written into.
 
     Raises:
       UserError: if the folder cannot be created or is not writable.
     """
     path = Path(path).expanduser()
     with write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(content)
+        if target := _real_target(path):
+            with replacing(target) as file:
+                file.write(content)
+        elif _is_stdout(path):  # its own position would overwrite what is printed
+            print(end="", flush=True)
+            with open(_STDOUT, "wb", closefd=False) as file:
+                file.write(content)
+        else:
+            path.write_bytes(content)
+
+
+def _real_target(path: Path) -> Path | None:
+    """The regular file, new or not, that `path` leads to; its folder is created.
+
+    None if it leads to something else, which must not be replaced by a file.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = path.stat().st_mode  # of what links lead to; raises if they are a loop
+    except (FileNotFoundError, NotADirectoryError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return target if stat.S_ISREG(mode) and not _is_stdout(path) else None
+
+
+def _is_stdout(path: Path) -> bool:
+    """Whether `path` is where this program prints, such as /dev/stdout."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(path.stat(), os.fstat(_STDOUT))
+    return False
 
 
 def write_json(path: str | Path, values: object) -> None:
     """Writes `values` as readable JSON, like `write_bytes`."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, f"{text}\n".encode())
+    # A byte of a name that is not UTF-8 is escaped as in any JSON: "\\udce9".
+    write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def check_format_version(found: object, version: int, path: Path, rebuild: str) -> None:

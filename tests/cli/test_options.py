@@ -6,8 +6,9 @@ from pkgutil import resolve_name
 
 import pytest
 
+from vilem_jax.cli import train
 from vilem_jax.cli.main import main
-from vilem_jax.cli.options import add_data, kind_of, source_config
+from vilem_jax.cli.options import add_data, expand_home, kind_of, source_config
 from vilem_jax.config.freeze import freeze
 from vilem_jax.config.schema import Config, DataConfig
 from vilem_jax.config.sources import (
@@ -128,3 +129,36 @@ def test_a_kind_of_source_is_declared_once(tmp_path, kind, cls):
     assert freeze({"data": {"train": {"b": {"kind": kind}}}}).data.train == (
         cls(name="b"),
     )
+
+
+def test_home_is_expanded_in_every_path_and_in_no_text(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options = argparse.Namespace(
+        out="~/x",
+        sources=["train=~/a.json", "~"],
+        caption="~/c",
+        words=["~/w"],
+        shard=(0, 1),
+        beam_options="--temp=~/x",
+        data="~nobody-of-that-name/x",
+        top=None,
+    )
+    expand_home(options)
+    assert vars(options) == {
+        "out": "/home/me/x",
+        "sources": ["train=/home/me/a.json", "/home/me"],
+        "caption": "~/c",
+        "words": ["~/w"],
+        "shard": (0, 1),
+        "beam_options": "--temp=~/x",
+        "data": "./~nobody-of-that-name/x",
+        "top": None,
+    }
+
+
+def test_workdir_is_below_home(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(train, "_train", lambda options: seen.append(options.workdir))
+    assert main(["train", "--config=scenes", "--workdir=~/runs/x"]) == 0
+    assert seen == [f"{tmp_path}/runs/x"]

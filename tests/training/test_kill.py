@@ -148,12 +148,14 @@ def test_terminated_process_saves_and_exits_with_0(editor_folder, tmp_path, numb
 @pytest.mark.timeout(600)
 def test_second_run_in_a_work_directory_is_refused(whole, editor_folder, tmp_path):
     settings, workdir = run_settings("vilem", editor_folder), tmp_path / "run"
-    first = start(settings, workdir, seconds=0.5)
+    first = start(settings, workdir)
     assert wait_until(first, lambda: last_step(workdir) >= 1)
+    first.send_signal(signal.SIGSTOP)  # it would end before the second has started
     second = start(settings, workdir, seconds=0)
     _, errors = second.communicate(timeout=PATIENCE)
     assert second.returncode != 0
     assert f"{workdir} is being written by process {first.pid} on " in errors
+    first.send_signal(signal.SIGCONT)
     finish(first)
     assert_same_run(workdir, whole)
     assert not (workdir / ".lock").exists()

@@ -50,8 +50,10 @@ def _check(options: argparse.Namespace) -> None:
     from vilem_jax.data.check import check, format_report
     from vilem_jax.data.sources.source import open_source
     from vilem_jax.data.tokenizer import Tokenizer
-    from vilem_jax.files import write_json
+    from vilem_jax.files import check_writable, write_json
 
+    if options.out:  # before long work
+        check_writable(options.out)
     sources = {
         split: [open_source(source) for source in configs]
         for split in ("train", "validation", "test")
@@ -63,9 +65,9 @@ def _check(options: argparse.Namespace) -> None:
     )
     length = config.data.text_length
     report = check(sources, tokenizer, length, max_images=options.max_images)
-    print(format_report(report))
     if options.out:
         write_json(options.out, report)
+    print(format_report(report))
 
 
 def _tokenizer_name(config: Config) -> str:

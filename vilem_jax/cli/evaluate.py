@@ -108,12 +108,12 @@ def _run_benchmark(name: str, options: argparse.Namespace) -> None:
     metrics["protocol"] = protocol | of_data
     if not is_process_0(options):
         return
+    if options.out:
+        write_json(options.out, metrics)
     print(render(benchmark.tabulate(metrics)))
     print(measured_lines(metrics))
     for note in metrics["protocol"].get("notes", ()):
         print(f"vilem: {metrics['protocol']['data']}: {note}", file=sys.stderr)
-    if options.out:
-        write_json(options.out, metrics)
     for warning in benchmark.warnings(metrics):
         print(f"vilem: {warning}", file=sys.stderr)
 

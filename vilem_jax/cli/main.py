@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 from vilem_jax import __version__
 from vilem_jax.cli import data, evaluate, plan, proofread, search, train, weights
-from vilem_jax.cli.options import VerbParser
+from vilem_jax.cli.options import VerbParser, expand_home
+from vilem_jax.cli.streams import lasting_streams
 from vilem_jax.config.files import Override
 from vilem_jax.distributed.launcher import find_membership
 from vilem_jax.errors import UserError
+from vilem_jax.files import reason
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # transformers, used for its tokenizer alone, would advise to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    with lasting_streams() as stdout:
+        code = _exit_code(given)
+        stdout.flush()
+        if not stdout.error or code:
+            return code
+        if isinstance(stdout.error, BrokenPipeError):  # `vilem ... | head` has enough
+            return 141
+        why = f"cannot print the result: {reason(stdout.error)}"
+        print(f"vilem: {why}; what --out names is complete", file=sys.stderr)
+        return 2
+
+
+def _exit_code(given: list[str]) -> int:
     try:
         return _run(given)
     except UserError as error:
@@ -38,9 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vilem: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `vilem ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
 
 
 def _too_large(error: Exception) -> str:
@@ -56,6 +68,7 @@ def _run(given: list[str]) -> int:
     rest, overrides = split_overrides(given)
     parser = make_parser()
     options = parser.parse_args(rest)
+    expand_home(options)
     if overrides and "overrides" not in options:
         parser.error(f"--config.{overrides[0][0]} belongs to a verb with --config")
     if overrides:
@@ -69,7 +82,6 @@ def _run(given: list[str]) -> int:
         named = {name: getattr(options, name) for name in names}
         with distributed(find_membership(options.distributed, os.environ, **named)):
             options.verb(options)
-    sys.stdout.flush()
     return 0
 
 

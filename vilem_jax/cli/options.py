@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,23 @@ class VerbParser(argparse.ArgumentParser):
             self.prog, parents=[self], add_help=False, allow_abbrev=False
         )
         return plain.parse_known_intermixed_args(*args, **rest)
+
+
+def expand_home(options: argparse.Namespace) -> None:
+    """Replaces ~ in every path, as the shell does only at the start of a word."""
+
+    def expanded(value: object) -> object:
+        if isinstance(value, list):
+            return [expanded(each) for each in value]
+        found = re.fullmatch(r"(\w+=)?(~.*)", value) if isinstance(value, str) else None
+        if not found:
+            return value
+        path = os.path.expanduser(found[2])
+        # Of a user who does not exist: a name like any other.
+        return (found[1] or "") + (f"./{path}" if path.startswith("~") else path)
+
+    for name in vars(options).keys() - {"words", "caption", "overrides"}:
+        setattr(options, name, expanded(getattr(options, name)))
 
 
 def add_config(verb: argparse.ArgumentParser) -> None:

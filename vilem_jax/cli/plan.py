@@ -54,9 +54,10 @@ def _plan(options: argparse.Namespace) -> None:
             "not compiled: libtpu is not installed, which compiles for TPUs on any "
             "Linux machine (pip install 'vilem-jax[tpu]')"
         )
-    print(plan_tables(plan))
     if options.out:
         write_json(options.out, plan)
+    print(plan_tables(plan))
+    if options.out:
         print(f"\n{options.out}")
 
 

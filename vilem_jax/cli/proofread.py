@@ -22,20 +22,22 @@ def add_verbs(verbs) -> None:
 def _proofread(options: argparse.Namespace) -> None:
     import dataclasses
 
-    from vilem_jax.files import write_json
+    from vilem_jax.files import check_writable, write_json
     from vilem_jax.report.tables import words_table
 
+    if options.out:
+        check_writable(options.out)
     model = open_model(options)
     words = model.proofread(options.photo, options.caption, branch=options.branch)
-    print(words_table(words))
     length = model.config.evaluation.text_length
     cut = max(int(model.tokenizer.lengths([options.caption])[0]) - length, 0)
+    if options.out:
+        judged = [dataclasses.asdict(word) for word in words]
+        write_json(options.out, {"words": judged, "tokens_not_judged": cut})
+    print(words_table(words))
     if cut:  # a caption that is too long loses its end
         print(
             f"vilem: the last {cut} tokens of the caption were not judged: this model "
             f"reads {length}",
             file=sys.stderr,
         )
-    if options.out:
-        judged = [dataclasses.asdict(word) for word in words]
-        write_json(options.out, {"words": judged, "tokens_not_judged": cut})

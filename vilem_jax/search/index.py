@@ -60,6 +60,9 @@ def index(
     """
     images, file = FolderImages(folder), Path(out).expanduser()
     files.check_writable(file)
+    if file.exists() and not file.is_file():  # a FIFO, a device
+        return _index(images, model, file, show_progress)
+    file = file.resolve()  # several links to one file have one lock
     with locks.only_writer(file.with_name(f".{file.name}.lock"), file):
         return _index(images, model, file, show_progress)
 
@@ -68,7 +71,7 @@ def _index(
     images: FolderImages, model: Model, out: Path, show_progress: bool
 ) -> IndexReport:
     root, entries = images.root, images.entries
-    before = load_index(out) if out.exists() else None
+    before = load_index(out) if out.is_file() else None
     rows: dict[Entry, np.ndarray] = {}
     if before and (before.folder, before.fingerprint) == (str(root), model.fingerprint):
         rows = dict(zip(before.entries, before.embedding, strict=True))

@@ -227,9 +227,7 @@ def _report_stop(step: int, num_steps: int, why: str) -> None:
     notify(f"{why}stopped at step {step} of {num_steps}: rerun the command to resume")
 
 
-def _claim(
-    enter: Callable, folder: Path, config: Config, tokenizer: Tokenizer
-) -> None:
+def _claim(enter: Callable, folder: Path, config: Config, tokenizer: Tokenizer) -> None:
     """On process 0; it is the only writer as long as what it has entered is open."""
     enter(locks.only_writer(folder / LOCK_FILE, folder))
     claim_workdir(folder, config)

@@ -1,0 +1,66 @@
+"""stdout and stderr whose end does not end the work."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+
+class Words(io.TextIOBase):
+    """A stream that takes everything, also when what is behind it takes no more."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self.error: OSError | None = None  # the first; what follows is lost
+
+    def write(self, text: str) -> int:
+        with self._lost():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lost():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            # Python would write what is left in the buffer again, when it ends.
+            with contextlib.suppress(OSError), open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), self._stream.fileno())
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  # is None
+        return self._stream.encoding
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[Words]:
+    """Replaces stdout and stderr for the block; yields the new stdout."""
+    for number in (0, 1, 2):  # of one that is closed a file of ours would take over
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    with contextlib.ExitStack() as stack:
+        null = stack.enter_context(open(os.devnull, "w"))
+        # Python has None for one that was closed when it started.
+        stdout, stderr = Words(sys.stdout or null), Words(sys.stderr or null)
+        stack.enter_context(contextlib.redirect_stdout(stdout))
+        stack.enter_context(contextlib.redirect_stderr(stderr))
+        try:
+            yield stdout
+        finally:
+            stdout.flush()
+            stderr.flush()
