@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from vilem_jax.errors import UserError
 
-_STDOUT = 1  # the file descriptor, whatever sys.stdout is
+_STDOUT = 1  # a file descriptor
 
 
 @contextlib.contextmanager
@@ -186,7 +186,7 @@ def _is_stdout(path: Path) -> bool:
 def write_json(path: str | Path, values: object) -> None:
     """Writes `values` as readable JSON, like `write_bytes`."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    # A byte of a name that is not UTF-8 is escaped as in any JSON: "\\udce9".
+    # A byte of a name that is not UTF-8 is escaped as in any JSON: \udce9.
     write_bytes(path, f"{text}\n".encode(errors="backslashreplace"))
 
 

@@ -17,6 +17,7 @@ from tests.training.tiny_runs import (
     child_environment,
     run_settings,
 )
+from vilem_jax.training import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 240  # seconds until a process must have come to where it is killed
@@ -159,3 +160,18 @@ def test_second_run_in_a_work_directory_is_refused(whole, editor_folder, tmp_pat
     finish(first)
     assert_same_run(workdir, whole)
     assert not (workdir / ".lock").exists()
+
+
+def test_hangup_is_ignored_under_nohup_alone():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup sets it
+    try:
+        with run._stop_signal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with run._stop_signal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -124,21 +124,6 @@ def test_same_seed_gives_the_same_run(whole, settings, tmp_path):
     assert_same_run(tmp_path, whole[0])
 
 
-def test_hangup_is_ignored_under_nohup_alone():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup sets it
-    try:
-        with program._stop_signal() as stop:
-            signal.raise_signal(signal.SIGHUP)
-            assert not stop()
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with program._stop_signal() as stop:
-            signal.raise_signal(signal.SIGHUP)
-            assert stop()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_saves_and_the_same_command_resumes(whole, settings, tmp_path, number):
     def stop_at_7(step, record):
