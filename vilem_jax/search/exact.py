@@ -2,9 +2,9 @@
 
 The devices find a few more candidates than `top_k`, by one matmul in float32. The error
 of float32 is bounded. If it could change the order of the candidates, the host sums
-them again in float64; if it could hide a row, the host sums all rows. So the result
-equals that of a loop over all rows in float64, and does not depend on devices, chunks
-or the order of sums.
+them again in float64; if it could hide a row, more candidates are searched for, and at
+last the host sums all rows. So the result equals that of a loop over all rows in
+float64, and does not depend on devices, chunks or the order of sums.
 """
 
 import dataclasses
@@ -135,15 +135,13 @@ class ExactSearch:
             _best(padded, chunk, num_valid, count=count, mesh=self.mesh)
             for chunk, num_valid in zip(self.chunks, len(self) - first, strict=True)
         ]
-        # [chunks, devices, Q, C] -> [Q, all candidates]
-        scores, rows = map(np.stack, zip(*best, strict=True))
-        scores, rows = (
-            np.moveaxis(part, 2, 0)[: len(queries)].reshape(len(queries), -1)
-            for part in (scores, rows + first[..., None, None])
-        )
-        # Padding stands last.
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : min(count, len(self))]
-        return Found(*(np.take_along_axis(part, order, 1) for part in (rows, scores)))
+        scores = np.stack([scores for scores, _ in best])  # [chunks, devices, Q, C]
+        rows = np.stack([rows for _, rows in best]) + first[..., None, None]
+
+        def by_query(found: np.ndarray) -> np.ndarray:  # [Q, all candidates]
+            return np.moveaxis(found, 2, 0)[: len(queries)].reshape(len(queries), -1)
+
+        return _best_of(by_query(scores), by_query(rows), min(count, len(self)))
 
     def _ordered(
         self, queries: np.ndarray, found: Found, top_k: int, error: np.ndarray
@@ -173,10 +171,14 @@ class ExactSearch:
         rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
         step = max(1, HOST_NUMBERS // self.width)
         for start in range(0, len(self), step):
-            numbers = np.arange(start, min(start + step, len(self)))
-            block = take_rows(self.parts, numbers).astype(np.float64)
+            block = _slice_rows(self.parts, start, start + step).astype(np.float64)
+            exact = (block @ query).astype(np.float32)
+            numbers = np.arange(start, start + len(block))
+            if len(rows) == top_k:  # later rows lose a tie
+                better = exact > scores[-1]
+                exact, numbers = exact[better], numbers[better]
             rows = np.concatenate([rows, numbers])
-            scores = np.concatenate([scores, (block @ query).astype(np.float32)])
+            scores = np.concatenate([scores, exact])
             order = np.lexsort((rows, -scores))[:top_k]
             rows, scores = rows[order], scores[order]
         return rows, scores
@@ -211,8 +213,7 @@ def put_on_devices(
     size = -(-num_rows // (num_chunks * unit)) * unit
 
     def put_chunk(number: int) -> jax.Array:
-        first = number * size
-        rows = take_rows(parts, np.arange(first, min(first + size, num_rows)))
+        rows = _slice_rows(parts, number * size, (number + 1) * size)
         rows = np.pad(rows, ((0, size - len(rows)), (0, 0)))
         return jax.device_put(rows, over_batch(mesh))
 
@@ -239,6 +240,25 @@ def take_rows(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
         here = part_of == part
         taken[here] = parts[part][rows[here] - starts[part]]
     return taken
+
+
+def _slice_rows(parts: Sequence[np.ndarray], first: int, stop: int) -> np.ndarray:
+    """Rows first..stop of all parts, as far as there are any: [N, E]."""
+    pieces, start = [], 0
+    for part in parts:
+        pieces.append(part[max(first - start, 0) : max(stop - start, 0)])
+        start += len(part)
+    pieces = [piece for piece in pieces if len(piece)]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def _best_of(scores: np.ndarray, rows: np.ndarray, count: int) -> Found:
+    """The `count` best of the candidates [Q, C], the best first."""
+    # Only those are sorted: each chunk of each device has as many. Padding stands last.
+    best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+    order = np.argsort(-np.take_along_axis(scores, best, 1), axis=1, kind="stable")
+    best = np.take_along_axis(best, order, 1)
+    return Found(np.take_along_axis(rows, best, 1), np.take_along_axis(scores, best, 1))
 
 
 def _is_settled(found: Found, top_k: int, error: np.ndarray, num_rows: int):
