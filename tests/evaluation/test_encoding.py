@@ -107,6 +107,13 @@ def test_captions_longer_than_the_tower_are_refused(encoder, tokenizer):
         encoder.proofread(images(1), tokens, tokens, tokens)
 
 
+@pytest.mark.parametrize("num_images", [2, 4])
+def test_each_caption_needs_an_image(encoder, tokenizer, num_images):
+    tokens = tokenizer.encode(["a red dog"] * 3, 6)
+    with pytest.raises(ValueError, match=f"3 captions .* not {num_images}"):
+        encoder.proofread(images(num_images), tokens, tokens[:, :2], tokens[:, :2])
+
+
 def test_images_come_in_order_and_square(source, capsys):
     found = list(read_images(source, [2, 0, 2], 16))
     assert [image.shape for image in found] == [(16, 16, 3)] * 3

@@ -109,7 +109,8 @@ class Encoder:
         self, images: Images, indices: Sequence[Any], *, show_progress: bool = False
     ) -> np.ndarray:
         """Images of a data set -> float32 [N, E], unit rows; see `read_images`."""
-        pixels = read_images(images, indices, self.image_size, show_progress)
+        size = self.image_size
+        pixels = read_images(images, indices, size, show_progress=show_progress)
         return self.encode_pixels(pixels)
 
     def encode_captions(self, captions: Sequence[str]) -> np.ndarray:
@@ -163,12 +164,16 @@ class Encoder:
             raise UserError(f"branch is 'local' or 'global', not {program!r}")
         self.check_trained(branches)
         self._check_length(tokens)
-        parts = []
-        starts = range(0, len(tokens), self.batch_size)
-        for start, chunk in zip(starts, self._read(pixels), strict=True):
-            rows = slice(start, start + len(chunk))
+        parts, count = [], 0
+        for chunk in self._read(pixels):
+            rows = slice(count, count + len(chunk))
+            count += len(chunk)
+            if count > len(tokens):
+                break
             texts = (tokens[rows], positions[rows], labels[rows])
             parts.append(self._run(program, np.stack(chunk), *texts))
+        if count != len(tokens):
+            raise ValueError(f"{len(tokens)} captions need as many images, not {count}")
         if not parts:
             raise UserError("there is no caption to proofread")
         found = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
@@ -312,7 +317,7 @@ def share_rows(
 
 
 def read_images(
-    images: Images, indices: Sequence[Any], size: int, show_progress: bool = False
+    images: Images, indices: Sequence[Any], size: int, *, show_progress: bool = False
 ) -> Iterator[np.ndarray]:
     """Images of a data set, squashed to uint8 [size, size, 3], read ahead.
 

@@ -80,7 +80,7 @@ def _branches(
     local = processes.local_items(len(images))
     indices = images[local].tolist()
     judged = encoder.proofread(
-        read_images(source, indices, encoder.image_size, show_progress),
+        read_images(source, indices, encoder.image_size, show_progress=show_progress),
         edits.edited[local],
         edits.positions[local],
         edits.labels[local],
