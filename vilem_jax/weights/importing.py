@@ -100,7 +100,14 @@ def _write_model(
     image_size: int,
 ) -> Imported:
     data, size = model.config.data, model.config.model.text.vocab_size
-    reader = _open_tokenizer(opened, tokenizer, BERT, size, data, model.extra_pieces)
+    reader = _open_tokenizer(
+        opened,
+        given=tokenizer,
+        default=BERT,
+        wanted=size,
+        data=data,
+        extra=model.extra_pieces,
+    )
     if image_size:
         model = resized(model, image_size)
     shapes, name = model.config.model, opened.path.name
@@ -128,6 +135,7 @@ def _write_model(
 
 def _open_tokenizer(
     opened: Tensors,
+    *,
     given: str,
     default: str,
     wanted: int,
@@ -145,18 +153,20 @@ def _open_tokenizer(
     options = {"cleaning": data.cleaning, "keeps_sep": data.keeps_sep}
 
     def read(name: str) -> Tokenizer:
-        size = vocabulary_size(name)
-        if size not in (wanted, wanted - len(extra)):
-            raise UserError(
-                f"the tokenizer in {name} has {size} tokens, but the model has "
-                f"{wanted}: name the model's own with --tokenizer"
-            )
         if not extra:
             return Tokenizer(name, **options)
-        return extended_tokenizer(name, () if size == wanted else extra, **options)
+        is_whole = vocabulary_size(name) == wanted
+        return extended_tokenizer(name, () if is_whole else extra, **options)
 
     own, has_own = opened.folder, (opened.folder / folders.VOCABULARY).is_file()
-    reader = read(given or (str(own) if has_own else default))
+    name = given or (str(own) if has_own else default)
+    size = vocabulary_size(name)
+    if size not in (wanted, wanted - len(extra)):
+        raise UserError(
+            f"the tokenizer in {name} has {size} tokens, but the model has "
+            f"{wanted}: name the model's own with --tokenizer"
+        )
+    reader = read(name)
     if given and has_own and read(str(own)).pieces != reader.pieces:
         raise UserError(
             "the tokenizer that --tokenizer names is not the model's: "
@@ -187,7 +197,11 @@ def _import_vision(
 def _import_text(opened: Tensors, out: Path, tokenizer: str) -> Imported:
     config = bert.read_text_config(opened, TextConfig())
     reader = _open_tokenizer(
-        opened, tokenizer, str(opened.folder), config.vocab_size, DataConfig()
+        opened,
+        given=tokenizer,
+        default=str(opened.folder),
+        wanted=config.vocab_size,
+        data=DataConfig(),
     )
     kind, load, save = "BertModel", bert.load_text, bert.save_text
     if bert.has_head(opened):

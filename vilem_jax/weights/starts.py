@@ -86,7 +86,8 @@ def load_text(
     source, module = _open(name, "text", allow_pickle)
     if module is huggingface_bert and huggingface_bert.has_head(source):
         head = huggingface_bert.load_masked_language_model(source, config)
-        return head.pop("text"), head
+        tower = head.pop("text")
+        return tower, head
     return module.load_text(source, config), None
 
 

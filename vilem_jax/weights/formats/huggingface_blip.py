@@ -25,7 +25,7 @@ NAMES = VisionNames(
     block="encoder.layers.",
     in_block={
         "layer_norm1": "attention_norm",
-        "self_attn.qkv": "query key value",
+        "self_attn.qkv": ("query", "key", "value"),
         "self_attn.projection": "output",
         "layer_norm2": "mlp_norm",
         "mlp.fc1": "mlp.expand",

@@ -20,7 +20,7 @@ NAMES = VisionNames(
     block="blocks.",
     in_block={
         "norm1": "attention_norm",
-        "attn.qkv": "query key value",
+        "attn.qkv": ("query", "key", "value"),
         "attn.proj": "output",
         "norm2": "mlp_norm",
         "mlp.fc1": "mlp.expand",

@@ -21,9 +21,9 @@ class VisionNames(NamedTuple):
     patches: str
     norm: str
     block: str  # before the number of a block
-    # Of each block: the format's name, and ours. Ours with spaces are several linear
-    # maps that the format stores as one.
-    in_block: Mapping[str, str]
+    # Of each block: the format's name, and ours. Several of ours are linear maps that
+    # the format stores as one.
+    in_block: Mapping[str, str | tuple[str, ...]]
     dropped: Sequence[str]  # left out on purpose
     distillation: str = ""  # DeiT's token, whose position is the second
 
@@ -48,9 +48,9 @@ def vision_table(
     for number in range(num_layers):
         for theirs, ours in names.in_block.items():
             name, path = f"{names.block}{number}.{theirs}", ("blocks", number)
-            if " " in ours:
-                table += tables.thirds(name, path, ours.split())
-            elif ours.endswith("norm"):
+            if isinstance(ours, tuple):
+                table += tables.thirds(name, path, ours)
+            elif ours in ("attention_norm", "mlp_norm"):
                 table += tables.layer_norm(name, (*path, ours))
             else:
                 table += tables.linear(name, (*path, *ours.split(".")))

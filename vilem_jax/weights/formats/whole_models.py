@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
+from flax.nnx.traversals import flatten_mapping
 
 from vilem_jax.config import schema
 from vilem_jax.config.freeze import validate
@@ -22,6 +23,11 @@ from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.model_folder import QUEUE_NAMES, model_tree
 from vilem_jax.weights.tables import Entry
 
+# Parts of our tree that not every foreign model, or none, has.
+NEW = (
+    *("local_head", "global_head", "global_map", "temperature"),
+    *("cross_attention", "token_types"),
+)
 NO_ONE = -100  # in `idx_queue`: a row of the queue that still holds its first noise
 POINTERS = ("queue_ptr", "ptr_queue")  # names of the index that is written next
 
@@ -58,6 +64,9 @@ def read_copy(
       UserError: tensors that are missing, unknown, or of another shape.
     """
     paths = {entry.path for entry in table}
+    for path in flatten_mapping(model_tree(config.model)):
+        if path not in paths and not set(path) & set(NEW):
+            raise ValueError(f"the table of {files.path} lacks {path}")
     expected = tables.without(model_tree(config.model), lambda path: path not in paths)
     tree = tables.read_tree(table, files, dropped=dropped, expected=expected)
     if not any("token_types" in path for path in paths):  # BLIP has none: they add 0
