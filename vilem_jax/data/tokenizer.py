@@ -50,7 +50,7 @@ class Vocabulary:
     """
 
     size: int
-    pad_id: int  # the ids in the order of `SPECIAL_TOKENS`
+    pad_id: int
     unk_id: int
     cls_id: int
     sep_id: int
@@ -194,9 +194,14 @@ def clean_caption(text: str, rule: Cleaning = "albef") -> str:
 
 def make_vocabulary(pieces: Sequence[str]) -> Vocabulary:
     """The ids of the special tokens, and the properties of each of `pieces`."""
+    pad, unk, cls, sep, mask = map(pieces.index, SPECIAL_TOKENS)
     return Vocabulary(
-        len(pieces),
-        *map(pieces.index, SPECIAL_TOKENS),
+        size=len(pieces),
+        pad_id=pad,
+        unk_id=unk,
+        cls_id=cls,
+        sep_id=sep,
+        mask_id=mask,
         is_editable=np.array([_is_editable(piece) for piece in pieces]),
         is_piece=np.array([p.startswith("##") and len(p) > 2 for p in pieces]),
     )

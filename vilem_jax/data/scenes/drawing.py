@@ -196,7 +196,7 @@ def _tile(background: str, size: int) -> np.ndarray:
     image = Image.new("RGB", (side, side))
     number = layout.BACKGROUNDS.index(background)
     pen = _Pen(ImageDraw.Draw(image), scale, Rng(_TILE_SEED, number))
-    _TILE_PAINTERS[number](pen)
+    _TILE_PAINTERS[background](pen)
     # Pale, so that objects have contrast on every background.
     return (np.asarray(image.reduce(4)).astype(np.int32) + 255) // 2
 
@@ -305,5 +305,13 @@ def _space(pen: _Pen) -> None:
         pen.disc(*pen.random_point(), pen.rng.choice((0.4, 0.6, 0.9)), glow)
 
 
-# In the order of `BACKGROUNDS`.
-_TILE_PAINTERS = (_grass, _sand, _snow, _water, _brick, _wood, _stone, _space)
+_TILE_PAINTERS = {
+    "grass": _grass,
+    "sand": _sand,
+    "snow": _snow,
+    "water": _water,
+    "brick": _brick,
+    "wood": _wood,
+    "stone": _stone,
+    "space": _space,
+}

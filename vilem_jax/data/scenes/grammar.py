@@ -151,8 +151,11 @@ def read(caption: str) -> Meaning | None:
     found = match.groupdict()
     phrases = tuple(
         Phrase(
-            NUMBERS.get(found[f"number{i}"], 1),
-            *(found[f"{part}{i}"] for part in ("size", "texture", "colour", "shape")),
+            count=NUMBERS.get(found[f"number{i}"], 1),
+            size=found[f"size{i}"],
+            texture=found[f"texture{i}"],
+            colour=found[f"colour{i}"],
+            shape=found[f"shape{i}"],
         )
         for i in range(3)
         if found[f"size{i}"]

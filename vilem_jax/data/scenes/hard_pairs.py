@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from operator import eq
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vilem_jax.data.scenes import grammar
@@ -99,7 +98,7 @@ def _is_plausible(meaning: Meaning) -> bool:
     pairs = combinations(map(look, meaning.phrases), 2)
     return (
         # As any two objects of a scene, they share at most one word of their looks.
-        all(sum(map(eq, a, b)) <= 1 for a, b in pairs)
+        all(sum(x == y for x, y in zip(a, b, strict=True)) <= 1 for a, b in pairs)
         and sum(counts) <= (meaning.total or 4)
         and all(
             _may_relate(counts[first], relation, counts[second])

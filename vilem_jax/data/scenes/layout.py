@@ -9,7 +9,7 @@ form a *group*, which captions count.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -225,18 +225,27 @@ def _sample_cells(
 
     Written for groups in rows; then transposed and mirrored at random.
     """
-    cells = [(NEAR, NEAR), (FAR, NEAR), (NEAR, FAR), (FAR, FAR)]
-    remaining = iter(cells)
-    groups = [list(islice(remaining, size)) for size in group_sizes]
+    top_left, top_right = (NEAR, NEAR), (FAR, NEAR)
+    bottom_left, bottom_right = (NEAR, FAR), (FAR, FAR)
+    top_row = [top_left, top_right]
     if group_sizes == (1, 1):
         y = rng.between(NEAR, FAR)
         groups = [[(NEAR, y)], [(FAR, y)]]
+    elif group_sizes == (1, 1, 1):
+        groups = [[top_left], [top_right], [bottom_left]]
     elif group_sizes == (2, 1):
-        groups[1] = [(rng.between(NEAR, FAR), FAR)]
+        groups = [top_row, [(rng.between(NEAR, FAR), FAR)]]
+    elif group_sizes == (2, 2):
+        groups = [top_row, [bottom_left, bottom_right]]
+    elif group_sizes == (2, 1, 1):
+        groups = [top_row, [bottom_left], [bottom_right]]
+    elif group_sizes == (3, 1):
+        groups = [[*top_row, bottom_left], [bottom_right]]
+    else:
+        groups = [[top_left], [top_right], [bottom_left], [bottom_right]]
     if is_diagonal:
-        top_left, *singles, bottom_right = cells
-        groups = [[top_left, bottom_right], *([cell] for cell in singles[::-1])]
-        groups = groups[: len(group_sizes)]
+        singles = [[bottom_left], [top_right]]
+        groups = [[top_left, bottom_right], *singles[: len(group_sizes) - 1]]
     swap, mirror_x, mirror_y = rng.below(2), rng.below(2), rng.below(2)
     if len(set(group_sizes)) == 1:
         groups = rng.shuffled(groups)
