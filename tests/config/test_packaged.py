@@ -137,7 +137,7 @@ def test_overrides_reach_sources_that_a_file_gives_as_dicts(tmp_path, part):
         ("seed.x", "1", "config.seed is one value"),
         ("optimizer.learning_rate", "fast", "must be a number, not 'fast'"),
         ("loss.local_detect", "no", "must be True or False, not 'no'"),
-        ("data.crop_scale", "x", "must have 2 values, as in (0.5, 1.0"),
+        ("data.crop_scale", "x", "must have 2 values, in brackets"),
         ("data.crop_scale", "(1,)", "config.data.crop_scale must have 2 values"),
         ("compute.dtype", "float16", "config.compute.dtype must be one of"),
         ("model", "x", "config.model is a section"),

@@ -146,7 +146,8 @@ def _convert_tuple(kinds: tuple, value: object, where: str) -> tuple:
     if not is_sequence or len(value) != len(kinds):
         number = "any number of" if has_any_length else len(kinds)
         raise UserError(
-            f"{where} must have {number} values, as in (0.5, 1.0), not {value!r}"
+            f"{where} must have {number} values, in brackets and with commas, not "
+            f"{value!r}"
         )
     return tuple(
         _convert(kind, part, f"{where}[{i}]")
