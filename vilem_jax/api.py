@@ -132,11 +132,9 @@ class Model:
             tokens,
             branches=(branch,),
         )[branch]
-        if "correct" not in self.encoder.trained[branch]:
-            # Nothing has learned these: as improbable as what cannot stand there.
-            judged = judged._replace(p_best=np.zeros_like(judged.p_best))
+        has_corrections = "correct" in self.encoder.trained[branch]
         rows = zip(tokens, judged.p_wrong, judged.best, judged.p_best, strict=True)
-        return [self._words(*row) for row in rows]
+        return [self._words(*row, has_corrections=has_corrections) for row in rows]
 
     def read_image(self, image: ImageInput) -> np.ndarray:
         """An image squashed to the model's square: uint8 [R, R, 3]."""
@@ -173,23 +171,30 @@ class Model:
         digest.update(repr((shape, text, self.tokenizer.pieces)).encode())
         return digest.hexdigest()
 
-    def _words(self, row, p_wrong, best, p_best) -> list[Word]:
+    def _words(self, row, p_wrong, best, p_best, *, has_corrections) -> list[Word]:
         """The words of one caption; row int32 [L], best int32 [L, 4]."""
         is_judged = self.tokenizer.vocabulary.is_editable[row]
         p_wrong = np.where(is_judged, p_wrong, 0.0)
         words = []
         for word, start, stop in self.tokenizer.words(row):
             position = start + int(np.argmax(p_wrong[start:stop]))
-            corrections = []
-            for token, p in zip(best[position], p_best[position], strict=True):
-                # A probability of 0: no other piece can stand there.
-                if is_judged[position] and p and token != row[position]:
-                    pieces = [*row[start:position], token, *row[position + 1 : stop]]
-                    joined = "".join(part for part, *_ in self.tokenizer.words(pieces))
-                    corrections.append((joined, float(p)))
-            shown = tuple(corrections[:NUM_CORRECTIONS])
-            words.append(Word(word, float(p_wrong[position]), shown))
+            corrections = ()
+            if is_judged[position] and has_corrections:
+                likely = (best[position], p_best[position])
+                corrections = self._corrections(row, position, (start, stop), *likely)
+            words.append(Word(word, float(p_wrong[position]), corrections))
         return words
+
+    def _corrections(self, row, position, span, best, p_best) -> tuple:
+        """The word at `span` with another token at the position, the best first."""
+        found = []
+        for token, probability in zip(best, p_best, strict=True):
+            if token == row[position] or not probability:  # no other can stand there
+                continue
+            pieces = [*row[span[0] : position], token, *row[position + 1 : span[1]]]
+            joined = "".join(word for word, _, _ in self.tokenizer.words(pieces))
+            found.append((joined, float(probability)))
+        return tuple(found[:NUM_CORRECTIONS])
 
 
 def load(

@@ -26,9 +26,10 @@ def add_verbs(verbs: Any) -> None:
         "check", run=_check, help="count what is missing, corrupt or double"
     )
     add_config(check)
-    add = check.add_argument
-    add("--max-images", type=count, default=0, help="decode only so many per source")
-    add("--out", metavar="FILE.json", help="the counts as JSON")
+    check.add_argument(
+        "--max-images", type=count, default=0, help="decode only so many per source"
+    )
+    check.add_argument("--out", metavar="FILE.json", help="the counts as JSON")
 
     show = parts.add_parser("show", run=_show, help="a page of what the model will see")
     add_config(show)
@@ -39,9 +40,10 @@ def add_verbs(verbs: Any) -> None:
         "edit", run=_edit, help="edit all captions, for config.editor.edit_table"
     )
     add_config(edit)
-    add = edit.add_argument
-    add("--out", required=True, metavar="FILE.safetensors")
-    add("--variants", type=count, default=4, help="edits of each caption; 4 by default")
+    edit.add_argument("--out", required=True, metavar="FILE.safetensors")
+    edit.add_argument(
+        "--variants", type=count, default=4, help="edits of each caption; 4 by default"
+    )
     _add_prepare(parts)
 
 

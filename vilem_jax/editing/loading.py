@@ -114,7 +114,9 @@ def token_tables(tokenizer: Tokenizer) -> TokenTables:
 def load_editor(
     config: Config, tokenizer: Tokenizer
 ) -> tuple[nnx.GraphDef, FrozenEditor]:
-    """The graph of the frozen masked-language model, and its arrays on the host.
+    """The graph of the frozen masked-language model, and its arrays.
+
+    Its parameters are on the host, the tables of the vocabulary on the device.
 
     Raises:
       UserError: if its vocabulary is not the tokenizer's, if it has no head, or if

@@ -63,7 +63,7 @@ def evaluate_video(
     missing = [name for i, name in enumerate(clips.clips) if clips.file(i) is None]
     where = f"of {clips.name} in {clips.folder}"
     # Before an hour of decoding.
-    refuse_missing("clips", missing, len(clips), where, allow_missing)
+    refuse_missing("clips", missing, len(clips), where, allow_missing=allow_missing)
     encoder = encoder.timed()
     read = _frame_reader(clips, num_frames, encoder.image_size, allow_missing)
     found = read_ahead(read, progress(range(len(clips)), "clip", show=show_progress))

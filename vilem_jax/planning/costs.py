@@ -7,7 +7,7 @@ a percent of the compiled step. All numbers are of one image-caption pair.
 """
 
 import dataclasses
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from vilem_jax.config.schema import Config, TextConfig, VisionConfig
 from vilem_jax.models.vilem import level_of_layer
@@ -40,11 +40,14 @@ class Work:
     unread: float = 0.0  # of `linear`: its result is not read in the backward pass
 
     def __add__(self, other: "Work") -> "Work":
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return Work(*(ours + theirs for ours, theirs in pairs))
+        return Work(
+            self.linear + other.linear,
+            self.mixing + other.mixing,
+            self.unread + other.unread,
+        )
 
     def __mul__(self, number: int) -> "Work":
-        return Work(*(part * number for part in astuple(self)))
+        return Work(self.linear * number, self.mixing * number, self.unread * number)
 
     @property
     def forward(self) -> float:

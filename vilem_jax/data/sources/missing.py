@@ -56,7 +56,8 @@ def present_images(
     if not missing:
         return source, counts
     names = [source.image_name(index) for index in missing]
-    refuse_missing("images", names, len(source), f"of {source.name}", allow_missing)
+    where = f"of {source.name}"
+    refuse_missing("images", names, len(source), where, allow_missing=allow_missing)
     present = sorted(set(range(len(source))) - set(missing))
     return PresentImages(source, present), counts
 
@@ -94,6 +95,7 @@ def refuse_missing(
     names: Sequence[str],
     number: int,
     where: str,
+    *,
     allow_missing: bool,
 ) -> None:
     """Raises the error for missing files, before any of the others is read.
