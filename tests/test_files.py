@@ -1,11 +1,19 @@
 """Files on disk: complete, or not at all."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import check_writable, write_bytes, write_json
+from vilem_jax.files import (
+    MAX_TEXT_BYTES,
+    check_writable,
+    read_input,
+    write_bytes,
+    write_json,
+)
 
 
 def test_json_is_written_completely_and_leaves_no_other_file(tmp_path):
@@ -27,6 +35,25 @@ def test_asking_leaves_the_folder_alone(tmp_path):
         with pytest.raises(UserError, match="cannot write"):
             check_writable(path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_pipe_that_the_user_names_is_read_and_ends_at_the_limit(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert read_input(tmp_path / "pipe", 1 << 20, allow_pipe=True) == b""  # no writer
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        assert endless.stdout
+        path = f"/dev/fd/{endless.stdout.fileno()}"
+        content = read_input(path, 2 << 20, allow_pipe=True)
+        endless.kill()
+    assert content == b"y\n" * (1 << 20)
+
+
+def test_a_text_with_a_hole_is_not_read(tmp_path):
+    with open(tmp_path / "captions.json", "wb") as file:
+        file.write(b"[" + b" " * 10000)
+        file.truncate(3 << 30)
+    with pytest.raises(OSError, match="it has a hole at byte"):
+        read_input(tmp_path / "captions.json", MAX_TEXT_BYTES)
 
 
 def test_a_folder_in_the_way_is_a_sentence(tmp_path):

@@ -80,8 +80,8 @@ def test_folders_and_devices_are_refused_and_pipes_do_not_wait(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
         (tmp_path, "it is a folder"),
-        ("/dev/null", "it is neither a file nor a pipe"),
-        ("/dev/zero", "it is neither a file nor a pipe"),
+        ("/dev/null", "it is a device, not a file"),
+        ("/dev/zero", "it is a device, not a file"),
         (tmp_path / "pipe", "is empty"),
         (tmp_path / "none", "does not exist"),
         (tmp_path / "x\0y", "cannot be read"),

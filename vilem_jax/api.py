@@ -23,6 +23,7 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Branch, Encoder, make_encoder, read_ahead
 from vilem_jax.evaluation.mixed_towers import mixed_encoder
+from vilem_jax.files import MAX_IMAGE_BYTES, read_input
 from vilem_jax.runs.trained_model import read_stored
 from vilem_jax.weights.model_folder import without_origins
 
@@ -141,7 +142,8 @@ class Model:
         name = str(image) if isinstance(image, str | Path) else "an image"
         try:
             if isinstance(image, str | Path):
-                pixels = decode(Path(image).expanduser().read_bytes())
+                file = Path(image).expanduser()
+                pixels = decode(read_input(file, MAX_IMAGE_BYTES))
             elif isinstance(image, Image.Image):
                 pixels = from_pillow(image)
             else:

@@ -1,7 +1,8 @@
-"""Files are written completely or not at all, and why writing failed."""
+"""Users' files are read within limits; results are written completely or not at all."""
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import secrets
@@ -14,6 +15,13 @@ from typing import BinaryIO
 from vilem_jax.errors import UserError
 
 _STDOUT = 1  # a file descriptor
+MAX_IMAGE_BYTES = 256 << 20  # more than any image of 50 megapixels
+MAX_TEXT_BYTES = 8 << 30  # of annotations
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @contextlib.contextmanager
@@ -108,19 +116,71 @@ def read_errors(
         raise UserError(sentence) from error
 
 
-@contextlib.contextmanager
-def open_input(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that a user names, without waiting for the writer of a pipe.
+def open_input(
+    path: str | Path, max_bytes: int = 0, *, allow_pipe: bool = False
+) -> BinaryIO:
+    """Opens a file that a user names, or that is in a folder of theirs.
+
+    It never blocks: a device may never end, and a pipe waits for its writer.
+
+    Args:
+      max_bytes: refuse larger files; 0 for no limit.
+      allow_pipe: for a file that the user names, as in `--data=<(zcat a.json.gz)`.
 
     Raises:
-      OSError: it is missing, a folder or a device, which may never end.
+      OSError: it is missing, no regular file, too large, or begins with zeros.
     """
-    with open(path, "rb", opener=lambda p, f: os.open(p, f | os.O_NONBLOCK)) as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-            raise OSError(errno.EINVAL, "it is neither a file nor a pipe")
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+    try:
+        file = open(path, "rb", opener=opener)  # noqa: SIM115
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError("it is a socket, not a file") from None
+        raise
+    status = os.fstat(file.fileno())
+    if stat.S_ISFIFO(status.st_mode) and allow_pipe:
         os.set_blocking(file.fileno(), True)
-        yield file
+    elif why := _why_unfit(file, status, max_bytes):
+        file.close()
+        raise OSError(why)
+    return file
+
+
+def read_input(
+    path: str | Path, max_bytes: int, *, allow_pipe: bool = False
+) -> bytes:
+    """The bytes of a file, as `open_input` opens it; raises an OSError as it does."""
+    with open_input(path, max_bytes, allow_pipe=allow_pipe) as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISREG(status.st_mode):
+            return file.read(status.st_size)
+        parts = iter(lambda: file.read(1 << 20), b"")
+        return b"".join(itertools.islice(parts, max_bytes >> 20))
+
+
+def _why_unfit(file: BinaryIO, status: os.stat_result, max_bytes: int) -> str:
+    """Why a file is not opened; "" if it is fit."""
+    size = status.st_size
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        return f"it is {kind}, not a file"
+    if not max_bytes:  # it is not read as a whole
+        return ""
+    if size > max_bytes:
+        return f"it is larger than {max_bytes >> 20} MiB"
+    head = file.read(512)
+    file.seek(0)
+    if head and not head.strip(b"\0"):
+        return "it begins with zeros: was it written completely?"
+    if size > MAX_IMAGE_BYTES:  # a text: no byte of it is zero
+        hole = os.lseek(file.fileno(), 0, os.SEEK_HOLE)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        if hole < size:
+            return f"it has a hole at byte {hole}: was it written completely?"
+    return ""
 
 
 def check_writable(path: str | Path) -> None:

@@ -11,12 +11,18 @@ import unicodedata
 import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import open_input, read_errors
+from vilem_jax.files import (
+    MAX_TEXT_BYTES,
+    open_input,
+    read_errors,
+    read_input,
+    reason,
+)
 
 # UTF-32 first: its mark starts with UTF-16's.
 _MARKS = (
@@ -84,19 +90,55 @@ def read_text(
     """
     file, member = split_zip_path(path)
     missing = missing or f"{what} {path} does not exist"
-    with read_errors(f"{what} {path}", missing=missing), open_input(file) as opened:
-        content = _read_member(opened, member, path) if member else opened.read()
+    with read_errors(f"{what} {path}", missing=missing):
+        if member:
+            content = _read_member(file, member, path)
+        else:
+            content = read_input(file, MAX_TEXT_BYTES, allow_pipe=True)
     text = decode(content)
     if not text.strip():
         raise UserError(f"{what} {path} is empty")
     return text
 
 
-def _read_member(file: BinaryIO, member: str, path: str | Path) -> bytes:
-    with zipfile.ZipFile(file) as archive:
+def _read_member(file: Path, member: str, path: str | Path) -> bytes:
+    with open_zip(file) as archive:
         if member not in archive.NameToInfo:
             raise UserError(f"{path}: the zip has no member {member}")
-        return archive.read(member)
+        return read_member(archive, member, MAX_TEXT_BYTES)
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Opens a zip for reading.
+
+    Raises:
+      OSError: it is missing or no regular file.
+      UserError: it is no zip, or corrupt.
+    """
+    open_input(path).close()
+    try:
+        return zipfile.ZipFile(path)
+    except Exception as error:  # of a corrupt zip nearly every built-in one
+        raise UserError(
+            f"{path} is not an intact zip ({reason(error)}): download or pack it again"
+        ) from None
+
+
+def read_member(archive: zipfile.ZipFile, name: str, max_bytes: int) -> bytes:
+    """The bytes of the member `name`.
+
+    Raises:
+      OSError: it is missing (FileNotFoundError), corrupt, encrypted or too large.
+    """
+    try:
+        info = archive.getinfo(name)
+        if info.file_size > max_bytes:
+            raise OSError(f"it is larger than {max_bytes >> 20} MiB")
+        return archive.read(info)
+    except KeyError:
+        raise FileNotFoundError(f"{archive.filename} holds no {name}") from None
+    except Exception as error:  # as above
+        raise OSError(f"{name} in {archive.filename}: {reason(error)}") from error
 
 
 def read_json(

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from vilem_jax.cli.options import (
 )
 from vilem_jax.config.sources import SOURCE_KINDS
 from vilem_jax.errors import UserError
-from vilem_jax.files import check_writable, read_errors
+from vilem_jax.files import MAX_TEXT_BYTES, check_writable, read_errors, read_input
 
 if TYPE_CHECKING:
     from vilem_jax.data.sources.source import Source
@@ -53,6 +54,11 @@ def _index(options: argparse.Namespace) -> None:
     done = index(folder, open_model(options), out, show_progress=show)
     for path, reason in done.corrupt:
         print(f"vilem: left out {path}: {reason}", file=sys.stderr)
+    reasons = Counter(reason.partition(" (")[0] for _, reason in done.corrupt)
+    for reason, number in reasons.most_common():
+        print(f"vilem: {folder}: left out: {number} ({reason})", file=sys.stderr)
+    for note in done.notes:
+        print(f"vilem: {folder}: {note}", file=sys.stderr)
     print(
         f"{out}: {done.images} images, {done.encoded} of them encoded now; "
         f"{done.removed} removed, {len(done.corrupt)} could not be read"
@@ -234,7 +240,8 @@ def _read_texts(options: argparse.Namespace) -> list[str]:
     if not options.model:
         raise UserError("--queries are texts: give the --model of the vectors")
     with read_errors(options.queries):
-        content = Path(options.queries).expanduser().read_bytes()
+        file = Path(options.queries).expanduser()
+        content = read_input(file, MAX_TEXT_BYTES, allow_pipe=True)
     texts = [line for line in content.decode("utf-8", "replace").splitlines() if line]
     if not texts:
         raise UserError(f"{options.queries} holds no text to search for")

@@ -1,10 +1,12 @@
 """Frames of videos: the right ones, for every codec."""
 
 import fractions
+import os
 import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.make_files import make_image
 from vilem_jax.data.video import frames
@@ -171,6 +173,23 @@ def test_frames_are_rotated_as_the_file_asks(tmp_path):
     content[start : start + 36] = clockwise
     file.write_bytes(content)
     np.testing.assert_array_equal(read_frames(file, 1)[0], np.rot90(upright, -1))
+
+
+def test_hidden_files_are_no_frames(tmp_path):
+    for number in range(8):
+        Image.new("RGB", (6, 4), (30 * number,) * 3).save(tmp_path / f"{number}.png")
+        for hidden in (f".{number}_thumb.png", f"._{number}.png"):
+            Image.new("RGB", (6, 4), "magenta").save(tmp_path / hidden)
+    frames = read_frames(tmp_path, 8)
+    assert [frame[0, 0].tolist() for frame in frames] == [
+        [30 * n] * 3 for n in range(8)
+    ]
+
+
+def test_a_pipe_is_no_clip(tmp_path):
+    os.mkfifo(tmp_path / "clip.mp4")
+    with pytest.raises(VideoError, match="it is a pipe, not a file"):
+        read_frames(tmp_path / "clip.mp4", 2)
 
 
 def test_a_folder_of_frames_is_a_clip(tmp_path):

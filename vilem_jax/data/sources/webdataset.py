@@ -11,11 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from vilem_jax.config.sources import WebDatasetConfig
-from vilem_jax.data.sources.image_files import MAX_FILE_BYTES
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedSource, pack_records
 from vilem_jax.errors import UserError
-from vilem_jax.files import open_input, read_errors
+from vilem_jax.files import MAX_IMAGE_BYTES, open_input, read_errors
 from vilem_jax.parsing import decode
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -101,7 +100,7 @@ def _scan(tar: Path) -> dict[str, np.ndarray]:
         for key, parts in samples.items():
             image = next((parts[e] for e in IMAGE_ENDINGS if e in parts), None)
             caption = _caption(file, parts)
-            if image is None or caption is None or image.size > MAX_FILE_BYTES:
+            if image is None or caption is None or image.size > MAX_IMAGE_BYTES:
                 continue
             records.append((key, (caption,)))
             spans.append((image.offset_data, image.size))

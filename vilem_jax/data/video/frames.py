@@ -17,7 +17,7 @@ import numpy as np
 
 from vilem_jax.data.images import MAX_PIXELS, ImageError, decode
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason
+from vilem_jax.files import MAX_IMAGE_BYTES, open_input, read_input, reason
 
 # Of a folder with the frames of a clip.
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -52,6 +52,7 @@ def read_frames(path: Path, num_frames: int) -> list[np.ndarray]:
             "clip as a folder of its frames"
         ) from None
     try:
+        open_input(path).close()  # FFmpeg would wait for a pipe
         return _seek_frames(path, num_frames) or _decode_all(path, num_frames)
     except VideoError:
         raise
@@ -78,7 +79,11 @@ def middle_frames(times: Sequence[int], end: int, num_frames: int) -> np.ndarray
 
 
 def _frames_of_folder(path: Path, num_frames: int) -> list[np.ndarray]:
-    files = [f for f in path.iterdir() if f.suffix.lower() in FRAME_SUFFIXES]
+    files = [
+        file
+        for file in path.iterdir()
+        if file.suffix.lower() in FRAME_SUFFIXES and not file.name.startswith(".")
+    ]
     if not files:
         raise VideoError("the folder holds no image")
     files.sort(key=lambda file: _numeric_order(file.name))
@@ -86,9 +91,9 @@ def _frames_of_folder(path: Path, num_frames: int) -> list[np.ndarray]:
     frames = {}
     for index in dict.fromkeys(indices):
         try:
-            frames[index] = decode(files[index].read_bytes())
+            frames[index] = decode(read_input(files[index], MAX_IMAGE_BYTES))
         except (OSError, ImageError) as error:
-            raise VideoError(f"{files[index].name}: {error}") from error
+            raise VideoError(f"{files[index].name}: {reason(error)}") from error
     return [frames[index] for index in indices]
 
 
