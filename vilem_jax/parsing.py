@@ -112,12 +112,14 @@ def open_zip(path: Path) -> zipfile.ZipFile:
     """Opens a zip for reading.
 
     Raises:
-      OSError: it is missing or no regular file.
-      UserError: it is no zip, or corrupt.
+      FileNotFoundError: there is none.
+      UserError: it is no regular file, no zip, or corrupt.
     """
-    open_input(path).close()
     try:
+        open_input(path).close()
         return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise
     except Exception as error:  # of a corrupt zip nearly every built-in one
         raise UserError(
             f"{path} is not an intact zip ({reason(error)}): download or pack it again"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from vilem_jax.data.sources.image_files import open_images
+from vilem_jax.data.sources.missing import there_is
 from vilem_jax.errors import UserError
 
 
@@ -31,7 +32,8 @@ class NamedImages:
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(names)} images of {data} are missing in "
-                f"{path}, the first is {missing[0]}{advice}"
+                f"{path}, the first is {missing[0]}"
+                f"{there_is(self._files.near(missing[0]))}{advice}"
             )
 
     def image_name(self, name: str, /) -> str:

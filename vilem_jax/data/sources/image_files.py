@@ -1,15 +1,19 @@
 """Encoded images by name, from a folder or straight from a zip."""
 
 import os
+import posixpath
+import stat
 import zipfile
-import zlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from vilem_jax.data.sources.handles import PerProcess
+from vilem_jax.data.sources.names import first_spellings, loose, near_miss
 from vilem_jax.errors import UserError
-
-MAX_FILE_BYTES = 256 << 20  # more than any image of 50 megapixels
+from vilem_jax.files import MAX_IMAGE_BYTES, read_input
+from vilem_jax.parsing import open_zip, read_member
 
 
 def open_images(path: str | os.PathLike, names: Sequence[str]) -> "ImageFiles":
@@ -23,7 +27,7 @@ def open_images(path: str | os.PathLike, names: Sequence[str]) -> "ImageFiles":
         return ImageFolder(path, names)
     if not path.exists():
         raise UserError(f"images: {path} does not exist; give a folder or a zip")
-    if not zipfile.is_zipfile(path):
+    if path.is_file() and not zipfile.is_zipfile(path):
         raise UserError(f"images: {path} is neither a folder nor an intact zip")
     return ImageZip(path, names)
 
@@ -34,37 +38,101 @@ class ImageFiles:
     Annotation files often contain paths of another machine. The number of leading
     folders to drop is the one with which most of a sample of the names exist. It is the
     same for all names: cut one by one, a name could match another image's file.
+
+    An image whose exact name does not exist is the one that has another spelling of
+    it (see `loose`), if there is exactly one.
     """
 
     top = ""  # the folder that contains all images and is not part of the names
 
     def __init__(self, path: Path, names: Sequence[str]):
         self.path = path
-        self._num_dropped = 0
+        self._num_dropped, self._slash = 0, "/"
         sample = names[:: max(1, len(names) // 20)]
-        deepest = max((len(PurePosixPath(n).parts) for n in sample), default=1)
-        found = []
-        for self._num_dropped in range(deepest):
-            found.append(sum(self.exists(name) for name in sample))
-        self._num_dropped = found.index(max(found)) if found else 0
+        # By exact names; else by other spellings; else by paths of Windows.
+        for find, slash in (
+            (self._is_there, "/"),
+            (self._spelled, "/"),
+            (self._spelled, "\\"),
+        ):
+            self._slash = slash
+            deepest = max((len(self._parts(name)) for name in sample), default=1)
+            found = []
+            for self._num_dropped in range(deepest):
+                found.append(sum(bool(find(self._local(name))) for name in sample))
+            self._num_dropped = found.index(max(found)) if found else 0
+            if any(found):
+                return
+        self._slash = "/"
 
     def read(self, name: str) -> bytes:
         """The bytes of image `name`.
 
         Raises:
-          OSError: it is missing, corrupt or larger than any image can be.
+          OSError: it is missing, corrupt, no regular file, or larger than any image.
         """
-        raise NotImplementedError
+        local = self._local(name)
+        try:
+            return self._read(local)
+        except (FileNotFoundError, NotADirectoryError):
+            if spelled := self._spelled(local):
+                return self._read(spelled)
+            raise
 
     def exists(self, name: str) -> bool:
-        return self._exists(self._local(name))
+        return self._find(name) is not None
+
+    def near(self, name: str) -> str:
+        """An image that `name`, which does not exist, may mean; "" if there is none."""
+        local = self._local(name)
+        return " or ".join(sorted(self._spellings(local))[:2]) or near_miss(
+            local, self._siblings(local)
+        )
+
+    def first_spellings(self, names: Sequence[str]) -> dict[str, str]:
+        """The first spelling of each of `names` that repeats an earlier image."""
+        root = f"{self.path.absolute()}/"
+
+        def loosely(name: str) -> str:
+            if name[:1] in "~/":
+                name = os.path.expanduser(name).removeprefix(root)
+            return loose(name)
+
+        return first_spellings(names, loosely, self._identity)
+
+    def _find(self, name: str) -> str | None:
+        local = self._local(name)
+        return local if self._is_there(local) else self._spelled(local)
+
+    def _parts(self, name: str) -> tuple[str, ...]:
+        return PurePosixPath(name.replace(self._slash, "/")).parts or (name,)
 
     def _local(self, name: str) -> str:
-        parts = PurePosixPath(name).parts
+        parts = self._parts(name)
         kept = parts[min(self._num_dropped, len(parts) - 1) :]
         return str(PurePosixPath(self.top, *kept))
 
-    def _exists(self, local: str) -> bool:
+    def _spelled(self, local: str) -> str | None:
+        """The one other spelling of `local` that exists."""
+        found = set(self._spellings(local))
+        return found.pop() if len(found) == 1 else None
+
+    def _identity(self, name: str) -> str:
+        """The same for names of one image."""
+        return self._find(name) or posixpath.normpath(name)
+
+    def _read(self, local: str) -> bytes:
+        raise NotImplementedError
+
+    def _is_there(self, local: str) -> bool:
+        raise NotImplementedError
+
+    def _spellings(self, local: str) -> Iterable[str]:
+        """The images that have another spelling of `local`."""
+        raise NotImplementedError
+
+    def _siblings(self, local: str) -> Iterable[str]:
+        """The images beside `local`."""
         raise NotImplementedError
 
 
@@ -73,31 +141,70 @@ class ImageFolder(ImageFiles):
 
     def __init__(self, path: Path, names: Sequence[str]):
         self._zips: dict[str, ImageZip | None] = {}
+        self._listed: dict[str, dict[str, list[str]]] = {}
         super().__init__(path, names)
 
-    def read(self, name: str) -> bytes:
-        local = self._local(name)
+    def _read(self, local: str) -> bytes:
         try:
-            with open(self.path / local, "rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
+            return read_input(self.path / local, MAX_IMAGE_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             if packed := self._zip_of(local):
                 return packed.read(local)
             raise
         except ValueError as error:  # a NUL in the name
-            raise OSError(f"{name!r}: {error}") from None
-        if len(content) > MAX_FILE_BYTES:
-            raise OSError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
-        return content
+            raise OSError(f"{local!r}: {error}") from None
 
-    def _exists(self, local: str) -> bool:
+    def _is_there(self, local: str) -> bool:
         try:
-            if (self.path / local).is_file():
-                return True
+            with suppress(FileNotFoundError, NotADirectoryError):
+                # A pipe is there, and reading it says that it is one.
+                return not stat.S_ISDIR((self.path / local).stat().st_mode)
             packed = self._zip_of(local)
         except (OSError, ValueError):  # not a valid file name
             return False
         return packed is not None and packed.exists(local)
+
+    def _spellings(self, local: str) -> Iterator[str]:
+        home = os.path.expanduser(local)
+        if home != local and os.path.isfile(home):
+            yield home
+        elif not os.path.isabs(local):
+            yield from self._below("", loose(local))
+
+    def _below(self, folder: str, wanted: str) -> Iterator[str]:
+        """The files in `folder` and below it with the loose name `wanted`."""
+        first = wanted.partition("/")[0]
+        for name in self._list(folder).get(first, ()):
+            path, spelled = posixpath.join(folder, name), loose(name)
+            if spelled == wanted:
+                if (self.path / path).is_file():
+                    yield path
+            elif wanted.startswith(f"{spelled}/"):
+                yield from self._below(path, wanted[len(spelled) + 1 :])
+
+    def _siblings(self, local: str) -> Iterator[str]:
+        folder = posixpath.dirname(local)
+        for names in self._list(folder).values():
+            yield from (posixpath.join(folder, name) for name in names)
+
+    def _list(self, folder: str) -> dict[str, list[str]]:
+        """The names in a folder, by their first part, spelled loosely."""
+        if folder not in self._listed:
+            names = defaultdict(list)
+            try:
+                for name in sorted(os.listdir(self.path / folder)):
+                    if not name.startswith("."):
+                        names[loose(name).partition("/")[0]].append(name)
+            except (OSError, ValueError):  # there is no such folder
+                pass
+            self._listed[folder] = dict(names)
+        return self._listed[folder]
+
+    def _identity(self, name: str) -> str:
+        # The folder may be a link, of which `..` is another folder than it seems. A
+        # link to a file is a path of its own.
+        folder, file = os.path.split(self.path / super()._identity(name))
+        return os.path.join(os.path.realpath(folder), file)
 
     def _zip_of(self, local: str) -> "ImageZip | None":
         """The zip that stands for the first folder of `local`, if there is one."""
@@ -106,34 +213,57 @@ class ImageFolder(ImageFiles):
             return None
         if first not in self._zips:
             file = self.path / f"{first}.zip"
-            is_zip = zipfile.is_zipfile(file)
+            is_zip = file.is_file() and zipfile.is_zipfile(file)
             self._zips[first] = ImageZip(file, [local]) if is_zip else None
         return self._zips[first]
 
 
 class ImageZip(ImageFiles):
-    """Images in a zip; in COCO's they are in a folder that annotations do not name."""
+    """Images in a zip, in which a folder that annotations do not name may hold them.
+
+    COCO's zips have such a folder, and those that Finder, tar, GitHub and .NET write:
+    `__MACOSX`, `./`, backslashes.
+    """
 
     def __init__(self, path: Path, names: Sequence[str]):
-        self._archive = PerProcess(zipfile.ZipFile, path)
+        self._archive = PerProcess(open_zip, path)
+        self._by_loose: dict[str, list[str]] = {}
+        for name in self._archive.get().NameToInfo:
+            base = name.rpartition("/")[2]
+            if base and not base.startswith("._") and not name.startswith("__MACOSX/"):
+                self._by_loose.setdefault(loose(name), []).append(name)
         super().__init__(path, names)
-        tops = {name.partition("/")[0] for name in self._archive.get().NameToInfo}
-        if len(tops) == 1 and names and not any(map(self.exists, names[:20])):
-            self.top = tops.pop()
-            super().__init__(path, names)
+        sample = names[:20]
+        if sample and not any(map(self.exists, sample)):
+            self._drop_top(sample)
 
-    def read(self, name: str) -> bytes:
-        try:
-            archive = self._archive.get()
-            info = archive.getinfo(self._local(name))
-            if info.file_size > MAX_FILE_BYTES:
-                raise OSError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
-            return archive.read(info)
-        except KeyError:
-            raise FileNotFoundError(f"{self.path} holds no {name}") from None
-        # RuntimeError: encrypted; its subclass NotImplementedError: another method.
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-            raise OSError(f"{name} in {self.path}: {error}") from error
+    def _drop_top(self, sample: Sequence[str]) -> None:
+        """Sets `top` to the one folder below which images of `sample` are."""
+        for self._num_dropped in range(max(len(self._parts(n)) for n in sample)):
+            ends = tuple({f"/{loose(self._local(name))}" for name in sample})
+            tops = {
+                (names[0] if len(names[0]) == len(member) else member)[: -len(end)]
+                for member, names in self._by_loose.items()
+                if member.endswith(ends)
+                for end in ends
+                if member.endswith(end)
+            }
+            if tops:
+                top = min(tops, key=len)
+                if all(each == top or each.startswith(f"{top}/") for each in tops):
+                    self.top = top
+                    return
+                break  # which of them?
+        self._num_dropped = 0
 
-    def _exists(self, local: str) -> bool:
+    def _read(self, local: str) -> bytes:
+        return read_member(self._archive.get(), local, MAX_IMAGE_BYTES)
+
+    def _is_there(self, local: str) -> bool:
         return local in self._archive.get().NameToInfo
+
+    def _spellings(self, local: str) -> list[str]:
+        return self._by_loose.get(loose(local), [])
+
+    def _siblings(self, local: str) -> Iterator[str]:
+        return (names[0] for names in self._by_loose.values())

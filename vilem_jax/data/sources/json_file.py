@@ -21,15 +21,21 @@ class JsonSource(PackedSource):
     def __init__(self, config: JsonConfig):
         file, member = split_zip_path(config.path)
         captions_of, notes = read_annotations(config.path, config.split)
-        records = list(captions_of.items())[: config.num_images or None]
-        parts = [pack_records(records)]
-        super().__init__(config.name or file.stem, config.path, parts, notes=notes)
+        names, end = list(captions_of), config.num_images or None
         images = config.images or (file if member else file.parent)
-        self._images = open_images(images, self.names)
+        self._images = open_images(images, names[:end])
+        for name, first in self._images.first_spellings(names).items():
+            captions_of[first] += captions_of.pop(name)
+        parts = [pack_records(list(captions_of.items())[:end])]
+        super().__init__(config.name or file.stem, config.path, parts, notes=notes)
 
     def has_image(self, index: int) -> bool:
         """Whether the image's file exists; it may still be corrupt."""
         return self._images.exists(self.image_name(index))
+
+    def near_image(self, index: int) -> str:
+        """An image that the name of a missing one may mean, or ""."""
+        return self._images.near(self.image_name(index))
 
     def read_image(self, index: int) -> bytes:
         return self._images.read(self.image_name(index))

@@ -56,8 +56,10 @@ def present_images(
     if not missing:
         return source, counts
     names = [source.image_name(index) for index in missing]
-    where = f"of {source.name}"
-    refuse_missing("images", names, len(source), where, allow_missing=allow_missing)
+    where, near = f"of {source.name}", _near(source, missing[0])
+    refuse_missing(
+        "images", names, len(source), where, allow_missing=allow_missing, near=near
+    )
     present = sorted(set(range(len(source))) - set(missing))
     return PresentImages(source, present), counts
 
@@ -74,8 +76,9 @@ def check_complete(source: Source, key: str) -> None:
     if missing := _missing(source):
         raise UserError(
             f"{len(missing)} of {len(source)} images of {key} are missing, the first "
-            f"is {source.image_name(missing[0])}: put them there, set its `images` to "
-            "their folder or zip, or remove them from its annotations"
+            f"is {source.image_name(missing[0])}{_near(source, missing[0])}: put them "
+            "there, set its `images` to their folder or zip, or remove them from its "
+            "annotations"
         )
     check_captions(source)
 
@@ -97,6 +100,7 @@ def refuse_missing(
     where: str,
     *,
     allow_missing: bool,
+    near: str = "",
 ) -> None:
     """Raises the error for missing files, before any of the others is read.
 
@@ -105,6 +109,7 @@ def refuse_missing(
       names: of the missing files.
       number: of all files.
       where: "of NAME" or "of NAME in FOLDER".
+      near: what follows the first name, see `there_is`.
 
     Raises:
       UserError: some files are missing and that is not allowed, or all are missing.
@@ -119,8 +124,18 @@ def refuse_missing(
     )
     raise UserError(
         f"{len(names)} of {number} {what} {where} are missing, the first is "
-        f"{names[0]}: {way_out}"
+        f"{names[0]}{near}: {way_out}"
     )
+
+
+def there_is(near: str) -> str:
+    """What follows the name of a missing image in a message."""
+    return f" (there is {near})" if near else ""
+
+
+def _near(source: Source, index: int) -> str:
+    near_image = getattr(source, "near_image", None)
+    return there_is(near_image(index)) if near_image else ""
 
 
 def _missing(source: Source) -> list[int]:
