@@ -10,8 +10,10 @@ from PIL import Image
 from vilem_jax import files
 from vilem_jax.data.images import ImageError, decode, resize_square
 from vilem_jax.errors import UserError
+from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.index import index, load_index
 from vilem_jax.search.query import search
+from vilem_jax.search.readable import encode_readable
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -107,6 +109,46 @@ def test_corrupt_images_are_reported_and_left_out(folder, tmp_path):
     names = [path for path, _ in report.corrupt]
     assert names == ["corrupt.jpg", "empty.png", "nowhere.png"]
     assert all("cannot read" in reason for _, reason in report.corrupt)
+
+
+def test_all_that_is_left_out_is_counted(folder, tmp_path):
+    for name in ("a.heic", "b.HEIC", "c.avif", "noending", "._a.jpg"):
+        (folder / name).touch()
+    (folder / "elsewhere").symlink_to(tmp_path)
+    report = index(folder, ColourModel(), tmp_path / "photos.npz")
+    (note,) = report.notes
+    start, *counts = note.replace(": ", ", ").split(", ")
+    assert start == "left out" and sorted(counts) == [
+        "1 .avif",
+        "1 .txt",
+        "1 links to folders",
+        "1 without ending",
+        "2 .heic",
+        "2 hidden",
+    ]
+    assert report.images == 3
+
+
+def test_what_is_no_file_is_left_out_with_its_reason(folder, tmp_path):
+    (folder / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.jpg")
+    with open(folder / "sparse.jpg", "wb") as file:
+        file.truncate(3 << 30)
+    assert [why for _, why in encode_readable_reasons(FolderImages(folder))] == [
+        "it is a device, not a file",
+        "it is a pipe, not a file",
+        "it is larger than 256 MiB",
+    ]
+
+
+def encode_readable_reasons(images: FolderImages) -> list[tuple[int, str]]:
+    def read(row: int) -> np.ndarray:
+        return resize_square(decode(images.read_image(row)), 4)
+
+    def encode(rows) -> np.ndarray:
+        return np.stack([row.mean((0, 1)) for row in rows])
+
+    return encode_readable(range(len(images)), read, encode, width=3).corrupt
 
 
 def test_a_stop_leaves_the_index_before(folder, tmp_path, monkeypatch):

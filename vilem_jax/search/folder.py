@@ -2,11 +2,12 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason
+from vilem_jax.files import MAX_IMAGE_BYTES, read_regular, reason
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _NETPBM = (".ppm", ".pgm", ".pnm")
@@ -26,7 +27,8 @@ class Entry:
 class FolderImages:
     """The images below a folder, in the order of their paths, without captions.
 
-    Hidden ones are left out, and links to folders are not followed.
+    Hidden ones are left out, and links to folders are not followed. `notes` count all
+    that is left out, by reason.
 
     Raises:
       UserError: no such folder, no image in it, or a folder in it cannot be listed,
@@ -37,11 +39,14 @@ class FolderImages:
         self.root = Path(folder).expanduser().absolute()
         if not self.root.is_dir():
             raise UserError(f"there is no folder {folder}")
-        self.entries = list(_walk(self.root))
+        left_out: Counter[str] = Counter()
+        self.entries = list(_walk(self.root, left_out))
+        counts = ", ".join(f"{n} {what}" for what, n in left_out.most_common() if n)
+        self.notes = (f"left out: {counts}",) if counts else ()
         if not self.entries:
             raise UserError(
                 f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}), nor do the "
-                "folders in it"
+                f"folders in it{'; ' * bool(counts)}{''.join(self.notes)}"
             )
 
     def __len__(self) -> int:
@@ -51,10 +56,12 @@ class FolderImages:
         return self.entries[index].path
 
     def read_image(self, index: int) -> bytes:
-        return (self.root / self.entries[index].path).read_bytes()
+        return read_regular(self.root / self.entries[index].path, MAX_IMAGE_BYTES)
 
 
-def _walk(root: Path) -> Iterator[Entry]:
+def _walk(root: Path, left_out: Counter[str]) -> Iterator[Entry]:
+    """The images below `root`; counts in `left_out` what is no image."""
+
     def refuse(error: OSError):
         raise UserError(
             f"cannot list {error.filename}: {reason(error)}; make it readable, or move "
@@ -62,10 +69,14 @@ def _walk(root: Path) -> Iterator[Entry]:
         ) from error
 
     for here, folders, files in os.walk(root, onerror=refuse):
+        names = (*folders, *files)
+        left_out["hidden"] += sum(name.startswith(".") for name in names)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
+        left_out["links to folders"] += sum(Path(here, f).is_symlink() for f in folders)
+        for name in sorted(name for name in files if not name.startswith(".")):
             path = Path(here, name)
-            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
+            if (ending := path.suffix.lower()) not in SUFFIXES:
+                left_out[ending or "without ending"] += 1
                 continue
             try:
                 status = path.stat()

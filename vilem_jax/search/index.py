@@ -39,6 +39,7 @@ class IndexReport:
     encoded: int  # of them new or changed
     removed: int  # in the index before, now deleted or corrupt
     corrupt: tuple[tuple[str, str], ...]  # path, and why it cannot be read
+    notes: tuple[str, ...]  # what else was left out, counted
 
 
 def index(
@@ -82,7 +83,10 @@ def _index(
         model.encode_image,
         width=model.embedding_width,
     )
-    corrupt = tuple((entry.path, why) for entry, why in encoded.corrupt)
+    corrupt = tuple(
+        (entry.path, why.removeprefix(f"cannot read {root / entry.path}: "))
+        for entry, why in encoded.corrupt
+    )
     rows |= zip(encoded.items, encoded.embedding, strict=True)
     kept = tuple(entry for entry in entries if entry in rows)
     if not kept:
@@ -94,7 +98,8 @@ def _index(
     save_index(Index(str(root), model.fingerprint, kept, embedding), out)
     paths = {entry.path for entry in kept}
     gone = {entry.path for entry in before.entries} - paths if before else ()
-    return IndexReport(len(kept), len(encoded.items), len(gone), corrupt)
+    counts = len(kept), len(encoded.items), len(gone)
+    return IndexReport(*counts, corrupt, images.notes)
 
 
 def save_index(index: Index, path: str | Path) -> None:
