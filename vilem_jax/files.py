@@ -149,9 +149,7 @@ def open_input(
     return file
 
 
-def read_input(
-    path: str | Path, max_bytes: int, *, allow_pipe: bool = False
-) -> bytes:
+def read_input(path: str | Path, max_bytes: int, *, allow_pipe: bool = False) -> bytes:
     """The bytes of a file, as `open_input` opens it; raises an OSError as it does."""
     with open_input(path, max_bytes, allow_pipe=allow_pipe) as file:
         status = os.fstat(file.fileno())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import MAX_IMAGE_BYTES, read_regular, reason
+from vilem_jax.files import MAX_IMAGE_BYTES, read_input, reason
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _NETPBM = (".ppm", ".pgm", ".pnm")
@@ -56,7 +56,7 @@ class FolderImages:
         return self.entries[index].path
 
     def read_image(self, index: int) -> bytes:
-        return read_regular(self.root / self.entries[index].path, MAX_IMAGE_BYTES)
+        return read_input(self.root / self.entries[index].path, MAX_IMAGE_BYTES)
 
 
 def _walk(root: Path, left_out: Counter[str]) -> Iterator[Entry]:
