@@ -131,6 +131,27 @@ def test_single_candidate_is_the_most_likely_allowed_token(editor, masking):
         np.testing.assert_array_equal(edits.tokens[row], expected)
 
 
+def test_positions_and_tokens_share_no_random_number(editor, monkeypatch):
+    used = {}
+
+    def watched(name):
+        function = getattr(editing, name)
+
+        def watch(keys, *others):
+            used[name] = np.asarray(jax.random.key_data(keys))
+            return function(keys, *others)
+
+        return watch
+
+    for name in ("choose_positions", "sample_tokens"):
+        monkeypatch.setattr(editing, name, watched(name))
+    tokens, keys = captions(3), jax.random.split(jax.random.key(0), 3)
+    config, ids = EditorConfig(), {"pad_id": PAD, "mask_id": MASK}
+    edit_captions(*editor, tokens, keys, config, **ids)
+    rows = np.concatenate([*used.values(), jax.random.key_data(keys)])
+    assert len(np.unique(rows, axis=0)) == 9
+
+
 def test_a_position_without_a_candidate_stays(editor):
     only = jnp.arange(VOCABULARY) == FIRST_WORD
     never = jnp.zeros_like(only)

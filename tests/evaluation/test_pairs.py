@@ -94,6 +94,22 @@ def test_all_wrong_captions_must_score_below_the_true_one():
     assert pairs_metrics(true, wrong, ["order"] * 4)["accuracy"] == 50.0
 
 
+def test_nan_of_one_wrong_caption_is_not_hidden_by_the_others():
+    vectors = {"a": [1, 0], "b": [0, 1], "nan": [np.nan, 0], "a.jpg": [1, 0]}
+
+    def encode(names):
+        return np.array([vectors[name] for name in names], np.float32)
+
+    pairs = [
+        CaptionPair("a.jpg", "a", ("nan", "b"), "order"),
+        CaptionPair("a.jpg", "a", ("b", "b"), "order"),
+    ]
+    true, wrong = pair_scores(pairs, encode, encode)
+    np.testing.assert_array_equal(np.isnan(wrong), [True, False])
+    with pytest.raises(UserError, match="not finite"):
+        pairs_metrics(true, wrong, ["order"] * 2)
+
+
 def test_groups_of_a_type_and_their_mean():
     metrics = pairs_metrics(
         [1.0, 1.0, 1.0, 0.0, 1.0],

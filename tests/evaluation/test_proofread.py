@@ -170,8 +170,11 @@ def test_right_and_shuffled_images_are_shown(edits, source, tokenizer):
             shown.append(means)
             is_right = np.isclose(means, shown[0])[:, None]
             is_wrong = edits.edited != edits.tokens
+            # What may not be edited is not judged; what the model says of it does not count.
+            is_editable = tokenizer.vocabulary.is_editable[edits.edited]
+            says_wrong = (is_wrong & is_right) | ~is_editable
             judged = Proofreading(
-                p_wrong=np.where(is_wrong & is_right, 0.9, 0.1),
+                p_wrong=np.where(says_wrong, 0.9, 0.1),
                 rank=np.where(edits.is_edit & is_right, 2, 7),
                 best=None,
                 p_best=None,
@@ -187,6 +190,8 @@ def test_right_and_shuffled_images_are_shown(edits, source, tokenizer):
         assert metrics[branch]["correct"] == {"top1": 0.0, "top3": 1.0}
         assert metrics["shuffled"][branch]["detect"]["f1"] == 0.0
     assert metrics["edits"] == edits.is_edit.sum()
+    special = [tokenizer.vocabulary.pad_id, *tokenizer.encode([""], 2)[0]]
+    assert metrics["words"] == np.sum(~np.isin(edits.edited, special))
     assert metrics["captions"] == metrics["images"] == 4
 
 

@@ -80,8 +80,10 @@ def test_metrics_by_hand():
     assert (metrics["images"], metrics["captions"]) == (3, 4)
 
 
-def test_a_collapsed_model_finds_nothing():
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_collapsed_model_finds_nothing(seed):
+    """However the one score is rounded: compared with itself, it is a tie."""
+    rng = np.random.default_rng(seed)
     row = unit(rng.normal(size=(1, 33)))
     images, texts = np.repeat(row, 57, 0), np.repeat(row, 171, 0)
     metrics = retrieval_metrics(images, texts, np.arange(171) % 57)
@@ -122,6 +124,12 @@ def test_chance_is_the_mean_of_random_orders():
     for way, total in sums.items():
         expected = [chance[way][f"r{top}"] for top in (1, 5, 10)]
         np.testing.assert_allclose(total / rounds, expected, atol=2.5)
+
+
+def test_chance_leaves_out_images_without_a_caption():
+    whole = chance_metrics(np.array([0, 0, 1, 2]))
+    assert chance_metrics(np.array([0, 0, 2, 5])) == whole
+    assert whole["t2i"]["r1"] == pytest.approx(100 / 3)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from tests.evaluation.colours import colour_encoder, write_image
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation import winoground
 from vilem_jax.evaluation.winoground import (
     evaluate_winoground,
     read_winoground,
@@ -123,6 +124,26 @@ def test_a_model_is_measured_from_the_folder(tmp_path, below):
     assert {"encode_images", "encode_texts", "similarity", "ranking"} <= set(
         metrics["measured"]["seconds"]
     )
+
+
+def test_scores_are_of_captions_with_images(tmp_path, monkeypatch):
+    """In float32, in which scores that differ by the order of a sum are ties."""
+    scores = []
+
+    def keep(found, *_):
+        scores.append(found)
+        return {}
+
+    monkeypatch.setattr(winoground, "winoground_metrics", keep)
+    write_examples(tmp_path, [record(0, "red thing", "red blue")])
+    write_images(tmp_path, 0)
+    measure(tmp_path)
+    (found,) = scores
+    # A second word weighs half; the images are red and blue.
+    length = np.sqrt(1 + 0.25)
+    expected = [[[1.0, 0.0], [1 / length, 0.5 / length]]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert found.dtype == np.float32
 
 
 def test_images_in_the_zip_they_come_in(tmp_path):

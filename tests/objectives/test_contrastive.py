@@ -129,10 +129,17 @@ def test_empty_queue_contrasts_within_the_batch(arrays, queue_length):
     np.testing.assert_allclose(losses, expected, rtol=RTOL)
 
 
-def test_gradients_of_embedding_and_temperature_equal_loops(arrays):
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_gradients_of_embedding_and_temperature_equal_loops(arrays, alpha):
+    """Soft targets are constants, also where the temperature makes them."""
+
     def total(embedding, temperature):
         return ours(
-            arrays | {"embedding": embedding}, count=4, temperature=temperature
+            arrays | {"embedding": embedding},
+            count=4,
+            temperature=temperature,
+            own_keys=jnp.asarray(arrays["own_keys"]),
+            soft_weight=alpha,
         ).sum()
 
     with jax.enable_x64(True):
@@ -143,11 +150,12 @@ def test_gradients_of_embedding_and_temperature_equal_loops(arrays):
     for i, z in enumerate(arrays["embedding"]):
         others, own = competitors(arrays["keys"], arrays["queue"], i, 4, 1)
         scores = np.array([np.exp(z @ k / TEMPERATURE) for k in others])
-        for p, k in zip(scores / scores.sum(), others, strict=True):
+        soft = [np.exp(arrays["own_keys"][i] @ k / TEMPERATURE) for k in others]
+        targets = alpha * np.array(soft) / np.sum(soft)
+        targets[own] += 1.0 - alpha
+        for p, k in zip(scores / scores.sum() - targets, others, strict=True):
             by_embedding[i] += p * k / TEMPERATURE
             by_temperature -= p * (z @ k) / TEMPERATURE**2
-        by_embedding[i] -= others[own] / TEMPERATURE
-        by_temperature += z @ others[own] / TEMPERATURE**2
     np.testing.assert_allclose(gradients[0], by_embedding, rtol=RTOL, atol=1e-6)
     np.testing.assert_allclose(gradients[1], by_temperature, rtol=RTOL)
 
@@ -161,6 +169,17 @@ def test_keys_and_queues_get_no_gradient(arrays, name):
 
     gradient = jax.grad(total)(jnp.asarray(arrays[name], jnp.float32))
     assert not np.asarray(gradient).any()
+
+
+def test_bfloat16_is_summed_in_float32(arrays):
+    """Divided by the temperature, bfloat16's rounding would be in the first digit."""
+    halves = {
+        name: jnp.asarray(values, jnp.bfloat16) for name, values in arrays.items()
+    }
+    rounded = {name: np.asarray(values, float) for name, values in halves.items()}
+    with jax.enable_x64(True):
+        expected = ours(rounded)
+    np.testing.assert_allclose(ours(halves), expected, rtol=1e-5)
 
 
 def test_lowest_temperature_does_not_overflow(arrays):

@@ -134,6 +134,15 @@ def test_detection_counts_equal_loops(case):
     assert wrong == 7
 
 
+def test_equal_logits_flag_nothing_and_bfloat16_is_summed_in_float32():
+    logits = jnp.zeros((1, 2, 2), jnp.bfloat16)
+    here, wrong = jnp.ones((1, 2), bool), jnp.zeros((1, 2), bool)
+    assert proofreading.detection_counts(logits, wrong, here) == (0, 0, 2)
+    loss = proofreading.detection_sum(logits, wrong, here, "sum")
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, 2 * np.log(2), rtol=1e-6)
+
+
 def test_correction_hits_count_ties_against_the_model(case):
     logits = np.round(case["correct"])  # so that there are ties
     labels = editing.correction_labels(jnp.asarray(case["tokens"]), case["edits"])

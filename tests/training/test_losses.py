@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from vilem_jax.config.schema import ComputeConfig, LossConfig
+from vilem_jax.models.layers import for_site
 from vilem_jax.models.vilem import ProofreadLogits
-from vilem_jax.objectives import editing
+from vilem_jax.objectives import editing, proofreading
 from vilem_jax.training import losses
 
 BATCH, LENGTH, POSITIONS, WORDS, WIDTH, QUEUE = 6, 5, 2, 7, 4, 3
@@ -213,6 +214,88 @@ def test_cross_pairing_averages_both_pairings(case):
     for switch in SWITCHES:
         loss = expected(case, *switch.split("_"), pairing="cross")
         np.testing.assert_allclose(sums[f"loss_{switch}"], loss, rtol=1e-6)
+
+
+def test_metrics_of_cross_pairing_are_of_the_online_text_tower(case):
+    """Its logits come first; those of the momentum text tower count in the loss."""
+    arrays, samples, (keys, queues), _ = case
+    _, sums = losses.batch_loss(
+        {},
+        samples,
+        np.arange(BATCH),
+        build=lambda params: Stub("online", arrays),
+        momentum_model=Stub("momentum", {}),
+        keys=keys,
+        shared=losses.Shared(*queues, losses.batch_counts(samples)),
+        config=LossConfig(pairing="cross"),
+        num_groups=1,
+    )
+    correction = editing.correction_labels(samples.tokens, samples.edits)
+    is_original = editing.detection_labels(samples.edits)
+    for branch in BRANCHES:
+        logits = [arrays[f"{branch}/{pair}"] for pair in PAIRS["cross"]]
+        counts = [
+            proofreading.detection_counts(x.detect, is_original, samples.is_editable)
+            for x in logits
+        ]
+        hits = proofreading.correction_hits(logits[0].correct, correction)
+        found = sums.branches[branch]
+        assert counts[0] != counts[1] and found.detection == counts[0]
+        assert found.correct_hits == hits
+
+
+@pytest.mark.parametrize("pairing", ["online", "cross"])
+@pytest.mark.parametrize("is_joint", [True, False])
+def test_each_pass_of_the_text_tower_has_its_own_dropout(case, pairing, is_joint):
+    arrays, samples, (keys, queues), _ = case
+    seeds = jnp.arange(2 * BATCH, dtype=jnp.uint32).reshape(BATCH, 2)
+    samples = samples._replace(dropout_seeds=seeds)
+    seen = []
+
+    class Watched(Stub):
+        compute = ComputeConfig(joint_text_pass=is_joint)
+
+        def encode_image(self, pixels):
+            return self.arrays["image"]
+
+        def encode_text(self, *_, seeds):
+            seen.append(("clean", seeds))
+            return self.arrays["text"]
+
+        def proofread_local(self, *others, seeds):
+            seen.append(("local", seeds))
+            return super().proofread_local(*others)
+
+        def proofread_global(self, *others, seeds):
+            seen.append(("global", seeds))
+            return super().proofread_global(*others)
+
+        def encode_and_proofread_global(self, *others, seeds):
+            seen.extend(zip(("clean", "global"), seeds, strict=True))
+            return super().encode_and_proofread_global(*others, seeds=seeds)
+
+    losses.batch_loss(
+        {},
+        samples,
+        np.arange(BATCH),
+        build=lambda params: Watched("online", arrays),
+        momentum_model=Watched("momentum", {}),
+        keys=keys,
+        shared=losses.Shared(*queues, losses.batch_counts(samples)),
+        config=LossConfig(pairing=pairing),
+        num_groups=1,
+    )
+    used = {name: np.asarray(value) for name, value in seen}
+    model = Watched("momentum", arrays)
+    losses.momentum_keys(samples, model=model, has_dropout=True)
+    used["momentum"] = np.asarray(seen[-1][1])
+    for name, value in seen[:-1]:  # both pairings drop alike
+        np.testing.assert_array_equal(value, used[name])
+    rows = np.concatenate([used[n] for n in ("clean", "local", "global", "momentum")])
+    assert len(np.unique(rows, axis=0)) == 4 * BATCH
+    streams = {"clean": 0, "local": 1, "global": 2, "momentum": 3}
+    for name, stream in streams.items():  # another order would break resumed runs
+        np.testing.assert_array_equal(used[name], for_site(seeds, stream))
 
 
 @pytest.mark.parametrize("reduction", ["sum", "per_edit", "mean"])
