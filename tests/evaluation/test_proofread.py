@@ -170,7 +170,7 @@ def test_right_and_shuffled_images_are_shown(edits, source, tokenizer):
             shown.append(means)
             is_right = np.isclose(means, shown[0])[:, None]
             is_wrong = edits.edited != edits.tokens
-            # What may not be edited is not judged; what the model says of it does not count.
+            # What may not be edited does not count, for or against the model.
             is_editable = tokenizer.vocabulary.is_editable[edits.edited]
             says_wrong = (is_wrong & is_right) | ~is_editable
             judged = Proofreading(

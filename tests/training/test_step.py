@@ -13,7 +13,9 @@ from tests.tiny import (
     BATCH,
     NUM_STEPS,
     compiled_update,
+    tiny_batch,
     tiny_config,
+    tiny_editor,
     tiny_samples,
     tiny_state,
 )
@@ -63,6 +65,15 @@ def leaves(tree):
         jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf, float)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def test_no_variable_crosses_the_step(steps):
+    """Arrays alone: Flax changed more than once what a jitted Variable is."""
+    frozen = tiny_editor(CONFIG)
+    crossing = jax.tree.leaves(
+        (steps, frozen, tiny_batch()), is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+    assert {type(leaf) for leaf in crossing} <= {np.ndarray, type(jnp.zeros(()))}
 
 
 def test_momentum_moves_before_the_parameters_do(steps):
