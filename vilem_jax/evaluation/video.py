@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from vilem_jax.data.images import resize_square
-from vilem_jax.data.sources.missing import refuse_missing
+from vilem_jax.data.sources.missing import refuse_missing, there_is
 from vilem_jax.data.video.clips import MSRVTT_1KA, VideoClips
 from vilem_jax.data.video.frames import VideoError
 from vilem_jax.errors import UserError
@@ -62,8 +62,11 @@ def evaluate_video(
     clips.check_protocol(protocol)
     missing = [name for i, name in enumerate(clips.clips) if clips.file(i) is None]
     where = f"of {clips.name} in {clips.folder}"
+    near = there_is(clips.near(missing[0])) if missing else ""
     # Before an hour of decoding.
-    refuse_missing("clips", missing, len(clips), where, allow_missing=allow_missing)
+    refuse_missing(
+        "clips", missing, len(clips), where, allow_missing=allow_missing, near=near
+    )
     encoder = encoder.timed()
     read = _frame_reader(clips, num_frames, encoder.image_size, allow_missing)
     found = read_ahead(read, progress(range(len(clips)), "clip", show=show_progress))

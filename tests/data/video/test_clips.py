@@ -64,6 +64,20 @@ def test_clips_are_found_by_file_stem_and_folder(tmp_path):
         VideoClips(file, tmp_path).file(1)
 
 
+def test_spellings_of_one_clip_are_one_clip(tmp_path):
+    for name in ("a.mp4", "my clip.avi", "B.MP4", "._a.mp4", "._my clip.avi"):
+        (tmp_path / name).touch()
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    names = ("a", "./a.mp4", "x/../a", "my%20clip", "my clip.avi", "b.mp4", "link", "c")
+    rows = [{"video": name, "caption": str(i)} for i, name in enumerate(names)]
+    clips = VideoClips(write(tmp_path, "c.json", json.dumps(rows)), None)
+    assert clips.clips == ("a", "my%20clip", "b.mp4", "link", "c")
+    assert clips.captions[:2] == (("0", "1", "2"), ("3", "4"))
+    files = [file and file.name for file in map(clips.file, range(5))]
+    assert files == ["a.mp4", "my clip.avi", "B.MP4", "link.mp4", None]
+    assert clips.near("links") == "link.mp4"
+
+
 def test_the_protocol_needs_a_thousand_clips(tmp_path):
     def clips(rows):
         lines = [json.dumps({"clip_name": c, "caption": t}) for c, t in rows]

@@ -10,7 +10,12 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from vilem_jax.data.sources.handles import PerProcess
-from vilem_jax.data.sources.names import first_spellings, loose, near_miss
+from vilem_jax.data.sources.names import (
+    first_spellings,
+    loose,
+    near_miss,
+    path_identity,
+)
 from vilem_jax.errors import UserError
 from vilem_jax.files import MAX_IMAGE_BYTES, read_input
 from vilem_jax.parsing import open_zip, read_member
@@ -201,10 +206,7 @@ class ImageFolder(ImageFiles):
         return self._listed[folder]
 
     def _identity(self, name: str) -> str:
-        # The folder may be a link, of which `..` is another folder than it seems. A
-        # link to a file is a path of its own.
-        folder, file = os.path.split(self.path / super()._identity(name))
-        return os.path.join(os.path.realpath(folder), file)
+        return path_identity(self.path / (self._find(name) or name))
 
     def _zip_of(self, local: str) -> "ImageZip | None":
         """The zip that stands for the first folder of `local`, if there is one."""

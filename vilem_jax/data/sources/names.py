@@ -1,9 +1,11 @@
 """Other spellings of a path: how names in annotations and on disk differ."""
 
 import difflib
+import os
 import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -51,13 +53,25 @@ def first_spellings(
     return repeated
 
 
+def path_identity(path: Path) -> str:
+    """The same for spellings of one path; a link to a file is a path of its own.
+
+    The folder may be a link, of which `..` is another folder than it seems.
+    """
+    folder, file = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), file)
+
+
 def near_miss(name: str, others: Iterable[str]) -> str:
     """The name among `others` that `name` may mean, or ""."""
-    by_loose = {loose(other): other for other in others}
-    wanted = loose(name)
-    stem = posixpath.splitext(posixpath.basename(wanted))[0]
-    for each, other in by_loose.items():
-        if posixpath.splitext(posixpath.basename(each))[0] == stem:
+    by_stem = {_stem(other): other for other in others}
+    wanted = _stem(name)
+    for stem, other in by_stem.items():
+        if posixpath.basename(stem) == posixpath.basename(wanted):
             return other
-    found = difflib.get_close_matches(wanted, list(by_loose)[:2000], 1, 0.8)
-    return by_loose[found[0]] if found else ""
+    found = difflib.get_close_matches(wanted, list(by_stem)[:2000], 1, 0.8)
+    return by_stem[found[0]] if found else ""
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(loose(name))[0]

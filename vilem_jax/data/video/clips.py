@@ -9,6 +9,8 @@ Recognised by content:
 
 import csv
 import io
+import itertools
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from vilem_jax.data.sources.annotations import count_splits, split_of, unread_splits
+from vilem_jax.data.sources.names import (
+    first_spellings,
+    loose,
+    near_miss,
+    path_identity,
+)
 from vilem_jax.data.video.frames import VideoError, read_frames
 from vilem_jax.errors import UserError
 from vilem_jax.files import read_errors
@@ -70,15 +78,24 @@ class VideoClips:
         self.notes = unread_splits(rows, {split} - {""})
         if blank := sum(is_blank(caption) for _, caption, _ in taken):
             self.notes = (f"{blank} blank captions left out", *self.notes)
-        self.clips = tuple(captions_of)
-        self.captions = tuple(map(tuple, captions_of.values()))
         self.folder = Path(folder).expanduser() if folder else file.parent
         if not self.folder.is_dir():
             raise UserError(f"{self.folder} is not a folder: say with --videos where")
-        self._files_by_stem: dict[str, list[Path]] = {}
+        # Videos, and what may be a folder of frames, by stem and by its spellings.
+        self._files: dict[str, list[Path]] = {}
+        self._spelled: dict[str, list[Path]] = {}
         for file in sorted(self.folder.iterdir()):
-            if file.suffix.lower() in SUFFIXES:
-                self._files_by_stem.setdefault(file.stem, []).append(file)
+            is_video = file.suffix.lower() in SUFFIXES
+            if not file.name.startswith(".") and (is_video or not file.suffix):
+                self._files.setdefault(file.stem, []).append(file)
+                self._spelled.setdefault(_loosely(file.name), []).append(file)
+        names = list(captions_of)
+        for name, first in first_spellings(
+            names, _loosely, lambda name: path_identity(self._find(name))
+        ).items():
+            captions_of[first] += captions_of.pop(name)
+        self.clips = tuple(captions_of)
+        self.captions = tuple(map(tuple, captions_of.values()))
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -93,14 +110,24 @@ class VideoClips:
         Raises:
           UserError: if several files have its name.
         """
-        name = self.clips[index]
-        if (self.folder / name).exists():
-            return self.folder / name
-        found = self._files_by_stem.get(name, [])
+        found = self._find(self.clips[index])
+        return found if found and found.exists() else None
+
+    def near(self, name: str) -> str:
+        """A clip that `name`, which is missing, may mean; "" if there is none."""
+        files = itertools.chain(*self._files.values())
+        return near_miss(name, (file.name for file in files))
+
+    def _find(self, name: str) -> Path:
+        """The path of a clip, also of one that does not exist."""
+        path = self.folder / name
+        if path.exists():
+            return path
+        found = self._files.get(name) or self._spelled.get(_loosely(name), [])
         if len(found) > 1:
             names = " and ".join(file.name for file in found[:2])
             raise UserError(f"{self.folder} holds {names}: which is clip {name}?")
-        return found[0] if found else None
+        return found[0] if found else path
 
     def read_frames(self, index: int, num_frames: int) -> list[np.ndarray]:
         """Frames of clip `index`, by `frames.read_frames`.
@@ -128,6 +155,12 @@ class VideoClips:
                 f"and MSR-VTT 1k-A has {wanted:,} clips with one caption each: give "
                 "that test file, or leave out --protocol"
             )
+
+
+def _loosely(name: str) -> str:
+    """The same text for all spellings of a clip, with or without suffix."""
+    stem, suffix = os.path.splitext(loose(name))
+    return stem if suffix in SUFFIXES else f"{stem}{suffix}"
 
 
 def read_pairs(file: Path) -> list[Pair]:
