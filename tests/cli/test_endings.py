@@ -1,6 +1,7 @@
 """How the command line ends: exit codes, and one sentence for what went wrong."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from PIL import Image
 
 from vilem_jax.cli.main import main
+from vilem_jax.data.tokenizer import train_vocabulary
 from vilem_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,3 +77,32 @@ def test_a_user_error_of_a_library_call_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("vilem_jax.report.demo.run_demo", refuse)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == "vilem: a sentence\n"
+
+
+CHECKED = """
+from vilem_jax.config.files import packaged_config, source
+
+def get_config():
+    config = packaged_config("scenes")
+    del config.data.train["scenes"], config.data.validation["scenes"]
+    config.data.train.mine = source(kind="json", path={path!r})
+    config.tokenizer_name = {vocabulary!r}
+    return config
+"""
+
+
+def test_data_check_exits_with_1_at_a_missing_image_of_any_name(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    names = ("\udce9.png", "0.png")  # a byte that is not UTF-8
+    rows = [{"image": name, "caption": "a red square"} for name in names]
+    data, config, out = (tmp_path / name for name in ("a.json", "a.py", "out.json"))
+    train_vocabulary(["a red square"], 120, tmp_path / "words")
+    settings = {"path": str(data), "vocabulary": str(tmp_path / "words")}
+    config.write_text(CHECKED.format(**settings))
+    for listed, code in ((rows[1:], 0), (rows, 1)):
+        data.write_text(json.dumps(listed))
+        assert main(["data", "check", f"--config={config}", f"--out={out}"]) == code
+    text = capsys.readouterr().out
+    assert "train: 2 images (1 decoded)" in text and "1 images missing (50.00%)" in text
+    counts = json.loads(out.read_text())["splits"]["train"]
+    assert counts["missing_images"]["examples"][0].startswith("\udce9.png: ")

@@ -11,6 +11,7 @@ from vilem_jax.data.check import (
     IMAGE_PROBLEMS,
     check,
     format_report,
+    num_faults,
 )
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
@@ -40,6 +41,7 @@ def test_clean_data_is_clean(tmp_path, tokenizer):
     assert report["splits"]["train"]["captions"] == 8
     text = format_report(report)
     assert "4 images (4 decoded), 8 captions" in text and "\n" not in text
+    assert num_faults(report) == 0
 
 
 def test_every_problem_is_counted(tmp_path, tokenizer):
@@ -74,6 +76,12 @@ def test_every_problem_is_counted(tmp_path, tokenizer):
     assert found["tokens"]["max"] == 42
     assert found["missing_images"]["examples"][0].startswith("gone.png: ")
     assert found["notes"] == ["1 images without a caption left out"]
+    assert (found["images"], found["images_checked"], found["images_decoded"]) == (
+        5,
+        5,
+        3,
+    )
+    assert num_faults(report) == 3
     text = format_report(report)
     assert "1 images missing (20.00%)" in text and "copy.png = a.png" in text
     json.dumps(report)
@@ -96,6 +104,7 @@ def test_images_in_two_splits(tmp_path, tokenizer):
         "by_content": 1,
         "examples": {"by_name": ["2.png"], "by_content": ["3.png = other.png"]},
     }
+    assert num_faults(check(sources, tokenizer, 30)) == 1
     text = format_report(check(sources, tokenizer, 30))
     assert "1 images in train and validation with the same file" in text
 

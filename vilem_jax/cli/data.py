@@ -23,7 +23,11 @@ def add_verbs(verbs: Any) -> None:
     ).add_subparsers(metavar="WHAT", required=True)
 
     check = parts.add_parser(
-        "check", run=_check, help="count what is missing, corrupt or double"
+        "check",
+        run=_check,
+        help="count what is missing, corrupt or double",
+        description="Exit code 1: images are missing, corrupt or in two splits, or "
+        "captions are empty.",
     )
     add_config(check)
     check.add_argument(
@@ -47,9 +51,9 @@ def add_verbs(verbs: Any) -> None:
     _add_prepare(parts)
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> int:
     config = load_config(options.config, options.overrides)
-    from vilem_jax.data.check import check, format_report
+    from vilem_jax.data.check import check, format_report, num_faults
     from vilem_jax.data.sources.source import open_source
     from vilem_jax.data.tokenizer import Tokenizer
     from vilem_jax.files import check_writable, write_json
@@ -70,6 +74,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.out:
         write_json(options.out, report)
     print(format_report(report))
+    return 1 if num_faults(report) else 0
 
 
 def _tokenizer_name(config: Config) -> str:

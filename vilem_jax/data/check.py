@@ -23,6 +23,8 @@ IMAGE_PROBLEMS = {
     "corrupt_images": "corrupt",
     "double_images": "the same as an earlier one",
 }
+# Those that are faults of any data; the others may be meant.
+FAULTS = ("missing_images", "corrupt_images", "empty_captions")
 CAPTION_PROBLEMS = {
     "empty_captions": "empty after cleaning",
     "duplicate_captions": "a repetition for the same image",
@@ -49,9 +51,10 @@ def check(
         decodes all. All captions are read in any case.
 
     Returns:
-      a dict, JSON-ready: "splits", by name: "images", "captions" and "images_decoded",
-      counts; "tokens", mean, 99th percentile and maximum per caption before cutting;
-      for each key of `IMAGE_PROBLEMS` and `CAPTION_PROBLEMS` "count" and some
+      a dict, JSON-ready: "splits", by name: "images", "images_checked" (no more than
+      `max_images` of each source), "images_decoded" (those that are intact) and
+      "captions", counts; "tokens", mean, 99th percentile and maximum per caption before
+      cutting; for each key of `IMAGE_PROBLEMS` and `CAPTION_PROBLEMS` "count" and some
       "examples"; "notes", sentences of the sources. "in_two_splits": for each pair of
       splits "by_name" and "by_content" of their images, with "examples".
     """
@@ -79,7 +82,7 @@ def format_report(report: JsonObject) -> str:
             f"{tokens['max']:,}; cut at {report['text_length']})"
         ]
         for problems, total, what in (
-            (IMAGE_PROBLEMS, counts["images_decoded"], "images"),
+            (IMAGE_PROBLEMS, counts["images_checked"], "images"),
             (CAPTION_PROBLEMS, counts["captions"], "captions"),
         ):
             for key, sentence in problems.items():
@@ -92,6 +95,13 @@ def format_report(report: JsonObject) -> str:
             sentence = f"images in {first} and {second} with {how}"
             lines += _problem_lines(found, None, sentence)
     return "\n".join(lines)
+
+
+def num_faults(report: JsonObject) -> int:
+    """Missing and corrupt images, empty captions, and images in two splits."""
+    splits = report["splits"].values()
+    found = (counts[fault]["count"] for counts in splits for fault in FAULTS)
+    return sum(found) + sum(pair["by_content"] for pair in report["in_two_splits"])
 
 
 class _Tally:
@@ -108,7 +118,7 @@ class _Tally:
         self.split, self.tokenizer, self.text_length = split, tokenizer, text_length
         self.notes = notes_of(sources)
         self.num_images = sum(len(source) for source in sources)
-        self.num_decoded = 0
+        self.num_checked = self.num_decoded = 0
         self.problems: dict[str, JsonObject] = {
             key: {"count": 0, "examples": []}
             for key in (*IMAGE_PROBLEMS, *CAPTION_PROBLEMS)
@@ -134,6 +144,7 @@ class _Tally:
         lengths = np.concatenate(self._lengths) if captions else np.zeros(1, np.int64)
         return {
             "images": self.num_images,
+            "images_checked": self.num_checked,
             "images_decoded": self.num_decoded,
             "captions": captions,
             "tokens": {
@@ -149,10 +160,11 @@ class _Tally:
         self, source: Source, chunk: range, step: int, pool: ThreadPoolExecutor
     ) -> None:
         chosen = [i for i in chunk if i % step == 0]
-        self.num_decoded += len(chosen)
+        self.num_checked += len(chosen)
         states = pool.map(lambda i: _image_state(source, i), chosen)
         for i, (problem, reason, content) in zip(chosen, states, strict=True):
             name = source.image_name(i)
+            self.num_decoded += not problem
             if problem:
                 self._count(problem, f"{name}: {reason}")
             elif content in self.content_of:
