@@ -86,7 +86,7 @@ def get_config():
     config = packaged_config("scenes")
     del config.data.train["scenes"], config.data.validation["scenes"]
     config.data.train.mine = source(kind="json", path={path!r})
-    config.tokenizer_name = {vocabulary!r}
+    config.data.tokenizer = {vocabulary!r}
     return config
 """
 
