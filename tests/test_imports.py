@@ -18,7 +18,7 @@ LEVELS = [
     {"errors", "keys", "masking", "typing"},
     {"config"},
     {"files", "templates"},
-    {"parsing", "locks"},
+    {"parsing", "locks", "integrity"},
     {"data", "models", "objectives", "distributed"},
     {"weights"},
     {"editing"},

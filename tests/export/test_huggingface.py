@@ -84,6 +84,7 @@ def test_an_export_is_a_plain_dual_encoder(exported, left_out, kept):
     assert {path.name for path in files} == {
         "README.md",
         "config.json",
+        "files.json",
         "model.safetensors",
         "projections.safetensors",
         "tokenizer_config.json",

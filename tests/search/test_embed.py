@@ -186,10 +186,9 @@ def test_workers_at_once_and_one_killed_in_the_middle(folder, tmp_path):
     assert files_in(out) == files_in(tmp_path / "alone")
 
 
-def flip(path):
+def flip(path, position):
     content = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(content[:8], "little")
-    content[start + 5] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)
 
 
@@ -205,11 +204,14 @@ def test_corrupt_shards_are_named(folder, tmp_path):
     done = run(folder, out)
     assert done.written == 1 and done.replaced == (shard.name,)
     assert shard.read_bytes() == whole
-    flip(shard)
-    with pytest.raises(UserError, match="delete it and rerun the same"):
-        vectors.open_vectors(out)
-    shard.unlink()
-    run(folder, out)
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for position in (9, start // 2, start - 9, start + 5, len(whole) - 1):
+        shard.write_bytes(whole)
+        flip(shard, position)
+        with pytest.raises(UserError, match="delete it and rerun the same"):
+            vectors.open_vectors(out)
+        assert run(folder, out).replaced == (shard.name,)
+        assert shard.read_bytes() == whole
     other = tmp_path / "other"
     run(folder, other, MeanColour("two"))
     os.replace(other / shard.name, shard)

@@ -91,6 +91,7 @@ def assert_same(ours, wanted):
 
 def test_what_is_written_is_read_back(folder, params):
     names = {"config.json", "model.safetensors", "vocab.txt", "tokenizer.json"}
+    names |= {"files.json"}  # checksums
     assert {path.name for path in folder.iterdir()} == names
     assert {path.name for path in folder.parent.iterdir()} == {"bert", "tokenizer"}
     assert read_folder(str(folder)) == folder

@@ -214,3 +214,41 @@ def test_another_depth_than_the_config_says(torch, randomize, tmp_path):
         config = starts.read_text_config(str(tmp_path), TextConfig())
         with pytest.raises(UserError, match=message):
             starts.load_text(str(tmp_path), config)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_wrappers_are_left_out_of_any_format(tmp_path, wrapper):
+    tensors = {"a.weight": np.ones((2, 2), np.float32), "b": np.zeros(3, np.float32)}
+    wrapped = {f"{wrapper}{name}": array for name, array in tensors.items()}
+    safetensors.numpy.save_file(wrapped, tmp_path / "w.safetensors")
+    np.savez(tmp_path / "w.npz", **wrapped)
+    for file in ("w.safetensors", "w.npz"):
+        opened = open_checkpoint(tmp_path / file)
+        assert set(opened.names) == set(tensors)
+        np.testing.assert_array_equal(opened.read("a.weight"), tensors["a.weight"])
+    both = wrapped | {"b": tensors["b"]}
+    safetensors.numpy.save_file(both, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="with and without a wrapper"):
+        open_checkpoint(tmp_path / "w.safetensors")
+
+
+def test_types_that_numpy_lacks_are_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    for kind in ("float8_e4m3fn", "float8_e5m2", "int64", "bool", "complex64"):
+        values = torch.zeros(4).to(getattr(torch, kind))
+        save_file({"a": values}, tmp_path / "w.safetensors")
+        with pytest.raises(UserError, match="the tensor a in .* weights must be"):
+            open_checkpoint(tmp_path / "w.safetensors").read("a")
+
+
+def test_torch_that_runs_code_is_refused(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
+    for version in ("2.5.1+cu124", "1.13.0"):
+        monkeypatch.setattr(torch, "__version__", version)
+        with pytest.raises(UserError, match="CVE-2025-32434.*torch 2.6"):
+            open_checkpoint(tmp_path / "w.pth", allow_pickle=True)
+    monkeypatch.undo()
+    assert open_checkpoint(tmp_path / "w.pth", allow_pickle=True).names == {"a"}

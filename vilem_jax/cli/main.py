@@ -75,13 +75,12 @@ def _run(given: list[str]) -> int:
         options.overrides = overrides
     if "distributed" not in options:
         return options.verb(options) or 0  # a verb may return an exit code
-    else:
-        from vilem_jax.distributed.processes import distributed
+    from vilem_jax.distributed.processes import distributed
 
-        names = ("coordinator", "num_processes", "process_id")
-        named = {name: getattr(options, name) for name in names}
-        with distributed(find_membership(options.distributed, os.environ, **named)):
-            return options.verb(options) or 0
+    names = ("coordinator", "num_processes", "process_id")
+    named = {name: getattr(options, name) for name in names}
+    with distributed(find_membership(options.distributed, os.environ, **named)):
+        return options.verb(options) or 0
 
 
 def split_overrides(given: Sequence[str]) -> tuple[list[str], list[Override]]:

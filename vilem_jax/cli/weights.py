@@ -1,10 +1,11 @@
-"""The verbs for weights in and out: weights import, weights export."""
+"""The verbs for weights in and out: weights import, export and verify."""
 
 import argparse
 import shlex
 import sys
 
 from vilem_jax.cli.options import MODEL_HELP, add_step, count
+from vilem_jax.cli.verify import run_verify
 
 
 def add_verbs(verbs) -> None:
@@ -13,6 +14,15 @@ def add_verbs(verbs) -> None:
     )
     _add_import(ways)
     _add_export(ways)
+    verify = ways.add_parser(
+        "verify",
+        run=run_verify,
+        help="whether a run, a model or embeddings are what was written",
+        description="Prints one line per problem; the exit code is 1 if there are any.",
+    )
+    verify.add_argument(
+        "folder", help="a run, an exported model, what `vilem index` or `embed` wrote"
+    )
 
 
 # ---- vilem weights import ----

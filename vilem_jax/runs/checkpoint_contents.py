@@ -1,23 +1,26 @@
 """The content of a checkpoint: tensors by name, and checksums of its files."""
 
 import contextlib
-import json
 import logging
+import os
+import re
 import shutil
-import zlib
+import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vilem_jax import integrity
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason, replace_file
+from vilem_jax.files import reason
 from vilem_jax.typing import JsonObject, PyTree
 
-FILES_LIST = "files.json"
 ORBAX_LOGGER = logging.getLogger("absl")
 SILENT = logging.CRITICAL + 1
 # The field of the state that holds the weights of each name.
@@ -88,11 +91,6 @@ def describe_shapes(flat: Flat) -> dict[str, Entry]:
     }
 
 
-def _json_checksum(values: JsonObject) -> int:
-    # Sorted: a reader need not keep the order of the keys.
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
-
-
 def read_description(checkpoint: Path, part: str = "tensors") -> JsonObject:
     """The dtype and shape of each tensor of a checkpoint; or its "metrics"."""
     with reading(), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
@@ -153,37 +151,14 @@ def list_files(checkpoint: Path) -> None:
     With them, corruption is found before Orbax reads the checkpoint: Orbax prints a
     traceback for every tensor.
     """
-    files = {
-        str(file.relative_to(checkpoint)): [file.stat().st_size, _file_checksum(file)]
-        for item in ("state", "tensors")
-        for file in sorted((checkpoint / item).rglob("*"))
-        if file.is_file()
-    }
-    listing = {"files": files, "crc32": _json_checksum(files)}
-    replace_file(checkpoint / FILES_LIST, json.dumps(listing))
+    integrity.list_files(checkpoint, ("state", "tensors"))
 
 
 def verify_files(checkpoint: Path) -> None:
     """Raises CorruptError for the first file that is not what was written."""
     with reading():
-        listing = json.loads((checkpoint / FILES_LIST).read_text())
-        if _json_checksum(listing["files"]) != listing["crc32"]:
-            raise CorruptError(f"{FILES_LIST} is not what was saved")
-        for name, (size, checksum) in listing["files"].items():
-            if not (checkpoint / name).exists():
-                raise CorruptError(f"{name} is missing")
-            if (checkpoint / name).stat().st_size != size:
-                raise CorruptError(f"{name} has another length than was saved")
-            if _file_checksum(checkpoint / name) != checksum:
-                raise CorruptError(f"{name} is not what was saved")
-
-
-def _file_checksum(file: Path) -> int:
-    checksum = 0
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 24):  # 16 MB: a file may exceed the memory
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+        for problem in integrity.find_problems(checkpoint):
+            raise CorruptError(problem)
 
 
 def check_same(saved: dict[str, Entry], wanted: Flat, source: Path) -> None:
@@ -242,10 +217,40 @@ def reading() -> Iterator[None]:
         ORBAX_LOGGER.setLevel(level)
 
 
+def quiet_threads() -> contextlib.ExitStack:
+    """Lets Orbax's threads print nothing about a failed save; close it to end this.
+
+    They log each failure with its traceback, asyncio those that nobody waits for, at
+    any later time; TensorStore's print one if the event loop ends before they do.
+    `failure` has the reason.
+    """
+    ORBAX_LOGGER.setLevel(SILENT)
+    logging.getLogger("asyncio").addFilter(_is_not_of_orbax)  # the same one once
+    before = sys.unraisablehook
+
+    def print_others(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = print_others
+    stack = contextlib.ExitStack()
+    stack.callback(setattr, sys, "unraisablehook", before)
+    return stack
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return "orbax" not in record.getMessage() + "".join(
+        traceback.format_exception(error)
+    )
+
+
 def failure(error: BaseException) -> str:
     """The reason of an error in one line, without what Orbax and TensorStore add."""
     if "No space left" in str(error):
         return "no space left on the disk"
+    if found := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(found[1])).lower()
     while error.__cause__ is not None and isinstance(error.__cause__, OSError):
         error = error.__cause__
     return reason(error)

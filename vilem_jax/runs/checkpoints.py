@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
+from vilem_jax.integrity import check_finite
 from vilem_jax.runs import checkpoint_contents as contents
 from vilem_jax.runs.checkpoint_contents import CorruptError, finished_steps
 from vilem_jax.runs.metrics import notify
@@ -54,8 +55,7 @@ class Checkpoints:
           folder: the name of their folder in the work directory.
           notify: prints a sentence for the user.
         """
-        # Orbax logs every failure with its traceback; `_fail` reports it in a sentence.
-        contents.ORBAX_LOGGER.setLevel(contents.SILENT)
+        self._quiet = contents.quiet_threads()  # `_fail` reports in a sentence
         self._folder = Path(workdir).absolute() / folder
         self._keep, self._notify = keep, notify
         self._saving: int | None = None  # the step that Orbax is writing
@@ -271,7 +271,7 @@ class Checkpoints:
         """
         had_failed = self._failed
         self.wait()
-        with contextlib.suppress(Exception):
+        with self._quiet, contextlib.suppress(Exception):
             self._manager.close()
         if self._failed > had_failed:
             raise UserError(
@@ -341,6 +341,8 @@ def restore_fields(
             notify(_corrupt(checkpoint, error))
             continue
         for field, abstract in fields.items():
+            for name, array in flat[field].items():
+                check_finite(f"{field}.{name}", array, checkpoint)
             if abstract is not None:
                 saved = contents.describe_shapes(flat[field])
                 contents.check_same(saved, contents.flatten(abstract), checkpoint)

@@ -25,7 +25,14 @@ from vilem_jax.errors import UserError
 from vilem_jax.search import vectors
 from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.readable import encode_readable
-from vilem_jax.search.vectors import Plan, Shard, is_whole, read_shard, write_shard
+from vilem_jax.search.vectors import (
+    Plan,
+    Shard,
+    is_intact,
+    is_whole,
+    read_shard,
+    write_shard,
+)
 from vilem_jax.typing import JsonObject
 
 IMAGES_PER_SHARD = 16384
@@ -79,21 +86,29 @@ def embed(
     folder = Path(out).expanduser()
     plan = _start(folder, _make_plan(source, model, dtype, images_per_shard))
     paths, written, replaced = plan.files(folder), 0, []
+    # Other workers' new shards are not read: that would be the whole set, by each.
+    unread = {file for file in paths if file.exists()}
+
+    def is_done(file: Path) -> bool:
+        return (is_intact if file in unread else is_whole)(file, plan)
+
     bar = {"unit": "image", "leave": False, "disable": not show_progress}
     for number in range(plan.shards)[part[0] :: part[1]]:
         file, claim = paths[number], folder / CLAIMS / f"{number:05d}"
-        if is_whole(file, plan):
+        if is_done(file):
+            unread.discard(file)
             continue
         claim.parent.mkdir(exist_ok=True)
         with files.write_errors(folder), locks.locked(claim) as holder:
-            if holder or is_whole(file, plan):
+            if holder or is_done(file):
                 continue
             if file.exists():
                 replaced.append(file.name)
             rows = tqdm(plan.rows(number), f"{file.stem} of {plan.shards}", **bar)
             write_shard(file, plan, _embed_rows(rows, plan, source, model))
+            unread.discard(file)
             written += 1
-    missing = sum(not is_whole(file, plan) for file in paths)
+    missing = sum(not is_done(file) for file in paths)
     manifest = None if missing else _finish(folder, plan, model_name)
     return EmbedReport(plan.shards, written, missing, tuple(replaced), manifest)
 

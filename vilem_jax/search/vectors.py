@@ -11,7 +11,6 @@
 import dataclasses
 import hashlib
 import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import safetensors.numpy
 from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_format_version, read_errors, write_bytes
+from vilem_jax.integrity import checksum
 from vilem_jax.search.index import load_index
 from vilem_jax.typing import JsonObject
 
@@ -148,15 +148,24 @@ def read_plan(folder: Path) -> Plan:
         return plan
 
 
+def check_manifest(folder: Path, plan: Plan) -> None:
+    """Raises UserError if FOLDER/manifest.json does not repeat what the plan says."""
+    path = folder / MANIFEST
+    corrupt = f"{path} does not agree with {PLAN}: rerun the same `vilem embed`"
+    with read_errors(path, corrupt=corrupt):
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("fingerprint", "images", "dimension", "dtype", "root"):
+            if manifest[name] != getattr(plan, name):
+                raise ValueError(name)
+
+
 def write_shard(path: Path, plan: Plan, shard: Shard) -> None:
     """One shard as safetensors, as one change."""
     letters, ends = shard.names.arrays()
     tensors = {"embedding": shard.embedding, "names": letters, "name_ends": ends}
-    about = {
-        "plan": plan.digest,
-        "checksums": {n: _checksum(t) for n, t in tensors.items() if t.size},
-        "corrupt": shard.corrupt,
-    }
+    checksums = {n: checksum(_bytes(t)) for n, t in tensors.items() if t.size}
+    checksums["corrupt"] = checksum(json.dumps(shard.corrupt).encode())
+    about = {"plan": plan.digest, "checksums": checksums, "corrupt": shard.corrupt}
     write_bytes(path, safetensors.numpy.save(tensors, {"about": json.dumps(about)}))
 
 
@@ -165,6 +174,14 @@ def is_whole(path: Path, plan: Plan) -> bool:
     try:
         with read_errors(path):
             return _header(path)[1]["plan"] == plan.digest
+    except UserError:
+        return False
+
+
+def is_intact(path: Path, plan: Plan) -> bool:
+    """Whether `read_shard` reads the shard, which compares all its bytes."""
+    try:
+        return bool(read_shard(path, plan))
     except UserError:
         return False
 
@@ -181,8 +198,10 @@ def read_shard(path: Path, plan: Plan) -> Shard:
         header, about, start = _header(path)
         tensors = ("embedding", "names", "name_ends")
         arrays = {name: _array(path, header[name], start) for name in tensors}
-        for name, checksum in about["checksums"].items():
-            if _checksum(arrays[name]) != checksum:
+        contents = {name: _bytes(array) for name, array in arrays.items()}
+        contents["corrupt"] = json.dumps(about["corrupt"]).encode()
+        for name, expected in about["checksums"].items():
+            if checksum(contents[name]) != expected:
                 raise ValueError(f"checksum of {name}")
         corrupt = [(str(name), str(why)) for name, why in about["corrupt"]]
         names = PackedTexts.from_arrays(arrays["names"], arrays["name_ends"])
@@ -196,8 +215,8 @@ def read_shard(path: Path, plan: Plan) -> Shard:
     return Shard(arrays["embedding"], names, corrupt)
 
 
-def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))
+def _bytes(array: np.ndarray) -> bytes | memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _header(path: Path) -> tuple[JsonObject, JsonObject, int]:

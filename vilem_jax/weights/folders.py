@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from vilem_jax.errors import UserError
 from vilem_jax.files import read_errors, reason
+from vilem_jax.integrity import LISTING, check_finite, find_problems, list_files
 from vilem_jax.parsing import read_json
 from vilem_jax.typing import JsonObject
 
@@ -72,21 +73,30 @@ class Tensors:
         if isinstance(origin, np.ndarray):
             return origin
         with _opened(origin) as tensors:
-            return tensors.get_tensor(own)
+            try:
+                return tensors.get_tensor(own)
+            except (AttributeError, KeyError, TypeError):  # NumPy has no such type
+                found = tensors.get_slice(own).get_dtype()
+                raise self._wrong_type(name, found) from None
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in float32; float16 and bfloat16 are converted.
 
         Raises:
-          UserError: it is of another type, of integers for example.
+          UserError: it is of another type, of integers for example, or not finite.
         """
         array = self.array(name)
         if array.dtype not in (np.float32, np.float64, np.float16, "bfloat16"):
-            raise UserError(
-                f"the tensor {self.stored[name].name} in {self.path} is {array.dtype}: "
-                "weights must be float32, float16 or bfloat16"
-            )
-        return array.astype(np.float32)
+            raise self._wrong_type(name, array.dtype)
+        with np.errstate(over="ignore"):  # infinite then, and refused
+            array = array.astype(np.float32)
+        return check_finite(self.stored[name].name, array, self.path)
+
+    def _wrong_type(self, name: str, found: object) -> UserError:
+        return UserError(
+            f"the tensor {self.stored[name].name} in {self.path} is {found}: weights "
+            "must be float32, float16 or bfloat16"
+        )
 
     def below(self, prefix: str) -> "Tensors":
         """Those whose names start with `prefix`, named without it."""
@@ -122,6 +132,21 @@ def read_folder(
     if given.startswith((".", "/", "~")) or given.count("/") > 1:
         raise UserError(f"there is no folder {given}")
     return _download(given, also)
+
+
+def verify(folder: Path, *, but: str = "") -> None:
+    """Raises UserError for the first file that is not what `whole_folder` wrote.
+
+    Other programs write folders without checksums, of which nothing is known.
+    """
+    if not (folder / LISTING).exists():
+        return
+    with read_errors(folder):
+        for problem in find_problems(folder, but=but):
+            raise UserError(
+                f"{folder}: {problem}: get or export the folder again, or delete "
+                f"{LISTING} if you have changed it"
+            )
 
 
 def read_config(folder: Path) -> JsonObject:
@@ -258,6 +283,7 @@ def whole_folder(
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         yield new
+        list_files(new)
         _settle(new)
         if folder.exists():
             folder.rename(old)
@@ -300,6 +326,7 @@ def check_replaceable(
         raise UserError(f"{folder} is a file: name another folder for the weights")
     if not folder.exists():
         return
+    ours = {*ours, LISTING, *(str(Path(name).with_name(LISTING)) for name in ours)}
     tops = {name.split("/")[0] for name in ours}
     try:
         others = sorted(path.name for path in folder.iterdir() if path.name not in tops)

@@ -26,14 +26,28 @@ def open_checkpoint(name: str | os.PathLike, *, allow_pickle: bool = False) -> T
     """
     path = Path(name).expanduser()
     if os.fspath(name) and path.is_file():
-        return _open_file(path, allow_pickle)
+        return _unwrapped(_open_file(path, allow_pickle))
     pickled = ("pytorch_model*.bin",) if allow_pickle else ()
     folder = folders.read_folder(name, also=pickled)
-    return replace(_open_folder(folder, allow_pickle), path=folder)
+    return _unwrapped(replace(_open_folder(folder, allow_pickle), path=folder))
+
+
+def _unwrapped(tensors: Tensors) -> Tensors:
+    """Without the names that torch's wrappers add: data parallel, compiled, sharded."""
+
+    def plain(name: str) -> str:
+        name = name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
+        return name.removeprefix("module.")
+
+    stored = {plain(name): tensor for name, tensor in tensors.stored.items()}
+    if len(stored) < len(tensors.stored):
+        raise UserError(f"{tensors.path} holds a tensor with and without a wrapper")
+    return replace(tensors, stored=stored)
 
 
 def _open_folder(folder: Path, allow_pickle: bool) -> Tensors:
     if (folder / folders.WEIGHTS).is_file() or (folder / folders.INDEX).is_file():
+        folders.verify(folder)
         return folders.open_tensors(folder)
     files = sorted(path for path in folder.iterdir() if path.suffix in KNOWN)
     shards = [path for path in files if path.match("pytorch_model*.bin")]

@@ -6,6 +6,7 @@ momentum.safetensors   their moving average, if it was kept
 queues.safetensors     image_queue and text_queue [Q, E], newest first, if kept
 vocab.txt              and tokenizer_config.json: the tokenizer
 README.md              the model card
+files.json             sizes and checksums of all these
 """
 
 import json
@@ -21,6 +22,7 @@ from vilem_jax.config.schema import Config, ModelConfig
 from vilem_jax.data.tokenizer import Tokenizer, vocabulary_digest
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_format_version
+from vilem_jax.integrity import LISTING
 from vilem_jax.models.vilem import Params, ViLEM
 from vilem_jax.weights import folders, tables
 
@@ -114,7 +116,7 @@ def read_model_folder(name: str | Path) -> StoredModel:
         short, another format version, tensors or a vocabulary that do not fit the
         config.
     """
-    folder = folders.read_folder(name, also=(MOMENTUM, QUEUES))
+    folder = folders.read_folder(name, also=(MOMENTUM, QUEUES, LISTING))
     config = read_config(folder)
     params = _read_params(folders.open_tensors(folder), config.model)
     _check_tokenizer(folder, config)
@@ -122,7 +124,9 @@ def read_model_folder(name: str | Path) -> StoredModel:
     if (folder / MOMENTUM).is_file():
         momentum = folders.open_file(folder / MOMENTUM)
         momentum_params = _read_params(momentum, config.model)
-    return StoredModel(config, params, momentum_params, _read_queues(folder), folder)
+    queues = _read_queues(folder)
+    folders.verify(folder, but=CARD)  # last: other errors say more
+    return StoredModel(config, params, momentum_params, queues, folder)
 
 
 def without_origins(config: ModelConfig) -> ModelConfig:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 WRAPPERS = ("model", "state_dict")  # keys under which training scripts store weights
-PARALLEL = "module."  # prefix of torch's DistributedDataParallel
+SAFE_TORCH = (2, 6)  # `weights_only` of earlier ones runs code: CVE-2025-32434
 
 
 def read_pickle(path: Path) -> dict[str, np.ndarray]:
@@ -39,6 +39,13 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
             f"reading the pickle {path} needs PyTorch, which is not installed: pip "
             "install torch, or convert the file to safetensors on a machine that has it"
         ) from None
+    version = torch.__version__
+    if tuple(map(int, version.split(".")[:2])) < SAFE_TORCH:
+        raise UserError(
+            f"PyTorch {version} runs code of a prepared pickle even when it reads "
+            "tensors alone (CVE-2025-32434): install torch 2.6 or newer, or convert "
+            f"{path} to safetensors"
+        )
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # corrupt files raise errors of many types
@@ -55,7 +62,7 @@ def read_pickle(path: Path) -> dict[str, np.ndarray]:
             f"{path} holds no tensors by name, at the top or under "
             f"{' or '.join(map(repr, WRAPPERS))}: it is not a checkpoint of weights"
         )
-    return {name.removeprefix(PARALLEL): _array(t) for name, t in stored.items()}
+    return {name: _array(tensor) for name, tensor in stored.items()}
 
 
 def _array(tensor: "torch.Tensor") -> np.ndarray:
