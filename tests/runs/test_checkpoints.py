@@ -239,6 +239,35 @@ def test_failed_last_save_raises(tmp_path, monkeypatch):
         checkpoints.save(1, make_state(1))
 
 
+SAVES_BEYOND_A_LIMIT = """
+import resource, sys
+from pathlib import Path
+from tests.runs.test_checkpoints import make_state
+from vilem_jax.runs.checkpoints import Checkpoints
+with Checkpoints(sys.argv[1], keep=9) as checkpoints:
+    for step, limit in enumerate([-1, 1, -1, 3000, -1, 60000, -1], start=1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+        checkpoints.save(step, make_state(step, width=4000))
+        checkpoints.wait()
+    print(checkpoints.steps())
+"""
+
+
+def test_failed_save_is_one_sentence_on_stderr(tmp_path):
+    """Files of a limited size fail in Orbax's threads as on a full disk."""
+    done = subprocess.run(
+        [sys.executable, "-c", SAVES_BEYOND_A_LIMIT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert done.stdout == "[1, 3, 5, 7]\n", done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3, done.stderr
+    failed = "failed: file too large (1 of 3 in a row); training continues, step"
+    assert all(failed in line for line in lines), done.stderr
+
+
 SAVES_FOREVER = """
 import sys, jax.numpy as jnp
 from vilem_jax.runs.checkpoints import Checkpoints

@@ -232,23 +232,21 @@ def test_names_of_wrappers_are_left_out_of_any_format(tmp_path, wrapper):
         open_checkpoint(tmp_path / "w.safetensors")
 
 
-def test_types_that_numpy_lacks_are_named(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_types_that_numpy_lacks_are_named(torch, tmp_path):
     from safetensors.torch import save_file
 
     for kind in ("float8_e4m3fn", "float8_e5m2", "int64", "bool", "complex64"):
         values = torch.zeros(4).to(getattr(torch, kind))
         save_file({"a": values}, tmp_path / "w.safetensors")
-        with pytest.raises(UserError, match="the tensor a in .* weights must be"):
+        with pytest.raises(UserError, match=r"the tensor a in .* weights must be"):
             open_checkpoint(tmp_path / "w.safetensors").read("a")
 
 
-def test_torch_that_runs_code_is_refused(tmp_path, monkeypatch):
-    torch = pytest.importorskip("torch")
+def test_torch_that_runs_code_is_refused(torch, tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
     for version in ("2.5.1+cu124", "1.13.0"):
         monkeypatch.setattr(torch, "__version__", version)
-        with pytest.raises(UserError, match="CVE-2025-32434.*torch 2.6"):
+        with pytest.raises(UserError, match=r"CVE-2025-32434.*torch 2\.6"):
             open_checkpoint(tmp_path / "w.pth", allow_pickle=True)
     monkeypatch.undo()
     assert open_checkpoint(tmp_path / "w.pth", allow_pickle=True).names == {"a"}
