@@ -23,7 +23,7 @@ PYTEST_OPTIONS ?= --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 SOURCES := vilem_jax configs tests benchmarks
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help demo test test-extras check-all bench bench-gpu lint format clean python
+.PHONY: help demo test test-extras check-all soak bench bench-gpu lint format clean python
 
 help:
 	@echo "make demo         install into $(VENV), train and evaluate on the embedded data"
@@ -33,6 +33,8 @@ help:
 	@echo "make lint         check style (ruff) and types (pyright)"
 	@echo "make format       format, and fix what ruff can fix"
 	@echo "make check-all    lint, test and test-extras: everything, slow tests included"
+	@echo "make soak         kills, full disks, fuzzed inputs, many steps: minutes, or hours"
+	@echo "                  with SOAK=--long; docs/reliability.md"
 	@echo "make bench        benchmarks on this CPU, into $(BENCH_OUT); bench-gpu: on a GPU"
 	@echo "make clean        remove environments and caches; runs/ stays"
 
@@ -50,6 +52,9 @@ test-extras: $(EXTRAS_VENV)/installed
 
 # Everything that must pass before a change lands: no test is left out, slow ones neither.
 check-all: lint test test-extras
+
+soak: $(TEST_VENV)/installed
+	JAX_PLATFORMS=cpu $(TEST_VENV)/bin/python tests/soak.py $(SOAK)
 
 # The tables of docs/performance.md for this machine, into BENCH_OUT. PEER names the
 # PyTorch implementation to compare whole steps with; without it that table is left out.
