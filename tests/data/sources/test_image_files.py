@@ -56,8 +56,19 @@ def test_another_spelling_is_found(tmp_path, name, file):
 
 def test_the_home_folder_is_resolved(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    fill(tmp_path, "photos/0.png")
+    fill(tmp_path, "photos/0.png", ".hidden.png")
     assert found(tmp_path / "photos", "~/photos/0.png") == ["photos/0.png"]
+    names = ("0.png", "~/photos/0.png")
+    assert records(open_rows(tmp_path / "photos", *names)) == [("0.png", ("0", "1"))]
+    # Hidden files are found by their paths, not by other spellings.
+    names = (".hidden.png", "x/../.hidden.png", ".HIDDEN.png")
+    assert found(tmp_path, *names) == [".hidden.png", ".hidden.png", ""]
+
+
+def test_a_folder_may_be_called_as_the_home_folder_is(tmp_path):
+    fill(tmp_path, "~/1.png")
+    names = ("~/1.png", "x/../~/1.png")
+    assert records(open_rows(tmp_path, *names)) == [("~/1.png", ("0", "1"))]
 
 
 def test_exact_names_come_first_and_two_files_are_never_one(tmp_path):

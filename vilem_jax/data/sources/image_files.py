@@ -99,9 +99,8 @@ class ImageFiles:
         root = f"{self.path.absolute()}/"
 
         def loosely(name: str) -> str:
-            if name[:1] in "~/":
-                name = os.path.expanduser(name).removeprefix(root)
-            return loose(name)
+            home = os.path.expanduser(name)  # unchanged unless it begins with ~
+            return loose(home[len(root) :] if home.startswith(root) else name)
 
         return first_spellings(names, loosely, self._identity)
 
@@ -119,6 +118,9 @@ class ImageFiles:
 
     def _spelled(self, local: str) -> str | None:
         """The one other spelling of `local` that exists."""
+        plain = posixpath.normpath(os.path.expanduser(local))
+        if plain != local and self._is_there(plain):
+            return plain
         found = set(self._spellings(local))
         return found.pop() if len(found) == 1 else None
 
@@ -170,10 +172,7 @@ class ImageFolder(ImageFiles):
         return packed is not None and packed.exists(local)
 
     def _spellings(self, local: str) -> Iterator[str]:
-        home = os.path.expanduser(local)
-        if home != local and os.path.isfile(home):
-            yield home
-        elif not os.path.isabs(local):
+        if not os.path.isabs(local):
             yield from self._below("", loose(local))
 
     def _below(self, folder: str, wanted: str) -> Iterator[str]:
