@@ -28,7 +28,6 @@ FILES = sorted(
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Names that match and stay, each with its reason; `FILE: NAME` stays in that file only.
 ALLOWED = {
-    "BadZipFile": "Python's",
     "BrokenPipeError": "Python's",
     "BrokenProcessPool": "Python's",
     "frame_places": "a key in the JSON of `vilem evaluate video`",

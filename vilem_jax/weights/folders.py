@@ -346,16 +346,12 @@ def check_replaceable(
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as tensors:
-            yield tensors
-    except (safetensors.SafetensorError, OSError) as error:
-        why = (
-            reason(error)
-            if isinstance(error, OSError) and error.strerror
-            else "it is cut short, or not a safetensors file"
-        )
-        raise UserError(f"{path} cannot be read: {why}; get it again") from None
+    why = "it is cut short, or not a safetensors file; get it again"
+    with (
+        read_errors(path, corrupt=f"{path} cannot be read: {why}"),
+        safetensors.safe_open(path, framework="numpy") as tensors,
+    ):
+        yield tensors
 
 
 def _read_index(folder: Path) -> dict[str, Stored]:
@@ -363,9 +359,10 @@ def _read_index(folder: Path) -> dict[str, Stored]:
     with read_errors(folder / INDEX, corrupt=corrupt):
         weight_map = read_json(folder / INDEX, "index")["weight_map"]
         file_of = {name: folder / file for name, file in weight_map.items()}
-    for path in sorted(set(file_of.values())):
-        if path.parent != folder or not path.is_file():
-            raise UserError(f"{folder / INDEX} names {path.name}, not in the folder")
+        for path in sorted(set(file_of.values())):
+            if path.parent != folder or not path.is_file():
+                name = f"{path.name}, not in the folder"
+                raise UserError(f"{folder / INDEX} names {name}")
     return {name: Stored(name, path) for name, path in file_of.items()}
 
 

@@ -1,13 +1,14 @@
 """Foreign weights opened: a folder or a file, safetensors, .npz or a pickle."""
 
 import os
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from vilem_jax.errors import UserError
+from vilem_jax.files import read_errors
+from vilem_jax.parsing import read_arrays
 from vilem_jax.weights import folders, pickles
 from vilem_jax.weights.folders import Tensors, tensors_in_memory
 
@@ -94,12 +95,6 @@ def _check_allowed(path: Path, allow_pickle: bool) -> None:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        # Opened here: NumPy would leave a corrupt file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError):
-        raise UserError(
-            f"{path} cannot be read: it is corrupt or no .npz of plain arrays; get it "
-            "again"
-        ) from None
+    why = "it is corrupt or no .npz of plain arrays; get it again"
+    with read_errors(path, corrupt=f"{path} cannot be read: {why}"):
+        return read_arrays(path)

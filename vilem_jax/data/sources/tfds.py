@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,7 @@ class TfdsSource(PackedSource):
     def __init__(self, config: TfdsConfig):
         self.name = config.name or config.path
         self._folder = _find_prepared(config)
-        corrupt = f"{self._folder}: its {INFO_FILE} or features.json is corrupt"
-        with read_errors(self._folder, corrupt=f"{corrupt}: prepare it again"):
+        with self._errors():
             splits, features = read_info(self._folder)
         self._split = _choose_split(config, splits)
         self._image = _find_feature(self._folder, features, "image")
@@ -65,7 +65,8 @@ class TfdsSource(PackedSource):
             raise OSError(f"{self.image_name(index)}: {error}") from error
 
     def _build_index(self) -> dict[str, np.ndarray]:
-        data, records = self._data.get(), []
+        with self._errors():
+            data, records = self._data.get(), []
         desc = f"{self.name}: captions"
         for row in tqdm(range(len(data)), desc, disable=None, leave=False):
             try:
@@ -78,6 +79,10 @@ class TfdsSource(PackedSource):
             captions = list(_texts(record[self._caption]))
             records.append((self._record_name(record, row), captions))
         return pack_records(records)
+
+    def _errors(self) -> AbstractContextManager[None]:
+        why = f"its {INFO_FILE} or features.json is corrupt: prepare it again"
+        return read_errors(self._folder, corrupt=f"{self._folder}: {why}")
 
     def _record_name(self, record: dict, row: int) -> str:
         if not self._name_features:

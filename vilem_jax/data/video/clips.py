@@ -111,7 +111,7 @@ class VideoClips:
           UserError: if several files have its name.
         """
         found = self._find(self.clips[index])
-        return found if found and found.exists() else None
+        return found if os.path.exists(found) else None
 
     def near(self, name: str) -> str:
         """A clip that `name`, which is missing, may mean; "" if there is none."""
@@ -121,7 +121,7 @@ class VideoClips:
     def _find(self, name: str) -> Path:
         """The path of a clip, also of one that does not exist."""
         path = self.folder / name
-        if path.exists():
+        if os.path.exists(path):  # unlike Path.exists, False for a name too long
             return path
         found = self._files.get(name) or self._spelled.get(_loosely(name), [])
         if len(found) > 1:
