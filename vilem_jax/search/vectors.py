@@ -200,18 +200,19 @@ def read_shard(path: Path, plan: Plan) -> Shard:
         arrays = {name: _array(path, header[name], start) for name in tensors}
         contents = {name: _bytes(array) for name, array in arrays.items()}
         contents["corrupt"] = json.dumps(about["corrupt"]).encode()
-        for name, expected in about["checksums"].items():
-            if checksum(contents[name]) != expected:
-                raise ValueError(f"checksum of {name}")
+        found = {name: checksum(each) for name, each in contents.items() if len(each)}
+        # Older shards have none of "corrupt".
+        if {"corrupt": found["corrupt"]} | about["checksums"] != found:
+            raise ValueError("checksums")
         corrupt = [(str(name), str(why)) for name, why in about["corrupt"]]
         names = PackedTexts.from_arrays(arrays["names"], arrays["name_ends"])
         if arrays["embedding"].shape != (len(names), plan.dimension):
             raise ValueError("shapes")
-    if about["plan"] != plan.digest:
-        raise UserError(
-            f"{path} does not belong to {PLAN} beside it: it is of other images, or "
-            f"made by another model; {rerun}"
-        )
+        if about["plan"] != plan.digest:
+            raise UserError(
+                f"{path} does not belong to {PLAN} beside it: it is of other images, "
+                f"or made by another model; {rerun}"
+            )
     return Shard(arrays["embedding"], names, corrupt)
 
 

@@ -69,7 +69,7 @@ def unread_splits(rows: Counter[str | None], taken: set[str]) -> tuple[str, ...]
         near = (each.startswith(name or "") for each in taken)
         return name in _SPLITS and not any(near) and not name.startswith(tuple(taken))
 
-    left_out = rows.keys() - taken if taken else ()
+    left_out = rows.keys() - taken if taken else set()
     unread = Counter({n: rows[n] for n in rows if n in left_out and not is_meant(n)})
     if not unread:
         return ()
