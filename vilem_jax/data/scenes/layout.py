@@ -9,7 +9,7 @@ form a *group*, which captions count.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import TypeVar
 
 import numpy as np
@@ -227,22 +227,13 @@ def _sample_cells(
     """
     top_left, top_right = (NEAR, NEAR), (FAR, NEAR)
     bottom_left, bottom_right = (NEAR, FAR), (FAR, FAR)
-    top_row = [top_left, top_right]
+    cells = iter((top_left, top_right, bottom_left, bottom_right))
+    groups = [list(islice(cells, size)) for size in group_sizes]
     if group_sizes == (1, 1):
         y = rng.between(NEAR, FAR)
         groups = [[(NEAR, y)], [(FAR, y)]]
-    elif group_sizes == (1, 1, 1):
-        groups = [[top_left], [top_right], [bottom_left]]
     elif group_sizes == (2, 1):
-        groups = [top_row, [(rng.between(NEAR, FAR), FAR)]]
-    elif group_sizes == (2, 2):
-        groups = [top_row, [bottom_left, bottom_right]]
-    elif group_sizes == (2, 1, 1):
-        groups = [top_row, [bottom_left], [bottom_right]]
-    elif group_sizes == (3, 1):
-        groups = [[*top_row, bottom_left], [bottom_right]]
-    else:
-        groups = [[top_left], [top_right], [bottom_left], [bottom_right]]
+        groups[1] = [(rng.between(NEAR, FAR), FAR)]
     if is_diagonal:
         singles = [[bottom_left], [top_right]]
         groups = [[top_left, bottom_right], *singles[: len(group_sizes) - 1]]

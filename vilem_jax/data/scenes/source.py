@@ -6,8 +6,10 @@ comparing strings. Generating scenes and captions takes seconds; an image is dra
 it is first read. See `docs/scenes.md`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -140,15 +142,10 @@ def _make_held_out(seed: int) -> dict[str, _Split]:
     for split in ("test", "validation"):
         rng = Rng(seed, layout.SPLIT_CODES[split])
         unambiguous = _UnambiguousScenes()
-        while len(unambiguous.accepted) < NUM_HELD_OUT:
-            proposed = _propose(rng)
-            if (
-                proposed.scene.description not in descriptions
-                and captions.isdisjoint(proposed.captions)
-                and unambiguous.accept(proposed)
-            ):
-                descriptions.add(proposed.scene.description)
-                captions.update(proposed.captions)
+        proposals = _new_scenes(rng, descriptions, captions)
+        for one in islice(filter(unambiguous.accept, proposals), NUM_HELD_OUT):
+            descriptions.add(one.scene.description)
+            captions.update(one.captions)
         splits[split] = tuple(unambiguous.accepted)
     return splits
 
@@ -161,23 +158,25 @@ def _make_train(seed: int, num_images: int) -> _Split:
     forbidden = {caption for one in held_out for caption in one.captions}
     rng = Rng(seed, layout.SPLIT_CODES["train"])
     accepted: list[_CaptionedScene] = []
-    while len(accepted) < num_images:
-        proposed = _propose(rng)
-        if proposed.scene.description not in descriptions and forbidden.isdisjoint(
-            proposed.captions
-        ):
-            descriptions.add(proposed.scene.description)
-            accepted.append(proposed)
+    for one in islice(_new_scenes(rng, descriptions, forbidden), num_images):
+        descriptions.add(one.scene.description)
+        accepted.append(one)
     return tuple(accepted)
 
 
-def _propose(rng: Rng) -> _CaptionedScene:
-    """A random scene with its captions."""
+def _new_scenes(
+    rng: Rng, descriptions: set[tuple], captions: set[str]
+) -> Iterator[_CaptionedScene]:
+    """Random scenes without end, none with these descriptions or captions.
+
+    Both sets may grow between two scenes.
+    """
     while True:
         scene = layout.compose(rng)
-        captions = describe(scene, rng)
-        if captions is not None:
-            return _CaptionedScene(scene, captions)
+        own = describe(scene, rng)
+        is_new = scene.description not in descriptions
+        if own is not None and is_new and captions.isdisjoint(own):
+            yield _CaptionedScene(scene, own)
 
 
 class _UnambiguousScenes:
