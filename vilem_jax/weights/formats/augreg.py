@@ -3,8 +3,6 @@
 import dataclasses
 from collections.abc import Collection
 
-import numpy as np
-
 from vilem_jax.config.schema import VisionConfig
 from vilem_jax.weights import positions, tables
 from vilem_jax.weights.folders import Tensors
@@ -31,36 +29,18 @@ def matches(names: Collection[str]) -> bool:
     )
 
 
-def _patches(patch_size: int) -> Form:
-    """Convolution [P, P, 3, W] <-> [P * P * 3, W]."""
-    return Form(
-        lambda kernel: kernel.reshape(-1, kernel.shape[-1]),
-        lambda rows: rows.reshape(patch_size, patch_size, 3, -1),
-    )
-
-
-def _into_heads(num_heads: int) -> tuple[Form, Form]:
-    """Kernel [W, H, W / H] <-> [W, W], and bias [H, W / H] <-> [W]."""
-    kernel = Form(
-        lambda array: array.reshape(array.shape[0], -1),
-        lambda array: array.reshape(array.shape[0], num_heads, -1),
-    )
-    bias = Form(np.ravel, lambda array: array.reshape(num_heads, -1))
-    return kernel, bias
-
-
-def _out_of_heads(num_heads: int) -> Form:
-    """Kernel [H, W / H, W] <-> [W, W]."""
-    return Form(
-        lambda array: array.reshape(-1, array.shape[-1]),
-        lambda array: array.reshape(num_heads, -1, array.shape[-1]),
-    )
+def _reshaped(stored: tuple[int, ...], ours: tuple[int, ...]) -> Form:
+    return Form(lambda array: array.reshape(ours), lambda array: array.reshape(stored))
 
 
 def vision_table(config: VisionConfig) -> list[Entry]:
     """The original ViT -> `VisionTower`."""
-    kernel, bias = _into_heads(config.num_heads)
-    output = _out_of_heads(config.num_heads)
+    width, patch = config.width, config.patch_size
+    heads = (config.num_heads, width // config.num_heads)
+    patches = _reshaped((patch, patch, 3, width), (patch * patch * 3, width))
+    kernel = _reshaped((width, *heads), (width, width))
+    bias = _reshaped(heads, (width,))
+    output = _reshaped((*heads, width), (width, width))
 
     def both(
         name: str, path: tables.TreePath, kernel: Form = SAME, bias: Form = SAME
@@ -74,7 +54,7 @@ def vision_table(config: VisionConfig) -> list[Entry]:
     table = [
         Entry("cls", ("class_token",), FIRST_OF_ONE_TWICE),
         Entry(POSITIONS, ("position_embedding",), FIRST_OF_ONE),
-        *both(PATCH, ("patch_embedding",), _patches(config.patch_size)),
+        *both(PATCH, ("patch_embedding",), patches),
         *both("Transformer/encoder_norm", ("norm",)),
     ]
     for number in range(config.num_layers):
