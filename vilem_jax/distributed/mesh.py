@@ -146,10 +146,8 @@ def _split_spec(shape: tuple[int, ...], count: int) -> PartitionSpec:
 
     A vocabulary of 30,522 tokens divides only by 2 and 3; its width by more.
     """
-    if count == 1 or math.prod(shape) < SMALLEST_SPLIT:
-        return WHOLE
     axes = [axis for axis, length in enumerate(shape) if length % count == 0]
-    if not axes:
+    if count == 1 or math.prod(shape) < SMALLEST_SPLIT or not axes:
         return WHOLE
     longest = max(axes, key=lambda axis: shape[axis])
     return PartitionSpec(*[None] * longest, FSDP)

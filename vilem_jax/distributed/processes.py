@@ -306,14 +306,11 @@ class DelayedSums:
         if not is_multi_process():
             return numbers
         # One row for each device of this process; the numbers are in the first.
-        rows = np.zeros(
-            (len(self._over_batch.addressable_devices), len(numbers)), np.int32
-        )
+        num_devices = len(self._over_batch.addressable_devices)
+        rows = np.zeros((num_devices, len(numbers)), np.int32)
         rows[0] = numbers
-        previous = self._previous
-        self._previous = self._sum(
-            jax.make_array_from_process_local_data(self._over_batch, rows)
-        )
+        batch = jax.make_array_from_process_local_data(self._over_batch, rows)
+        previous, self._previous = self._previous, self._sum(batch)
         if previous is None:
             return (0,) * len(numbers)
         return tuple(np.asarray(previous).tolist())
