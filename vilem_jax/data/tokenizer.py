@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import string
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -137,7 +136,7 @@ class Tokenizer:
     def save(self, folder: Folder) -> None:
         """Writes vocab.txt and the tokenizer's settings in Hugging Face's format."""
         lower_case = getattr(self._wordpiece.normalizer, "lowercase", True)
-        _write_vocabulary(self.pieces, Path(folder), lower_case=lower_case)
+        write_vocabulary(self.pieces, Path(folder), lower_case=lower_case)
 
     def _token_ids(self, captions: Sequence[str]) -> list[list[int]]:
         cleaned = [self.clean(caption) for caption in captions]
@@ -145,29 +144,9 @@ class Tokenizer:
         return [encoding.ids for encoding in encoded]
 
 
-def extended_tokenizer(
-    folder: Folder,
-    extra: Sequence[str],
-    *,
-    cleaning: Cleaning = "albef",
-    keeps_sep: bool = True,
-) -> Tokenizer:
-    """The lower-case tokenizer over a folder's vocab.txt with `extra` tokens appended.
-
-    Other files of the folder, which may add other tokens, are not read.
-
-    Raises:
-      UserError: as of `Tokenizer`.
-    """
-    pieces = _read_vocabulary(_find_vocabulary(str(folder)))
-    with tempfile.TemporaryDirectory() as longer:
-        _write_vocabulary([*pieces, *extra], Path(longer), lower_case=True)
-        return Tokenizer(longer, cleaning=cleaning, keeps_sep=keeps_sep)
-
-
-def vocabulary_size(folder: Folder) -> int:
-    """How many tokens a folder's vocab.txt lists; errors as of `Tokenizer`."""
-    return len(_read_vocabulary(_find_vocabulary(str(folder))))
+def read_vocabulary(folder: Folder) -> tuple[str, ...]:
+    """The tokens that a folder's vocab.txt lists; errors as of `Tokenizer`."""
+    return _read_vocabulary(_find_vocabulary(str(folder)))
 
 
 def vocabulary_digest(tokenizer: Tokenizer) -> str:
@@ -207,9 +186,7 @@ def make_vocabulary(pieces: Sequence[str]) -> Vocabulary:
     )
 
 
-def train_vocabulary(
-    captions: Iterable[str], size: int, folder: Folder, *, cleaning: Cleaning = "albef"
-) -> Path:
+def train_vocabulary(captions: Iterable[str], size: int, folder: Folder) -> Path:
     """Learns WordPiece from captions and writes vocab.txt into `folder`.
 
     Every letter a-z and digit is a token, alone and as ## piece, so no word of them
@@ -235,10 +212,10 @@ def train_vocabulary(
     trainer = trainers.WordPieceTrainer(
         vocab_size=size, special_tokens=pieces, show_progress=False, min_frequency=2
     )
-    backend.train_from_iterator((clean_caption(c, cleaning) for c in captions), trainer)
+    backend.train_from_iterator(map(clean_caption, captions), trainer)
     learned = backend.get_vocab()
     pieces += sorted(set(learned) - set(pieces), key=lambda piece: learned[piece])
-    return _write_vocabulary(pieces[:size], Path(folder), lower_case=True)
+    return write_vocabulary(pieces[:size], Path(folder), lower_case=True)
 
 
 def _is_editable(piece: str) -> bool:
@@ -346,7 +323,8 @@ def _read_vocabulary(file: Path) -> tuple[str, ...]:
     return tuple(pieces)
 
 
-def _write_vocabulary(pieces: Sequence[str], folder: Path, *, lower_case: bool) -> Path:
+def write_vocabulary(pieces: Sequence[str], folder: Path, *, lower_case: bool) -> Path:
+    """Writes vocab.txt and the tokenizer's settings in Hugging Face's format."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower_case}
     text = json.dumps(settings, indent=2) + "\n"

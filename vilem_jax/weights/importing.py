@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vilem_jax import files
-from vilem_jax.config.schema import DataConfig, TextConfig, VisionConfig
-from vilem_jax.data.tokenizer import Tokenizer, extended_tokenizer, vocabulary_size
+from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
+from vilem_jax.data.tokenizer import Tokenizer, read_vocabulary, write_vocabulary
 from vilem_jax.errors import UserError
 from vilem_jax.templates import render_template
 from vilem_jax.weights import folders
@@ -73,7 +73,8 @@ def import_weights(
     try:
         if hasattr(module, "read_model"):
             model = module.read_model(opened, **heads)
-            return _write_model(opened, key, model, out, tokenizer, image_size)
+            model = resized(model, image_size) if image_size else model
+            return _write_model(opened, key, model, out, tokenizer)
         if hasattr(module, "load_text"):
             _refuse("a text tower", image_size=image_size, **heads)
             return _import_text(opened, out, tokenizer)
@@ -92,24 +93,11 @@ def _refuse(what: str, **options: object) -> None:
 
 
 def _write_model(
-    opened: Tensors,
-    key: str,
-    model: WholeModel,
-    out: Path,
-    tokenizer: str,
-    image_size: int,
+    opened: Tensors, key: str, model: WholeModel, out: Path, tokenizer: str
 ) -> Imported:
-    data, size = model.config.data, model.config.model.text.vocab_size
     reader = _open_tokenizer(
-        opened,
-        given=tokenizer,
-        default=BERT,
-        wanted=size,
-        data=data,
-        extra=model.extra_pieces,
+        opened, model.config, given=tokenizer, default=BERT, extra=model.extra_pieces
     )
-    if image_size:
-        model = resized(model, image_size)
     shapes, name = model.config.model, opened.path.name
     card = render_template("weights/imported.md.j2", title=name, key=key, model=shapes)
     write_model_folder(
@@ -135,11 +123,10 @@ def _write_model(
 
 def _open_tokenizer(
     opened: Tensors,
+    config: Config,
     *,
     given: str,
     default: str,
-    wanted: int,
-    data: DataConfig,
     extra: tuple[str, ...] = (),
 ) -> Tokenizer:
     """The tokenizer `given`, or else that beside the weights, or else `default`.
@@ -147,20 +134,25 @@ def _open_tokenizer(
     A BERT's is extended by `extra`, the tokens that a BLIP adds.
 
     Raises:
-      UserError: no vocabulary there, one of another size than `wanted`, or `given` is
-        not the one beside the weights.
+      UserError: no vocabulary there, one of another size than the model's, or `given`
+        is not the one beside the weights.
     """
+    wanted, data = config.model.text.vocab_size, config.data
     options = {"cleaning": data.cleaning, "keeps_sep": data.keeps_sep}
 
     def read(name: str) -> Tokenizer:
         if not extra:
             return Tokenizer(name, **options)
-        is_whole = vocabulary_size(name) == wanted
-        return extended_tokenizer(name, () if is_whole else extra, **options)
+        pieces = read_vocabulary(name)
+        whole = pieces if len(pieces) == wanted else (*pieces, *extra)
+        # The other files beside vocab.txt may add other tokens.
+        with tempfile.TemporaryDirectory() as folder:
+            write_vocabulary(whole, Path(folder), lower_case=True)
+            return Tokenizer(folder, **options)
 
     own, has_own = opened.folder, (opened.folder / folders.VOCABULARY).is_file()
     name = given or (str(own) if has_own else default)
-    size = vocabulary_size(name)
+    size = len(read_vocabulary(name))
     if size not in (wanted, wanted - len(extra)):
         raise UserError(
             f"the tokenizer in {name} has {size} tokens, but the model has "
@@ -196,13 +188,8 @@ def _import_vision(
 
 def _import_text(opened: Tensors, out: Path, tokenizer: str) -> Imported:
     config = bert.read_text_config(opened, TextConfig())
-    reader = _open_tokenizer(
-        opened,
-        given=tokenizer,
-        default=str(opened.folder),
-        wanted=config.vocab_size,
-        data=DataConfig(),
-    )
+    whole, beside = Config(model=ModelConfig(text=config)), str(opened.folder)
+    reader = _open_tokenizer(opened, whole, given=tokenizer, default=beside)
     kind, load, save = "BertModel", bert.load_text, bert.save_text
     if bert.has_head(opened):
         kind = "BertForMaskedLM"
