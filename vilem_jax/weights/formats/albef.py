@@ -8,6 +8,7 @@ output together with the image; a dual encoder has no place for it.
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from vilem_jax.config import schema
 from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.weights import tables
 from vilem_jax.weights.folders import Tensors
@@ -62,15 +63,12 @@ def read_model(
     text = read_text_config(source, TextConfig(), num_heads=text_heads)
     most = ModelConfig().num_proofread_layers
     num_layers = min(most, vision.num_layers, text.num_layers)
-    config = whole_models.make_config(
-        ModelConfig(vision=vision, text=text, num_proofread_layers=num_layers),
-        files,
-        cleaning="albef",
-        keeps_sep=False,  # its tokenizer appends no [SEP]
-        evaluation_length=30,
-    )
+    model = ModelConfig(vision=vision, text=text, num_proofread_layers=num_layers)
+    # Its tokenizer appends no [SEP].
+    data = schema.DataConfig(cleaning="albef", keeps_sep=False)
+    config = whole_models.make_config(model, files, data, evaluation_length=30)
     table = huggingface_bert.text_table(text.num_layers)
-    dropped = (*DROPPED, *_fusion_layers(files, text.num_layers))
+    dropped = (*DROPPED, *layers_from(text.num_layers, files))
     return read_both_copies(config, table, files, dropped)
 
 
@@ -136,7 +134,7 @@ def read_text_config(
 def load_text(source: Tensors, config: TextConfig) -> dict:
     """Parameters of `TextTower`, without cross-attention."""
     files = tables.spell(source, PREFIXES)
-    left_out = (*DROPPED, *_fusion_layers(files, config.num_layers))
+    left_out = (*DROPPED, *layers_from(config.num_layers, files))
     kept = {n: s for n, s in files.stored.items() if not tables.is_dropped(n, left_out)}
     return huggingface_bert.load_text(replace(files, stored=kept).below(TEXT), config)
 
@@ -160,8 +158,8 @@ def _first_fusion_layer(names: Collection[str]) -> int:
     return next((n for n in layers if f"{LAYER}{n}.{cross}" in names), 0)
 
 
-def _fusion_layers(files: Tensors, first: int) -> list[str]:
-    """Layers from `first` on, of both copies."""
+def layers_from(first: int, files: Tensors) -> list[str]:
+    """Names of the text layers from `first` on, of both copies."""
     return [
         f"{tower}encoder.layer.{number}."
         for tower in (TEXT, "text_encoder_m.")

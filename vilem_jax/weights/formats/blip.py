@@ -8,17 +8,14 @@ tower has a place for all of it if M_1 is as large as the tower.
 from collections.abc import Collection
 from dataclasses import replace
 
+from vilem_jax.config import schema
 from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.models.text import TextTower
 from vilem_jax.weights import tables
 from vilem_jax.weights.folders import Tensors
-from vilem_jax.weights.formats import albef, huggingface_bert, timm_vit
+from vilem_jax.weights.formats import albef, huggingface_bert, timm_vit, whole_models
 from vilem_jax.weights.formats.albef import LAYER, TEXT, VISION
-from vilem_jax.weights.formats.whole_models import (
-    WholeModel,
-    make_config,
-    with_zero_token_types,
-)
+from vilem_jax.weights.formats.whole_models import WholeModel
 from vilem_jax.weights.tables import Entry
 
 CROSS = "crossattention.self.query.weight"
@@ -45,7 +42,7 @@ def read_model(
     vision = albef.vision_config(files, vision_heads)
     text = albef.text_config(files, TextConfig(), text_heads)
     config = config_of(files, vision, text)
-    dropped = (*DROPPED, *late_cross_attention(config.model))
+    dropped = (*DROPPED, *late_cross_attention(files, config.model))
     table = text_table(config.model)
     return albef.read_both_copies(config, table, files, dropped, EXTRA_PIECES)
 
@@ -57,26 +54,20 @@ def config_of(files: Tensors, vision: VisionConfig, text: TextConfig) -> Config:
     number of blocks, and later cross-attention is left out.
     """
     num_layers = min(vision.num_layers, text.num_layers)
-    return make_config(
-        ModelConfig(
-            vision=vision, text=text, num_proofread_layers=num_layers, levels="last"
-        ),
-        files,
-        cleaning="blip",
-        keeps_sep=True,
-        evaluation_length=35,
+    model = ModelConfig(
+        vision=vision, text=text, num_proofread_layers=num_layers, levels="last"
     )
+    data = schema.DataConfig(cleaning="blip", keeps_sep=True)
+    return whole_models.make_config(model, files, data, evaluation_length=35)
 
 
 read_vision_config = albef.read_vision_config
 load_vision = albef.load_vision
 
 
-def read_text_config(
-    source: Tensors, base: TextConfig, *, num_heads: int = 0
-) -> TextConfig:
+def read_text_config(source: Tensors, base: TextConfig) -> TextConfig:
     """The text tower's shape; dropout from `base`."""
-    return albef.text_config(tables.spell(source), base, num_heads)
+    return albef.text_config(tables.spell(source), base, num_heads=0)
 
 
 def load_text(source: Tensors, config: TextConfig) -> dict:
@@ -90,7 +81,7 @@ def load_text(source: Tensors, config: TextConfig) -> dict:
         dropped=huggingface_bert.DROPPED,
         expected=tables.without(expected, lambda path: "token_types" in path),
     )
-    return with_zero_token_types(tree)
+    return whole_models.with_zero_token_types(tree)
 
 
 def bert_table(num_layers: int) -> list[Entry]:
@@ -109,10 +100,7 @@ def text_table(model: ModelConfig) -> list[Entry]:
     return table
 
 
-def late_cross_attention(model: ModelConfig) -> list[str]:
+def late_cross_attention(files: Tensors, model: ModelConfig) -> list[str]:
     """Names of the cross-attention after the first M_1 layers, of both copies."""
-    return [
-        f"{tower}encoder.layer.{number}.crossattention."
-        for tower in (TEXT, "text_encoder_m.")
-        for number in range(model.num_proofread_layers, model.text.num_layers)
-    ]
+    layers = albef.layers_from(model.num_proofread_layers, files)
+    return [f"{layer}crossattention." for layer in layers]

@@ -86,9 +86,7 @@ def head_table() -> list[Entry]:
     ]
 
 
-def read_text_config(
-    source: Tensors | Path, base: TextConfig, *, num_heads: int = 0
-) -> TextConfig:
+def read_text_config(source: Tensors | Path, base: TextConfig) -> TextConfig:
     """The shape, epsilon and activation of config.json; the rest from `base`.
 
     Raises:

@@ -74,7 +74,7 @@ def read_model(
         *tables.linear("vision_proj", ("image_projection",)),
         *tables.linear("text_proj", ("text_projection",)),
     ]
-    dropped = (*DROPPED, *blip.late_cross_attention(model))
+    dropped = (*DROPPED, *blip.late_cross_attention(files, model))
     new = whole_models.new_model(config)
     params = whole_models.read_copy(new, config, table, files, dropped)
     return WholeModel(config, params, None, {}, EXTRA_PIECES)
@@ -96,9 +96,7 @@ def load_vision(source: Tensors, config: VisionConfig) -> dict:
     return vision_names.load_vision(NAMES, files, config)
 
 
-def read_text_config(
-    source: Tensors, base: TextConfig, *, num_heads: int = 0
-) -> TextConfig:
+def read_text_config(source: Tensors, base: TextConfig) -> TextConfig:
     """The text tower's shape from config.json; dropout from `base`."""
     settings = Settings(source, "blip", section="text_config")
     return replace(

@@ -5,6 +5,7 @@ and queues too. Our heads are not in them and are initialized at random: such a 
 can search and be trained further, but cannot proofread.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +16,6 @@ from flax.nnx.traversals import flatten_mapping
 from vilem_jax.config import schema
 from vilem_jax.config.freeze import validate
 from vilem_jax.config.schema import Config
-from vilem_jax.data.tokenizer import Cleaning
 from vilem_jax.errors import UserError
 from vilem_jax.models.vilem import new_params
 from vilem_jax.weights import positions, tables
@@ -45,10 +45,8 @@ class WholeModel:
 
 def new_model(config: Config) -> dict:
     """Random parameters of a `ViLEM`, for the leaves that a checkpoint lacks."""
-    key = jax.random.key(config.seed)
-    return jax.device_get(
-        jax.jit(lambda key: new_params(config.model, config.compute, key))(key)
-    )
+    make = jax.jit(functools.partial(new_params, config.model, config.compute))
+    return jax.device_get(make(jax.random.key(config.seed)))
 
 
 def read_copy(
@@ -122,9 +120,8 @@ def read_queues(files: Tensors, width: int) -> dict[str, np.ndarray]:
 def make_config(
     model: schema.ModelConfig,
     files: Tensors,
+    data: schema.DataConfig,
     *,
-    cleaning: Cleaning,
-    keeps_sep: bool,
     evaluation_length: int,
 ) -> Config:
     """Settings with which the model is evaluated as its authors did.
@@ -137,12 +134,11 @@ def make_config(
     queue_length = default.loss.queue_length
     if QUEUE_NAMES[0] in files.names:
         queue_length = tables.shape_of(files, QUEUE_NAMES[0], rank=2)[1]
+    batch_size = min(default.train.batch_size, queue_length)
     width = tables.shape_of(files, "vision_proj.weight", rank=2)[0]
     config = Config(
         model=replace(model, embedding_width=width),
-        data=schema.DataConfig(
-            cleaning=cleaning, keeps_sep=keeps_sep, text_length=min(30, longest)
-        ),
+        data=replace(data, text_length=min(30, longest)),
         loss=schema.LossConfig(
             local_detect=False,
             local_correct=False,
@@ -150,9 +146,7 @@ def make_config(
             global_correct=False,
             queue_length=queue_length,
         ),
-        train=schema.TrainConfig(
-            batch_size=min(default.train.batch_size, queue_length)
-        ),
+        train=schema.TrainConfig(batch_size=batch_size),
         evaluation=schema.EvaluationConfig(text_length=min(evaluation_length, longest)),
     )
     validate(config)
