@@ -52,9 +52,11 @@ FORMS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 class Runs:
     """An uninterrupted training run, and the settings it has."""
 
-    def __init__(self, folder: Path):
+    def __init__(self):
         from vilem_jax.training.run import train
 
+        self._removed_at_exit = tempfile.TemporaryDirectory(prefix="soak")
+        folder = Path(self._removed_at_exit.name)
         vocabulary = tiny_runs.write_vocabulary(folder / "vocabulary")
         settings = tiny_runs.run_settings("editor", vocabulary)
         train(freeze(settings), folder / "editor", num_devices=1)
@@ -65,7 +67,7 @@ class Runs:
 
 @functools.cache
 def runs() -> Runs:
-    return Runs(Path(tempfile.mkdtemp(prefix="soak")))
+    return Runs()
 
 
 def kills(number: int, chance: random.Random) -> str:

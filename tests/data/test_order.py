@@ -52,3 +52,9 @@ def test_keys_of_the_device_are_those_of_the_first_version():
     )
     bits = [jax.random.bits(key, dtype="uint32") for key in keys]
     np.testing.assert_array_equal(bits, [2252239042, 525369956])
+
+
+def test_a_long_permutation_has_every_element_once():
+    length = 8193  # the shortest that Grain permutes
+    found = [_shuffle(offset, length, (0, 1, 0)) for offset in range(length)]
+    assert sorted(found) == list(range(length))
