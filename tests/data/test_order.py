@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data.test_batches import Numbers
-from vilem_jax.data.batches import _rng
-from vilem_jax.data.corpus import Corpus, _shuffle
+from tests.data.test_batches import Numbers, Unreadable
+from vilem_jax.config.schema import Config, DataConfig, TrainConfig
+from vilem_jax.data import batches
+from vilem_jax.data.batches import BatchMaker, _rng
+from vilem_jax.data.corpus import Corpus, Item, _shuffle
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 
 
@@ -58,3 +60,52 @@ def test_a_long_permutation_has_every_element_once():
     length = 8193  # the shortest that Grain permutes
     found = [_shuffle(offset, length, (0, 1, 0)) for offset in range(length)]
     assert sorted(found) == list(range(length))
+
+
+class Uneven(Numbers):
+    """Images with one, two, three, one, ... captions."""
+
+    def caption_counts(self):
+        return 1 + np.arange(len(self)) % 3
+
+
+def test_pairs_of_uneven_images_are_counted_in_order():
+    corpus = Corpus([Uneven(7)])
+    expected = [
+        (image, caption) for image in range(7) for caption in range(image % 3 + 1)
+    ]
+    items = [Item(0, index, 0) for index in range(corpus.num_pairs)]
+    assert [corpus.pair_of(item, 0.9) for item in items] == expected
+
+
+@pytest.mark.parametrize(
+    "fraction, expected",
+    [(0.0, 0), (0.33, 0), (0.34, 1), (0.66, 1), (0.67, 2), (0.99, 2)],
+)
+def test_captions_at_random_are_equally_likely(fraction, expected):
+    corpus = Corpus([Uneven(7)], unit="one_at_random")
+    assert corpus.pair_of(Item(0, 5, 0), fraction) == (5, expected)
+
+
+class OneRow:
+    """A tokenizer of captions that nobody reads."""
+
+    def encode(self, captions, length):
+        return np.zeros((len(captions), length), np.int32)
+
+
+def test_random_numbers_of_a_row_are_of_its_source_item_and_visit(monkeypatch):
+    """Not of its step, nor of the image that replaces a corrupt one."""
+    corpus, used = Corpus([Numbers(3, 1), Unreadable(3, {1})]), []
+    monkeypatch.setattr(batches, "_rng", lambda *key: used.append(key) or _rng(*key))
+    config = Config(
+        seed=5, train=TrainConfig(batch_size=6), data=DataConfig(text_length=6)
+    )
+    maker = BatchMaker(config, corpus, OneRow(), image_size=8)
+    maker(0), maker(1), maker(2)
+    items = [corpus.item(position, 5) for position in range(18)]
+    assert set(used) == {
+        (purpose, 5, item.source, item.index, item.visit)
+        for item in items
+        for purpose in (1, 2)  # caption, crop
+    }
