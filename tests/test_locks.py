@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vilem_jax import locks
 from vilem_jax.cli.main import main
 from vilem_jax.errors import UserError
+from vilem_jax.search.index import index
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_STARTS, NUM_RECORDS = 20, 50
@@ -95,3 +97,15 @@ def test_a_lock_that_cannot_be_created_is_a_sentence(tmp_path):
         locks.only_writer(tmp_path / "file" / "lock", "it"),
     ):
         pass
+
+
+def test_an_index_has_one_writer(tmp_path):
+    model = SimpleNamespace(read_image=lambda _: pytest.fail("it is encoded twice"))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "index")
+    with (
+        locks.only_writer(tmp_path / ".index.lock", "it"),
+        pytest.raises(UserError, match=f"index is being written by .*{os.getpid()}"),
+    ):
+        index(tmp_path / "photos", model, tmp_path / "link")

@@ -205,7 +205,8 @@ def test_corrupt_shards_are_named(folder, tmp_path):
     assert done.written == 1 and done.replaced == (shard.name,)
     assert shard.read_bytes() == whole
     start = 8 + int.from_bytes(whole[:8], "little")
-    for position in (9, start // 2, start - 9, start + 5, len(whole) - 1):
+    plan = whole.index(b"plan")  # the name of a field
+    for position in (9, plan, start // 2, start - 9, start + 5, len(whole) - 1):
         shard.write_bytes(whole)
         flip(shard, position)
         with pytest.raises(UserError, match="delete it and rerun the same"):

@@ -59,10 +59,11 @@ def _problems(path: Path) -> Iterator[str]:
 def _vectors_problems(folder: Path) -> Iterator[str]:
     from vilem_jax.search import vectors
 
-    yield from (found := list(_sentence(vectors.read_plan, folder)))
-    if found:
+    try:
+        plan = vectors.read_plan(folder)
+    except UserError as error:
+        yield str(error)
         return
-    plan = vectors.read_plan(folder)
     for file in plan.files(folder):
         yield from _sentence(vectors.read_shard, file, plan)
     yield from _sentence(vectors.check_manifest, folder, plan)

@@ -25,14 +25,6 @@ from vilem_jax.errors import UserError
 from vilem_jax.search import vectors
 from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.readable import encode_readable
-from vilem_jax.search.vectors import (
-    Plan,
-    Shard,
-    is_intact,
-    is_whole,
-    read_shard,
-    write_shard,
-)
 from vilem_jax.typing import JsonObject
 
 IMAGES_PER_SHARD = 16384
@@ -90,7 +82,7 @@ def embed(
     unread = {file for file in paths if file.exists()}
 
     def is_done(file: Path) -> bool:
-        return (is_intact if file in unread else is_whole)(file, plan)
+        return (vectors.is_intact if file in unread else vectors.is_whole)(file, plan)
 
     bar = {"unit": "image", "leave": False, "disable": not show_progress}
     for number in range(plan.shards)[part[0] :: part[1]]:
@@ -105,7 +97,7 @@ def embed(
             if file.exists():
                 replaced.append(file.name)
             rows = tqdm(plan.rows(number), f"{file.stem} of {plan.shards}", **bar)
-            write_shard(file, plan, _embed_rows(rows, plan, source, model))
+            vectors.write_shard(file, plan, _embed_rows(rows, plan, source, model))
             unread.discard(file)
             written += 1
     missing = sum(not is_done(file) for file in paths)
@@ -115,7 +107,7 @@ def embed(
 
 def _make_plan(
     source: Source | FolderImages, model: Model, dtype: str, per_shard: int
-) -> Plan:
+) -> vectors.Plan:
     digest = hashlib.sha256()
     for index in range(len(source)):
         digest.update(source.image_name(index).encode("utf-8", "surrogatepass") + b"\0")
@@ -124,7 +116,7 @@ def _make_plan(
         root = str(source.root)
         for entry in source.entries:
             digest.update(f"{entry.size} {entry.modified}\n".encode())
-    return Plan(
+    return vectors.Plan(
         format_version=vectors.FORMAT_VERSION,
         fingerprint=model.fingerprint,
         image_size=model.encoder.image_size,
@@ -138,7 +130,7 @@ def _make_plan(
     )
 
 
-def _start(folder: Path, plan: Plan) -> Plan:
+def _start(folder: Path, plan: vectors.Plan) -> vectors.Plan:
     """The plan of the folder: `plan`, or an earlier one that must agree with it."""
     files.check_writable(folder / vectors.PLAN)
     if not (folder / vectors.PLAN).exists():
@@ -170,10 +162,10 @@ def _start(folder: Path, plan: Plan) -> Plan:
 
 def _embed_rows(
     rows: Iterable[int],
-    plan: Plan,
+    plan: vectors.Plan,
     source: Source | FolderImages,
     model: Model,
-) -> Shard:
+) -> vectors.Shard:
     """The embeddings of one shard."""
 
     def read(row: int) -> np.ndarray:
@@ -187,13 +179,13 @@ def _embed_rows(
         raise UserError(f"the embedding of {name} is not finite: has the run diverged?")
     names = PackedTexts([source.image_name(row) for row in encoded.items])
     corrupt = [(source.image_name(row), why) for row, why in encoded.corrupt]
-    return Shard(encoded.embedding.astype(plan.dtype), names, corrupt)
+    return vectors.Shard(encoded.embedding.astype(plan.dtype), names, corrupt)
 
 
-def _finish(folder: Path, plan: Plan, model_name: str) -> JsonObject:
+def _finish(folder: Path, plan: vectors.Plan, model_name: str) -> JsonObject:
     """Writes the manifest; any worker would write the same."""
     paths = plan.files(folder)
-    shards = [read_shard(file, plan) for file in paths]
+    shards = [vectors.read_shard(file, plan) for file in paths]
     corrupt = [each for shard in shards for each in shard.corrupt]
     counts = [len(shard.names) for shard in shards]
     lines = (json.dumps({"image": name, "why": why}) + "\n" for name, why in corrupt)
