@@ -10,12 +10,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from vilem_jax.data.sources.handles import PerProcess
-from vilem_jax.data.sources.names import (
-    first_spellings,
-    loose,
-    near_miss,
-    path_identity,
-)
+from vilem_jax.data.sources.names import first_spellings, identity, loose, near_miss
 from vilem_jax.errors import UserError
 from vilem_jax.files import MAX_IMAGE_BYTES, read_input
 from vilem_jax.parsing import open_zip, read_member
@@ -126,7 +121,7 @@ class ImageFiles:
 
     def _identity(self, name: str) -> str:
         """The same for names of one image."""
-        return self._find(name) or posixpath.normpath(name)
+        return identity(self.path / (self._find(name) or name))
 
     def _read(self, local: str) -> bytes:
         raise NotImplementedError
@@ -203,9 +198,6 @@ class ImageFolder(ImageFiles):
                 pass
             self._listed[folder] = dict(names)
         return self._listed[folder]
-
-    def _identity(self, name: str) -> str:
-        return path_identity(self.path / (self._find(name) or name))
 
     def _zip_of(self, local: str) -> "ImageZip | None":
         """The zip that stands for the first folder of `local`, if there is one."""

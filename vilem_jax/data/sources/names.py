@@ -32,14 +32,14 @@ def _folded(path: str) -> str:
 
 
 def first_spellings(
-    names: Sequence[str], loosely: Callable[[str], str], identity: Callable[[str], str]
+    names: Sequence[str], loosely: Callable[[str], str], path_of: Callable[[str], str]
 ) -> dict[str, str]:
     """The first spelling of each name that repeats the path of an earlier one.
 
     Args:
       names: different texts, millions of them.
       loosely: the same for all spellings of a path: names that share it are compared.
-      identity: the path that a name means; slow, it looks at the disk.
+      path_of: the `identity` of the path that a name means; slow, it looks at the disk.
     """
     hashes = np.fromiter((hash(loosely(name)) for name in names), np.int64, len(names))
     _, group, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
@@ -47,13 +47,13 @@ def first_spellings(
     repeated = {}
     for row in np.flatnonzero(sizes[group] > 1):
         name = names[int(row)]
-        spelling = first.setdefault(identity(name), name)
+        spelling = first.setdefault(path_of(name), name)
         if spelling != name:
             repeated[name] = spelling
     return repeated
 
 
-def path_identity(path: Path) -> str:
+def identity(path: Path) -> str:
     """The same for spellings of one path; a link to a file is a path of its own.
 
     The folder may be a link, of which `..` is another folder than it seems.

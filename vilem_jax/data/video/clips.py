@@ -18,12 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vilem_jax.data.sources.annotations import count_splits, split_of, unread_splits
-from vilem_jax.data.sources.names import (
-    first_spellings,
-    loose,
-    near_miss,
-    path_identity,
-)
+from vilem_jax.data.sources.names import first_spellings, identity, loose, near_miss
 from vilem_jax.data.video.frames import VideoError, read_frames
 from vilem_jax.errors import UserError
 from vilem_jax.files import read_errors
@@ -91,7 +86,7 @@ class VideoClips:
                 self._spelled.setdefault(_loosely(file.name), []).append(file)
         names = list(captions_of)
         for name, first in first_spellings(
-            names, _loosely, lambda name: path_identity(self._find(name))
+            names, _loosely, lambda name: identity(self._find(name))
         ).items():
             captions_of[first] += captions_of.pop(name)
         self.clips = tuple(captions_of)
