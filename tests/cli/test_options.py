@@ -79,7 +79,7 @@ def test_the_words_of_a_search_stand_anywhere(monkeypatch, arguments):
         return []
 
     monkeypatch.setattr("vilem_jax.search.query.search", search)
-    monkeypatch.setattr("vilem_jax.cli.search.open_model", lambda options: None)
+    monkeypatch.setattr("vilem_jax.cli.options.open_model", lambda options: None)
     assert main(["search", *arguments]) == 0
     assert seen == [("INDEX", "red dog")]
 

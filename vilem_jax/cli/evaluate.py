@@ -10,17 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vilem_jax.cli.options import (
-    VerbParser,
-    add_data,
-    add_distributed,
-    add_model,
-    count,
-    is_process_0,
-    open_model,
-    source_config,
-)
+from vilem_jax.cli import options as shared
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.benchmark import count
 from vilem_jax.evaluation.suite import BENCHMARKS, find_suite, load_benchmark, run_suite
 from vilem_jax.files import check_writable, write_bytes, write_json
 
@@ -28,7 +20,7 @@ if TYPE_CHECKING:
     from vilem_jax.evaluation.encoding import Encoder
 
 
-class BenchmarkParser(VerbParser):
+class BenchmarkParser(shared.VerbParser):
     """The parser of a benchmark, which adds its options when it is used."""
 
     def __init__(self, *, benchmark: str = "", **rest: Any):
@@ -58,7 +50,7 @@ def add_verbs(verbs) -> None:
         run=_run_suite,
         help="all benchmarks that lie under one folder, one report",
     )
-    add_model(suite)
+    shared.add_model(suite)
     add = suite.add_argument
     add("--data", required=True, metavar="FOLDER")
     add("--out", required=True, metavar="DIR", help="JSON a benchmark, and report.md")
@@ -68,7 +60,7 @@ def add_verbs(verbs) -> None:
         help="leave out what retrieval and video miss, and count it",
     )
     _add_text_length(suite)
-    add_distributed(suite)
+    shared.add_distributed(suite)
 
 
 def _add_text_length(verb: argparse.ArgumentParser) -> None:
@@ -82,9 +74,9 @@ def _add_out(verb: argparse.ArgumentParser) -> None:
 
 
 SHARED_OPTIONS = {
-    "model": add_model,
-    "data": add_data,
-    "distributed": add_distributed,
+    "model": shared.add_model,
+    "data": shared.add_data,
+    "distributed": shared.add_distributed,
     "text_length": _add_text_length,
     "out": _add_out,
 }
@@ -95,8 +87,8 @@ def _run_benchmark(name: str, options: argparse.Namespace) -> None:
 
     benchmark = load_benchmark(name)
     # Data and --out are checked before the model, which takes minutes to load.
-    opened = benchmark.open(options, functools.partial(source_config, options))
-    if options.out and is_process_0(options):
+    opened = benchmark.open(options, functools.partial(shared.source_config, options))
+    if options.out and shared.is_process_0(options):
         check_writable(options.out)
     evaluate, protocol = benchmark.evaluate, {}
     if "model" in benchmark.options:
@@ -106,7 +98,7 @@ def _run_benchmark(name: str, options: argparse.Namespace) -> None:
     metrics = evaluate(*opened.data, **opened.settings)
     of_data = {**opened.protocol, **metrics.get("protocol", {})}
     metrics["protocol"] = protocol | of_data
-    if not is_process_0(options):
+    if not shared.is_process_0(options):
         return
     if options.out:
         write_json(options.out, metrics)
@@ -130,7 +122,7 @@ def _run_suite(options: argparse.Namespace) -> None:
         allow_missing=options.allow_missing,
         show_progress=sys.stderr.isatty(),
     )
-    if not is_process_0(options):
+    if not shared.is_process_0(options):
         return
     for name, metrics in suite.metrics.items():
         metrics["protocol"] = _weights_of(options) | metrics["protocol"]
@@ -152,7 +144,7 @@ def _open_encoder(options: argparse.Namespace) -> "Encoder":
     Raises:
       UserError: longer than the text tower's position embeddings.
     """
-    encoder = open_model(options).encoder
+    encoder = shared.open_model(options).encoder
     limit = encoder.config.model.text.max_positions
     length = getattr(options, "text_length", None) or encoder.text_length
     if not 3 <= length <= limit:

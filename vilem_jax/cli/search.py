@@ -7,17 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vilem_jax.cli.options import (
-    EMBEDDED,
-    add_model,
-    add_source,
-    count,
-    named_source,
-    open_model,
-    refuse_options,
-)
+from vilem_jax.cli import options as shared
 from vilem_jax.config.sources import SOURCE_KINDS
 from vilem_jax.errors import UserError
+from vilem_jax.evaluation.benchmark import count
 from vilem_jax.files import MAX_TEXT_BYTES, check_writable, read_errors, read_input
 
 if TYPE_CHECKING:
@@ -42,7 +35,7 @@ def _add_index(verbs) -> None:
     index = verbs.add_parser(
         "index", run=_index, help="encode a folder of images, to search in"
     )
-    add_model(index)
+    shared.add_model(index)
     index.add_argument("folder")
     index.add_argument("--out", required=True, metavar="INDEX", help="file to write")
 
@@ -51,7 +44,7 @@ def _index(options: argparse.Namespace) -> None:
     from vilem_jax.search.index import index
 
     folder, out, show = options.folder, options.out, sys.stderr.isatty()
-    done = index(folder, open_model(options), out, show_progress=show)
+    done = index(folder, shared.open_model(options), out, show_progress=show)
     for path, reason in done.corrupt:
         print(f"vilem: left out {path}: {reason}", file=sys.stderr)
     reasons = Counter(reason.partition(" (")[0] for _, reason in done.corrupt)
@@ -69,7 +62,7 @@ def _add_search(verbs) -> None:
     search = verbs.add_parser(
         "search", run=_search, help="images by words, or by an image", intermixed=True
     )
-    add_model(search)
+    shared.add_model(search)
     add = search.add_argument
     add("index", help="what `vilem index` or `embed` wrote")
     add("words", nargs="*", default=[], help="what to look for")
@@ -82,7 +75,7 @@ def _search(options: argparse.Namespace) -> None:
 
     hits = search(
         options.index,
-        open_model(options),
+        shared.open_model(options),
         words=" ".join(options.words) if options.words else None,
         image=options.image,
         top_k=options.top,
@@ -102,14 +95,14 @@ def _add_embed(verbs) -> None:
         description="Encodes images into shards in a folder. Run the same command on "
         "any number of machines that share the folder; rerun it to resume.",
     )
-    add_model(embed)
-    add_source(embed, "SOURCE", ("folder", *SOURCE_KINDS))
+    shared.add_model(embed)
+    shared.add_source(embed, "SOURCE", ("folder", *SOURCE_KINDS))
     add = embed.add_argument
     add(
         "source",
         metavar="SOURCE",
         help="a folder of images, annotations (JSON), tars, a TFDS name or folder "
-        f"(with --kind=tfds), or {EMBEDDED!r}",
+        f"(with --kind=tfds), or {shared.EMBEDDED!r}",
     )
     add("--out", required=True, metavar="FOLDER", help="of the shards")
     add(
@@ -131,7 +124,7 @@ def _embed(options: argparse.Namespace) -> None:
     check_writable(Path(options.out) / PLAN)
     done = embed(
         source,
-        open_model(options),
+        shared.open_model(options),
         options.out,
         dtype=options.dtype,
         images_per_shard=options.images_per_shard,
@@ -162,13 +155,13 @@ def _open(options: argparse.Namespace) -> "Source | FolderImages":
 
     path = options.source
     kind = options.kind or ("folder" if Path(path).is_dir() else "")
-    if not kind and not Path(path).suffix and path != EMBEDDED:
+    if not kind and not Path(path).suffix and path != shared.EMBEDDED:
         raise UserError(f"there is no folder {path}")
     if kind == "folder":
         names = ("images", "split", "num_images")
-        refuse_options(options, names, "has no meaning for a folder")
+        shared.refuse_options(options, names, "has no meaning for a folder")
         return FolderImages(path)
-    return open_source(named_source(path, options))
+    return open_source(shared.named_source(path, options))
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -205,7 +198,7 @@ def _add_export(parts) -> None:
         help="texts to measure the recall with, one a line, by --model; 1,000 of the "
         "images by default",
     )
-    add_model(export, required=False)
+    shared.add_model(export, required=False)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -216,7 +209,7 @@ def _export(options: argparse.Namespace) -> None:
     vectors, queries = open_vectors(options.vectors), None
     if options.queries:
         texts = _read_texts(options)
-        model = open_model(options)
+        model = shared.open_model(options)
         vectors.check_model(model.fingerprint)
         queries = model.encode_text(texts)
     metrics = hand_over(
