@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -216,6 +217,33 @@ def write_bytes(path: str | Path, content: bytes) -> None:
                 file.write(content)
         else:
             path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def new_folder(
+    out: str | Path, *, errors: tuple[type[Exception], ...] = (OSError,)
+) -> Iterator[Path]:
+    """A folder to write to that becomes `out` at the end of the block.
+
+    Args:
+      errors: of the block, that say that it cannot be written.
+
+    Raises:
+      UserError: `out` holds something, or cannot be written.
+    """
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{out} is not an empty folder: name a new one")
+    check_writable(folder.parent / f".{folder.name}")
+    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        draft.mkdir()
+        yield draft
+        os.replace(draft, folder)
+    except errors as error:
+        raise UserError(f"cannot write {out}: {reason(error)}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _real_target(path: Path) -> Path | None:

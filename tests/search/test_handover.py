@@ -126,7 +126,7 @@ def test_what_cannot_be_handed_over(tmp_path, monkeypatch):
         hand_over(vectors, tmp_path / "out", to="faiss", queries=narrow)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter").touch()
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="is not an empty folder"):
         hand_over(vectors, tmp_path / "full", to="faiss")
 
     def fails(*_):

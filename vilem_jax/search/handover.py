@@ -4,12 +4,8 @@ Exact search by matmul takes time in proportion to the rows. faiss and LanceDB c
 compare a part of them: this writes their files and measures what they miss.
 """
 
-import contextlib
 import json
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import check_writable, reason, replacing, write_json
+from vilem_jax.files import new_folder, replacing, write_json
 from vilem_jax.search.exact import ExactSearch, Found, put_on_devices, take_rows
 from vilem_jax.search.vectors import Vectors
 from vilem_jax.typing import JsonObject
@@ -69,7 +65,8 @@ def hand_over(
     what = "of the images" if queries is None else "texts"
     queries = own_queries(vectors) if queries is None else queries
     truth = search.top(queries, top_k)  # checks queries and top_k
-    with _new_folder(out) as folder:
+    # The libraries raise RuntimeError if they cannot write.
+    with new_folder(out, errors=(OSError, RuntimeError)) as folder:
         ask, about = _WRITERS[to](vectors, folder, kind)
         metrics = {
             "to": to,
@@ -220,21 +217,3 @@ def _cells(count: int) -> int:
 
 def _probes(cells: int) -> int:
     return min(cells, max(8, cells // 16))
-
-
-@contextlib.contextmanager
-def _new_folder(out: str | Path) -> Iterator[Path]:
-    """A folder to write to that becomes `out` at the end of the block."""
-    folder = Path(out).expanduser().absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{out} is not empty: name a new folder with --out")
-    check_writable(folder.parent / f".{folder.name}")
-    draft = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    try:
-        draft.mkdir()
-        yield draft
-        os.replace(draft, folder)
-    except (OSError, RuntimeError) as error:  # the libraries raise RuntimeError
-        raise UserError(f"cannot write {out}: {reason(error)}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

@@ -68,7 +68,7 @@ def test_export_has_images_captions_and_hard_pairs(tmp_path):
     rows = json.loads((folder / "hard_test" / "swap.json").read_text())
     assert set(rows["0"]) == {"filename", "caption", "negative_caption"}
     assert (folder / rows["0"]["filename"]).exists()
-    assert not list(tmp_path.glob("*.partial"))
+    assert list(tmp_path.iterdir()) == [folder]
     with pytest.raises(UserError, match="not an empty folder"):
         export(folder, num_train=1, num_held_out=1)
 

@@ -1,7 +1,6 @@
 """Writes `scenes` to a folder, for use with other code."""
 
 import json
-import shutil
 from pathlib import Path
 
 from PIL import Image
@@ -9,8 +8,7 @@ from PIL import Image
 from vilem_jax.data.scenes.hard_pairs import KINDS, hard_pairs
 from vilem_jax.data.scenes.layout import CANVAS
 from vilem_jax.data.scenes.source import ScenesSource
-from vilem_jax.errors import UserError
-from vilem_jax.files import write_errors
+from vilem_jax.files import new_folder
 
 SPLITS = ("train", "validation", "test")
 
@@ -48,18 +46,9 @@ def export(
     folder = Path(folder)
     num_images = {"train": num_train, "validation": num_held_out, "test": num_held_out}
     sources = [ScenesSource(split, seed, size, num_images[split]) for split in SPLITS]
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not an empty folder: give scenes its own folder")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with write_errors(folder):
-            partial.mkdir(parents=True)
-            for source in sources:
-                _write_split(partial, source)
-            partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # on failure; else it is renamed
+    with new_folder(folder) as draft:
+        for source in sources:
+            _write_split(draft, source)
     return folder
 
 
