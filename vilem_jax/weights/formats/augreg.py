@@ -23,10 +23,8 @@ DROPPED = ("head/", "pre_logits/", "opt/state/")
 
 def matches(names: Collection[str]) -> bool:
     """Whether arrays of these names are in this format."""
-    return any(
-        f"{prefix}{BLOCK}0/LayerNorm_0/scale" in names
-        for prefix in ("", *(old for old, _ in PREFIXES))
-    )
+    spelt = {tables.replace_prefix(name, PREFIXES) for name in names}
+    return f"{BLOCK}0/LayerNorm_0/scale" in spelt
 
 
 def _reshaped(stored: tuple[int, ...], ours: tuple[int, ...]) -> Form:
