@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import read_ahead, read_images
+from vilem_jax.evaluation.encoding import read_ahead
 from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vision import normalize
 
@@ -114,20 +114,20 @@ def test_each_caption_needs_an_image(encoder, tokenizer, num_images):
         encoder.proofread(images(num_images), tokens, tokens[:, :2], tokens[:, :2])
 
 
-def test_images_come_in_order_and_square(source, capsys):
-    found = list(read_images(source, [2, 0, 2], 16))
+def test_images_come_in_order_and_square(encoder, source, capsys):
+    found = list(encoder.read_images(source, [2, 0, 2]))
     assert [image.shape for image in found] == [(16, 16, 3)] * 3
     np.testing.assert_array_equal(found[0], found[2])
-    shown = read_images(source, [1], 16, show_progress=True)
+    shown = dataclasses.replace(encoder, show_progress=True).read_images(source, [1])
     assert [image.shape for image in shown] == [(16, 16, 3)]
     assert "1/1" in capsys.readouterr().err
     assert list(read_ahead(lambda n: n * n, range(100))) == [n * n for n in range(100)]
 
 
-def test_a_corrupt_image_is_named(source):
+def test_a_corrupt_image_is_named(encoder, source):
     class Unreadable(type(source)):
         def read_image(self, index):
             return b"no image"
 
     with pytest.raises(UserError, match=r"image 3\.png of four"):
-        list(read_images(Unreadable(), [3], 16))
+        list(encoder.read_images(Unreadable(), [3]))

@@ -15,7 +15,7 @@ from vilem_jax.evaluation.suite import BENCHMARKS, load_benchmark
 from vilem_jax.evaluation.timing import measured
 
 
-def evaluate(encoder, words, *, show_progress):
+def evaluate(encoder, words):
     protocol = {"data": "words", "text_length": encoder.text_length}
     conditions = measured(encoder.timed())
     return {"words": len(words), "protocol": protocol, "measured": conditions}

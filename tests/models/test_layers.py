@@ -133,9 +133,9 @@ def test_statistics_are_float32_in_bfloat16():
     """A large mean would leave no digits of the variance in bfloat16."""
     from flax import nnx
 
-    from vilem_jax.config.schema import ComputeConfig
+    from vilem_jax.config.schema import ComputeConfig, TextConfig
 
-    norm = layers.layer_norm(64, 1e-12, ComputeConfig(), nnx.Rngs(0))
+    norm = layers.layer_norm(TextConfig(width=64), ComputeConfig(), nnx.Rngs(0))
     values = jax.random.normal(jax.random.key(0), (2, 64)) + 100
     rounded = np.float64(values.astype(jnp.bfloat16))
     wanted = rounded - rounded.mean(-1, keepdims=True)

@@ -92,8 +92,7 @@ def _run_benchmark(name: str, options: argparse.Namespace) -> None:
         check_writable(options.out)
     evaluate, protocol = benchmark.evaluate, {}
     if "model" in benchmark.options:
-        encoder, show = _open_encoder(options), sys.stderr.isatty()
-        evaluate = functools.partial(evaluate, encoder, show_progress=show)
+        evaluate = functools.partial(evaluate, _open_encoder(options))
         protocol = _weights_of(options)
     metrics = evaluate(*opened.data, **opened.settings)
     of_data = {**opened.protocol, **metrics.get("protocol", {})}
@@ -116,12 +115,7 @@ def _run_suite(options: argparse.Namespace) -> None:
     suite = find_suite(options.data)
     out = Path(options.out).expanduser()
     check_writable(out / "report.md")
-    run_suite(
-        _open_encoder(options),
-        suite,
-        allow_missing=options.allow_missing,
-        show_progress=sys.stderr.isatty(),
-    )
+    run_suite(_open_encoder(options), suite, allow_missing=options.allow_missing)
     if not shared.is_process_0(options):
         return
     for name, metrics in suite.metrics.items():
@@ -139,7 +133,7 @@ def _run_suite(options: argparse.Namespace) -> None:
 
 
 def _open_encoder(options: argparse.Namespace) -> "Encoder":
-    """The model's encoder, with captions of --text-length or the run's.
+    """The model's encoder, with captions of --text-length or the run's; shows a bar.
 
     Raises:
       UserError: longer than the text tower's position embeddings.
@@ -149,7 +143,8 @@ def _open_encoder(options: argparse.Namespace) -> "Encoder":
     length = getattr(options, "text_length", None) or encoder.text_length
     if not 3 <= length <= limit:
         raise UserError(f"--text-length={length} must lie between 3 and {limit}")
-    return dataclasses.replace(encoder, text_length=length)
+    show = sys.stderr.isatty()
+    return dataclasses.replace(encoder, text_length=length, show_progress=show)
 
 
 def _weights_of(options: argparse.Namespace) -> dict:

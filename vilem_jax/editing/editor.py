@@ -3,13 +3,14 @@
 Training edits every batch with it, and stored edits for evaluation are made with it.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vilem_jax.config.schema import Config, EditorConfig
+from vilem_jax.config.schema import Config, EditorConfig, TextConfig
 from vilem_jax.keys import fold_in
 from vilem_jax.models import layers
 from vilem_jax.models.editor import MaskedLanguageModel
@@ -78,6 +79,16 @@ def edit_captions(
     # The filters of `candidate_logits` may leave nothing: such a position is no edit.
     chosen = chosen._replace(is_edit=chosen.is_edit & has_candidate)
     return editing.apply_edits(tokens, chosen, sampled)
+
+
+def frozen_config(config: Config, text: TextConfig) -> Config:
+    """The config of a frozen editor with the shape `text`: it has no dropout."""
+    model = dataclasses.replace(
+        config.model, text=dataclasses.replace(text, dropout_rate=0.0)
+    )
+    # Without gradients, recomputation would only cost time.
+    compute = dataclasses.replace(config.compute, recompute=False)
+    return dataclasses.replace(config, model=model, compute=compute)
 
 
 def editor_graph(config: Config) -> nnx.GraphDef:

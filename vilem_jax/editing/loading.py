@@ -11,7 +11,7 @@ from vilem_jax.config.schema import Config, EditorConfig
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.edit_table import StoredEditTable, describe
 from vilem_jax.data.tokenizer import Tokenizer, Vocabulary
-from vilem_jax.editing.editor import FrozenEditor, editor_graph
+from vilem_jax.editing.editor import FrozenEditor, editor_graph, frozen_config
 from vilem_jax.errors import UserError
 from vilem_jax.objectives.editing import TokenTables
 from vilem_jax.weights import folders
@@ -111,6 +111,15 @@ def token_tables(tokenizer: Tokenizer) -> TokenTables:
     return TokenTables(*map(jnp.asarray, tables))
 
 
+def open_editor(
+    config: Config, tokenizer: Tokenizer
+) -> tuple[nnx.GraphDef | None, FrozenEditor]:
+    """`load_editor`, or the tables of the vocabulary alone if the run has no editor."""
+    if config.loss.has_proofreading and config.editor.path:
+        return load_editor(config, tokenizer)
+    return None, FrozenEditor({}, token_tables(tokenizer))
+
+
 def load_editor(
     config: Config, tokenizer: Tokenizer
 ) -> tuple[nnx.GraphDef, FrozenEditor]:
@@ -123,12 +132,9 @@ def load_editor(
         captions may be longer than its number of positions.
     """
     folder = folders.read_folder(config.editor.path)
-    text = huggingface_bert.read_text_config(folder, config.model.text)
-    # Frozen: without gradients, recomputation would only cost time.
-    text = dataclasses.replace(text, dropout_rate=0.0)
-    model = dataclasses.replace(config.model, text=text)
-    compute = dataclasses.replace(config.compute, recompute=False)
-    own = dataclasses.replace(config, model=model, compute=compute)
+    shape = huggingface_bert.read_text_config(folder, config.model.text)
+    own = frozen_config(config, shape)
+    text = own.model.text
     check_same_vocabulary(folder, tokenizer)
     check_vocabulary(tokenizer.vocabulary, own, config.editor.path)
     length = max(config.data.text_length, config.evaluation.text_length)

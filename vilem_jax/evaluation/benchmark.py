@@ -76,10 +76,9 @@ class Benchmark:
         arguments of `add_argument`, or the name of options that verbs share ("model",
         "data", "distributed", "text_length", "out").
       open: (options, config of --data or of the run's validation data) -> the data.
-      evaluate: (encoder, *data, show_progress, **settings) -> metrics with "measured"
-        and, possibly, "protocol". Without "model" among the options: neither encoder
-        nor show_progress. The protocol, with that of `Opened`, has at least "data", the
-        name that is printed.
+      evaluate: (encoder, *data, **settings) -> metrics with "measured" and, possibly,
+        "protocol". Without "model" among the options: no encoder. The protocol, with
+        that of `Opened`, has at least "data", the name that is printed.
       tabulate: metrics -> what the terminal shows.
       warnings: metrics -> sentences for stderr.
       data_sets: what the suite looks for; `open_data_set` takes one of them, its files,

@@ -78,6 +78,7 @@ class Encoder:
     programs: dict[str, Callable]
     parts: int = 1  # an embedding is that many of equal length side by side
     clock: Stopwatch | None = None
+    show_progress: bool = False  # a bar on stderr while images are read
     # Programs and shapes that have run: a clock must not count their compilation.
     warm: set = dataclasses.field(default_factory=set)
 
@@ -105,13 +106,35 @@ class Encoder:
         """The same encoder with a new clock; what is compiled is kept."""
         return dataclasses.replace(self, clock=Stopwatch())
 
-    def encode_images(
-        self, images: Images, indices: Sequence[Any], *, show_progress: bool = False
-    ) -> np.ndarray:
+    def encode_images(self, images: Images, indices: Sequence[Any]) -> np.ndarray:
         """Images of a data set -> float32 [N, E], unit rows; see `read_images`."""
-        size = self.image_size
-        pixels = read_images(images, indices, size, show_progress=show_progress)
-        return self.encode_pixels(pixels)
+        return self.encode_pixels(self.read_images(images, indices))
+
+    def read_images(
+        self, images: Images, indices: Sequence[Any]
+    ) -> Iterator[np.ndarray]:
+        """Images of a data set, squashed to uint8 [R, R, 3], read ahead.
+
+        Raises:
+          UserError: an image that is missing or corrupt, by name: an evaluation that
+            left it out would not be the benchmark's.
+        """
+
+        def read(index: Any) -> np.ndarray:
+            try:
+                return resize_square(decode(images.read_image(index)), self.image_size)
+            except (OSError, ImageError) as error:
+                raise UserError(
+                    f"image {images.image_name(index)} of {images.name} cannot be read "
+                    f"({error}): fix it, or leave it out of the data"
+                ) from error
+
+        return read_ahead(read, self.progress(indices, "image"))
+
+    def progress(self, items: Sequence, unit: str) -> Iterable:
+        """`items`, with a bar of speed and time left on stderr if it is shown."""
+        hide = not (self.show_progress and processes.is_process_0())
+        return tqdm(items, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=hide)
 
     def encode_captions(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> float32 [N, E], unit rows; cut to `text_length` tokens."""
@@ -314,37 +337,6 @@ def share_rows(
     here = [items[row] for row in processes.local_items(len(items))]
     rows = processes.raise_on_all(lambda: encode(here), UserError)
     return processes.all_gather_rows(rows, len(items))
-
-
-def read_images(
-    images: Images, indices: Sequence[Any], size: int, *, show_progress: bool = False
-) -> Iterator[np.ndarray]:
-    """Images of a data set, squashed to uint8 [size, size, 3], read ahead.
-
-    Args:
-      show_progress: a bar on stderr.
-
-    Raises:
-      UserError: an image that is missing or corrupt, by name: an evaluation that left
-        it out would not be the benchmark's.
-    """
-
-    def read(index: Any) -> np.ndarray:
-        try:
-            return resize_square(decode(images.read_image(index)), size)
-        except (OSError, ImageError) as error:
-            raise UserError(
-                f"image {images.image_name(index)} of {images.name} cannot be read "
-                f"({error}): fix it, or leave it out of the data"
-            ) from error
-
-    return read_ahead(read, progress(indices, "image", show=show_progress))
-
-
-def progress(items: Sequence, unit: str, *, show: bool) -> Iterable:
-    """`items`, with a bar of speed and time left on stderr if `show`."""
-    hide = not (show and processes.is_process_0())
-    return tqdm(items, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=hide)
 
 
 def read_ahead(read: Callable, items: Iterable) -> Iterator:

@@ -128,27 +128,19 @@ def _wrong_captions(wrong: str | Sequence[str]) -> Sequence[str]:
     return (wrong,) if isinstance(wrong, str) else wrong
 
 
-def evaluate_pairs(
-    encoder: Encoder,
-    pairs: Sequence[Pair],
-    images: Images,
-    *,
-    show_progress: bool = False,
-) -> dict:
+def evaluate_pairs(encoder: Encoder, pairs: Sequence[Pair], images: Images) -> dict:
     """`pairs_metrics` of a model, and what they took ("measured").
 
     Args:
       images: reads the pairs' `image`s.
-      show_progress: a bar on stderr.
 
     Raises:
       UserError: an image that is missing or corrupt, by name.
     """
     encoder = encoder.timed()
-    read = partial(encoder.encode_images, images, show_progress=show_progress)
     score_true, score_wrong = pair_scores(
         pairs,
-        encode_images=partial(share_rows, read),
+        encode_images=partial(share_rows, partial(encoder.encode_images, images)),
         encode_texts=partial(share_rows, encoder.encode_captions),
         clock=encoder.clock,
     )
@@ -218,10 +210,8 @@ def _open_files(paths: Sequence[str | Path], images: str | Path) -> Opened:
     return Opened((pairs, PairImages(images, pairs)), protocol=protocol)
 
 
-def _evaluate(
-    encoder: Encoder, pairs: Sequence[Pair], images: Images, *, show_progress: bool
-) -> dict:
-    metrics = evaluate_pairs(encoder, pairs, images, show_progress=show_progress)
+def _evaluate(encoder: Encoder, pairs: Sequence[Pair], images: Images) -> dict:
+    metrics = evaluate_pairs(encoder, pairs, images)
     return metrics | {"protocol": {"text_length": encoder.text_length}}
 
 

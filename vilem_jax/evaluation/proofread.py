@@ -25,7 +25,7 @@ from vilem_jax.evaluation.benchmark import (
     describe_split,
     option,
 )
-from vilem_jax.evaluation.encoding import BRANCHES, Encoder, read_images
+from vilem_jax.evaluation.encoding import BRANCHES, Encoder
 from vilem_jax.evaluation.timing import measured
 
 SCORES = {"detect": ("precision", "recall", "f1"), "correct": ("top1", "top3")}
@@ -37,13 +37,11 @@ def evaluate_proofreading(
     source: Source,
     *,
     with_shuffled: bool = True,
-    show_progress: bool = False,
 ) -> dict:
     """Metrics of the trained branches, with the right image and with another.
 
     Args:
       source: the data set of the edits.
-      show_progress: a bar on stderr.
 
     Returns:
       {"local": {"detect": ..., "correct": ...}, "global": ..., "shuffled": {"local":
@@ -56,10 +54,10 @@ def evaluate_proofreading(
     """
     _check_source(edits, source)
     is_editable = encoder.tokenizer.vocabulary.is_editable
-    metrics = _branches(encoder, edits, source, edits.image, show_progress)
+    metrics = _branches(encoder, edits, source, edits.image)
     if with_shuffled:
         other = other_images(edits.image, seed=edits.seed)
-        metrics["shuffled"] = _branches(encoder, edits, source, other, show_progress)
+        metrics["shuffled"] = _branches(encoder, edits, source, other)
     return metrics | {
         "captions": len(edits.tokens),
         "words": int(is_editable[edits.edited].sum()),
@@ -71,16 +69,11 @@ def evaluate_proofreading(
 
 
 def _branches(
-    encoder: Encoder,
-    edits: StoredEdits,
-    source: Source,
-    images: np.ndarray,
-    show_progress: bool,
+    encoder: Encoder, edits: StoredEdits, source: Source, images: np.ndarray
 ) -> dict:
     local = processes.local_items(len(images))
-    indices = images[local].tolist()
     judged = encoder.proofread(
-        read_images(source, indices, encoder.image_size, show_progress=show_progress),
+        encoder.read_images(source, images[local].tolist()),
         edits.edited[local],
         edits.positions[local],
         edits.labels[local],
@@ -200,16 +193,11 @@ def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened
 
 
 def _evaluate(
-    encoder: Encoder,
-    source: Source,
-    *,
-    edits_file: str | None,
-    seed: int,
-    show_progress: bool,
+    encoder: Encoder, source: Source, *, edits_file: str | None, seed: int
 ) -> dict:
     edits = _open_edits(encoder, source, edits_file, seed)
     encoder = encoder.timed()
-    metrics = evaluate_proofreading(encoder, edits, source, show_progress=show_progress)
+    metrics = evaluate_proofreading(encoder, edits, source)
     protocol = {"editing": json.loads(edits.manner)}
     return metrics | {"protocol": protocol, "measured": measured(encoder)}
 

@@ -59,13 +59,11 @@ def encode_source(
     source: Source,
     *,
     captions_per_image: int | Literal["all"] = "all",
-    show_progress: bool = False,
 ) -> EncodedSource:
     """Encodes every image of `source` and its captions.
 
     Args:
       captions_per_image: takes the first ones of each image, or "all".
-      show_progress: a bar on stderr.
 
     Raises:
       UserError: an image that cannot be read, or one without a caption.
@@ -78,9 +76,8 @@ def encode_source(
     captions_of = [source.captions(index)[:limit] for index in images]
     captions = tuple(itertools.chain(*captions_of))
     tokens = encoder.tokenize(captions)
-    encode = partial(encoder.encode_images, source, show_progress=show_progress)
     return EncodedSource(
-        image_embedding=share_rows(encode, images),
+        image_embedding=share_rows(partial(encoder.encode_images, source), images),
         text_embedding=share_rows(
             lambda rows: encoder.encode_tokens(tokens[rows]), range(len(tokens))
         ),
@@ -97,7 +94,6 @@ def evaluate_retrieval(
     captions_per_image: int | Literal["all"] = "all",
     folds: int = 1,
     allow_missing: bool = False,
-    show_progress: bool = False,
 ) -> dict:
     """`retrieval_metrics` of a data set, the protocol, and the times.
 
@@ -115,12 +111,7 @@ def evaluate_retrieval(
     source, missing = present_images(source, allow_missing=allow_missing)
     check_folds(len(source), folds)  # encoding may take an hour
     encoder = encoder.timed()
-    encoded = encode_source(
-        encoder,
-        source,
-        captions_per_image=captions_per_image,
-        show_progress=show_progress,
-    )
+    encoded = encode_source(encoder, source, captions_per_image=captions_per_image)
     protocol = {
         "data": source.name,
         **missing,

@@ -83,9 +83,7 @@ def find_suite(folder: str | Path) -> Suite:
     return Suite(found, tuple(absent))
 
 
-def run_suite(
-    encoder: "Encoder", suite: Suite, *, allow_missing: bool, show_progress: bool
-) -> None:
+def run_suite(encoder: "Encoder", suite: Suite, *, allow_missing: bool) -> None:
     """Fills `suite.metrics`; a benchmark that refuses does not stop the others.
 
     Args:
@@ -98,9 +96,7 @@ def run_suite(
             opened = benchmark.open_data_set(
                 found.data_set, found.files, found.images, allow_missing
             )
-            metrics = benchmark.evaluate(
-                encoder, *opened.data, show_progress=show_progress, **opened.settings
-            )
+            metrics = benchmark.evaluate(encoder, *opened.data, **opened.settings)
         except UserError as error:
             suite.refused[name] = str(error)
         else:

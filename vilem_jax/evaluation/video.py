@@ -24,7 +24,7 @@ from vilem_jax.evaluation.benchmark import (
     count,
     option,
 )
-from vilem_jax.evaluation.encoding import Encoder, progress, read_ahead
+from vilem_jax.evaluation.encoding import Encoder, read_ahead
 from vilem_jax.evaluation.recall import recall_table, retrieval_metrics
 from vilem_jax.evaluation.timing import measured
 
@@ -38,7 +38,6 @@ def evaluate_video(
     num_frames: int = NUM_FRAMES,
     protocol: str = "",
     allow_missing: bool = False,
-    show_progress: bool = False,
 ) -> dict:
     """Recall of every caption's clip, and of every clip's captions.
 
@@ -47,7 +46,6 @@ def evaluate_video(
       protocol: "msrvtt-1ka" demands its 1,000 pairs; "" takes any clips.
       allow_missing: leave out clips that are not there or do not decode, with their
         captions, and count them; else they are an error.
-      show_progress: a bar on stderr.
 
     Returns:
       {"t2v": {"r1", "r5", "r10", "median_rank"}, "v2t": {the same}, "rsum", "clips",
@@ -69,7 +67,7 @@ def evaluate_video(
     )
     encoder = encoder.timed()
     read = _frame_reader(clips, num_frames, encoder.image_size, allow_missing)
-    found = read_ahead(read, progress(range(len(clips)), "clip", show=show_progress))
+    found = read_ahead(read, encoder.progress(range(len(clips)), "clip"))
     taken, left_out = [], []
     frames = encoder.project_frames(_good_frames(found, clips, taken, left_out))
     video_embedding = clip_embeddings(frames, num_frames, encoder.parts)

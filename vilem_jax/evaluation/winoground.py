@@ -85,9 +85,7 @@ def winoground_metrics(
     }
 
 
-def evaluate_winoground(
-    encoder: Encoder, folder: str | Path, *, show_progress: bool = False
-) -> dict:
+def evaluate_winoground(encoder: Encoder, folder: str | Path) -> dict:
     """`winoground_metrics` of a model, the protocol, and the times.
 
     Args:
@@ -103,7 +101,7 @@ def evaluate_winoground(
     path = packed if packed.is_file() and not (root / "images").is_dir() else root
     images = NamedImages(path, names, "Winoground", ": unpack images.zip there")
     encoder = encoder.timed()
-    image_embedding = encoder.encode_images(images, names, show_progress=show_progress)
+    image_embedding = encoder.encode_images(images, names)
     captions = [caption for one in examples for caption in one.captions]
     texts = encoder.encode_captions(captions).reshape(len(examples), 2, -1)
     row_of = {name: row for row, name in enumerate(names)}

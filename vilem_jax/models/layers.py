@@ -30,7 +30,7 @@ def with_init_std(params: dict, std: float) -> dict:
         # Kernels are [inputs, outputs], so shape[0] is the fan-in.
         return value * ((std or value.shape[0] ** -0.5) / INIT_STD)
 
-    return jax.tree_util.tree_map_with_path(scaled, params)
+    return jax.tree.map_with_path(scaled, params)
 
 
 def activation(name: str):
@@ -50,11 +50,13 @@ def linear(in_width: int, out_width: int, compute: ComputeConfig, rngs: nnx.Rngs
     )
 
 
-def layer_norm(width: int, eps: float, compute: ComputeConfig, rngs: nnx.Rngs):
+def layer_norm(
+    tower: TextConfig | VisionConfig, compute: ComputeConfig, rngs: nnx.Rngs
+):
     """Statistics in float32, by the two-pass variance: the fast one loses digits."""
     return nnx.LayerNorm(
-        width,
-        epsilon=eps,
+        tower.width,
+        epsilon=tower.layer_norm_eps,
         dtype=jnp.dtype(compute.dtype),
         param_dtype=jnp.float32,
         use_fast_variance=False,
@@ -180,7 +182,7 @@ class Transform(nnx.Module):
 
     def __init__(self, config: TextConfig, compute, *, rngs):
         self.dense = linear(config.width, config.width, compute, rngs)
-        self.norm = layer_norm(config.width, config.layer_norm_eps, compute, rngs)
+        self.norm = layer_norm(config, compute, rngs)
         self.activation_name = config.activation
 
     def __call__(self, hidden):

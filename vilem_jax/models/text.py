@@ -27,7 +27,7 @@ class Attention(nnx.Module):
         self.key = layers.linear(context_width, width, compute, rngs)
         self.value = layers.linear(context_width, width, compute, rngs)
         self.output = layers.linear(width, width, compute, rngs)
-        self.norm = layers.layer_norm(width, config.layer_norm_eps, compute, rngs)
+        self.norm = layers.layer_norm(config, compute, rngs)
         self.num_heads, self.dropout_rate = config.num_heads, config.dropout_rate
 
     def __call__(self, hidden, context, *, context_mask=None, seeds=None):
@@ -61,15 +61,12 @@ class TextLayer(nnx.Module):
     def __init__(self, config: TextConfig, image_width, compute, *, rngs):
         self.attention = Attention(config, config.width, compute, rngs=rngs)
         # Its keys and values have the width of the patches.
-        self.cross_attention = (
-            None
-            if image_width is None
-            else Attention(config, image_width, compute, rngs=rngs)
-        )
+        cross = None
+        if image_width is not None:
+            cross = Attention(config, image_width, compute, rngs=rngs)
+        self.cross_attention = cross
         self.mlp = layers.MLP(config, compute, rngs=rngs)
-        self.norm = layers.layer_norm(
-            config.width, config.layer_norm_eps, compute, rngs
-        )
+        self.norm = layers.layer_norm(config, compute, rngs)
         self.dropout_rate = config.dropout_rate
 
     def __call__(
@@ -88,19 +85,16 @@ class TextLayer(nnx.Module):
         context = hidden
         if positions is not None:
             hidden = layers.at_positions(hidden, positions)
+        own_seeds = layers.for_site(seeds, 0)
         hidden = self.attention(
-            hidden,
-            context,
-            context_mask=attention_mask,
-            seeds=layers.for_site(seeds, 0),
+            hidden, context, context_mask=attention_mask, seeds=own_seeds
         )
         if patches is not None:
             if self.cross_attention is None:
                 raise ValueError("this layer has no cross-attention for patches")
+            own_seeds = layers.for_site(seeds, 1)
             # Every patch is real: no mask.
-            hidden = self.cross_attention(
-                hidden, patches, seeds=layers.for_site(seeds, 1)
-            )
+            hidden = self.cross_attention(hidden, patches, seeds=own_seeds)
         # Sites 0, 1, 2 of this layer; each `Attention` splits its own again.
         expanded = layers.dropout(
             self.mlp(hidden), layers.for_site(seeds, 2), self.dropout_rate
@@ -118,9 +112,7 @@ class TextEmbedding(nnx.Module):
         self.words = table(config.vocab_size)  # BERT's word_embeddings
         self.positions = table(config.max_positions)
         self.token_types = table(config.num_token_types)
-        self.norm = layers.layer_norm(
-            config.width, config.layer_norm_eps, compute, rngs
-        )
+        self.norm = layers.layer_norm(config, compute, rngs)
         self.dropout_rate = config.dropout_rate
 
     def __call__(self, tokens, *, seeds=None):

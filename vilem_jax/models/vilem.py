@@ -47,9 +47,8 @@ class ProofreadHead(nnx.Module):
         # [B, K, V] instead of [B, L, V]: the largest array of the step by far.
         chosen = self.correct_transform(layers.at_positions(hidden, positions))
         bias = self.correct_bias[...]
-        return ProofreadLogits(
-            detect, layers.vocab_logits(chosen, token_embedding, bias)
-        )
+        correct = layers.vocab_logits(chosen, token_embedding, bias)
+        return ProofreadLogits(detect, correct)
 
 
 class ViLEM(nnx.Module):
@@ -70,20 +69,15 @@ class ViLEM(nnx.Module):
         self.text_projection = layers.linear(text.width, embedding, compute, rngs)
         self.local_head = ProofreadHead(text, compute, rngs=rngs)
         # None: the global branch uses the local one's.
-        self.global_head = (
-            None
-            if config.heads == "shared"
-            else ProofreadHead(text, compute, rngs=rngs)
-        )
+        own = config.heads == "separate"
+        self.global_head = ProofreadHead(text, compute, rngs=rngs) if own else None
         # h^v is added to token embeddings, so it must have their width.
-        self.global_map = (
-            None
-            if vision.width == text.width
-            else layers.linear(vision.width, text.width, compute, rngs)
-        )
-        self.temperature = nnx.Param(
-            jnp.asarray(config.initial_temperature, jnp.float32)
-        )
+        global_map = None
+        if vision.width != text.width:
+            global_map = layers.linear(vision.width, text.width, compute, rngs)
+        self.global_map = global_map
+        temperature = jnp.asarray(config.initial_temperature, jnp.float32)
+        self.temperature = nnx.Param(temperature)
         self.config, self.compute = config, compute
 
     def image_features(
@@ -223,7 +217,5 @@ def model_graph(config: ModelConfig, compute: ComputeConfig) -> nnx.GraphDef:
     `split` with Param alone raises if a module holds any other state, so the model is
     pure. Cached: the step, evaluation and encoders ask for the same graph.
     """
-    graph, _ = nnx.split(
-        nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0))), nnx.Param
-    )
-    return graph
+    model = nnx.eval_shape(lambda: ViLEM(config, compute, rngs=nnx.Rngs(0)))
+    return nnx.split(model, nnx.Param)[0]

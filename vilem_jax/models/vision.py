@@ -23,13 +23,13 @@ class VisionBlock(nnx.Module):
     """x + attention(LN(x)), then x + MLP(LN(x))."""
 
     def __init__(self, config: VisionConfig, compute: ComputeConfig, *, rngs):
-        width, eps = config.width, config.layer_norm_eps
-        self.attention_norm = layers.layer_norm(width, eps, compute, rngs)
+        width = config.width
+        self.attention_norm = layers.layer_norm(config, compute, rngs)
         self.query = layers.linear(width, width, compute, rngs)
         self.key = layers.linear(width, width, compute, rngs)
         self.value = layers.linear(width, width, compute, rngs)
         self.output = layers.linear(width, width, compute, rngs)
-        self.mlp_norm = layers.layer_norm(width, eps, compute, rngs)
+        self.mlp_norm = layers.layer_norm(config, compute, rngs)
         self.mlp = layers.MLP(config, compute, rngs=rngs)
         self.num_heads = config.num_heads
         self.implementation: Literal["xla", "cudnn"] = compute.attention
@@ -45,12 +45,8 @@ class VisionBlock(nnx.Module):
             for part in (self.query(queries), self.key(normed), self.value(normed))
         )
         # cuDNN's kernel needs a full query; one [CLS] row is cheap in any kernel.
-        implementation: Literal["xla", "cudnn"] = (
-            "xla" if cls_only else self.implementation
-        )
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, implementation=implementation
-        )
+        kernel = "xla" if cls_only else self.implementation
+        mixed = jax.nn.dot_product_attention(query, key, value, implementation=kernel)
         hidden = hidden + self.output(layers.merge_heads(mixed))
         return hidden + self.mlp(self.mlp_norm(hidden))
 
@@ -62,18 +58,16 @@ class VisionTower(nnx.Module):
         width = config.width
         # A convolution whose stride is its kernel is a linear map of each patch; as a
         # matrix product it is fast on every device.
-        self.patch_embedding = layers.linear(
-            3 * config.patch_size**2, width, compute, rngs
-        )
+        num_pixels = 3 * config.patch_size**2
+        self.patch_embedding = layers.linear(num_pixels, width, compute, rngs)
         self.class_token = nnx.Param(layers.NORMAL_INIT(rngs.params(), (width,)))
-        self.position_embedding = nnx.Param(
-            layers.NORMAL_INIT(rngs.params(), (config.num_patches + 1, width))
-        )
+        shape = (config.num_patches + 1, width)
+        self.position_embedding = nnx.Param(layers.NORMAL_INIT(rngs.params(), shape))
         # A list, not stacked arrays: weights keep one name per layer.
         self.blocks = nnx.List(
             VisionBlock(config, compute, rngs=rngs) for _ in range(config.num_layers)
         )
-        self.norm = layers.layer_norm(width, config.layer_norm_eps, compute, rngs)
+        self.norm = layers.layer_norm(config, compute, rngs)
         self.config, self.compute = config, compute
 
     def __call__(

@@ -1,13 +1,13 @@
 """The arguments of a step as shapes and dtypes: no data, no weights, no memory."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from vilem_jax.config.schema import Config
+from vilem_jax.editing.editor import frozen_config
+from vilem_jax.editing.loading import needs_edits
 from vilem_jax.models.vilem import Params
 from vilem_jax.objectives.editing import TokenTables
 from vilem_jax.training import editor_step
@@ -16,11 +16,7 @@ from vilem_jax.training.state import State
 
 def uses_editor(config: Config) -> bool:
     """Whether the step edits captions; with an edit table they come edited."""
-    return (
-        config.task == "vilem"
-        and config.loss.has_proofreading
-        and not config.editor.edit_table
-    )
+    return needs_edits(config) and not config.editor.edit_table
 
 
 def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -39,12 +35,9 @@ def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     if config.task == "editor":  # reads no image
         return arrays | {"pixels": rows(jnp.uint8, 0, 0, 3)}
     if config.loss.has_proofreading and config.editor.edit_table:
-        num = config.editor.max_edits
-        arrays |= {
-            "edit_positions": rows(jnp.int32, num),
-            "edit_tokens": rows(jnp.int32, num),
-            "is_edit": rows(jnp.bool_, num),
-        }
+        places = rows(jnp.int32, config.editor.max_edits)
+        is_edit = rows(jnp.bool_, config.editor.max_edits)
+        arrays |= {"edit_positions": places, "edit_tokens": places, "is_edit": is_edit}
     return arrays | {"pixels": rows(jnp.uint8, side, side, 3)}
 
 
@@ -55,16 +48,8 @@ def tables(config: Config) -> TokenTables:
 
 
 def editor_config(config: Config) -> Config:
-    """The config of the frozen editor, a BERT in the shape of the text tower.
-
-    So it is in the paper. It has no dropout, and nothing is computed twice.
-    """
-    text = dataclasses.replace(config.model.text, dropout_rate=0.0)
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, text=text),
-        compute=dataclasses.replace(config.compute, recompute=False),
-    )
+    """Of the frozen editor, in the shape of the text tower, as in the paper."""
+    return frozen_config(config, config.model.text)
 
 
 def editor_params(config: Config) -> Params:

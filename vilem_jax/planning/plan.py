@@ -6,11 +6,11 @@ from pathlib import Path
 from vilem_jax.config.freeze import validate
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import check_batch
+from vilem_jax.editing.loading import needs_edits
 from vilem_jax.planning import abstract, compiled, costs, hlo, memory
 from vilem_jax.planning.devices import Device
-from vilem_jax.runs.origin import complete_model
+from vilem_jax.training.starting import in_shape
 from vilem_jax.typing import JsonObject
-from vilem_jax.weights import starts
 
 PAPER_EPOCHS = 20
 # Pairs of the packaged pre-training mixtures, as the paper counts them. For other
@@ -23,28 +23,18 @@ def with_shapes(config: Config) -> tuple[Config, list[str]]:
 
     A name on the hub is not looked up: its shape is taken to be the config's.
     """
-    model, notes = config.model, []
+    notes = []
 
     def is_here(name: str, key: str) -> bool:
-        found = bool(name) and Path(name).expanduser().exists()
-        if name and not found:
+        found = Path(name).expanduser().exists()
+        if not found:
             notes.append(
                 f"{name} (config.{key}) was not read: its shape is taken to be the "
                 "config's"
             )
         return found
 
-    if is_here(model.start_from, "model.start_from"):
-        model = complete_model(model, None)
-    text, vision, pickle = model.text, model.vision, model.allow_pickle
-    if is_here(text.start_from, "model.text.start_from"):
-        text = starts.read_text_config(text.start_from, text, allow_pickle=pickle)
-    if is_here(vision.start_from, "model.vision.start_from"):
-        vision = starts.read_vision_config(
-            vision.start_from, vision, allow_pickle=pickle
-        )
-    model = dataclasses.replace(model, text=text, vision=vision)
-    config = dataclasses.replace(config, model=model)
+    config = dataclasses.replace(config, model=in_shape(config.model, reads=is_here))
     validate(config)
     return config, notes
 
@@ -72,7 +62,7 @@ def make_plan(
     check_batch(train.batch_size, train.num_microbatches, chips)
     if abstract.uses_editor(config):
         notes.append("the frozen editor is taken to have the text tower's shape")
-    elif config.task == "vilem" and config.loss.has_proofreading:
+    elif needs_edits(config):
         notes.append("captions come edited: no editor runs in the step")
     return {
         "device": dataclasses.asdict(device),

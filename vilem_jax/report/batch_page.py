@@ -11,8 +11,7 @@ import numpy as np
 from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import BatchMaker, open_corpus
 from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.editing.editor import FrozenEditor
-from vilem_jax.editing.loading import load_editor, open_edits, token_tables
+from vilem_jax.editing.loading import open_editor, open_edits
 from vilem_jax.files import write_bytes
 from vilem_jax.keys import sample_keys
 from vilem_jax.report.collect import edited_words
@@ -78,9 +77,7 @@ def _first_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[d
 
 
 def _preprocess(config: Config, tokenizer: Tokenizer, batch: dict) -> Samples:
-    graph, editor = None, FrozenEditor({}, token_tables(tokenizer))
-    if config.loss.has_proofreading and not config.editor.edit_table:
-        graph, editor = load_editor(config, tokenizer)
+    graph, editor = open_editor(config, tokenizer)
     vocabulary = tokenizer.vocabulary
     preprocess = make_preprocess(
         config, graph, pad_id=vocabulary.pad_id, mask_id=vocabulary.mask_id

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -68,16 +69,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """
 
     def mask(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, value: decays(path, value, config), params
-        )
+        return jax.tree.map_with_path(partial(decays, config=config), params)
 
     # Of the whole gradient, before the moments see it.
-    clip = (
-        optax.clip_by_global_norm(config.clip_norm)
-        if config.clip_norm
-        else optax.identity()
-    )
+    norm = config.clip_norm
+    clip = optax.clip_by_global_norm(norm) if norm else optax.identity()
     adam = scale_by_adam(config)
     return optax.chain(
         clip,
@@ -125,9 +121,8 @@ def _muon_and(
     """
 
     def kinds(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, value: "muon" if takes_muon(path, value) else "adam", params
-        )
+        is_muon = jax.tree.map_with_path(takes_muon, params)
+        return jax.tree.map(lambda muon: "muon" if muon else "adam", is_muon)
 
     def dimensions(kernels):  # plain matrices; Adam's parameters are masked out
         return jax.tree.map(lambda kernel: MuonDimensionNumbers(), kernels)

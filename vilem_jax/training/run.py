@@ -187,7 +187,7 @@ def train(
             raise processes.AllProcessesError(trouble)
         if step < num_steps:
             why = f"{max_hours} hours are over, " if late else ""
-            _report_stop(step, num_steps, why)
+            notify(f"{why}stopped at step {step} of {num_steps}: rerun to resume")
             if stop_code:
                 raise SystemExit(stop_code)
         else:
@@ -199,9 +199,8 @@ def train(
 def _count_steps(config: Config, corpus: Corpus) -> tuple[int, int]:
     """The steps of the run, and of an epoch."""
     steps_per_epoch = max(corpus.epoch_length // config.train.batch_size, 1)
-    num_steps = config.train.num_steps or max(
-        round(config.train.num_epochs * steps_per_epoch), 1
-    )
+    of_epochs = round(config.train.num_epochs * steps_per_epoch)
+    num_steps = config.train.num_steps or max(of_epochs, 1)
     warmup_steps = config.optimizer.warmup_steps
     if warmup_steps >= num_steps:
         notify(
@@ -221,10 +220,6 @@ def _log_validation(
     log.write(step, record)
     if best:
         best.update(step, processes.broadcast(mean_recall(metrics)), state)
-
-
-def _report_stop(step: int, num_steps: int, why: str) -> None:
-    notify(f"{why}stopped at step {step} of {num_steps}: rerun the command to resume")
 
 
 def _claim(enter: Callable, folder: Path, config: Config, tokenizer: Tokenizer) -> None:

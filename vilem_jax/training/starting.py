@@ -1,16 +1,14 @@
 """What a run starts from: final settings and pretrained weights."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from vilem_jax.config.freeze import to_dict, validate
-from vilem_jax.config.schema import Config
+from vilem_jax.config.schema import Config, ModelConfig
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.tokenizer import Tokenizer
-from vilem_jax.editing.loading import (
-    check_edits,
-    needs_edits,
-)
+from vilem_jax.editing.loading import check_edits, needs_edits
 from vilem_jax.runs.origin import complete_model
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import starts
@@ -29,26 +27,39 @@ def complete(config: Config, workdir: Path) -> Config:
     """
     # Of a run that is resumed; its folders of origin may be gone.
     stored = read_config(workdir).model if (workdir / CONFIG_FILE).exists() else None
-    model, editor = config.model, config.editor
-    if model.start_from:
-        model = complete_model(model, stored)
-    text, vision, allow_pickle = model.text, model.vision, model.allow_pickle
-    if text.start_from and stored and stored.text.start_from == text.start_from:
-        text = dataclasses.replace(stored.text, dropout_rate=text.dropout_rate)
-    elif text.start_from:
-        text = starts.read_text_config(text.start_from, text, allow_pickle=allow_pickle)
-    if vision.start_from and stored and stored.vision.start_from == vision.start_from:
-        vision = dataclasses.replace(stored.vision, image_size=vision.image_size)
-    elif vision.start_from:
-        vision = starts.read_vision_config(
-            vision.start_from, vision, allow_pickle=allow_pickle
-        )
-    if needs_edits(config):
-        editor = check_edits(config)
-    model = dataclasses.replace(model, text=text, vision=vision)
+    model = in_shape(config.model, stored)
+    editor = check_edits(config) if needs_edits(config) else config.editor
     config = dataclasses.replace(config, model=model, editor=editor)
     validate(config)
     return config
+
+
+def in_shape(
+    model: ModelConfig,
+    stored: ModelConfig | None = None,
+    *,
+    reads: Callable[[str, str], bool] = lambda name, key: True,
+) -> ModelConfig:
+    """`model` in the shapes of what it starts from.
+
+    Args:
+      stored: that of the run that is resumed, which keeps its shapes.
+      reads: (name, key of the config) -> whether this origin is read.
+    """
+    if model.start_from and reads(model.start_from, "model.start_from"):
+        model = complete_model(model, stored)
+    text, vision, pickle = model.text, model.vision, model.allow_pickle
+    name = text.start_from
+    if name and stored and stored.text.start_from == name:
+        text = dataclasses.replace(stored.text, dropout_rate=text.dropout_rate)
+    elif name and reads(name, "model.text.start_from"):
+        text = starts.read_text_config(name, text, allow_pickle=pickle)
+    name = vision.start_from
+    if name and stored and stored.vision.start_from == name:
+        vision = dataclasses.replace(stored.vision, image_size=vision.image_size)
+    elif name and reads(name, "model.vision.start_from"):
+        vision = starts.read_vision_config(name, vision, allow_pickle=pickle)
+    return dataclasses.replace(model, text=text, vision=vision)
 
 
 def must_agree(

@@ -103,8 +103,4 @@ def state_sharding(state: AnyState, layout: Layout) -> AnyState:
 
 def with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
     """Shapes with the shardings that their arrays will have."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+    return jax.tree.map(lambda x, s: x.update(sharding=s), shapes, shardings)

@@ -30,7 +30,7 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed import processes
 from vilem_jax.distributed.mesh import Layout, on_one_device
 from vilem_jax.editing.editor import FrozenEditor
-from vilem_jax.editing.loading import load_editor, token_tables
+from vilem_jax.editing.loading import open_editor, token_tables
 from vilem_jax.editing.stored_edits import make_edits
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, make_encoder
@@ -74,9 +74,7 @@ class VilemTask:
         self.config, self.tokenizer = config, tokenizer
         self.image_size = config.model.vision.image_size
         # With an edit table, or without ViLEM's losses, no editor runs in the step.
-        graph, self.frozen = None, FrozenEditor({}, token_tables(tokenizer))
-        if config.loss.has_proofreading and config.editor.path:
-            graph, self.frozen = load_editor(config, tokenizer)
+        graph, self.frozen = open_editor(config, tokenizer)
         self.step = make_train_step(
             config,
             schedule,
