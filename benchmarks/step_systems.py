@@ -99,8 +99,10 @@ def make_ours(options) -> System:
     return System(about, steps, lambda: ceilings.of_jax(options, dtype))
 
 
-def begin_training(config, layout, *, pad_id: int = 0, mask_id: int = 4):
+def begin_training(config, layout, **ids: int):
     """A first state, and `step(state, batch) -> (state, metrics)`, which eats it.
+
+    `ids` are pad_id and mask_id of the vocabulary, if they are not BERT's first ones.
 
     Compiled once, as a run's (`training/tasks.py`): with shardings written out.
     """
@@ -112,7 +114,7 @@ def begin_training(config, layout, *, pad_id: int = 0, mask_id: int = 4):
     from vilem_jax.training.optimizer import make_schedule
     from vilem_jax.training.step import make_train_step
 
-    graph, editor = make_editor(config)
+    graph, editor = make_editor(config, **ids)
     mesh = layout.mesh
     editor = put_replicated(editor, mesh)
     key = put_replicated(jax.random.key(0), mesh)
@@ -122,14 +124,13 @@ def begin_training(config, layout, *, pad_id: int = 0, mask_id: int = 4):
         out_shardings=states.state_sharding(shapes, layout),
     )(key)
     schedule = make_schedule(config.optimizer, 1000)
-    ids = {"pad_id": pad_id, "mask_id": mask_id}
     train_step = compile_step(
-        make_train_step(config, schedule, graph, layout=layout, **ids), shapes, layout
+        make_train_step(config, schedule, graph, layout=layout), shapes, layout
     )
     return state, lambda state, batch: train_step(state, editor, batch, key)
 
 
-def make_editor(config):
+def make_editor(config, *, pad_id: int = 0, mask_id: int = 4):
     """A masked-language model of the text tower's shape, with random weights."""
     import jax
     import jax.numpy as jnp
@@ -139,7 +140,13 @@ def make_editor(config):
     from vilem_jax.training import editor_step
 
     token = jnp.arange(config.model.text.vocab_size)
-    tables = TokenTables(is_editable=token > 4, is_piece=token < 0, is_side=token < 0)
+    tables = TokenTables(
+        is_editable=token > 4,
+        is_piece=token < 0,
+        is_side=token < 0,
+        pad_id=pad_id,
+        mask_id=mask_id,
+    )
     params = jax.jit(lambda key: editor_step.init_editor_params(config, key))(
         jax.random.key(1)
     )

@@ -87,6 +87,8 @@ def token_tables() -> TokenTables:
         is_editable=token >= FIRST_WORD,
         is_piece=token >= FIRST_PIECE,
         is_side=(token == LEFT) | (token == RIGHT),
+        pad_id=PAD,
+        mask_id=MASK,
     )
 
 
@@ -191,14 +193,8 @@ class Runner:
             editor = tiny_editor(editor_config)
         self.editor = put_replicated(editor, self.mesh)
         self.key = put_replicated(jax.random.key(config.seed), self.mesh)
-        step = make_train_step(
-            config,
-            make_schedule(config.optimizer, NUM_STEPS),
-            graph,
-            pad_id=PAD,
-            mask_id=MASK,
-            layout=layout,
-        )
+        schedule = make_schedule(config.optimizer, NUM_STEPS)
+        step = make_train_step(config, schedule, graph, layout=layout)
         self.compiled = compile_step(step, tiny_state(config), layout)
 
     def init_state(self, config: Config):

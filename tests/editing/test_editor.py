@@ -34,6 +34,8 @@ def editor():
         is_editable=words >= FIRST_WORD,
         is_piece=words >= FIRST_PIECE,
         is_side=words < 0,
+        pad_id=PAD,
+        mask_id=MASK,
     )
     # Larger weights than at the start, so that the editor's favourites depend on text.
     params = jax.tree.map(lambda values: values * 10, nnx.to_pure_dict(state))
@@ -61,9 +63,7 @@ def edit(editor, tokens, seed=0, **settings):
 
     @jax.jit
     def run(frozen, tokens, keys):
-        return edit_captions(
-            editor[0], frozen, tokens, keys, config, pad_id=PAD, mask_id=MASK
-        )
+        return edit_captions(editor[0], frozen, tokens, keys, config)
 
     return run(editor[1], tokens, keys), keys, config
 
@@ -87,15 +87,7 @@ def test_captions_differ_exactly_at_edit_here(editor, masking, sampling):
 def test_edits_do_not_depend_on_the_batch(editor):
     tokens = captions()
     whole, keys, config = edit(editor, tokens)
-    part = edit_captions(
-        editor[0],
-        editor[1],
-        tokens[5:8],
-        keys[5:8],
-        config,
-        pad_id=PAD,
-        mask_id=MASK,
-    )
+    part = edit_captions(*editor, tokens[5:8], keys[5:8], config)
     np.testing.assert_array_equal(whole.tokens[5:8], part.tokens)
 
 
@@ -155,7 +147,8 @@ def test_positions_and_tokens_share_no_random_number(editor, monkeypatch):
 def test_a_position_without_a_candidate_stays(editor):
     only = jnp.arange(VOCABULARY) == FIRST_WORD
     never = jnp.zeros_like(only)
-    frozen = FrozenEditor(editor[1].params, editing.TokenTables(only, never, never))
+    tables = editing.TokenTables(only, never, never, pad_id=PAD, mask_id=MASK)
+    frozen = FrozenEditor(editor[1].params, tables)
     tokens = jnp.asarray([[CLS, FIRST_WORD, FIRST_WORD, SEP] + [PAD] * 5])
     edits = edit_captions(
         editor[0],
@@ -163,8 +156,6 @@ def test_a_position_without_a_candidate_stays(editor):
         tokens,
         jax.random.split(jax.random.key(0), 1),
         EditorConfig(edit_rate=1.0),
-        pad_id=PAD,
-        mask_id=MASK,
     )
     np.testing.assert_array_equal(edits.tokens, tokens)
     assert not edits.edit_here.any() and not edits.is_edit.any()

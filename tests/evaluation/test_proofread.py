@@ -38,6 +38,8 @@ def edits(config, tokenizer, source):
         is_editable=jnp.asarray(vocabulary.is_editable),
         is_piece=jnp.asarray(vocabulary.is_piece),
         is_side=jnp.zeros(vocabulary.size, bool),
+        pad_id=vocabulary.pad_id,
+        mask_id=vocabulary.mask_id,
     )
     return make_edits(
         EDITING,
@@ -238,6 +240,8 @@ def test_edits_do_not_depend_on_company(edits, config, tokenizer, source):
     tables = TokenTables(
         *(jnp.asarray(t) for t in (vocabulary.is_editable, vocabulary.is_piece)),
         jnp.zeros(vocabulary.size, bool),
+        pad_id=vocabulary.pad_id,
+        mask_id=vocabulary.mask_id,
     )
     few = make_edits(
         EDITING,

@@ -10,7 +10,6 @@ from tests.tiny import (
     CLS,
     FIRST_WORD,
     LEFT,
-    MASK,
     PAD,
     RIGHT,
     SEP,
@@ -229,7 +228,7 @@ def test_captions_with_left_or_right_are_not_flipped(spares):
     batch = tiny_batch()
     batch["tokens"][:] = [CLS, FIRST_WORD + 5, SEP, *[PAD] * 9]
     batch["tokens"][2, 1], batch["tokens"][5, 1] = LEFT, RIGHT
-    prepare = make_preprocess(config, None, pad_id=PAD, mask_id=MASK)
+    prepare = make_preprocess(config, None)
     keys = sample_keys(jax.random.key(0), 0, batch["sample_id"])
     samples = jax.jit(prepare)(FrozenEditor({}, token_tables()), batch, keys)
     mean, std = np.array(config.augment.mean), np.array(config.augment.std)

@@ -69,10 +69,6 @@ def test_variant_equals_the_editors_edits_of_its_step(settings, prepared, tmp_pa
     config = starting.complete(freeze(settings), tmp_path)
     tokenizer = open_tokenizer(config, tmp_path)
     graph, editor = load_editor(config, tokenizer)
-    ids = {
-        "pad_id": tokenizer.vocabulary.pad_id,
-        "mask_id": tokenizer.vocabulary.mask_id,
-    }
     offline = dataclasses.replace(
         config, editor=dataclasses.replace(config.editor, edit_table=prepared)
     )
@@ -90,9 +86,9 @@ def test_variant_equals_the_editors_edits_of_its_step(settings, prepared, tmp_pa
     for variant in range(VARIANTS):
         keys = sample_keys(jax.random.key(config.seed), variant, numbers)
         keys = fold_in(keys, int(Purpose.EDIT))
-        expected = jax.jit(make_edit(config, graph, **ids))(editor, batch, keys)
+        expected = jax.jit(make_edit(config, graph))(editor, batch, keys)
         rows = edits.rows(numbers, [variant] * len(numbers))
-        found = make_edit(offline, None, **ids)(None, batch | rows, keys)
+        found = make_edit(offline, None)(None, batch | rows, keys)
         for name, ours, theirs in zip(found._fields, found, expected, strict=True):
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
         assert found.is_edit.any(axis=1).all()

@@ -34,7 +34,6 @@ CONFIG = tiny_config(
     editor={"edit_rate": 0.3, "mask_rate": 1.0},
     optimizer={"learning_rate": 3e-3},
 )
-IDS = {"pad_id": PAD, "mask_id": MASK}
 KEY = jax.random.key(5)
 
 
@@ -42,7 +41,7 @@ KEY = jax.random.key(5)
 def compiled_step(config):
     step = jax.jit(
         editor_step.make_editor_step(
-            config, lambda step: config.optimizer.learning_rate, **IDS
+            config, lambda step: config.optimizer.learning_rate
         )
     )
     tables = editor_step.masking_tables(token_tables())
@@ -108,8 +107,9 @@ def test_chosen_tokens_are_masked_kept_or_changed(mask_rate):
         jnp.tile(jnp.arange(length) % 2 == 0, (count, 1)),
     )
     keys = jax.random.split(KEY, count)
+    tables = editor_step.masking_tables(token_tables())
     hidden = jax.jit(
-        lambda k, t, p: editor_step.mask_tokens(k, t, p, words, mask_rate, MASK)
+        lambda k, t, p: editor_step.mask_tokens(k, t, p, tables, mask_rate)
     )(keys, tokens, positions)
     hidden = np.asarray(hidden)
     np.testing.assert_array_equal(hidden[:, 1::2], tokens[:, 1::2])
@@ -129,7 +129,7 @@ def test_chosen_tokens_are_masked_kept_or_changed(mask_rate):
 
 def test_masked_tokens_are_learned(batch):
     step, state = compiled_step(CONFIG), new_state()
-    accuracy = jax.jit(editor_step.make_masked_accuracy(CONFIG, **IDS))
+    accuracy = jax.jit(editor_step.make_masked_accuracy(CONFIG))
     before = accuracy(FrozenEditor(state.params, token_tables()), batch["tokens"], KEY)
     first = None
     for _ in range(150):
@@ -173,7 +173,7 @@ def test_devices_change_nothing_with_dropout():
     for num_devices in (1, 8):
         layout = Layout(make_mesh(num_devices))
         mesh = layout.mesh
-        step = editor_step.make_editor_step(config, lambda step: 1e-3, **IDS)
+        step = editor_step.make_editor_step(config, lambda step: 1e-3)
         step = compile_step(step, new_state(), layout)
         tables = editor_step.masking_tables(token_tables())
         tables = put_replicated(tables, mesh)

@@ -38,9 +38,6 @@ def edit_captions(
     tokens: jax.Array,
     keys: jax.Array,
     config: EditorConfig,
-    *,
-    pad_id: int,
-    mask_id: int,
 ) -> editing.Edits:
     """Replaces some tokens of each caption by others that the editor finds likely.
 
@@ -55,14 +52,14 @@ def edit_captions(
       Edits that differ from `tokens` exactly at `edit_here`. A caption without an
       editable token, or without a candidate for its positions, is unchanged.
     """
-    is_editable = editor.tables.is_editable[tokens]
+    tables = editor.tables
     position_keys = fold_in(keys, POSITIONS_PURPOSE)
-    chosen = editing.choose_positions(position_keys, is_editable, config)
+    chosen = editing.choose_positions(position_keys, tables.is_editable[tokens], config)
     model = nnx.merge(graphdef, editor.params)
-    attention_mask = make_attention_mask(tokens, pad_id)
+    attention_mask = make_attention_mask(tokens, tables.pad_id)
 
     def logits_at(chosen: editing.ChosenPositions) -> jax.Array:
-        masked = editing.mask_positions(tokens, chosen, mask_id)
+        masked = editing.mask_positions(tokens, chosen, tables.mask_id)
         return model.logits_at(masked, attention_mask, chosen.positions)
 
     if config.masking == "together":
@@ -73,7 +70,7 @@ def edit_captions(
         each = jax.tree.map(lambda rows: rows.T[..., None], chosen)  # K times [B, 1]
         logits = jnp.swapaxes(jax.lax.map(logits_at, each)[:, :, 0], 0, 1)
     original = layers.at_positions(tokens, chosen.positions)
-    allowed = editing.candidate_logits(logits, original, editor.tables, config)
+    allowed = editing.candidate_logits(logits, original, tables, config)
     token_keys = fold_in(keys, TOKENS_PURPOSE)
     sampled, has_candidate = editing.sample_tokens(token_keys, allowed, config)
     # The filters of `candidate_logits` may leave nothing: such a position is no edit.

@@ -107,8 +107,13 @@ def token_tables(tokenizer: Tokenizer) -> TokenTables:
     # Images with a caption that has these words are not flipped.
     sides = tokenizer.encode(["left", "right"], 3)[:, 1]  # after [CLS]
     is_side = np.isin(np.arange(vocabulary.size), sides) & vocabulary.is_editable
-    tables = (vocabulary.is_editable, vocabulary.is_piece, is_side)
-    return TokenTables(*map(jnp.asarray, tables))
+    return TokenTables(
+        is_editable=jnp.asarray(vocabulary.is_editable),
+        is_piece=jnp.asarray(vocabulary.is_piece),
+        is_side=jnp.asarray(is_side),
+        pad_id=vocabulary.pad_id,
+        mask_id=vocabulary.mask_id,
+    )
 
 
 def open_editor(

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,14 +77,13 @@ def make_edits(
     captions = [source.captions(index) for index in range(count)]
     texts = [each[rng.integers(len(each))] if each else "" for each in captions]
     tokens = tokenizer.encode(texts, config.evaluation.text_length)
-    ids = {name: getattr(tokenizer.vocabulary, name) for name in ("pad_id", "mask_id")}
     how = config.evaluation_editor
 
     @jax.jit
     def run(editor, tokens, start):
         numbers = start + jnp.arange(EDIT_ROWS)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
-        return edit_captions(graphdef, editor, tokens, keys, how, **ids)
+        return edit_captions(graphdef, editor, tokens, keys, how)
 
     # Whole chunks alone: the last one is filled up with rows that are dropped again.
     padded = np.pad(tokens, ((0, -count % EDIT_ROWS), (0, 0)), mode="edge")
@@ -146,7 +144,12 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
       UserError: the file is corrupt or has another format version; its tokens are of
         another vocabulary, or have [SEP] and those of the model do not.
     """
-    values = _read_arrays(path)
+    missing = f"there is no file {path} with stored edits"
+    corrupt = f"{path} does not hold stored edits, or is corrupt: {_HOW_TO_MAKE}"
+    with read_errors(path, missing=missing, corrupt=corrupt):
+        arrays = read_arrays(Path(path).expanduser())
+    # Names and numbers come back as arrays without axes.
+    values = {name: rows if rows.ndim else rows.item() for name, rows in arrays.items()}
     version = values.get("format_version")
     check_format_version(version, FORMAT_VERSION, Path(path), _HOW_TO_MAKE)
     names = [field.name for field in dataclasses.fields(StoredEdits)]
@@ -167,15 +170,6 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
             f"model's config.data.keeps_sep is {tokenizer.keeps_sep}: make other edits"
         )
     return edits
-
-
-def _read_arrays(path: str | Path) -> dict[str, Any]:
-    missing = f"there is no file {path} with stored edits"
-    corrupt = f"{path} does not hold stored edits, or is corrupt: {_HOW_TO_MAKE}"
-    with read_errors(path, missing=missing, corrupt=corrupt):
-        arrays = read_arrays(Path(path).expanduser())
-    # Names and numbers come back as arrays without axes.
-    return {name: rows if rows.ndim else rows.item() for name, rows in arrays.items()}
 
 
 def captions_digest(source: Source, images: np.ndarray) -> str:

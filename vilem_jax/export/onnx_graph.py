@@ -16,13 +16,8 @@ INPUT = {"uint8": "pixels", "int32": "tokens"}
 OUTPUT = "embedding"
 
 
-def check_installed() -> None:
-    """Raises UserError if a package is missing."""
-    _packages()
-
-
-def _packages() -> tuple[ModuleType, ModuleType]:
-    """(jax2onnx, onnxruntime), which only this function imports."""
+def check_installed() -> tuple[ModuleType, ModuleType]:
+    """(jax2onnx, onnxruntime), imported here alone; UserError if one is missing."""
     try:
         import jax2onnx  # pyright: ignore[reportMissingImports]  # an extra
         import onnxruntime  # pyright: ignore[reportMissingImports]  # an extra
@@ -44,7 +39,7 @@ def describe() -> JsonObject:
 
 def to_bytes(tower: Tower) -> bytes:
     """The tower with its weights, opset 18, free dimensions by name."""
-    jax2onnx, _ = _packages()
+    jax2onnx, _ = check_installed()
     # It warns of values without a type, which onnxruntime infers.
     logger = logging.getLogger("onnx_ir")
     before = logger.level
@@ -65,7 +60,7 @@ def to_bytes(tower: Tower) -> bytes:
 
 def runner(content: bytes) -> Callable[[Any], Any]:
     """rows -> embeddings, by onnxruntime on the CPU."""
-    _, onnxruntime = _packages()
+    _, onnxruntime = check_installed()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda rows: session.run(None, {name: rows})[0]

@@ -35,21 +35,16 @@ class MaskedLanguageModel(nnx.Module):
           seeds: dropout seeds uint32 [B, 2], or None.
         """
         hidden = self.text.embed(tokens, seeds=seeds)
-        hidden = self._hidden_at(hidden, attention_mask, positions, seeds)
+        last = len(self.text.layers) - 1
+        if self.compute.editor_at_positions:
+            # Exact: no other position of the last layer is read. K is about L / 4.
+            hidden = self.text.run(hidden, attention_mask, stop=last, seeds=seeds)
+            seeds = layers.for_site(seeds, last)
+            hidden = self.text.layers[last](
+                hidden, attention_mask, positions=positions, seeds=seeds
+            )
+        else:
+            hidden = self.text.run(hidden, attention_mask, seeds=seeds)
+            hidden = layers.at_positions(hidden, positions)
         embedding = self.text.embedding.words[...]  # the decoder is tied to it
         return layers.vocab_logits(self.transform(hidden), embedding, self.bias[...])
-
-    def _hidden_at(self, hidden, attention_mask, positions, seeds):
-        """[B, K, W]; the last layer at the positions alone if `editor_at_positions`."""
-        last = len(self.text.layers) - 1
-        if not self.compute.editor_at_positions:
-            hidden = self.text.run(hidden, attention_mask, seeds=seeds)
-            return layers.at_positions(hidden, positions)
-        # Exact: no other position of the last layer is read. K is about L / 4.
-        hidden = self.text.run(hidden, attention_mask, stop=last, seeds=seeds)
-        return self.text.layers[last](
-            hidden,
-            attention_mask,
-            positions=positions,
-            seeds=layers.for_site(seeds, last),
-        )

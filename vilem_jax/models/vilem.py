@@ -119,22 +119,17 @@ class ViLEM(nnx.Module):
 
     def proofread_local(self, tokens, attention_mask, image_levels, *, seeds=None):
         """The first M_1 layers with cross-attention: edited tokens -> [B, L, W]."""
+        hidden = self.text.embed(tokens, seeds=seeds)
+        m1 = self.config.num_proofread_layers
         return self.text.run(
-            self.text.embed(tokens, seeds=seeds),
-            attention_mask,
-            stop=self.config.num_proofread_layers,
-            image_levels=image_levels,
-            seeds=seeds,
+            hidden, attention_mask, stop=m1, image_levels=image_levels, seeds=seeds
         )
 
     def proofread_global(self, tokens, attention_mask, image_global, *, seeds=None):
         """The first M_1 layers with h^v [B, W] added to each token -> [B, L, W]."""
-        return self.text.run(
-            self.text.embed(tokens, image_global=image_global, seeds=seeds),
-            attention_mask,
-            stop=self.config.num_proofread_layers,
-            seeds=seeds,
-        )
+        hidden = self.text.embed(tokens, image_global=image_global, seeds=seeds)
+        m1 = self.config.num_proofread_layers
+        return self.text.run(hidden, attention_mask, stop=m1, seeds=seeds)
 
     def encode_and_proofread_global(
         self, tokens, edited_tokens, attention_mask, image_global, *, seeds=(None, None)
@@ -163,12 +158,9 @@ class ViLEM(nnx.Module):
         )
         clean, proofread = hidden[0::2], hidden[1::2]  # [B, L, W] each
         if m1 < self.config.text.num_layers:
+            stops = self.compute.cls_only_last_layer
             clean = self.text.run(
-                clean,
-                attention_mask,
-                start=m1,
-                cls_only=self.compute.cls_only_last_layer,
-                seeds=clean_seeds,
+                clean, attention_mask, start=m1, cls_only=stops, seeds=clean_seeds
             )
         return self.project_text(clean[:, 0]), proofread
 

@@ -4,7 +4,7 @@ Pure functions of per-sample keys and of the logits of the masked-language model
 (`models/editor.py`), which `editing/editor.py` puts together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -28,11 +28,14 @@ class Edits(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenTables:
-    """What edits and flips need of the vocabulary, as arrays."""
+    """What edits and flips need of the vocabulary."""
 
     is_editable: jax.Array  # bool [V]: not special, [UNK], unused or punctuation
     is_piece: jax.Array  # bool [V]: continues a word ("##ing")
     is_side: jax.Array  # bool [V]: "left" or "right", which a flip contradicts
+    # Constants of a compiled program.
+    pad_id: int = field(metadata={"static": True})
+    mask_id: int = field(metadata={"static": True})
 
 
 class ChosenPositions(NamedTuple):
@@ -126,16 +129,15 @@ def apply_edits(
     tokens: jax.Array, chosen: ChosenPositions, replacements: jax.Array
 ) -> Edits:
     """Puts `replacements` [B, K] at the chosen positions of `tokens` [B, L]."""
+    positions, is_edit = chosen
     rows = jnp.arange(tokens.shape[0])[:, None]  # [B, 1], broadcast over K
-    original = jnp.take_along_axis(tokens, chosen.positions, axis=1)
-    new = jnp.where(chosen.is_edit, replacements, original)
+    original = jnp.take_along_axis(tokens, positions, axis=1)
+    new = jnp.where(is_edit, replacements, original)
     # Positions are all different, so no write meets another.
-    edited = tokens.at[rows, chosen.positions].set(new, unique_indices=True)
-    edit_here = jnp.zeros(tokens.shape, bool)
-    edit_here = edit_here.at[rows, chosen.positions].set(
-        chosen.is_edit, unique_indices=True
-    )
-    return Edits(edited, edit_here, chosen.positions, chosen.is_edit)
+    edited = tokens.at[rows, positions].set(new, unique_indices=True)
+    nowhere = jnp.zeros(tokens.shape, bool)
+    edit_here = nowhere.at[rows, positions].set(is_edit, unique_indices=True)
+    return Edits(edited, edit_here, positions, is_edit)
 
 
 def mask_positions(

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from vilem_jax.config.schema import Config
@@ -42,9 +41,9 @@ def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def tables(config: Config) -> TokenTables:
-    """bool [V] each."""
-    size = config.model.text.vocab_size
-    return jax.eval_shape(lambda: TokenTables(*[jnp.zeros(size, bool)] * 3))
+    """With any ids: they change no shape."""
+    each = jax.ShapeDtypeStruct((config.model.text.vocab_size,), jnp.bool_)
+    return TokenTables(each, each, each, pad_id=0, mask_id=1)
 
 
 def editor_config(config: Config) -> Config:
@@ -67,9 +66,6 @@ def editor_state(config: Config) -> State:
 
 def masking_tables(config: Config) -> editor_step.MaskingTables:
     """Of a vocabulary in which all but the five special tokens are editable."""
-    size = config.model.text.vocab_size
-    return jax.eval_shape(
-        lambda: editor_step.MaskingTables(
-            jnp.zeros(size, bool), np.zeros(size - 5, np.int32)
-        )
-    )
+    size = config.model.text.vocab_size - 5
+    editable = jax.ShapeDtypeStruct((size,), jnp.int32)
+    return editor_step.MaskingTables(tables(config), editable)

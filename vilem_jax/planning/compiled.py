@@ -26,9 +26,7 @@ from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import abstract_state
 from vilem_jax.training.step import make_train_step
 
-# Arbitrary: neither changes a shape.
-PAD, MASK = 0, 1
-ANY_STEPS = 100_000  # of the schedule
+ANY_STEPS = 100_000  # of the schedule; changes no shape
 
 # Outside Google's cloud libtpu would wait for the metadata server. It also locks out a
 # second process, as if both used a chip.
@@ -149,16 +147,15 @@ def compile_ahead(config: Config, devices: Sequence) -> CompiledStep:
 def lower_step(config: Config, layout: Layout) -> jax.stages.Lowered:
     """The step of a run of `config.task`, traced on shapes."""
     schedule = make_schedule(config.optimizer, ANY_STEPS)
-    ids = {"pad_id": PAD, "mask_id": MASK}
     if config.task == "editor":
-        step = make_editor_step(config, schedule, **ids)
+        step = make_editor_step(config, schedule)
         state, frozen = abstract.editor_state(config), abstract.masking_tables(config)
     else:
         graph, params = None, {}
         if abstract.uses_editor(config):
             graph = editor_graph(abstract.editor_config(config))
             params = abstract.editor_params(config)
-        step = make_train_step(config, schedule, graph, layout=layout, **ids)
+        step = make_train_step(config, schedule, graph, layout=layout)
         frozen = FrozenEditor(params, abstract.tables(config))
         state = abstract_state(config)
     key = jax.eval_shape(lambda: jax.random.key(0))

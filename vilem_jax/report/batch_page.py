@@ -19,7 +19,6 @@ from vilem_jax.report.html import image_uri
 from vilem_jax.runs.trained_model import open_tokenizer
 from vilem_jax.templates import render_template
 from vilem_jax.training import starting
-from vilem_jax.training.losses import Samples
 from vilem_jax.training.step import make_preprocess
 
 _NO_RUN = Path(os.devnull)  # in place of a work directory
@@ -62,7 +61,10 @@ def _first_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[d
     config = dataclasses.replace(config, train=train)
     size, edits = config.model.vision.image_size, open_edits(config, corpus, tokenizer)
     batch = BatchMaker(config, corpus, tokenizer, size, edits)(0)
-    samples = _preprocess(config, tokenizer, batch)
+    graph, editor = open_editor(config, tokenizer)
+    step = jnp.zeros((), jnp.int32)
+    keys = sample_keys(jax.random.key(config.seed), step, batch["sample_id"])
+    samples = jax.jit(make_preprocess(config, graph))(editor, batch, keys)
     # Undoes the normalisation of float [B, R, R, 3].
     shares = np.asarray(samples.pixels) * config.augment.std + config.augment.mean
     images = np.clip(np.round(255 * shares), 0, 255).astype(np.uint8)
@@ -74,14 +76,3 @@ def _first_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[d
             images, original, edited, batch["is_corrupt"], strict=True
         )
     ]
-
-
-def _preprocess(config: Config, tokenizer: Tokenizer, batch: dict) -> Samples:
-    graph, editor = open_editor(config, tokenizer)
-    vocabulary = tokenizer.vocabulary
-    preprocess = make_preprocess(
-        config, graph, pad_id=vocabulary.pad_id, mask_id=vocabulary.mask_id
-    )
-    step = jnp.zeros((), jnp.int32)
-    keys = sample_keys(jax.random.key(config.seed), step, batch["sample_id"])
-    return jax.jit(preprocess)(editor, batch, keys)

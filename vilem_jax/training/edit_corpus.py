@@ -87,7 +87,7 @@ def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
     Both are [n, K]; [PAD] stands for no edit.
     """
     graph, editor = load_editor(config, tokenizer)
-    pad_id, mask_id = tokenizer.vocabulary.pad_id, tokenizer.vocabulary.mask_id
+    pad_id = tokenizer.vocabulary.pad_id
     editor = put_replicated(editor, mesh)
     key = jax.random.key(config.seed)
     whole, rows = replicated(mesh), over_batch(mesh)
@@ -95,15 +95,8 @@ def _make_edit(config: Config, tokenizer: Tokenizer, mesh) -> Callable:
     def run(editor, variant, batch):
         tokens = batch["tokens"]
         keys = sample_keys(key, variant, batch["sample_id"])
-        edits = edit_captions(
-            graph,
-            editor,
-            tokens,
-            fold_in(keys, Purpose.EDIT),
-            config.editor,
-            pad_id=pad_id,
-            mask_id=mask_id,
-        )
+        keys = fold_in(keys, Purpose.EDIT)
+        edits = edit_captions(graph, editor, tokens, keys, config.editor)
         new = jnp.take_along_axis(edits.tokens, edits.positions, axis=1)
         return edits.positions, jnp.where(edits.is_edit, new, pad_id)
 

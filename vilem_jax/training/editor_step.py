@@ -28,13 +28,12 @@ from vilem_jax.training.step import Batch, Metrics, apply_gradients
 class MaskingTables(NamedTuple):
     """What masking reads of the vocabulary."""
 
-    is_editable: jax.Array  # bool [V]
+    vocabulary: editing.TokenTables
     editable: jax.Array | np.ndarray  # int32 [W], the tokens that are
 
 
 def masking_tables(tables: editing.TokenTables) -> MaskingTables:
-    editable = np.flatnonzero(tables.is_editable).astype(np.int32)
-    return MaskingTables(tables.is_editable, editable)
+    return MaskingTables(tables, np.flatnonzero(tables.is_editable).astype(np.int32))
 
 
 def init_editor_params(config: Config, key: jax.Array) -> Params:
@@ -48,16 +47,15 @@ def init_editor_state(config: Config, params: Params) -> State:
 
 
 def make_editor_step(
-    config: Config, schedule: Callable, *, pad_id: int, mask_id: int
+    config: Config, schedule: Callable
 ) -> Callable[[State, MaskingTables, Batch, jax.Array], tuple[State, Metrics]]:
     """`step(state, tables, batch, key)`: mask tokens, name them, optimizer."""
     graph = editor_graph(config)
     optimizer = make_optimizer(config.optimizer)
 
-    def loss_of(params, tokens, masked, chosen, seeds):
-        logits = nnx.merge(graph, params).logits_at(
-            masked, make_attention_mask(tokens, pad_id), chosen.positions, seeds=seeds
-        )
+    def loss_of(params, tokens, attention_mask, masked, chosen, seeds):
+        model = nnx.merge(graph, params)
+        logits = model.logits_at(masked, attention_mask, chosen.positions, seeds=seeds)
         correction = _masked_labels(tokens, chosen)
         # The editor's config has no microbatches: this is the whole batch's count.
         num_masked = jnp.maximum(chosen.is_edit.sum(), 1)
@@ -67,22 +65,22 @@ def make_editor_step(
     def step(state: State, tables: MaskingTables, batch: Batch, key: jax.Array):
         tokens = batch["tokens"]
         keys = sample_keys(key, state.step, batch["sample_id"])
-        is_editable = tables.is_editable[tokens]
+        is_editable = tables.vocabulary.is_editable[tokens]
         chosen = editing.choose_positions(
             fold_in(keys, Purpose.EDIT), is_editable, config.editor
         )
+        attention_mask = make_attention_mask(tokens, tables.vocabulary.pad_id)
         # The purposes are those of ViLEM's step; AUGMENT is free here: no images.
         masked = mask_tokens(
             fold_in(keys, Purpose.AUGMENT),
             tokens,
             chosen,
-            tables.editable,
+            tables,
             config.editor.mask_rate,
-            mask_id,
         )
         seeds = dropout_seeds(fold_in(keys, Purpose.DROPOUT))
         (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, tokens, masked, chosen, seeds
+            state.params, tokens, attention_mask, masked, chosen, seeds
         )
         rate = schedule(state.step)
         state, metrics = apply_gradients(
@@ -97,9 +95,8 @@ def mask_tokens(
     keys: jax.Array,
     tokens: jax.Array,
     chosen: editing.ChosenPositions,
-    editable: jax.Array | np.ndarray,
+    tables: MaskingTables,
     mask_rate: float,
-    mask_id: int,
 ) -> jax.Array:
     """BERT's rule: of the chosen tokens most become [MASK], some stay, some change.
 
@@ -110,7 +107,6 @@ def mask_tokens(
     Args:
       keys: typed keys [B].
       tokens: int32 [B, L].
-      editable: int32 [W], the tokens that a changed one becomes.
       mask_rate: share of [MASK]; half of the rest stay, half become any token.
 
     Returns:
@@ -119,16 +115,16 @@ def mask_tokens(
     shape = chosen.positions.shape[1:]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (2, *shape)))(keys)
     outcome, which = uniform[:, 0], uniform[:, 1]  # [B, K] each
-    index = jnp.floor(which * len(editable)).astype(jnp.int32)
+    index = jnp.floor(which * len(tables.editable)).astype(jnp.int32)
     original = jnp.take_along_axis(tokens, chosen.positions, axis=1)
-    changed = jnp.asarray(editable)[index]  # may be the original, as in BERT
+    changed = jnp.asarray(tables.editable)[index]  # may be the original, as in BERT
     # outcome < mask_rate: [MASK]; of the rest, one half stays and one half changes.
     shown = jnp.where(outcome < (1.0 + mask_rate) / 2, original, changed)
-    shown = jnp.where(outcome < mask_rate, mask_id, shown)
+    shown = jnp.where(outcome < mask_rate, tables.vocabulary.mask_id, shown)
     return editing.apply_edits(tokens, chosen, shown.astype(tokens.dtype)).tokens
 
 
-def make_masked_accuracy(config: Config, *, pad_id: int, mask_id: int) -> Callable:
+def make_masked_accuracy(config: Config) -> Callable:
     """`accuracy(editor, tokens, key) -> (hits, masked)`: masked tokens named right.
 
     Which tokens are masked depends on the row's index and the key alone.
@@ -137,12 +133,13 @@ def make_masked_accuracy(config: Config, *, pad_id: int, mask_id: int) -> Callab
 
     def accuracy(editor: FrozenEditor, tokens: jax.Array, key: jax.Array):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(tokens.shape[0]))
-        is_editable = editor.tables.is_editable[tokens]
+        tables = editor.tables
+        is_editable = tables.is_editable[tokens]
         chosen = editing.choose_positions(keys, is_editable, config.editor)
-        masked = editing.mask_positions(tokens, chosen, mask_id)
-        logits = nnx.merge(graph, editor.params).logits_at(
-            masked, make_attention_mask(tokens, pad_id), chosen.positions
-        )
+        masked = editing.mask_positions(tokens, chosen, tables.mask_id)
+        attention_mask = make_attention_mask(tokens, tables.pad_id)
+        model = nnx.merge(graph, editor.params)
+        logits = model.logits_at(masked, attention_mask, chosen.positions)
         hits = proofreading.correction_hits(logits, _masked_labels(tokens, chosen))
         return hits, chosen.is_edit.sum()
 

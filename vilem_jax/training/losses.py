@@ -136,13 +136,7 @@ def batch_loss(
     if samples.edits is not None:
         for branch, tasks in config.trained.items():
             branches[branch] = _proofread_sums(
-                logits[branch],
-                samples.tokens,
-                samples.is_editable,
-                samples.edits,
-                shared.counts,
-                tasks,
-                config.detect_reduction,
+                logits[branch], samples, samples.edits, shared.counts, tasks, config
             )
     sums = LossSums(
         i2t=Mean(i2t, shared.counts.samples),
@@ -216,60 +210,47 @@ def _text_passes(
     pairs = [(model, features)]
     if config.pairing == "cross":
         # Each text tower reads the features of the other model's image tower.
-        momentum_features = momentum_model.image_features(
+        theirs = momentum_model.image_features(
             samples.pixels, with_levels=config.has_local
         )
-        pairs = [
-            (model, jax.lax.stop_gradient(momentum_features)),
-            (momentum_model, features),
-        ]
+        pairs = [(model, jax.lax.stop_gradient(theirs)), (momentum_model, features)]
     logits = {}
     is_joint = config.pairing == "online" and model.compute.joint_text_pass
     if config.has_global and is_joint:
         # The clean text and the global branch share layers without cross-attention.
+        feature = model.image_global(features)
         text_embedding, hidden = model.encode_and_proofread_global(
-            tokens,
-            edits.tokens,
-            mask,
-            model.image_global(features),
-            seeds=(clean, global_),
+            tokens, edits.tokens, mask, feature, seeds=(clean, global_)
         )
         logits["global"] = [model.global_logits(hidden, edits.positions)]
     else:
         text_embedding = model.encode_text(tokens, mask, seeds=clean)
     if config.has_local:
-        logits["local"] = [
-            model.local_logits(
-                tower.proofread_local(edits.tokens, mask, seen.levels, seeds=local),
-                edits.positions,
-            )
-            for tower, seen in pairs
-        ]
+        logits["local"] = []
+        for tower, seen in pairs:
+            hidden = tower.proofread_local(edits.tokens, mask, seen.levels, seeds=local)
+            logits["local"].append(model.local_logits(hidden, edits.positions))
     if config.has_global and not is_joint:
-        logits["global"] = [
-            model.global_logits(
-                tower.proofread_global(
-                    edits.tokens, mask, tower.image_global(seen), seeds=global_
-                ),
-                edits.positions,
-            )
-            for tower, seen in pairs
-        ]
+        logits["global"] = []
+        for tower, seen in pairs:
+            feature = tower.image_global(seen)
+            hidden = tower.proofread_global(edits.tokens, mask, feature, seeds=global_)
+            logits["global"].append(model.global_logits(hidden, edits.positions))
     return text_embedding, logits
 
 
 def _proofread_sums(
     logits: list[ProofreadLogits],
-    tokens: jax.Array,
-    is_editable: jax.Array,
+    samples: Samples,
     edits: editing.Edits,
     counts: Counts,
     tasks: tuple[str, ...],
-    reduction: str,
+    config: LossConfig,
 ) -> ProofreadSums:
     """Eqs. (8), (9) of one branch, and what its F1 and accuracy are computed from."""
     is_original = editing.detection_labels(edits)
-    correction = editing.correction_labels(tokens, edits)
+    correction = editing.correction_labels(samples.tokens, edits)
+    is_editable, reduction = samples.is_editable, config.detect_reduction
     detect = correct = detection = hits = None
     if "detect" in tasks:
         loss = jnp.zeros(())

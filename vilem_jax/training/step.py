@@ -39,8 +39,6 @@ def make_train_step(
     schedule: Callable,
     editor_graph: nnx.GraphDef | None,
     *,
-    pad_id: int,
-    mask_id: int,
     layout: Layout | None = None,
 ) -> Callable:
     """`train_step(state, editor, batch, key) -> (state, metrics)`, to be compiled.
@@ -48,14 +46,13 @@ def make_train_step(
     Args:
       schedule: step -> learning rate.
       editor_graph: of the masked-language model; None if it has nothing to edit.
-      pad_id, mask_id: of the vocabulary.
       layout: of the run on its devices; None: all on one.
     """
     layout = layout or one_device()
     # Each device prepares its own rows: left to itself, the compiler would all-gather
     # the logits of the whole vocabulary for top-k, gigabytes at full size.
     preprocess = layout.on_each_device(
-        make_preprocess(config, editor_graph, pad_id=pad_id, mask_id=mask_id),
+        make_preprocess(config, editor_graph),
         in_specs=(WHOLE, ROWS, ROWS),
         out_specs=ROWS,
     )
@@ -74,15 +71,15 @@ def make_train_step(
 
 
 def make_preprocess(
-    config: Config, editor_graph: nnx.GraphDef | None, *, pad_id: int, mask_id: int
+    config: Config, editor_graph: nnx.GraphDef | None
 ) -> Callable[[FrozenEditor, Batch, jax.Array], Samples]:
     """`preprocess(editor, batch, keys)`: augments, normalizes and edits."""
-    edit = make_edit(config, editor_graph, pad_id=pad_id, mask_id=mask_id)
+    edit = make_edit(config, editor_graph)
 
     def preprocess(editor: FrozenEditor, batch: Batch, keys: jax.Array) -> Samples:
-        tokens = batch["tokens"]  # [B, L]
+        tokens, tables = batch["tokens"], editor.tables  # [B, L]
         # "left" and "right" would be wrong in a mirrored image.
-        has_side = editor.tables.is_side[tokens].any(axis=1)
+        has_side = tables.is_side[tokens].any(axis=1)
         images = augment(
             batch["pixels"],
             fold_in(keys, Purpose.FLIP),
@@ -93,8 +90,8 @@ def make_preprocess(
         return Samples(
             pixels=normalize(images, config.augment),
             tokens=tokens,
-            attention_mask=make_attention_mask(tokens, pad_id),
-            is_editable=editor.tables.is_editable[tokens],
+            attention_mask=make_attention_mask(tokens, tables.pad_id),
+            is_editable=tables.is_editable[tokens],
             edits=edit(editor, batch, fold_in(keys, Purpose.EDIT)),
             dropout_seeds=dropout_seeds(fold_in(keys, Purpose.DROPOUT)),
             image_id=batch["image_id"],
@@ -104,7 +101,7 @@ def make_preprocess(
 
 
 def make_edit(
-    config: Config, editor_graph: nnx.GraphDef | None, *, pad_id: int, mask_id: int
+    config: Config, editor_graph: nnx.GraphDef | None
 ) -> Callable[[FrozenEditor, Batch, jax.Array], editing.Edits | None]:
     """`edit(editor, batch, keys)`: by the editor, or as they came with the batch.
 
@@ -118,8 +115,7 @@ def make_edit(
         if config.editor.edit_table or editor_graph is None:  # edited before the run
             chosen = editing.ChosenPositions(batch["edit_positions"], batch["is_edit"])
             return editing.apply_edits(tokens, chosen, batch["edit_tokens"])
-        ids = {"pad_id": pad_id, "mask_id": mask_id}
-        return edit_captions(editor_graph, editor, tokens, keys, config.editor, **ids)
+        return edit_captions(editor_graph, editor, tokens, keys, config.editor)
 
     return edit
 

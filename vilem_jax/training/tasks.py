@@ -75,14 +75,7 @@ class VilemTask:
         self.image_size = config.model.vision.image_size
         # With an edit table, or without ViLEM's losses, no editor runs in the step.
         graph, self.frozen = open_editor(config, tokenizer)
-        self.step = make_train_step(
-            config,
-            schedule,
-            graph,
-            pad_id=tokenizer.vocabulary.pad_id,
-            mask_id=tokenizer.vocabulary.mask_id,
-            layout=layout,
-        )
+        self.step = make_train_step(config, schedule, graph, layout=layout)
         self._validation = _open_complete(config.data.validation, "validation")
         self._test = _open_complete(config.data.test, "test")
         # Without an editor, as with an edit table, validation has recalls alone.
@@ -125,11 +118,9 @@ class VilemTask:
             metrics[source.name] = encode_source(encoder, source).metrics()
             if self._edits:
                 edits = self._edits[number]
+                has_others = len(np.unique(edits.image)) > 1
                 metrics[source.name]["proofread"] = evaluate_proofreading(
-                    encoder,
-                    edits,
-                    source,
-                    with_shuffled=len(np.unique(edits.image)) > 1,
+                    encoder, edits, source, with_shuffled=has_others
                 )
         return metrics
 
@@ -154,12 +145,10 @@ class EditorTask:
         self, config: Config, tokenizer: Tokenizer, schedule: Callable, workdir: Path
     ):
         self.config, self.tokenizer, self.workdir = config, tokenizer, workdir
-        vocabulary = tokenizer.vocabulary
-        ids = {"pad_id": vocabulary.pad_id, "mask_id": vocabulary.mask_id}
         self._tables = token_tables(tokenizer)
         self.frozen = editor_step.masking_tables(self._tables)
-        self.step = editor_step.make_editor_step(config, schedule, **ids)
-        self._accuracy = jax.jit(editor_step.make_masked_accuracy(config, **ids))
+        self.step = editor_step.make_editor_step(config, schedule)
+        self._accuracy = jax.jit(editor_step.make_masked_accuracy(config))
         self._validation = [open_source(one) for one in config.data.validation]
 
     def init_params(self, key: jax.Array) -> Params:
