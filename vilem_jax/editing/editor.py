@@ -53,8 +53,9 @@ def edit_captions(
       editable token, or without a candidate for its positions, is unchanged.
     """
     tables = editor.tables
+    is_editable = tables.is_editable[tokens]
     position_keys = fold_in(keys, POSITIONS_PURPOSE)
-    chosen = editing.choose_positions(position_keys, tables.is_editable[tokens], config)
+    chosen = editing.choose_positions(position_keys, is_editable, config)
     model = nnx.merge(graphdef, editor.params)
     attention_mask = make_attention_mask(tokens, tables.pad_id)
 

@@ -53,8 +53,9 @@ def make_editor_step(
     graph = editor_graph(config)
     optimizer = make_optimizer(config.optimizer)
 
-    def loss_of(params, tokens, attention_mask, masked, chosen, seeds):
+    def loss_of(params, tokens, pad_id, masked, chosen, seeds):
         model = nnx.merge(graph, params)
+        attention_mask = make_attention_mask(tokens, pad_id)
         logits = model.logits_at(masked, attention_mask, chosen.positions, seeds=seeds)
         correction = _masked_labels(tokens, chosen)
         # The editor's config has no microbatches: this is the whole batch's count.
@@ -69,7 +70,6 @@ def make_editor_step(
         chosen = editing.choose_positions(
             fold_in(keys, Purpose.EDIT), is_editable, config.editor
         )
-        attention_mask = make_attention_mask(tokens, tables.vocabulary.pad_id)
         # The purposes are those of ViLEM's step; AUGMENT is free here: no images.
         masked = mask_tokens(
             fold_in(keys, Purpose.AUGMENT),
@@ -80,7 +80,7 @@ def make_editor_step(
         )
         seeds = dropout_seeds(fold_in(keys, Purpose.DROPOUT))
         (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params, tokens, attention_mask, masked, chosen, seeds
+            state.params, tokens, tables.vocabulary.pad_id, masked, chosen, seeds
         )
         rate = schedule(state.step)
         state, metrics = apply_gradients(
