@@ -71,13 +71,8 @@ def make_editor_step(
             fold_in(keys, Purpose.EDIT), is_editable, config.editor
         )
         # The purposes are those of ViLEM's step; AUGMENT is free here: no images.
-        masked = mask_tokens(
-            fold_in(keys, Purpose.AUGMENT),
-            tokens,
-            chosen,
-            tables,
-            config.editor.mask_rate,
-        )
+        mask_keys = fold_in(keys, Purpose.AUGMENT)
+        masked = mask_tokens(mask_keys, tokens, chosen, tables, config.editor.mask_rate)
         seeds = dropout_seeds(fold_in(keys, Purpose.DROPOUT))
         (loss, top1), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, tokens, tables.vocabulary.pad_id, masked, chosen, seeds
