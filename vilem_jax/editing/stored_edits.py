@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +150,9 @@ def load_edits(path: str | Path, tokenizer: Tokenizer) -> StoredEdits:
     with read_errors(path, missing=missing, corrupt=corrupt):
         arrays = read_arrays(Path(path).expanduser())
     # Names and numbers come back as arrays without axes.
-    values = {name: rows if rows.ndim else rows.item() for name, rows in arrays.items()}
+    values: dict[str, Any] = {
+        name: rows if rows.ndim else rows.item() for name, rows in arrays.items()
+    }
     version = values.get("format_version")
     check_format_version(version, FORMAT_VERSION, Path(path), _HOW_TO_MAKE)
     names = [field.name for field in dataclasses.fields(StoredEdits)]

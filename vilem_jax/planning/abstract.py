@@ -42,8 +42,10 @@ def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
 
 def tables(config: Config) -> TokenTables:
     """With any ids: they change no shape."""
-    each = jax.ShapeDtypeStruct((config.model.text.vocab_size,), jnp.bool_)
-    return TokenTables(each, each, each, pad_id=0, mask_id=1)
+    size = config.model.text.vocab_size
+    return jax.eval_shape(
+        lambda: TokenTables(*[jnp.zeros(size, bool)] * 3, pad_id=0, mask_id=1)
+    )
 
 
 def editor_config(config: Config) -> Config:
@@ -67,5 +69,5 @@ def editor_state(config: Config) -> State:
 def masking_tables(config: Config) -> editor_step.MaskingTables:
     """Of a vocabulary in which all but the five special tokens are editable."""
     size = config.model.text.vocab_size - 5
-    editable = jax.ShapeDtypeStruct((size,), jnp.int32)
+    editable = jax.eval_shape(lambda: jnp.zeros(size, jnp.int32))
     return editor_step.MaskingTables(tables(config), editable)

@@ -62,8 +62,8 @@ def _first_pairs(config: Config, tokenizer: Tokenizer, num_pairs: int) -> list[d
     size, edits = config.model.vision.image_size, open_edits(config, corpus, tokenizer)
     batch = BatchMaker(config, corpus, tokenizer, size, edits)(0)
     graph, editor = open_editor(config, tokenizer)
-    step = jnp.zeros((), jnp.int32)
-    keys = sample_keys(jax.random.key(config.seed), step, batch["sample_id"])
+    step, sample_id = jnp.zeros((), jnp.int32), jnp.asarray(batch["sample_id"])
+    keys = sample_keys(jax.random.key(config.seed), step, sample_id)
     samples = jax.jit(make_preprocess(config, graph))(editor, batch, keys)
     # Undoes the normalisation of float [B, R, R, 3].
     shares = np.asarray(samples.pixels) * config.augment.std + config.augment.mean
