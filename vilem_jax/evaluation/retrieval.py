@@ -177,9 +177,8 @@ def _open_data_set(
     # Karpathy's files hold all splits; those of one split are named after it.
     split = "" if files[0].stem.endswith("_test") else "test"
     name, _, _ = data_set.title.partition(",")
-    source = open_source(
-        JsonConfig(name=name, path=str(files[0]), images=str(images), split=split)
-    )
+    config = JsonConfig(name=name, path=str(files[0]), images=str(images), split=split)
+    source = open_source(config)
     _, missing = present_images(source, allow_missing=allow_missing)
     is_whole = len(source) == COCO_TEST and not missing["missing_images"]
     folds = 5 if name == "COCO" and is_whole else 1

@@ -38,10 +38,8 @@ def to_bytes(tower: Tower) -> bytes:
     """The tower with its weights, lowered for all of PLATFORMS."""
     # Full float32 products: GPUs and TPUs would round them to 10 or 7 bits by default.
     with jax.default_matmul_precision("highest"):
-        exported = jax.export.export(jax.jit(tower.function), platforms=PLATFORMS)(
-            free_rows(tower)
-        )
-    return bytes(exported.serialize())
+        export = jax.export.export(jax.jit(tower.function), platforms=PLATFORMS)
+        return bytes(export(free_rows(tower)).serialize())
 
 
 def runner(content: bytes) -> Callable[[Any], Any]:

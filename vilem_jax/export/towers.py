@@ -101,9 +101,8 @@ def make_towers(
 
 def free_rows(tower: Tower) -> jax.ShapeDtypeStruct:
     """The rows a tower takes, with symbols for the free dimensions."""
-    shape = jax.export.symbolic_shape(
-        ", ".join(map(str, tower.shape)), constraints=tower.constraints
-    )
+    sizes = ", ".join(map(str, tower.shape))
+    shape = jax.export.symbolic_shape(sizes, constraints=tower.constraints)
     return jax.ShapeDtypeStruct(shape, jnp.dtype(tower.dtype))
 
 

@@ -96,8 +96,9 @@ class TextLayer(nnx.Module):
             # Every patch is real: no mask.
             hidden = self.cross_attention(hidden, patches, seeds=own_seeds)
         # Sites 0, 1, 2 of this layer; each `Attention` splits its own again.
+        expanded = self.mlp(hidden)
         expanded = layers.dropout(
-            self.mlp(hidden), layers.for_site(seeds, 2), self.dropout_rate
+            expanded, layers.for_site(seeds, 2), self.dropout_rate
         )
         return self.norm(hidden + expanded)
 

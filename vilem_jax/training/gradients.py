@@ -51,10 +51,9 @@ def device_gradients(
     momentum_model = build(momentum_params)
 
     # All keys of the global batch before any loss: every sample is contrasted with all.
+    has_dropout = config.loss.momentum_dropout
     encode = partial(
-        losses.momentum_keys,
-        model=momentum_model,
-        has_dropout=config.loss.momentum_dropout,
+        losses.momentum_keys, model=momentum_model, has_dropout=has_dropout
     )
     image_keys, text_keys = map_microbatches(encode, (samples,), config)
     image_ids = samples.image_id if config.loss.positives == "image" else None
@@ -111,9 +110,7 @@ def map_microbatches(
         return restore(jax.tree.map(unsplit, stacked))
     # `lax.scan` needs the sum's shapes before the first microbatch.
     first = jax.tree.map(lambda x: x[0], parts)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first)
-    )
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(function, *first))
 
     def add(total, part):
         return jax.tree.map(jnp.add, total, function(*part)), None

@@ -130,10 +130,8 @@ def _muon_and(
     def scaled(update, _):
         return rms * math.sqrt(max(update.shape)) * update
 
-    muon = optax.chain(
-        scale_by_muon(weight_dimension_numbers=dimensions),
-        optax.stateless_with_tree_map(scaled),
-    )
+    direction = scale_by_muon(weight_dimension_numbers=dimensions)
+    muon = optax.chain(direction, optax.stateless_with_tree_map(scaled))
     return optax.partition({"muon": muon, "adam": adam}, kinds)
 
 

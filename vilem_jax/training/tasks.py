@@ -18,6 +18,7 @@ validation data) it holds and never changes.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -192,11 +193,9 @@ class EditorTask:
         """Writes the editor, in Hugging Face's layout, to `EDITOR_FOLDER`."""
         params = jax.tree.map(np.asarray, state.params)
         folder, tokens = self.workdir / EDITOR_FOLDER, self.workdir / TOKENIZER_FOLDER
-        processes.on_process_0(
-            lambda: save_masked_language_model(
-                folder, params, self.config.model.text, tokens
-            )
-        )
+        text = self.config.model.text
+        save = partial(save_masked_language_model, folder, params, text, tokens)
+        processes.on_process_0(save)
 
 
 def _open_complete(configs: Sequence[SourceConfig], split: str) -> list[Source]:
