@@ -138,8 +138,7 @@ def test_positions_and_tokens_share_no_random_number(editor, monkeypatch):
     for name in ("choose_positions", "sample_tokens"):
         monkeypatch.setattr(editing, name, watched(name))
     tokens, keys = captions(3), jax.random.split(jax.random.key(0), 3)
-    config, ids = EditorConfig(), {"pad_id": PAD, "mask_id": MASK}
-    edit_captions(*editor, tokens, keys, config, **ids)
+    edit_captions(*editor, tokens, keys, EditorConfig())
     rows = np.concatenate([*used.values(), jax.random.key_data(keys)])
     assert len(np.unique(rows, axis=0)) == 9
 
