@@ -14,7 +14,7 @@ from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.editor import FrozenEditor
 from vilem_jax.editing.stored_edits import load_edits, make_edits, save_edits
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.encoding import Proofreading
+from vilem_jax.evaluation.encoding import Encoder, Proofreading
 from vilem_jax.evaluation.proofread import (
     evaluate_proofreading,
     other_images,
@@ -164,8 +164,9 @@ def test_right_and_shuffled_images_are_shown(edits, source, tokenizer):
     shown = []
 
     class Knowing:
-        image_size = 16
+        image_size, show_progress = 16, False
         trained = LossConfig().trained
+        read_images, progress = Encoder.read_images, Encoder.progress
 
         def proofread(self, pixels, tokens, positions, labels):
             means = np.array([image.mean() for image in pixels])
