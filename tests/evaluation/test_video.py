@@ -80,7 +80,7 @@ T2V_RANKS, V2T_RANKS = (2, 3, 4, 2), (2, 2, 4, 2)
 class HandMade:
     """Clips, captions and an encoder that give `HAND_MADE` as scores."""
 
-    name, split, clips = "hand", "", tuple("abcd")
+    name, split, clips, notes = "hand", "", tuple("abcd"), ()
     captions = tuple((letter,) for letter in "wxyz")
     num_pairs, folder, cleaning, keeps_sep = 4, "", "albef", True
 
