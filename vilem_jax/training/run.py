@@ -17,6 +17,7 @@ from vilem_jax import locks
 from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import Batches, BatchMaker, open_corpus
 from vilem_jax.data.corpus import Corpus
+from vilem_jax.data.sources.source import notes_of
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed import processes
 from vilem_jax.distributed.mesh import (
@@ -87,6 +88,9 @@ def train(
     # ---- data ----
     tokenizer = open_tokenizer(config, folder)
     corpus = open_corpus(config.data)
+    for source in corpus.sources:
+        for note in notes_of([source]):
+            notify(f"{source.name}: {note}")
     edits = open_edits(config, corpus, tokenizer)
     num_steps, steps_per_epoch = _count_steps(config, corpus)
 
