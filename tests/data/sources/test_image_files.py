@@ -110,6 +110,18 @@ def test_spellings_of_one_path_are_one_image(tmp_path):
     ]
 
 
+def test_spellings_of_one_path_may_share_an_id(tmp_path):
+    fill(tmp_path, "0.png", "1.png")
+    rows = [
+        {"image": name, "caption": "a", "image_id": 7} for name in ("0.png", "./0.png")
+    ]
+    config = JsonConfig(name="x", path=str(write_json(tmp_path, rows)))
+    assert records(open_source(config)) == [("0.png", ("a", "a"))]
+    write_json(tmp_path, [*rows, {"image": "1.png", "caption": "a", "image_id": 7}])
+    with pytest.raises(UserError, match=r"two images, 0\.png and 1\.png"):
+        open_source(config)
+
+
 def test_links_and_two_files_stay_two_images(tmp_path):
     fill(tmp_path, "a.png", "A.png", "elsewhere/inner/x.png", "elsewhere/a.png")
     (tmp_path / "link.png").symlink_to("a.png")

@@ -10,6 +10,7 @@ The content decides the layout:
 
 from collections import Counter
 from collections.abc import Iterator
+from posixpath import normpath
 from typing import NoReturn
 
 from vilem_jax.errors import UserError
@@ -179,10 +180,11 @@ def _check_id(
     image_id = id_of(record[field])
     if image_id is None:
         _refuse_field(record, field, _ID, where)
-    if named.setdefault(image_id, name) != name:
+    first = named.setdefault(image_id, name)
+    if first != name and normpath(first) != normpath(name):
         raise UserError(
             f"{where}: {field} {record[field]!r} stands for two images, "
-            f"{named[image_id]} and {name}: give each its own"
+            f"{first} and {name}: give each its own"
         )
     return image_id
 
