@@ -106,3 +106,14 @@ def test_data_check_exits_with_1_at_a_missing_image_of_any_name(tmp_path, capsys
     assert "train: 2 images (1 decoded)" in text and "1 images missing (50.00%)" in text
     counts = json.loads(out.read_text())["splits"]["train"]
     assert counts["missing_images"]["examples"][0].startswith("\udce9.png: ")
+
+
+@pytest.mark.parametrize("verb", ["proofread", "search"])
+def test_what_is_no_file_is_refused_before_a_model_is_loaded(verb, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    image = str(tmp_path / "pipe.png")
+    arguments = [image, "red"] if verb == "proofread" else ["x", f"--image={image}"]
+    assert main([verb, "--model=nowhere", *arguments]) == 2
+    assert (
+        "pipe.png cannot be read: it is a pipe, not a file" in capsys.readouterr().err
+    )

@@ -22,18 +22,21 @@ def add_verbs(verbs) -> None:
 def _proofread(options: argparse.Namespace) -> None:
     import dataclasses
 
-    from vilem_jax.files import check_writable, write_json
+    from vilem_jax import files
+
+    with files.read_errors(options.photo):  # before the model is loaded
+        files.open_input(options.photo, files.MAX_IMAGE_BYTES).close()
+    if options.out:
+        files.check_writable(options.out)
     from vilem_jax.report.tables import words_table
 
-    if options.out:
-        check_writable(options.out)
     model = open_model(options)
     words = model.proofread(options.photo, options.caption, branch=options.branch)
     length = model.config.evaluation.text_length
     cut = max(int(model.tokenizer.lengths([options.caption])[0]) - length, 0)
     if options.out:
         judged = [dataclasses.asdict(word) for word in words]
-        write_json(options.out, {"words": judged, "tokens_not_judged": cut})
+        files.write_json(options.out, {"words": judged, "tokens_not_judged": cut})
     print(words_table(words))
     if cut:  # a caption that is too long loses its end
         print(

@@ -7,11 +7,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vilem_jax import files
 from vilem_jax.cli import options as shared
 from vilem_jax.config.sources import SOURCE_KINDS
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import count
-from vilem_jax.files import MAX_TEXT_BYTES, check_writable, read_errors, read_input
+from vilem_jax.files import check_writable, read_errors, read_input
 
 if TYPE_CHECKING:
     from vilem_jax.data.sources.source import Source
@@ -71,6 +72,9 @@ def _add_search(verbs) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
+    if options.image:  # before the model is loaded
+        with read_errors(options.image):
+            files.open_input(options.image, files.MAX_IMAGE_BYTES).close()
     from vilem_jax.search.query import search
 
     hits = search(
@@ -234,7 +238,7 @@ def _read_texts(options: argparse.Namespace) -> list[str]:
         raise UserError("--queries are texts: give the --model of the vectors")
     with read_errors(options.queries):
         file = Path(options.queries).expanduser()
-        content = read_input(file, MAX_TEXT_BYTES, allow_pipe=True)
+        content = read_input(file, files.MAX_TEXT_BYTES, allow_pipe=True)
     texts = [line for line in content.decode("utf-8", "replace").splitlines() if line]
     if not texts:
         raise UserError(f"{options.queries} holds no text to search for")
