@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +130,7 @@ class BatchMaker:
         )
 
 
-class Batches(Iterator[HostBatch]):
+class Batches(Iterator[HostBatch], AbstractContextManager["Batches"]):
     """The endless batches from `start_step` on; `close` stops reading ahead."""
 
     def __init__(self, maker: BatchMaker, start_step: int = 0):
@@ -171,9 +172,6 @@ class Batches(Iterator[HostBatch]):
 
     def close(self) -> None:
         self._stop()
-
-    def __enter__(self) -> "Batches":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -5,8 +5,8 @@ recall that made it the best. It is written completely or not at all, replaced o
 better one is stored, and kept when the newest checkpoints are replaced.
 """
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 from vilem_jax.runs.checkpoints import (
     BEST_FOLDER,
@@ -40,7 +40,7 @@ def best_step(workdir: str | Path) -> tuple[int, float] | None:
     return step, metrics[step][MEAN_RECALL]
 
 
-class KeepBest:
+class KeepBest(AbstractContextManager["KeepBest"]):
     """Stores the state of an evaluation that beats all before it; a context manager."""
 
     def __init__(self, workdir: str | Path):
@@ -73,9 +73,6 @@ class KeepBest:
         for step in self._checkpoints.steps():
             if step != kept:
                 self._checkpoints.drop(step)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         # `update` has waited for every save and reported its failure.

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Self
 
 import jax
 import numpy as np
@@ -37,7 +36,7 @@ _OLD = ".old-"  # prefix of a checkpoint that is being removed
 _FOLDER = {"last": CHECKPOINTS_FOLDER, "best": BEST_FOLDER}
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run; used as a context manager by the trainer."""
 
     def __init__(
@@ -278,9 +277,6 @@ class Checkpoints:
                 f"the last checkpoint could not be written to {self._folder}; make "
                 "room and rerun the same command to resume"
             )
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # The error of the block matters more than a failed last save.

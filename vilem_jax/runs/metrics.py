@@ -12,9 +12,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from vilem_jax.distributed.processes import is_process_0
 from vilem_jax.files import reason, replace_file
@@ -38,7 +38,7 @@ def notify(message: str) -> None:
         tqdm.write(f"vilem: {message}", file=sys.stderr)
 
 
-class MetricsLog:
+class MetricsLog(AbstractContextManager["MetricsLog"]):
     """Writes a run's records to its files, to TensorBoard and to hooks.
 
     Write a step's records before saving its checkpoint: on resuming, records of later
@@ -114,9 +114,6 @@ class MetricsLog:
             lines.close()
         if self._events:
             self._events.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -269,7 +266,7 @@ class Clock:
         return lap
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """A bar with loss, pairs/s and the time left; lines if stderr is not a terminal."""
 
     def __init__(
@@ -332,9 +329,6 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -88,7 +88,7 @@ def as_example(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**record, "image": io.BytesIO(record["image"])}
 
 
-class ShardWriter:
+class ShardWriter(contextlib.AbstractContextManager["ShardWriter"]):
     """One ArrayRecord file of records, complete if the `with` block ends without error.
 
     Raises:
@@ -102,9 +102,6 @@ class ShardWriter:
         self._features = caption_features()
         with _as_os_error():
             self._writer = self._module.ArrayRecordWriter(self._path, _WRITER_OPTIONS)
-
-    def __enter__(self) -> "ShardWriter":
-        return self
 
     def write(self, record: Mapping[str, Any]) -> None:
         example = _serialized(self._features, record)
