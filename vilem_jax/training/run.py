@@ -88,9 +88,7 @@ def train(
     # ---- data ----
     tokenizer = open_tokenizer(config, folder)
     corpus = open_corpus(config.data)
-    for source in corpus.sources:
-        for note in notes_of([source]):
-            notify(f"{source.name}: {note}")
+    _report_notes(corpus)
     edits = open_edits(config, corpus, tokenizer)
     num_steps, steps_per_epoch = _count_steps(config, corpus)
 
@@ -198,6 +196,12 @@ def train(
             task.finish(state)
             score_test(config, folder, task, state, step)
     return last_metrics
+
+
+def _report_notes(corpus: Corpus) -> None:
+    for source in corpus.sources:
+        for note in notes_of([source]):
+            notify(f"{source.name}: {note}")
 
 
 def _count_steps(config: Config, corpus: Corpus) -> tuple[int, int]:
