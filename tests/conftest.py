@@ -6,6 +6,7 @@ compiling steps that then run for milliseconds.
 
 import gc
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -74,3 +75,11 @@ def editor_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def editor_folder(editor_run):
     return editor_run[0] / "editor"
+
+
+@pytest.fixture
+def default_hangup():
+    """SIGHUP as a terminal sets it, also if the tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

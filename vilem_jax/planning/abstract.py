@@ -34,9 +34,9 @@ def batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     if config.task == "editor":  # reads no image
         return arrays | {"pixels": rows(jnp.uint8, 0, 0, 3)}
     if config.loss.has_proofreading and config.editor.edit_table:
-        places = rows(jnp.int32, config.editor.max_edits)
+        edited = rows(jnp.int32, config.editor.max_edits)
         is_edit = rows(jnp.bool_, config.editor.max_edits)
-        arrays |= {"edit_positions": places, "edit_tokens": places, "is_edit": is_edit}
+        arrays |= {"edit_positions": edited, "edit_tokens": edited, "is_edit": is_edit}
     return arrays | {"pixels": rows(jnp.uint8, side, side, 3)}
 
 
