@@ -18,11 +18,7 @@ from vilem_jax.errors import UserError
 _STDOUT = 1  # a file descriptor
 MAX_IMAGE_BYTES = 256 << 20  # more than any image of 50 megapixels
 MAX_TEXT_BYTES = 8 << 30  # of annotations
-_KINDS = {
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 @contextlib.contextmanager

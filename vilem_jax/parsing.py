@@ -16,13 +16,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import (
-    MAX_TEXT_BYTES,
-    open_input,
-    read_errors,
-    read_input,
-    reason,
-)
+from vilem_jax.files import MAX_TEXT_BYTES, open_input, read_errors, read_input, reason
 
 # UTF-32 first: its mark starts with UTF-16's.
 _MARKS = (

@@ -161,10 +161,7 @@ def _start(folder: Path, plan: vectors.Plan) -> vectors.Plan:
 
 
 def _embed_rows(
-    rows: Iterable[int],
-    plan: vectors.Plan,
-    source: Source | FolderImages,
-    model: Model,
+    rows: Iterable[int], plan: vectors.Plan, source: Source | FolderImages, model: Model
 ) -> vectors.Shard:
     """The embeddings of one shard."""
 
