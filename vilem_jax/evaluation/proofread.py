@@ -32,11 +32,7 @@ SCORES = {"detect": ("precision", "recall", "f1"), "correct": ("top1", "top3")}
 
 
 def evaluate_proofreading(
-    encoder: Encoder,
-    edits: StoredEdits,
-    source: Source,
-    *,
-    with_shuffled: bool = True,
+    encoder: Encoder, edits: StoredEdits, source: Source, *, with_shuffled: bool = True
 ) -> dict:
     """Metrics of the trained branches, with the right image and with another.
 

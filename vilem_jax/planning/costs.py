@@ -131,10 +131,7 @@ def vit_stops_at_cls(config: Config, *, with_levels: bool) -> bool:
 
 
 def _layers(
-    tower: TextConfig | VisionConfig,
-    num: int,
-    length: int,
-    num_last: int | None = None,
+    tower: TextConfig | VisionConfig, num: int, length: int, num_last: int | None = None
 ) -> Work:
     """`num` transformer layers on `length` positions.
 

@@ -148,11 +148,7 @@ def without(tree: Mapping, is_left_out: Callable[[TreePath], bool]) -> dict:
 
 
 def read_tree(
-    table: Sequence[Entry],
-    files: Tensors,
-    *,
-    dropped: Sequence[str],
-    expected: Mapping,
+    table: Sequence[Entry], files: Tensors, *, dropped: Sequence[str], expected: Mapping
 ) -> dict:
     """Reads the tensors of `table` from `files` into a nested dict of float32 arrays.
 
