@@ -105,7 +105,8 @@ def pair_scores(
     row_of = {image: row for row, image in enumerate(images)}
     image_embedding = encode_images(images)
     image_rows = np.array([row_of[pair.image] for pair in pairs])
-    wrongs = [_wrong_captions(pair.wrong_caption) for pair in pairs]
+    stated = (pair.wrong_caption for pair in pairs)
+    wrongs = [(wrong,) if isinstance(wrong, str) else wrong for wrong in stated]
     owner = np.repeat(np.arange(len(pairs)), [len(each) for each in wrongs])
     true = encode_texts([pair.caption for pair in pairs])
     wrong = encode_texts([caption for each in wrongs for caption in each])
@@ -122,10 +123,6 @@ def pair_scores(
         np.fmax.at(score_wrong, owner, scores_wrong)
         score_wrong[owner[np.isnan(scores_wrong)]] = np.nan
     return score_true, score_wrong
-
-
-def _wrong_captions(wrong: str | Sequence[str]) -> Sequence[str]:
-    return (wrong,) if isinstance(wrong, str) else wrong
 
 
 def evaluate_pairs(encoder: Encoder, pairs: Sequence[Pair], images: Images) -> dict:

@@ -44,9 +44,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 def _paper_tables(metrics: dict[str, dict], name: str) -> list[str]:
     """Tables 1 to 4 with the measured rows, which have dashes if there is no data."""
     flickr, coco = (summary_cells(metrics.get(data)) for data in ("flickr30k", "coco"))
-    columns = [
-        f"{data} {column}" for data in ("F30K", "COCO") for column in SUMMARY_HEAD
-    ]
+    columns = [f"{data} {head}" for data in ("F30K", "COCO") for head in SUMMARY_HEAD]
     rows_1 = [[model, pairs, *f30k, *c] for model, pairs, f30k, c in paper.TABLE_1]
     rows_2 = [[model, *row] for model, row in paper.TABLE_2]
     rows_3 = [[model, pairs, *row] for model, pairs, row in paper.TABLE_3]

@@ -32,6 +32,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+FILES = {CONFIG, WEIGHTS, *TOKENIZER_FILES}
 
 # In a config.json of Hugging Face's layout: only folders with it are replaced.
 _WRITER = {"written_by": "vilem_jax"}
@@ -242,8 +243,7 @@ def write_folder(
             return ours.items() <= config_or_empty(old).items()
         return tokenizer_folder is not None and old.samefile(tokenizer_folder)
 
-    files = {CONFIG, WEIGHTS, *TOKENIZER_FILES}
-    with whole_folder(folder, files, is_earlier=is_earlier) as new:
+    with whole_folder(folder, FILES, is_earlier=is_earlier) as new:
         # Hugging Face's loader refuses a file without this entry.
         safetensors.numpy.save_file(dict(tensors), new / WEIGHTS, {"format": "pt"})
         text = json.dumps({**settings, **_WRITER}, indent=2, sort_keys=True)
@@ -355,14 +355,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _read_index(folder: Path) -> dict[str, Stored]:
-    corrupt = f"{folder / INDEX} has no weight_map of names"
-    with read_errors(folder / INDEX, corrupt=corrupt):
-        weight_map = read_json(folder / INDEX, "index")["weight_map"]
+    index = folder / INDEX
+    with read_errors(index, corrupt=f"{index} has no weight_map of names"):
+        weight_map = read_json(index, "index")["weight_map"]
         file_of = {name: folder / file for name, file in weight_map.items()}
         for path in sorted(set(file_of.values())):
             if path.parent != folder or not path.is_file():
-                name = f"{path.name}, not in the folder"
-                raise UserError(f"{folder / INDEX} names {name}")
+                raise UserError(f"{index} names {path.name}, not in the folder")
     return {name: Stored(name, path) for name, path in file_of.items()}
 
 

@@ -76,7 +76,9 @@ def _open_file(path: Path, allow_pickle: bool) -> Tensors:
     if path.suffix == ".safetensors":
         return folders.open_file(path)
     if path.suffix == ".npz":
-        return tensors_in_memory(path, _read_npz(path))
+        why = "it is corrupt or no .npz of plain arrays; get it again"
+        with read_errors(path, corrupt=f"{path} cannot be read: {why}"):
+            return tensors_in_memory(path, read_arrays(path))
     if path.suffix not in pickles.SUFFIXES:
         raise UserError(
             f"{path} is not a known file of weights: they end in {', '.join(KNOWN)}"
@@ -92,9 +94,3 @@ def _check_allowed(path: Path, allow_pickle: bool) -> None:
             "tensors alone, give --allow-pickle, or in a config "
             "config.model.allow_pickle=True"
         )
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    why = "it is corrupt or no .npz of plain arrays; get it again"
-    with read_errors(path, corrupt=f"{path} cannot be read: {why}"):
-        return read_arrays(path)

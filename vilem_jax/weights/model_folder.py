@@ -30,14 +30,7 @@ FORMAT_VERSION = 1  # of the whole folder, in config.json
 CARD = "README.md"
 MOMENTUM, QUEUES = "momentum.safetensors", "queues.safetensors"
 QUEUE_NAMES = ("image_queue", "text_queue")
-FILES = {
-    folders.CONFIG,
-    folders.WEIGHTS,
-    MOMENTUM,
-    QUEUES,
-    CARD,
-    *folders.TOKENIZER_FILES,
-}
+FILES = {*folders.FILES, MOMENTUM, QUEUES, CARD}
 _SECTIONS = ("task", "model", "loss")  # only our config.json has them
 _VOCABULARY_KEY = "vocabulary_sha256"  # in the header of model.safetensors
 
@@ -60,8 +53,8 @@ def is_model_folder(folder: str | Path) -> bool:
     layout another config.json.
     """
     folder = Path(folder)
-    has_weights = (folder / folders.WEIGHTS).is_file()
-    return has_weights and _is_ours(folders.config_or_empty(folder))
+    settings = folders.config_or_empty(folder)
+    return settings.keys() >= {*_SECTIONS} and (folder / folders.WEIGHTS).is_file()
 
 
 def write_model_folder(
@@ -156,10 +149,6 @@ def without_paths(config: Config) -> Config:
         data=replace(config.data, tokenizer="", **splits),
         editor=replace(config.editor, path="", edit_table=""),
     )
-
-
-def _is_ours(settings: Mapping) -> bool:
-    return all(name in settings for name in _SECTIONS)
 
 
 def read_config(folder: Path) -> Config:

@@ -14,7 +14,7 @@ from vilem_jax.weights import tables
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.formats import huggingface_bert, timm_vit, whole_models
 from vilem_jax.weights.formats.vision_names import stored_config, vision_table
-from vilem_jax.weights.formats.whole_models import WholeModel
+from vilem_jax.weights.formats.whole_models import WholeModel, read_copy
 from vilem_jax.weights.model_folder import QUEUE_NAMES
 from vilem_jax.weights.tables import Entry
 
@@ -97,14 +97,12 @@ def read_both_copies(
         for suffix in ("", "_m")
     )
     dropped, params = (*dropped, *BOOKKEEPING), whole_models.new_model(config)
-    params = whole_models.read_copy(
+    params = read_copy(
         params, config, [*online, TEMPERATURE], files, (*dropped, *MOMENTUM)
     )
     copy = None
     if any(entry.name in files.names for entry in momentum):
-        copy = whole_models.read_copy(
-            params, config, momentum, files, (*dropped, *ONLINE)
-        )
+        copy = read_copy(params, config, momentum, files, (*dropped, *ONLINE))
     queues = whole_models.read_queues(files, config.model.embedding_width)
     return WholeModel(config, params, copy, queues, extra_pieces)
 

@@ -207,7 +207,7 @@ def _write(
     config: TextConfig,
     tokenizer_folder: Path,
 ) -> None:
-    vocabulary = Path(tokenizer_folder) / folders.VOCABULARY
+    vocabulary = tokenizer_folder / folders.VOCABULARY
     text = vocabulary.read_text(encoding="utf-8") if vocabulary.is_file() else ""
     tokens = text.split("\n")
     settings = {
@@ -221,9 +221,7 @@ def _write(
         "pad_token_id": tokens.index("[PAD]") if "[PAD]" in tokens else 0,
         **layer_settings(config, config.dropout_rate),
     }
-    folders.write_folder(
-        Path(folder), settings, tensors, tokenizer_folder=Path(tokenizer_folder)
-    )
+    folders.write_folder(folder, settings, tensors, tokenizer_folder=tokenizer_folder)
 
 
 def _open(source: Tensors | Path) -> Tensors:

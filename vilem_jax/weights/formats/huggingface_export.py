@@ -20,12 +20,9 @@ from vilem_jax.weights.formats import huggingface_bert, huggingface_vit
 
 CARD = "README.md"
 PROJECTIONS = "projections.safetensors"
-_TOWER = (folders.CONFIG, folders.WEIGHTS)
 FILES = {
-    CARD,
-    PROJECTIONS,
-    *(f"vision/{name}" for name in _TOWER),
-    *(f"text/{name}" for name in (*_TOWER, *folders.TOKENIZER_FILES)),
+    *(CARD, PROJECTIONS, f"vision/{folders.CONFIG}", f"vision/{folders.WEIGHTS}"),
+    *(f"text/{name}" for name in folders.FILES),
 }
 IS_EARLIER = folders.holds(PROJECTIONS)
 
