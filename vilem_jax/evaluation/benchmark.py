@@ -16,6 +16,8 @@ from vilem_jax.typing import JsonObject
 
 Cell = str | float | None  # a float is printed with one digit, None as a dash
 Option = tuple[str, JsonObject]  # of `add_argument`: flag and keyword arguments
+# The config of --data, or of the run's validation data.
+ReadConfig = Callable[[], SourceConfig]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Benchmark:
       options: of `vilem evaluate NAME`, in the order of its help: a flag with the
         arguments of `add_argument`, or the name of options that verbs share ("model",
         "data", "distributed", "text_length", "out").
-      open: (options, config of --data or of the run's validation data) -> the data.
+      open: (options, `ReadConfig`) -> the data.
       evaluate: (encoder, *data, **settings) -> metrics with "measured" and, possibly,
         "protocol". Without "model" among the options: no encoder. The protocol, with
         that of `Opened`, has at least "data", the name that is printed.
@@ -88,7 +90,7 @@ class Benchmark:
     """
 
     options: tuple[str | Option, ...]
-    open: Callable[[argparse.Namespace, Callable[[], SourceConfig]], Opened]
+    open: Callable[[argparse.Namespace, ReadConfig], Opened]
     evaluate: Callable[..., dict]
     tabulate: Callable[[dict], Sequence[Table]]
     warnings: Callable[[dict], Iterable[str]] = lambda metrics: ()

@@ -14,14 +14,7 @@ from vilem_jax.config.sources import ScenesConfig, SourceConfig
 from vilem_jax.data.scenes.hard_pairs import HardPair, hard_pairs
 from vilem_jax.data.scenes.source import open_scenes
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.benchmark import (
-    Benchmark,
-    Cell,
-    DataSet,
-    Opened,
-    Table,
-    describe_split,
-)
+from vilem_jax.evaluation import benchmark
 from vilem_jax.evaluation.encoding import Encoder, Images, share_rows
 from vilem_jax.evaluation.pair_files import CaptionPair, PairImages, read_pairs
 from vilem_jax.evaluation.timing import Stopwatch, measure, measured
@@ -148,31 +141,31 @@ def evaluate_pairs(encoder: Encoder, pairs: Sequence[Pair], images: Images) -> d
     return metrics | {"measured": measured(encoder)}
 
 
-def pairs_tables(metrics: dict) -> list[Table]:
+def pairs_tables(metrics: dict) -> list[benchmark.Table]:
     """Accuracy by type of pair."""
     counts, by_group = metrics["pairs_by_type"], metrics.get("by_group", {})
     means = metrics.get("mean_over_groups", {})
-    rows: list[list[Cell]] = []
+    rows: list[list[benchmark.Cell]] = []
     for kind, right in metrics["by_type"].items():
         rows.append([kind, right, str(counts[kind])])
     for kind, mean in means.items():
         rows.append([f"{kind}, mean of groups", mean, f"{len(by_group[kind])} groups"])
     rows.append(["all", metrics["accuracy"], str(metrics["pairs"])])
-    return [Table(("caption pairs", "accuracy, %", "pairs"), rows)]
+    return [benchmark.Table(("caption pairs", "accuracy, %", "pairs"), rows)]
 
 
-def _summarize(title: str, metrics: dict) -> Table:
+def _summarize(title: str, metrics: dict) -> benchmark.Table:
     counts, means = metrics["pairs_by_type"], metrics.get("mean_over_groups", {})
-    rows: list[list[Cell]] = [
+    rows: list[list[benchmark.Cell]] = [
         [f"{title}: {kind}", str(counts[kind]), right, means.get(kind)]
         for kind, right in metrics["by_type"].items()
     ]
     rows.append([f"{title}: all", str(metrics["pairs"]), metrics["accuracy"], None])
     head = ("Pairs", "number", "accuracy", "mean over groups")
-    return Table(head, rows, title="True against wrong captions")
+    return benchmark.Table(head, rows, title="True against wrong captions")
 
 
-def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened:
+def _open(options: Namespace, read_config: benchmark.ReadConfig) -> benchmark.Opened:
     if options.data in (None, "scenes"):
         return _open_scenes(read_config())
     for name in ("split", "num_images", "kind"):
@@ -187,7 +180,7 @@ def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened
     return _open_files((options.data,), options.images)
 
 
-def _open_scenes(config: SourceConfig) -> Opened:
+def _open_scenes(config: SourceConfig) -> benchmark.Opened:
     if not isinstance(config, ScenesConfig):
         raise UserError(
             "name the pairs with --data: a JSON file of SugarCrepe, ARO or VALSE, a "
@@ -196,15 +189,15 @@ def _open_scenes(config: SourceConfig) -> Opened:
     source = open_scenes(config)
     protocol = {
         "data": config.name,
-        "split": describe_split(config),
+        "split": benchmark.describe_split(config),
         "ties": "count against the model",
     }
-    return Opened((hard_pairs(source), source), protocol=protocol)
+    return benchmark.Opened((hard_pairs(source), source), protocol=protocol)
 
 
-def _open_files(paths: Sequence[str | Path], images: str | Path) -> Opened:
+def _open_files(paths: Sequence[str | Path], images: str | Path) -> benchmark.Opened:
     pairs, protocol = read_pairs(*paths)
-    return Opened((pairs, PairImages(images, pairs)), protocol=protocol)
+    return benchmark.Opened((pairs, PairImages(images, pairs)), protocol=protocol)
 
 
 def _evaluate(encoder: Encoder, pairs: Sequence[Pair], images: Images) -> dict:
@@ -212,38 +205,38 @@ def _evaluate(encoder: Encoder, pairs: Sequence[Pair], images: Images) -> dict:
     return metrics | {"protocol": {"text_length": encoder.text_length}}
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = benchmark.Benchmark(
     options=("model", "data", "distributed", "out", "text_length"),
     open=_open,
     evaluate=_evaluate,
     tabulate=pairs_tables,
     data_sets=(
-        DataSet(
+        benchmark.DataSet(
             "sugarcrepe",
             "SugarCrepe",
             ("sugarcrepe/*.json",),
             ("sugarcrepe/images", "sugarcrepe/val2017", "coco/val2017", "sugarcrepe"),
         ),
-        DataSet(
+        benchmark.DataSet(
             "aro",
             "ARO, Visual Genome relation and attribution",
             ("aro/visual_genome_relation.json", "aro/visual_genome_attribution.json"),
             ("aro/images", "aro"),
             all_files=True,
         ),
-        DataSet(
+        benchmark.DataSet(
             "aro_coco_order",
             "ARO, order of COCO's captions",
             ("aro/coco_order.json",),
             ("coco/images", "coco"),
         ),
-        DataSet(
+        benchmark.DataSet(
             "aro_flickr30k_order",
             "ARO, order of Flickr30K's captions",
             ("aro/flickr30k_order.json",),
             ("flickr30k/flickr30k-images", "flickr30k/images", "flickr30k"),
         ),
-        DataSet(
+        benchmark.DataSet(
             "valse",
             "VALSE",
             ("valse/*.json", "valse/data/*.json"),

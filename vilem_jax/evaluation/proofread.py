@@ -6,25 +6,16 @@ a model has language alone; the difference is what it takes from the image.
 
 import json
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from vilem_jax.config.sources import SourceConfig
 from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.distributed import processes
 from vilem_jax.editing import stored_edits
 from vilem_jax.editing.stored_edits import StoredEdits
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.benchmark import (
-    Benchmark,
-    Cell,
-    Opened,
-    Table,
-    describe_split,
-    option,
-)
+from vilem_jax.evaluation import benchmark
 from vilem_jax.evaluation.encoding import BRANCHES, Encoder
 from vilem_jax.evaluation.timing import measured
 
@@ -162,9 +153,9 @@ def _ratio(part, whole) -> float:
     return float(part) / float(whole) if whole else 0.0
 
 
-def proofread_tables(metrics: dict) -> list[Table]:
+def proofread_tables(metrics: dict) -> list[benchmark.Table]:
     """The trained branches, with the right images and with shuffled ones."""
-    rows: list[list[Cell]] = []
+    rows: list[list[benchmark.Cell]] = []
     parts = {"": metrics, ", another image": metrics.get("shuffled", {})}
     for branch in BRANCHES:
         for suffix, part in parts.items():
@@ -177,15 +168,15 @@ def proofread_tables(metrics: dict) -> list[Table]:
                 rows.append([branch + suffix, *cells])
     head = ("proofreading", "precision", "recall", "F1", "top-1", "top-3")
     counts = f"({metrics['captions']} captions, {metrics['edits']} wrong words)"
-    return [Table(head, rows, counts)]
+    return [benchmark.Table(head, rows, counts)]
 
 
-def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened:
+def _open(options: Namespace, read_config: benchmark.ReadConfig) -> benchmark.Opened:
     config = read_config()
     source = open_source(config)
     settings = {"edits_file": options.edits, "seed": options.seed}
-    protocol = {"data": source.name, "split": describe_split(config)}
-    return Opened((source,), settings, protocol)
+    protocol = {"data": source.name, "split": benchmark.describe_split(config)}
+    return benchmark.Opened((source,), settings, protocol)
 
 
 def _evaluate(
@@ -212,10 +203,10 @@ def _open_edits(
     return edits
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = benchmark.Benchmark(
     options=(
         *("model", "data", "distributed", "out"),
-        option(
+        benchmark.option(
             "--edits",
             metavar="FILE.npz",
             help="stored edits, so that models are compared on the same; where there "

@@ -2,7 +2,7 @@
 
 import itertools
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,20 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from vilem_jax.config.sources import JsonConfig, SourceConfig
+from vilem_jax.config.sources import JsonConfig
 from vilem_jax.data.sources.missing import check_captions, present_images
 from vilem_jax.data.sources.source import Source, open_source
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.benchmark import (
-    Benchmark,
-    Cell,
-    DataSet,
-    Opened,
-    Table,
-    count,
-    describe_split,
-    option,
-)
+from vilem_jax.evaluation import benchmark
 from vilem_jax.evaluation.encoding import Encoder, share_rows
 from vilem_jax.evaluation.recall import (
     TOPS,
@@ -127,7 +118,9 @@ def evaluate_retrieval(
     return metrics | {"protocol": protocol, "measured": measured(encoder)}
 
 
-def retrieval_tables(metrics: dict, chance: dict | None = None) -> list[Table]:
+def retrieval_tables(
+    metrics: dict, chance: dict | None = None
+) -> list[benchmark.Table]:
     """Recalls both ways, and those of random order if `chance` is given."""
     counts = f"{metrics['images']} images, {metrics['captions']} captions"
     tables = [recall_table(metrics, WAYS, counts, chance)]
@@ -137,7 +130,7 @@ def retrieval_tables(metrics: dict, chance: dict | None = None) -> list[Table]:
     return tables
 
 
-def summary_cells(metrics: dict | None) -> list[Cell]:
+def summary_cells(metrics: dict | None) -> list[benchmark.Cell]:
     """The seven numbers of `SUMMARY_HEAD`, or dashes."""
     if metrics is None:
         return [None] * 7
@@ -145,14 +138,14 @@ def summary_cells(metrics: dict | None) -> list[Cell]:
     return [*recalls, metrics["rsum"]]
 
 
-def _summarize(title: str, metrics: dict) -> Table:
+def _summarize(title: str, metrics: dict) -> benchmark.Table:
     head = ("Data", "images", "captions", *SUMMARY_HEAD)
     counts = [metrics["images"], metrics["captions"]]
     rows = [[title, *map(str, counts), *summary_cells(metrics)]]
     if folds := metrics.get("folds"):
         counts = [f"{folds['folds']} x {folds['images']}", str(folds["captions"])]
         rows.append([f"{title}, mean of folds", *counts, *summary_cells(folds)])
-    return Table(head, rows, title="Retrieval, all that was measured")
+    return benchmark.Table(head, rows, title="Retrieval, all that was measured")
 
 
 def _warnings(metrics: dict) -> Iterator[str]:
@@ -164,16 +157,20 @@ def _warnings(metrics: dict) -> Iterator[str]:
         yield f"{silent} captions without a word were scored"
 
 
-def _open(options: Namespace, read_config: Callable[[], SourceConfig]) -> Opened:
+def _open(options: Namespace, read_config: benchmark.ReadConfig) -> benchmark.Opened:
     config = read_config()
     names = ("captions_per_image", "folds", "allow_missing")
     settings = {name: getattr(options, name) for name in names}
-    return Opened((open_source(config),), settings, {"split": describe_split(config)})
+    protocol = {"split": benchmark.describe_split(config)}
+    return benchmark.Opened((open_source(config),), settings, protocol)
 
 
 def _open_data_set(
-    data_set: DataSet, files: tuple[Path, ...], images: Path, allow_missing: bool
-) -> Opened:
+    data_set: benchmark.DataSet,
+    files: tuple[Path, ...],
+    images: Path,
+    allow_missing: bool,
+) -> benchmark.Opened:
     # Karpathy's files hold all splits; those of one split are named after it.
     split = "" if files[0].stem.endswith("_test") else "test"
     name, _, _ = data_set.title.partition(",")
@@ -183,28 +180,28 @@ def _open_data_set(
     is_whole = len(source) == COCO_TEST and not missing["missing_images"]
     folds = 5 if name == "COCO" and is_whole else 1
     settings = {"folds": folds, "allow_missing": allow_missing}
-    return Opened((source,), settings, {"split": "test"})
+    return benchmark.Opened((source,), settings, {"split": "test"})
 
 
-FOLDS = option(
+FOLDS = benchmark.option(
     "--folds",
-    type=count,
+    type=benchmark.count,
     default=1,
     metavar="N",
     help="also the mean over N equal parts: 5 gives COCO's 1K",
 )
-BENCHMARK = Benchmark(
+BENCHMARK = benchmark.Benchmark(
     options=(
         *("model", "data", "distributed", "out"),
-        option(
+        benchmark.option(
             "--captions-per-image",
-            type=lambda text: text if text == "all" else count(text),
+            type=lambda text: text if text == "all" else benchmark.count(text),
             default="all",
             metavar="all|N",
             help="the first N of each image",
         ),
         FOLDS,
-        option(
+        benchmark.option(
             "--allow-missing",
             action="store_true",
             help="leave out images that are not there, with their captions, and count",
@@ -216,19 +213,19 @@ BENCHMARK = Benchmark(
     tabulate=retrieval_tables,
     warnings=_warnings,
     data_sets=(
-        DataSet(
+        benchmark.DataSet(
             "coco",
             "COCO, Karpathy's test split",
             ("coco/dataset_coco.json", "coco/coco_karpathy_test.json"),
             ("coco/images", "coco"),  # the names in the file begin with val2014/
         ),
-        DataSet(
+        benchmark.DataSet(
             "flickr30k",
             "Flickr30K, Karpathy's test split",
             ("flickr30k/dataset_flickr30k.json", "flickr30k/flickr30k_test.json"),
             ("flickr30k/flickr30k-images", "flickr30k/images", "flickr30k"),
         ),
-        DataSet(
+        benchmark.DataSet(
             "flickr8k",
             "Flickr8K, Karpathy's test split",
             ("flickr8k/dataset_flickr8k.json", "flickr8k/captions.json"),

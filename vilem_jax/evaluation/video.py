@@ -16,14 +16,7 @@ from vilem_jax.data.sources.missing import refuse_missing, there_is
 from vilem_jax.data.video.clips import MSRVTT_1KA, VideoClips
 from vilem_jax.data.video.frames import VideoError
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.benchmark import (
-    Benchmark,
-    DataSet,
-    Opened,
-    Table,
-    count,
-    option,
-)
+from vilem_jax.evaluation import benchmark
 from vilem_jax.evaluation.encoding import Encoder, read_ahead
 from vilem_jax.evaluation.recall import recall_table, retrieval_metrics
 from vilem_jax.evaluation.timing import measured
@@ -155,7 +148,7 @@ def _good_frames(
         raise UserError(f"not one clip of {clips.name} can be decoded ({first})")
 
 
-def video_tables(metrics: dict) -> list[Table]:
+def video_tables(metrics: dict) -> list[benchmark.Table]:
     """Recalls of clips by captions, and back."""
     protocol = metrics["protocol"]
     counts = f"{metrics['clips']} clips, {metrics['captions']} captions"
@@ -166,50 +159,52 @@ def video_tables(metrics: dict) -> list[Table]:
     return [recall_table(metrics, ways, counts)]
 
 
-def _open(options: Namespace, _) -> Opened:
+def _open(options: Namespace, _) -> benchmark.Opened:
     clips = VideoClips(options.data, options.videos, options.split)
     clips.check_protocol(options.protocol)
     names = ("num_frames", "protocol", "allow_missing")
-    return Opened((clips,), {name: getattr(options, name) for name in names})
+    return benchmark.Opened((clips,), {name: getattr(options, name) for name in names})
 
 
-def _open_data_set(data_set, files, images, allow_missing: bool) -> Opened:
+def _open_data_set(data_set, files, images, allow_missing: bool) -> benchmark.Opened:
     settings = {"protocol": MSRVTT_1KA, "allow_missing": allow_missing}
-    return Opened((VideoClips(files[0], images),), settings)
+    return benchmark.Opened((VideoClips(files[0], images),), settings)
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = benchmark.Benchmark(
     options=(
         "model",
-        option(
+        benchmark.option(
             "--data",
             required=True,
             metavar="FILE",
             help="captions: JSON lines with 'clip_name', a CSV file with 'video_id', "
             "or a JSON list with 'video'",
         ),
-        option(
+        benchmark.option(
             "--videos",
             metavar="FOLDER",
             help="of the clips, files or folders of frames; that of --data by default",
         ),
-        option("--split", default="", help='rows of --data with this "split"'),
-        option(
+        benchmark.option(
+            "--split", default="", help='rows of --data with this "split"'
+        ),
+        benchmark.option(
             "--protocol",
             choices=(MSRVTT_1KA,),
             default="",
             help="insist on the benchmark's clips: 1,000 with one caption each",
         ),
-        option(
+        benchmark.option(
             "--frames",
             dest="num_frames",
             metavar="FRAMES",
-            type=count,
+            type=benchmark.count,
             default=NUM_FRAMES,
             help="of each clip; 8",
         ),
         "text_length",
-        option(
+        benchmark.option(
             "--allow-missing",
             action="store_true",
             help="leave out clips that are missing or do not decode, and count them",
@@ -223,7 +218,7 @@ BENCHMARK = Benchmark(
         f"left out {clip['clip']}: {clip['why']}" for clip in metrics["left_out"]
     ),
     data_sets=(
-        DataSet(
+        benchmark.DataSet(
             "msrvtt",
             "MSR-VTT 1k-A, text and video",
             ("msrvtt/MSRVTT_JSFUSION_test.csv", "msrvtt/msrvtt_test.jsonl"),
