@@ -81,14 +81,14 @@ def test_a_corrupt_index_is_rebuilt(folder):
 
 
 def test_index_of_read_only_data_is_stored_in_the_cache(folder, cache, monkeypatch):
-    real = webdataset.load_or_build.__globals__["_store"]
+    real = webdataset.load_or_build.__globals__["replacing"]
 
-    def store(file, *arguments):
+    def replacing(file):
         if cache not in file.parents:
             raise PermissionError(file)
-        real(file, *arguments)
+        return real(file)
 
-    monkeypatch.setitem(webdataset.load_or_build.__globals__, "_store", store)
+    monkeypatch.setitem(webdataset.load_or_build.__globals__, "replacing", replacing)
     open_source(config(folder / "*.tar"))
     assert len(list(cache.rglob("*.vilem-index.npz"))) == 2
     assert not list(folder.glob("*.vilem-index.npz"))

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,17 @@ def load_or_build(
     """
     files = _index_files(data, part)
     for file in files:
-        if (arrays := _load(file, version)) is not None:
-            return arrays
+        with suppress(UserError), read_errors(file):  # missing or corrupt
+            stored = read_arrays(file)
+            if str(stored.pop("version", "")) == version:
+                return stored
     arrays = {key: np.asarray(value) for key, value in build().items()}
     for file in files:
-        try:
-            _store(file, version, arrays)
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as target:  # another run may read it meanwhile
+                np.savez(target, allow_pickle=False, version=version, **arrays)
             break
-        except OSError:
-            continue
     return arrays
 
 
@@ -55,19 +58,3 @@ def fingerprint(file: Path) -> str:
     """The size and modification time of `file`."""
     stat = file.stat()
     return f"{stat.st_size}-{stat.st_mtime_ns}"
-
-
-def _load(file: Path, version: str) -> dict[str, np.ndarray] | None:
-    try:
-        with read_errors(file):
-            arrays = read_arrays(file)
-    except UserError:
-        return None  # missing or corrupt
-    return arrays if str(arrays.pop("version", "")) == version else None
-
-
-def _store(file: Path, version: str, arrays: Arrays) -> None:
-    """Replaces `file` at once: another run may read it while this one writes."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as target:
-        np.savez(target, allow_pickle=False, version=np.array(version), **arrays)
