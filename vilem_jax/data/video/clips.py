@@ -84,9 +84,8 @@ class VideoClips:
             if not file.name.startswith(".") and (is_video or not file.suffix):
                 self._files.setdefault(file.stem, []).append(file)
                 self._spelled.setdefault(_loosely(file.name), []).append(file)
-        names = list(captions_of)
         for name, first in first_spellings(
-            names, _loosely, lambda name: identity(self._find(name))
+            list(captions_of), _loosely, lambda name: identity(self._find(name))
         ).items():
             captions_of[first] += captions_of.pop(name)
         self.clips = tuple(captions_of)
@@ -141,10 +140,8 @@ class VideoClips:
         Raises:
           UserError: if they are others.
         """
-        if protocol != MSRVTT_1KA:
-            return
         wanted = MSRVTT_1KA_PAIRS
-        if self.num_pairs != wanted or len(self) != wanted:
+        if protocol == MSRVTT_1KA and (self.num_pairs, len(self)) != (wanted, wanted):
             raise UserError(
                 f"{self.name} holds {self.num_pairs:,} pairs of {len(self):,} clips, "
                 f"and MSR-VTT 1k-A has {wanted:,} clips with one caption each: give "
@@ -211,16 +208,11 @@ def _record_pairs(record: object, where: str) -> Iterator[Pair]:
     if not isinstance(record, dict):
         raise UserError(f"{where} is not an object with a clip and a caption")
     clip = _field(record, _CLIP_KEYS)
-    captions = _field(record, _CAPTION_KEYS)
-    if isinstance(captions, str):
-        captions = [captions]
+    found = _field(record, _CAPTION_KEYS)
+    captions: list = found if isinstance(found, list) else [found]
     if not isinstance(clip, str) or not clip:
         raise UserError(f"{where} names no clip ({' or '.join(_CLIP_KEYS)})")
-    if (
-        not isinstance(captions, list)
-        or not captions
-        or not all(isinstance(caption, str) for caption in captions)
-    ):
+    if not captions or not all(isinstance(caption, str) for caption in captions):
         keys = " or ".join(_CAPTION_KEYS)
         raise UserError(f"{where} has no caption ({keys}), a text or a list of texts")
     split = split_of(record, where)
