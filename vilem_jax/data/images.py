@@ -5,17 +5,9 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import cykooz_resizer as cr
 import numpy as np
 import simplejpeg
-from cykooz_resizer import (
-    CropBox,
-    FilterType,
-    ImageData,
-    PixelType,
-    ResizeAlg,
-    ResizeOptions,
-    Resizer,
-)
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # by the header: larger ones are refused before decoding
@@ -180,9 +172,8 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(
-            f"not an image of a known format ({', '.join(FORMATS)})"
-        ) from None
+        known = ", ".join(FORMATS)
+        raise ImageError(f"not an image of a known format ({known})") from None
     except Exception as error:
         raise _corrupt(error) from error
 
@@ -227,11 +218,14 @@ def _crop(pixels: np.ndarray, box: tuple[float, ...], size: int) -> np.ndarray:
     """The pixels inside `box`, resized to [size, size, 3]."""
     left, top = math.floor(box[0]), math.floor(box[1])
     part = pixels[top : math.ceil(box[3]), left : math.ceil(box[2])]
-    source = ImageData(part.shape[1], part.shape[0], PixelType.U8x3, part.tobytes())
-    target = ImageData(size, size, PixelType.U8x3)
-    inner = CropBox(box[0] - left, box[1] - top, box[2] - box[0], box[3] - box[1])
-    bicubic = ResizeAlg.convolution(FilterType.catmull_rom)  # a = -0.5, as Pillow's
-    Resizer().resize(source, target, ResizeOptions(bicubic, crop_box=inner))
+    height, width = part.shape[:2]
+    source = cr.ImageData(width, height, cr.PixelType.U8x3, part.tobytes())
+    target = cr.ImageData(size, size, cr.PixelType.U8x3)
+    inner = cr.CropBox(box[0] - left, box[1] - top, box[2] - box[0], box[3] - box[1])
+    bicubic = cr.ResizeAlg.convolution(
+        cr.FilterType.catmull_rom
+    )  # a = -0.5, as Pillow's
+    cr.Resizer().resize(source, target, cr.ResizeOptions(bicubic, crop_box=inner))
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)
 
 
