@@ -53,14 +53,12 @@ def lasting_streams() -> Iterator[Words]:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    with contextlib.ExitStack() as stack:
-        null = stack.enter_context(open(os.devnull, "w"))
+    with open(os.devnull, "w") as null:
         # Python has None for one that was closed when it started.
         stdout, stderr = Words(sys.stdout or null), Words(sys.stderr or null)
-        stack.enter_context(contextlib.redirect_stdout(stdout))
-        stack.enter_context(contextlib.redirect_stderr(stderr))
-        try:
-            yield stdout
-        finally:
-            stdout.flush()
-            stderr.flush()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                yield stdout
+            finally:
+                stdout.flush()
+                stderr.flush()
