@@ -186,11 +186,10 @@ def check_writable(path: str | Path) -> None:
     """
     path = Path(path).expanduser()
     with write_errors(path):
-        target = _real_target(path)
-        if target is None and not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if target is not None:
+        if target := _real_target(path):
             tempfile.TemporaryFile(dir=target.parent).close()
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

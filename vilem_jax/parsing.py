@@ -86,20 +86,16 @@ def read_text(
     missing = missing or f"{what} {path} does not exist"
     with read_errors(f"{what} {path}", missing=missing):
         if member:
-            content = _read_member(file, member, path)
+            with open_zip(file) as archive:
+                if member not in archive.NameToInfo:
+                    raise UserError(f"{path}: the zip has no member {member}")
+                content = read_member(archive, member, MAX_TEXT_BYTES)
         else:
             content = read_input(file, MAX_TEXT_BYTES, allow_pipe=True)
     text = decode(content)
     if not text.strip():
         raise UserError(f"{what} {path} is empty")
     return text
-
-
-def _read_member(file: Path, member: str, path: str | Path) -> bytes:
-    with open_zip(file) as archive:
-        if member not in archive.NameToInfo:
-            raise UserError(f"{path}: the zip has no member {member}")
-        return read_member(archive, member, MAX_TEXT_BYTES)
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:
@@ -236,9 +232,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def whole_number(value: object) -> int | None:
     """The integer that a JSON value stands for (3 and 3.0 are one), else None."""
-    if not is_number(value) or value != int(value):
-        return None
-    return int(value)
+    return int(value) if is_number(value) and value == int(value) else None
 
 
 def is_blank(text: str) -> bool:

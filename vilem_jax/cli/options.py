@@ -212,10 +212,8 @@ def kind_of(data: str) -> str:
     for kind, cls in SOURCE_KINDS.items():
         if cls.recognizes(data):
             return kind
-    raise UserError(
-        f"cannot recognise the kind of data of {data}; give --kind="
-        f"{' or '.join(SOURCE_KINDS)}"
-    )
+    kinds = " or ".join(SOURCE_KINDS)
+    raise UserError(f"cannot recognise the kind of data of {data}; give --kind={kinds}")
 
 
 def _validation_of(model: str) -> SourceConfig:

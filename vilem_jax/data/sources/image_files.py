@@ -50,11 +50,8 @@ class ImageFiles:
         self._num_dropped, self._slash = 0, "/"
         sample = names[:: max(1, len(names) // 20)]
         # By exact names; else by other spellings; else by paths of Windows.
-        for find, slash in (
-            (self._is_there, "/"),
-            (self._spelled, "/"),
-            (self._spelled, "\\"),
-        ):
+        tries = ((self._is_there, "/"), (self._spelled, "/"), (self._spelled, "\\"))
+        for find, slash in tries:
             self._slash = slash
             deepest = max((len(self._parts(name)) for name in sample), default=1)
             found = []
@@ -85,9 +82,8 @@ class ImageFiles:
     def near(self, name: str) -> str:
         """An image that `name`, which does not exist, may mean; "" if there is none."""
         local = self._local(name)
-        return " or ".join(sorted(self._spellings(local))[:2]) or near_miss(
-            local, self._siblings(local)
-        )
+        spelled = sorted(self._spellings(local))[:2]
+        return " or ".join(spelled) or near_miss(local, self._siblings(local))
 
     def first_spellings(self, names: Sequence[str]) -> dict[str, str]:
         """The first spelling of each of `names` that repeats an earlier image."""
@@ -190,12 +186,10 @@ class ImageFolder(ImageFiles):
         """The names in a folder, by their first part, spelled loosely."""
         if folder not in self._listed:
             names = defaultdict(list)
-            try:
+            with suppress(OSError, ValueError):  # there is no such folder
                 for name in sorted(os.listdir(self.path / folder)):
                     if not name.startswith("."):
                         names[loose(name).partition("/")[0]].append(name)
-            except (OSError, ValueError):  # there is no such folder
-                pass
             self._listed[folder] = dict(names)
         return self._listed[folder]
 
