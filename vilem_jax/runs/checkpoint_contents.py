@@ -185,8 +185,7 @@ def check_same(saved: dict[str, Entry], wanted: Flat, source: Path) -> None:
                     f"{source}: {name} has {key} {found} there and {needed} in this "
                     "model; use the settings it was saved with"
                 )
-    extra = next((name for name in saved if name not in expected), None)
-    if extra:
+    if extra := next((name for name in saved if name not in expected), None):
         raise UserError(
             f"{source} has a tensor {extra} that this model does not have; it was "
             "saved with other settings"
@@ -240,9 +239,8 @@ def quiet_threads() -> contextlib.ExitStack:
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return "orbax" not in record.getMessage() + "".join(
-        traceback.format_exception(error)
-    )
+    trace = "".join(traceback.format_exception(error))
+    return "orbax" not in record.getMessage() + trace
 
 
 def failure(error: BaseException) -> str:
@@ -251,6 +249,6 @@ def failure(error: BaseException) -> str:
         return "no space left on the disk"
     if found := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(found[1])).lower()
-    while error.__cause__ is not None and isinstance(error.__cause__, OSError):
+    while isinstance(error.__cause__, OSError):
         error = error.__cause__
     return reason(error)

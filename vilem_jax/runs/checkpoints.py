@@ -193,11 +193,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         contents.check_same(saved, wanted, checkpoint)
         targets = {n: contents.with_sharding(leaf) for n, leaf in wanted.items()}
         stored = {n: target for n, target in targets.items() if target.size}
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(stored))
         with contents.reading():
-            items = self._manager.restore(
-                int(checkpoint.name),
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(stored)),
-            )
+            items = self._manager.restore(int(checkpoint.name), args=args)
         flat = dict(items["state"])
         # Arrays without elements, which `save` leaves out.
         for name in targets.keys() - stored.keys():
@@ -244,19 +242,16 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._manager.reload()
 
     def _open(self) -> ocp.CheckpointManager:
+        before_renaming = ocp.AsyncOptions(post_finalization_callback=self._list_files)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            cleanup_tmp_directories=True,
+            lightweight_initialize=True,  # or a corrupt one raises here
+            save_root_metadata=False,
+            async_options=before_renaming,
+        )
         try:
-            return ocp.CheckpointManager(
-                self._folder,
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=self._keep,
-                    cleanup_tmp_directories=True,
-                    lightweight_initialize=True,  # or a corrupt one raises here
-                    save_root_metadata=False,
-                    async_options=ocp.AsyncOptions(
-                        post_finalization_callback=self._list_files
-                    ),
-                ),
-            )
+            return ocp.CheckpointManager(self._folder, options=options)
         except OSError as error:
             raise UserError(
                 f"cannot keep checkpoints in {self._folder}: {reason(error)}"
