@@ -82,7 +82,7 @@ def embed(
     unread = {file for file in paths if file.exists()}
 
     def is_done(file: Path) -> bool:
-        return (vectors.is_intact if file in unread else vectors.is_whole)(file, plan)
+        return vectors.is_whole(file, plan, compare=file in unread)
 
     bar = {"unit": "image", "leave": False, "disable": not show_progress}
     for number in range(plan.shards)[part[0] :: part[1]]:
@@ -168,8 +168,8 @@ def _embed_rows(
     def read(row: int) -> np.ndarray:
         return resize_square(decode(source.read_image(row)), model.encoder.image_size)
 
-    encode, width = model.encoder.encode_pixels, plan.dimension
-    encoded = encode_readable(rows, read, encode, width=width)
+    encode = model.encoder.encode_pixels
+    encoded = encode_readable(rows, read, encode, width=plan.dimension)
     is_finite = np.isfinite(encoded.embedding).all(axis=1)
     if not is_finite.all():
         name = source.image_name(encoded.items[int(np.argmin(is_finite))])
@@ -185,6 +185,7 @@ def _finish(folder: Path, plan: vectors.Plan, model_name: str) -> JsonObject:
     shards = [vectors.read_shard(file, plan) for file in paths]
     corrupt = [each for shard in shards for each in shard.corrupt]
     counts = [len(shard.names) for shard in shards]
+    embedded = zip(paths, counts, strict=True)
     lines = (json.dumps({"image": name, "why": why}) + "\n" for name, why in corrupt)
     files.write_bytes(folder / vectors.CORRUPT, "".join(lines).encode())
     if not sum(counts):
@@ -200,10 +201,7 @@ def _finish(folder: Path, plan: vectors.Plan, model_name: str) -> JsonObject:
         "dimension": plan.dimension,
         "dtype": plan.dtype,
         "root": plan.root,
-        "shards": [
-            {"file": file.name, "embedded": count}
-            for file, count in zip(paths, counts, strict=True)
-        ],
+        "shards": [{"file": file.name, "embedded": count} for file, count in embedded],
     }
     files.write_json(folder / vectors.MANIFEST, manifest)
     with contextlib.suppress(OSError):  # another worker holds a claim, or removed it

@@ -98,8 +98,7 @@ def _index(
     save_index(Index(str(root), model.fingerprint, kept, embedding), out)
     paths = {entry.path for entry in kept}
     gone = {entry.path for entry in before.entries} - paths if before else ()
-    counts = len(kept), len(encoded.items), len(gone)
-    return IndexReport(*counts, corrupt, images.notes)
+    return IndexReport(len(kept), len(encoded.items), len(gone), corrupt, images.notes)
 
 
 def save_index(index: Index, path: str | Path) -> None:
@@ -110,11 +109,9 @@ def save_index(index: Index, path: str | Path) -> None:
         "fingerprint": index.fingerprint,
         "images": [dataclasses.astuple(entry) for entry in index.entries],
     }
-    text = json.dumps(about).encode()  # escapes any file name
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)  # escapes any file name
     content = io.BytesIO()
-    np.savez(
-        content, embedding=index.embedding, about=np.frombuffer(text, dtype=np.uint8)
-    )
+    np.savez(content, embedding=index.embedding, about=text)
     files.write_bytes(path, content.getvalue())
 
 
