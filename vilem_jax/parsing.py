@@ -195,8 +195,7 @@ def _object(pairs: list[tuple[str, Any]], path: object) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         double = next(key for key in keys if keys.count(key) > 1)
         raise UserError(
-            f"{path}: an object has the key {double[:60]!r} twice: one value would be "
-            "lost"
+            f"{path}: an object has the key {double[:60]!r} twice: one would be lost"
         )
     return values
 

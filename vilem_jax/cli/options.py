@@ -221,9 +221,7 @@ def _validation_of(model: str) -> SourceConfig:
     from vilem_jax.runs.workdir import read_config
 
     if not is_run(model):
-        raise UserError(
-            f"name the data with --data: {model} is an exported model without data"
-        )
+        raise UserError(f"name the data with --data: {model} has none, it is exported")
     sources = read_config(model).data.validation
     if len(sources) != 1:
         names = ", ".join(source.name for source in sources) or "none"

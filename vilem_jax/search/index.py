@@ -123,10 +123,7 @@ def load_index(path: str | Path) -> Index:
     """
     path = Path(path).expanduser()
     missing = f"there is no index {path}; `vilem index` makes one"
-    corrupt = (
-        f"{path} is not an index of images, or is cut short: name a file that "
-        "`vilem index` wrote, or a new one"
-    )
+    corrupt = f"{path} is not an index of images, or is cut short: name another file"
     with files.read_errors(path, missing=missing, corrupt=corrupt):
         stored = read_arrays(path, ("embedding", "about"))
         embedding, about = stored["embedding"], json.loads(bytes(stored["about"]))

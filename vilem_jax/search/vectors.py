@@ -130,9 +130,7 @@ def read_plan(folder: Path) -> Plan:
     """FOLDER/plan.json; raises UserError if it is missing or not a plan."""
     path = folder / PLAN
     missing = f"there are no embeddings in {folder}, no {PLAN}: `vilem embed` writes it"
-    corrupt = (
-        f"{path} is not a plan of `vilem embed`, or cut short: name another folder"
-    )
+    corrupt = f"{path} is not a plan of `vilem embed`, or is cut: name another folder"
     with read_errors(path, missing=missing, corrupt=corrupt):
         # Unpacked, so that anything but a JSON object is a TypeError.
         stored = {**json.loads(path.read_text(encoding="utf-8"))}
