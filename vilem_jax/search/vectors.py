@@ -132,8 +132,7 @@ def read_plan(folder: Path) -> Plan:
     missing = f"there are no embeddings in {folder}, no {PLAN}: `vilem embed` writes it"
     corrupt = f"{path} is not a plan of `vilem embed`, or is cut: name another folder"
     with read_errors(path, missing=missing, corrupt=corrupt):
-        # Unpacked, so that anything but a JSON object is a TypeError.
-        stored = {**json.loads(path.read_text(encoding="utf-8"))}
+        stored = json.loads(path.read_text(encoding="utf-8"))
         version = stored.get("format_version")
         rebuild = "rebuild it with `vilem embed` in a new folder"
         check_format_version(version, FORMAT_VERSION, folder, rebuild)
@@ -192,8 +191,7 @@ def read_shard(path: Path, plan: Plan) -> Shard:
         contents = {name: _bytes(array) for name, array in arrays.items()}
         contents["corrupt"] = json.dumps(about["corrupt"]).encode()
         found = {name: checksum(each) for name, each in contents.items() if len(each)}
-        # Older shards have none of "corrupt".
-        if {"corrupt": found["corrupt"]} | about["checksums"] != found:
+        if about["checksums"] != found:
             raise ValueError("checksums")
         corrupt = [(str(name), str(why)) for name, why in about["corrupt"]]
         names = PackedTexts.from_arrays(arrays["names"], arrays["name_ends"])
