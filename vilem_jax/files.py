@@ -178,6 +178,12 @@ def _why_unfit(file: BinaryIO, status: os.stat_result, max_bytes: int) -> str:
     return ""
 
 
+def check_image_file(path: str | Path) -> None:
+    """Checks, before long work, that an image file can be read; raises UserError."""
+    with read_errors(path):
+        open_input(Path(path).expanduser(), MAX_IMAGE_BYTES).close()
+
+
 def check_writable(path: str | Path) -> None:
     """Checks, before long work, that `write_bytes` can write; creates the folder.
 

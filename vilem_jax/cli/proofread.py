@@ -24,8 +24,7 @@ def _proofread(options: argparse.Namespace) -> None:
 
     from vilem_jax import files
 
-    with files.read_errors(options.photo):  # before the model is loaded
-        files.open_input(options.photo, files.MAX_IMAGE_BYTES).close()
+    files.check_image_file(options.photo)  # before the model is loaded
     if options.out:
         files.check_writable(options.out)
     from vilem_jax.report.tables import words_table

@@ -12,7 +12,6 @@ from vilem_jax.cli import options as shared
 from vilem_jax.config.sources import SOURCE_KINDS
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import count
-from vilem_jax.files import check_writable, read_errors, read_input
 
 if TYPE_CHECKING:
     from vilem_jax.data.sources.source import Source
@@ -73,8 +72,7 @@ def _add_search(verbs) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     if options.image:  # before the model is loaded
-        with read_errors(options.image):
-            files.open_input(options.image, files.MAX_IMAGE_BYTES).close()
+        files.check_image_file(options.image)
     from vilem_jax.search.query import search
 
     hits = search(
@@ -125,7 +123,7 @@ def _embed(options: argparse.Namespace) -> None:
     from vilem_jax.search.vectors import PLAN
 
     source = _open(options)
-    check_writable(Path(options.out) / PLAN)
+    files.check_writable(Path(options.out) / PLAN)
     done = embed(
         source,
         shared.open_model(options),
@@ -236,9 +234,9 @@ def _read_texts(options: argparse.Namespace) -> list[str]:
     """The lines of --queries."""
     if not options.model:
         raise UserError("--queries are texts: give the --model of the vectors")
-    with read_errors(options.queries):
+    with files.read_errors(options.queries):
         file = Path(options.queries).expanduser()
-        content = read_input(file, files.MAX_TEXT_BYTES, allow_pipe=True)
+        content = files.read_input(file, files.MAX_TEXT_BYTES, allow_pipe=True)
     texts = [line for line in content.decode("utf-8", "replace").splitlines() if line]
     if not texts:
         raise UserError(f"{options.queries} holds no text to search for")
