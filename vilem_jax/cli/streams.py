@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 
-class Words(io.TextIOBase):
+class LastingStream(io.TextIOBase):
     """A stream that takes everything, also when what is behind it takes no more."""
 
     def __init__(self, stream: TextIO):
@@ -46,7 +46,7 @@ class Words(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def lasting_streams() -> Iterator[Words]:
+def lasting_streams() -> Iterator[LastingStream]:
     """Replaces stdout and stderr for the block; yields the new stdout."""
     for number in (0, 1, 2):  # of one that is closed a file of ours would take over
         try:
@@ -55,7 +55,8 @@ def lasting_streams() -> Iterator[Words]:
             os.open(os.devnull, os.O_RDWR)
     with open(os.devnull, "w") as null:
         # Python has None for one that was closed when it started.
-        stdout, stderr = Words(sys.stdout or null), Words(sys.stderr or null)
+        stdout = LastingStream(sys.stdout or null)
+        stderr = LastingStream(sys.stderr or null)
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             try:
                 yield stdout
