@@ -49,6 +49,8 @@ from vilem_jax.training.state import state_sharding, with_shardings
 from vilem_jax.training.tasks import make_task
 from vilem_jax.typing import PyTree
 
+RESUME = "rerun the same command to resume"
+
 
 def train(
     config: Config,
@@ -189,7 +191,7 @@ def train(
             raise processes.AllProcessesError(trouble)
         if step < num_steps:
             why = f"{max_hours} hours are over, " if late else ""
-            notify(f"{why}stopped at step {step} of {num_steps}: rerun to resume")
+            notify(f"{why}stopped at step {step} of {num_steps}: {RESUME}")
             if stop_code:
                 raise SystemExit(stop_code)
         else:
