@@ -90,7 +90,7 @@ class ImageFiles:
         root = f"{self.path.absolute()}/"
 
         def loosely(name: str) -> str:
-            home = os.path.expanduser(name)  # unchanged unless it begins with ~
+            home = os.path.expanduser(name) if name.startswith("~") else name
             return loose(home[len(root) :] if home.startswith(root) else name)
 
         return first_spellings(names, loosely, self._identity)
