@@ -215,12 +215,12 @@ def test_three_failed_saves_stop_the_run(tmp_path, monkeypatch):
 def test_failed_background_save_is_reported(tmp_path, monkeypatch):
     messages = []
 
-    def fail(_):
+    def fail(*_):
         raise OSError(28, "No space left on device")
 
     with Checkpoints(tmp_path, notify=messages.append) as checkpoints:
         with monkeypatch.context() as patch:
-            patch.setattr("vilem_jax.runs.checkpoint_contents.list_files", fail)
+            patch.setattr("vilem_jax.integrity.list_files", fail)
             checkpoints.save(1, make_state(1))
             checkpoints.wait()
         assert "no space left" in messages[0]
@@ -229,9 +229,7 @@ def test_failed_background_save_is_reported(tmp_path, monkeypatch):
 
 
 def test_failed_last_save_raises(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "vilem_jax.runs.checkpoint_contents.list_files", lambda _: 1 / 0
-    )
+    monkeypatch.setattr("vilem_jax.integrity.list_files", lambda *_: 1 / 0)
     with (
         pytest.raises(UserError, match="the last checkpoint could not be written"),
         Checkpoints(tmp_path, notify=lambda _: None) as checkpoints,

@@ -145,17 +145,11 @@ def finished_steps(folder: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
 
 
-def list_files(checkpoint: Path) -> None:
-    """Stores the size and checksum of each file of a written checkpoint beside them.
-
-    With them, corruption is found before Orbax reads the checkpoint: Orbax prints a
-    traceback for every tensor.
-    """
-    integrity.list_files(checkpoint, ("state", "tensors"))
-
-
 def verify_files(checkpoint: Path) -> None:
-    """Raises CorruptError for the first file that is not what was written."""
+    """Raises CorruptError for the first file that is not what was written.
+
+    Before Orbax reads the checkpoint: it prints a traceback for every tensor.
+    """
     with reading():
         for problem in integrity.find_problems(checkpoint):
             raise CorruptError(problem)

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vilem_jax import integrity
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
-from vilem_jax.integrity import check_finite
 from vilem_jax.runs import checkpoint_contents as contents
 from vilem_jax.runs.checkpoint_contents import CorruptError, finished_steps
 from vilem_jax.runs.metrics import notify
@@ -118,7 +118,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """Called from Orbax's thread when all is written, before the renaming."""
         if jax.process_index() == 0:
             for unfinished in self._folder.glob(f"{self._saving}.*"):
-                contents.list_files(unfinished)
+                integrity.list_files(unfinished, ("state", "tensors"))
 
     def _fail(self, error: Exception) -> None:
         """Reports a failed save and prepares the next one, or ends the run."""
@@ -333,7 +333,8 @@ def restore_fields(
             continue
         for field, abstract in fields.items():
             for name, array in flat[field].items():
-                check_finite(f"{field}.{name}", array, checkpoint)
+                whole = f"{field}.{name}" if name else field
+                integrity.check_finite(whole, array, checkpoint)
             if abstract is not None:
                 saved = contents.describe_shapes(flat[field])
                 contents.check_same(saved, contents.flatten(abstract), checkpoint)
