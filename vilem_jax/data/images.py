@@ -222,9 +222,8 @@ def _crop(pixels: np.ndarray, box: tuple[float, ...], size: int) -> np.ndarray:
     source = cr.ImageData(width, height, cr.PixelType.U8x3, part.tobytes())
     target = cr.ImageData(size, size, cr.PixelType.U8x3)
     inner = cr.CropBox(box[0] - left, box[1] - top, box[2] - box[0], box[3] - box[1])
-    bicubic = cr.ResizeAlg.convolution(
-        cr.FilterType.catmull_rom
-    )  # a = -0.5, as Pillow's
+    # a = -0.5, as Pillow's bicubic.
+    bicubic = cr.ResizeAlg.convolution(cr.FilterType.catmull_rom)
     cr.Resizer().resize(source, target, cr.ResizeOptions(bicubic, crop_box=inner))
     return np.frombuffer(target.get_buffer(), np.uint8).reshape(size, size, 3)
 

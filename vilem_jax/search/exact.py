@@ -121,10 +121,11 @@ class ExactSearch:
         # Programs of several devices must start in one order on each of them.
         two = jax.default_backend() == "cpu" and self.mesh.size == 1
         with ThreadPoolExecutor(2 if two else 1) as pool:
-            found = list(pool.map(lambda q: self._of_chunk(q, size, count), parts))
+            found = list(pool.map(lambda q: self._search(q, size, count), parts))
         return Found(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
-    def _of_chunk(self, queries: np.ndarray, size: int, count: int) -> Found:
+    def _search(self, queries: np.ndarray, size: int, count: int) -> Found:
+        """`_candidates` of at most `size` queries."""
         padded = np.pad(queries, ((0, size - len(queries)), (0, 0)))
         # [chunks, devices]: the first row of each device in each chunk.
         shape = (len(self.chunks), self.mesh.size)

@@ -44,10 +44,9 @@ class FolderImages:
         counts = ", ".join(f"{n} {what}" for what, n in left_out.most_common() if n)
         self.notes = (f"left out: {counts}",) if counts else ()
         if not self.entries:
-            raise UserError(
-                f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}), nor do the "
-                f"folders in it{'; ' * bool(counts)}{''.join(self.notes)}"
-            )
+            endings = ", ".join(sorted(SUFFIXES))
+            none = f"{folder} holds no image ({endings}), nor do the folders in it"
+            raise UserError("; ".join([none, *self.notes]))
 
     def __len__(self) -> int:
         return len(self.entries)

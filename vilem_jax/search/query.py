@@ -59,10 +59,11 @@ class Searcher:
 
     def by_vectors(self, queries: np.ndarray, *, top_k: int = 10) -> list[list[Hit]]:
         """As `by_words`, for embeddings float32 [Q, E], unit rows."""
-        path, found = self.vectors.path, self.search.top(queries, top_k)
+        path_of = self.vectors.path
+        found = self.search.top(queries, top_k)
         return [
             [
-                Hit(path(int(row)), float(score))
+                Hit(path_of(int(row)), float(score))
                 for row, score in zip(*hits, strict=True)
             ]
             for hits in zip(found.rows, found.scores, strict=True)
