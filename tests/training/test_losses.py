@@ -116,23 +116,28 @@ def case():
     return arrays, samples, (keys, queues), num_edits
 
 
-def sums_of(case, loss: LossConfig, rows=slice(None)):
-    """`batch_loss` of some rows of the batch, its parts by their metric's name."""
+def batch_loss(case, loss: LossConfig, rows=slice(None), stub=Stub):
+    """The loss of some rows of the batch and its parts."""
     arrays, samples, (keys, queues), _ = case
     part = jax.tree.map(lambda x: np.asarray(x)[rows], samples)
     part_arrays = jax.tree.map(lambda x: x[rows], arrays)
-    total, sums = losses.batch_loss(
+    return losses.batch_loss(
         {},
         part,
         np.arange(BATCH)[rows],
-        build=lambda params: Stub("online", part_arrays),
+        build=lambda params: stub("online", part_arrays),
         # No arrays: neither its embeddings nor its heads may be asked for.
-        momentum_model=Stub("momentum", {}),
+        momentum_model=stub("momentum", {}),
         keys=keys,
         shared=losses.Shared(*queues, losses.batch_counts(samples)),
         config=loss,
         num_groups=1,
     )
+
+
+def sums_of(case, loss: LossConfig, rows=slice(None)):
+    """`batch_loss`, its parts by their metric's name."""
+    total, sums = batch_loss(case, loss, rows)
     by_name = {"loss": total, "loss_i2t": sums.i2t, "loss_t2i": sums.t2i}
     for branch, of_branch in sums.branches.items():
         for task in ("detect", "correct"):
@@ -218,18 +223,8 @@ def test_cross_pairing_averages_both_pairings(case):
 
 def test_metrics_of_cross_pairing_are_of_the_online_text_tower(case):
     """Its logits come first; those of the momentum text tower count in the loss."""
-    arrays, samples, (keys, queues), _ = case
-    _, sums = losses.batch_loss(
-        {},
-        samples,
-        np.arange(BATCH),
-        build=lambda params: Stub("online", arrays),
-        momentum_model=Stub("momentum", {}),
-        keys=keys,
-        shared=losses.Shared(*queues, losses.batch_counts(samples)),
-        config=LossConfig(pairing="cross"),
-        num_groups=1,
-    )
+    arrays, samples, *_ = case
+    _, sums = batch_loss(case, LossConfig(pairing="cross"))
     correction = editing.correction_labels(samples.tokens, samples.edits)
     is_original = editing.detection_labels(samples.edits)
     for branch in BRANCHES:
@@ -247,7 +242,7 @@ def test_metrics_of_cross_pairing_are_of_the_online_text_tower(case):
 @pytest.mark.parametrize("pairing", ["online", "cross"])
 @pytest.mark.parametrize("is_joint", [True, False])
 def test_each_pass_of_the_text_tower_has_its_own_dropout(case, pairing, is_joint):
-    arrays, samples, (keys, queues), _ = case
+    arrays, samples, *others = case
     seeds = jnp.arange(2 * BATCH, dtype=jnp.uint32).reshape(BATCH, 2)
     samples = samples._replace(dropout_seeds=seeds)
     seen = []
@@ -274,17 +269,8 @@ def test_each_pass_of_the_text_tower_has_its_own_dropout(case, pairing, is_joint
             seen.extend(zip(("clean", "global"), seeds, strict=True))
             return super().encode_and_proofread_global(*others, seeds=seeds)
 
-    losses.batch_loss(
-        {},
-        samples,
-        np.arange(BATCH),
-        build=lambda params: Watched("online", arrays),
-        momentum_model=Watched("momentum", {}),
-        keys=keys,
-        shared=losses.Shared(*queues, losses.batch_counts(samples)),
-        config=LossConfig(pairing=pairing),
-        num_groups=1,
-    )
+    case = (arrays, samples, *others)
+    batch_loss(case, LossConfig(pairing=pairing), stub=Watched)
     used = {name: np.asarray(value) for name, value in seen}
     model = Watched("momentum", arrays)
     losses.momentum_keys(samples, model=model, has_dropout=True)
