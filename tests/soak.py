@@ -2,10 +2,10 @@
 
     JAX_PLATFORMS=cpu python tests/soak.py [PART ...] [--long] [--seed=0] [--out=FILE]
 
-PART is kills, disk, images, captions or steps; all of them if none is named. Short by
-default (minutes), with the numbers of the promise with --long (hours); --kills=50 and
-the like set one of them. Prints one Markdown table, and writes it to FILE. The exit
-code is 1 if a part failed.
+PART is kills, disk, images, captions, parsers, steps or calls; all of them if none is
+named. Short by default (minutes), with the numbers of the promise with --long (hours);
+--kills=50 and the like set one of them. Prints one Markdown table, and writes it to
+FILE. The exit code is 1 if a part failed.
 """
 
 import argparse
@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import tests.conftest  # noqa: E402, F401  # XLA's flags, before JAX starts
+from tests import fuzz  # noqa: E402
 from tests.data.test_images import encode, rgb  # noqa: E402
 from tests.training import test_kill, tiny_runs  # noqa: E402
 from vilem_jax.config.freeze import freeze  # noqa: E402
@@ -44,7 +45,9 @@ NUMBERS = {
     "disk": (3, 10),
     "images": (2_000, 10_000),
     "captions": (1_000, 5_000),
+    "parsers": (50, 500),  # mutants of each
     "steps": (500, 10_000),
+    "calls": (500, 10_000),
 }
 FORMS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
@@ -214,6 +217,20 @@ def captions(number: int, chance: random.Random) -> str:
     return f"{len(strange)} captions, {without} without a word"
 
 
+def parsers(number: int, chance: random.Random) -> str:
+    """Mutants of an intact file of each parser: values, or a sentence."""
+    seed, faults, refused, slowest = chance.randrange(2**32), [], 0, 0.0
+    for name in fuzz.PARSERS:
+        with tempfile.TemporaryDirectory(prefix="soak") as folder:
+            report = fuzz.run(name, number, Path(folder), seed=seed)
+        faults += report.faults
+        refused += report.outcomes["refused"]
+        slowest = max(slowest, report.slowest)
+    assert not faults, f"{len(faults)} faults: {faults[0]}"
+    done = f"{len(fuzz.PARSERS)} parsers, {number} mutants each"
+    return f"{done}, {refused} refused, slowest {1000 * slowest:.0f} ms"
+
+
 def steps(number: int, chance: random.Random) -> str:
     """Training steps: nothing is compiled after the second, and memory is flat."""
     folder = Path(tempfile.mkdtemp(prefix="soak"))
@@ -227,12 +244,30 @@ def steps(number: int, chance: random.Random) -> str:
     )
     found = json.loads((folder / "steady.json").read_text())
     shutil.rmtree(folder)
-    # The first tenth fills caches.
-    records = found["records"][1:]
-    growth = records[-1]["resident_mib"] / records[0]["resident_mib"] - 1
     assert found["compilations_after_step_2"] == 0
+    growth = memory_growth([each["resident_mib"] for each in found["records"]])
+    return f"{number} steps, 0 compilations, memory {growth}"
+
+
+def calls(number: int, chance: random.Random) -> str:
+    """Search, embed, evaluate and proofread in one process: memory is flat."""
+    command = [sys.executable, "-m", "tests.many_calls", str(runs().whole), str(number)]
+    finished = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=tiny_runs.child_environment(),
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    growth = memory_growth(json.loads(finished.stdout))
+    return f"{number} calls, memory {growth}"
+
+
+def memory_growth(resident: list[float]) -> str:
+    """From the first tenth, which fills caches, to the end."""
+    growth = resident[-1] / resident[0] - 1
     assert growth < 0.02, f"memory grew by {100 * growth:.1f} %"
-    return f"{number} steps, 0 compilations, memory {100 * growth:+.1f} %"
+    return f"{100 * growth:+.1f} %"
 
 
 PARTS: dict[str, Callable[[int, random.Random], str]] = {
@@ -240,7 +275,9 @@ PARTS: dict[str, Callable[[int, random.Random], str]] = {
     "disk": disk,
     "images": images,
     "captions": captions,
+    "parsers": parsers,
     "steps": steps,
+    "calls": calls,
 }
 
 
