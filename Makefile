@@ -32,7 +32,8 @@ help:
 	@echo "make test-extras  the tests that need Apache Beam or ONNX, in $(EXTRAS_VENV)"
 	@echo "make lint         check style (ruff) and types (pyright)"
 	@echo "make format       format, and fix what ruff can fix"
-	@echo "make check-all    lint, test and test-extras: everything, slow tests included"
+	@echo "make check-all    lint, test-extras, and test with the exact versions of Python 3.11"
+	@echo "                  (PYTHON311=...) and 3.13 (PYTHON313=...): before a release"
 	@echo "make soak         kills, full disks, fuzzed inputs, many steps: minutes, or hours"
 	@echo "                  with SOAK=--long; docs/reliability.md"
 	@echo "make bench        benchmarks on this CPU, into $(BENCH_OUT); bench-gpu: on a GPU"
@@ -50,8 +51,13 @@ test-extras: $(EXTRAS_VENV)/installed
 	$(EXTRAS_VENV)/bin/python -m pytest tests/data/prepare/test_local.py \
 	  tests/export/test_compiled.py -k "beam or onnx"
 
-# Everything that must pass before a change lands: no test is left out, slow ones neither.
-check-all: lint test test-extras
+# Everything that must pass before a release: no test is left out, slow ones neither, with
+# the exact versions of both constraints files.
+PYTHON311 ?= python3.11
+PYTHON313 ?= python3.13
+check-all: lint test-extras
+	$(MAKE) test PYTHON=$(PYTHON311) CONSTRAINTS=constraints/py311.txt
+	$(MAKE) test PYTHON=$(PYTHON313) CONSTRAINTS=constraints/py313.txt
 
 soak: $(TEST_VENV)/installed
 	JAX_PLATFORMS=cpu $(TEST_VENV)/bin/python tests/soak.py $(SOAK)
@@ -99,6 +105,9 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 python:
+	@$(PYTHON) -c '' 2>/dev/null || { \
+	  echo "$(PYTHON) does not run: install it, or name another Python," \
+	       "as in make test PYTHON=/path/to/python3.13" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "vilem needs Python 3.11 or newer, which $(PYTHON) is not:" \
 	       "name one, as in make test PYTHON=python3.13" >&2; exit 2; }
