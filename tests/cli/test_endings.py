@@ -54,6 +54,20 @@ def test_a_file_name_of_any_bytes_is_printed(monkeypatch):
     assert shown.buffer.getvalue() == b"bad\\udcff.png\n"
 
 
+def test_a_file_name_does_not_act_on_the_terminal(monkeypatch, capsys):
+    """R30: to a terminal these are a title, a cleared screen, an overwritten line."""
+    name = "a\x1b]0;title\x07\x9b2J\rb.png"
+
+    def show(*_, **__):
+        print(name)
+        print(name.replace("\r", ""), file=sys.stderr)
+
+    monkeypatch.setattr("vilem_jax.report.demo.run_demo", show)
+    assert main(["demo"]) == 0
+    shown = r"a\x1b]0;title\x07\x9b2J\x0db.png" + "\n"
+    assert capsys.readouterr() == (shown, shown.replace(r"\x0d", ""))
+
+
 def test_exit_code_and_sentence_of_the_program(tmp_path):
     done = subprocess.run(
         [

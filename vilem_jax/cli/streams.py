@@ -1,4 +1,4 @@
-"""stdout and stderr whose end does not end the work."""
+"""stdout and stderr whose end does not end the work, and that only show text."""
 
 import contextlib
 import io
@@ -7,17 +7,24 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+# A file name or a caption may hold what a terminal obeys: \x1b]0;title\x07, \x9b2J.
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
 
 class LastingStream(io.TextIOBase):
-    """A stream that takes everything, also when what is behind it takes no more."""
+    """A stream that takes everything, also when what is behind it takes no more.
 
-    def __init__(self, stream: TextIO):
+    Control characters other than those in `kept` are written as escapes.
+    """
+
+    def __init__(self, stream: TextIO, kept: str = "\n\t"):
         self._stream = stream
+        self._escapes = CONTROLS | {ord(character): character for character in kept}
         self.error: OSError | None = None  # the first; what follows is lost
 
     def write(self, text: str) -> int:
         with self._lost():
-            self._stream.write(text)
+            self._stream.write(text.translate(self._escapes))
         return len(text)
 
     def flush(self) -> None:
@@ -56,7 +63,8 @@ def lasting_streams() -> Iterator[LastingStream]:
     with open(os.devnull, "w") as null:
         # Python has None for one that was closed when it started.
         stdout = LastingStream(sys.stdout or null)
-        stderr = LastingStream(sys.stderr or null)
+        # tqdm returns to the start of its line.
+        stderr = LastingStream(sys.stderr or null, kept="\n\t\r")
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             try:
                 yield stdout
