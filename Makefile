@@ -34,8 +34,8 @@ help:
 	@echo "make format       format, and fix what ruff can fix"
 	@echo "make check-all    lint, test-extras, and test with the exact versions of Python 3.11"
 	@echo "                  (PYTHON311=...) and 3.13 (PYTHON313=...): before a release"
-	@echo "make soak         kills, full disks, fuzzed inputs, many steps: minutes, or hours"
-	@echo "                  with SOAK=--long; docs/reliability.md"
+	@echo "make soak         kills, full disks, fuzzed inputs, many steps: minutes, or half an"
+	@echo "                  hour with SOAK=--long; docs/reliability.md"
 	@echo "make bench        benchmarks on this CPU, into $(BENCH_OUT); bench-gpu: on a GPU"
 	@echo "make clean        remove environments and caches; runs/ stays"
 

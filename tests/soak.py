@@ -3,9 +3,9 @@
     JAX_PLATFORMS=cpu python tests/soak.py [PART ...] [--long] [--seed=0] [--out=FILE]
 
 PART is kills, disk, images, captions, parsers, steps or calls; all of them if none is
-named. Short by default (minutes), with the numbers of the promise with --long (hours);
---kills=50 and the like set one of them. Prints one Markdown table, and writes it to
-FILE. The exit code is 1 if a part failed.
+named. Short by default (minutes), with the numbers of the promise with --long (half an
+hour); --kills=50 and the like set one of them. Prints one Markdown table, and writes it
+to FILE. The exit code is 1 if a part failed.
 """
 
 import argparse
