@@ -14,7 +14,13 @@ from safetensors.numpy import save_file
 
 from tests.data.make_files import img2dataset_members, make_image, write_tar
 from vilem_jax.config.schema import EditorConfig, TextConfig
-from vilem_jax.config.sources import JsonConfig, TfdsConfig, WebDatasetConfig
+from vilem_jax.config.sources import (
+    CsvConfig,
+    ImageFolderConfig,
+    JsonConfig,
+    TfdsConfig,
+    WebDatasetConfig,
+)
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.edit_table import EditTable, StoredEditTable, describe
 from vilem_jax.data.sources.packed_text import PackedTexts
@@ -197,6 +203,14 @@ def _captions(file: Path, member: str = "", split: str = "") -> list[Any]:
     return _used(open_source(JsonConfig(path=path, split=split)))
 
 
+def _csv_source(file: Path) -> list[Any]:
+    return _used(open_source(CsvConfig(path=str(file), split="test")))
+
+
+def _imagefolder(file: Path) -> list[Any]:
+    return _used(open_source(ImageFolderConfig(path=str(file.parent))))
+
+
 def _clips(file: Path) -> list[Any]:
     clips = VideoClips(file, None)
     return [clips.file(index) for index in range(len(clips))]
@@ -253,6 +267,13 @@ VIDEOS = [{"video": f"{i}.png", "caption": [text]} for i, text in enumerate(CAPT
 CSV = "key,video_id,sentence\n" + "".join(
     f'ret{i},{i},"{text}"\n' for i, text in enumerate(CAPTIONS)
 )
+TABLE = "image,caption,split,image_id\n" + "".join(
+    f'{i}.png,"{text}",test,{i}\n' for i, text in enumerate(CAPTIONS)
+)
+METADATA = [{"file_name": f"{i}.png", "text": t} for i, t in enumerate(CAPTIONS)]
+METADATA_CSV = "file_name,text\n" + "".join(
+    f'{i}.png,"{text}"\n' for i, text in enumerate(CAPTIONS)
+)
 SUGARCREPE = {
     str(i): {"filename": f"{i}.png", "caption": text, "negative_caption": "no"}
     for i, text in enumerate(CAPTIONS)
@@ -300,6 +321,12 @@ PARSERS = {
     "rows in lines": Parser(_text("a.json", ROWS, in_lines=True), _captions),
     "karpathy": Parser(_text("a.json", KARPATHY), _captions),
     "coco": Parser(_text("a.json", COCO), _captions),
+    "csv": Parser(_text("a.csv", TABLE), _csv_source),
+    "tsv": Parser(_text("a.tsv", TABLE.replace(",", "\t")), _csv_source),
+    "metadata.jsonl": Parser(
+        _text("metadata.jsonl", METADATA, in_lines=True), _imagefolder
+    ),
+    "metadata.csv": Parser(_text("metadata.csv", METADATA_CSV), _imagefolder),
     "zip": Parser(_zipped, lambda file: _captions(file, "captions.json")[0][1:], True),
     "tar": Parser(_tar, _tar_source),
     "dataset_info.json": Parser(_tfds("dataset_info.json"), _tfds_source),

@@ -4,12 +4,13 @@
 """
 
 import codecs
+import csv
 import io
 import json
 import re
 import unicodedata
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -198,6 +199,57 @@ def _object(pairs: list[tuple[str, Any]], path: object) -> dict[str, Any]:
             f"{path}: an object has the key {double[:60]!r} twice: one would be lost"
         )
     return values
+
+
+def parse_csv(
+    text: str, path: object, delimiter: str = ","
+) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
+    """The columns of a CSV text, and its rows: their line, and the fields by column.
+
+    Blank lines are left out; a field in quotation marks may have several lines.
+
+    Args:
+      path: for messages.
+
+    Raises:
+      UserError: it is not CSV, has two columns of one name, or (while the rows are
+        read) a row has another number of fields than the first line.
+    """
+    rows = _csv_rows(text, path, delimiter)
+    _, first = next(rows, (1, []))
+    columns = [name.strip() for name in first]
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{path} has two columns of one name: {', '.join(columns)}")
+
+    def records() -> Iterator[tuple[int, dict[str, str]]]:
+        for line, row in rows:
+            if len(row) != len(columns):
+                raise UserError(
+                    f"{path}: row at line {line} has {len(row)} fields, the first line "
+                    f"has {len(columns)}: put a text with {delimiter!r} in it in "
+                    "quotation marks"
+                )
+            yield line, dict(zip(columns, row, strict=True))
+
+    return columns, records()
+
+
+def _csv_rows(
+    text: str, path: object, delimiter: str
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, and the lines where they begin."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = 1
+    try:
+        for row in rows:
+            if any(map(str.strip, row)):
+                yield line, row
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{path} is not CSV at line {rows.line_num} ({error}): is a quotation mark "
+            "left open?"
+        ) from None
 
 
 def read_arrays(path: Path, names: Collection[str] = ()) -> dict[str, np.ndarray]:

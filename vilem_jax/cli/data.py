@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.cli.options import EMBEDDED, add_config, count, named_source
+from vilem_jax.cli.options import EMBEDDED, add_columns, add_config, count, named_source
 from vilem_jax.config.files import load_config
 from vilem_jax.config.schema import Config
 from vilem_jax.config.sources import SOURCE_KINDS, SourceConfig
@@ -108,18 +108,19 @@ def _edit(options: argparse.Namespace) -> None:
 
 
 def _add_prepare(parts: Any) -> None:
-    add = parts.add_parser(
+    prepare = parts.add_parser(
         "prepare",
         run=_prepare,
         help="images resized and packed once, for kind='tfds'",
         description="Packs sources as a TFDS data set in ArrayRecord, with images "
         "no larger than needed. Rerun the same command to resume.",
-    ).add_argument
+    )
+    add = prepare.add_argument
     add(
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="annotations (JSON, or FILE.zip/FILE.json), tars, a TFDS name, or "
+        help="annotations (JSON, CSV, or FILE.zip/FILE.json), tars, a TFDS name, or "
         f"{EMBEDDED!r}; SPLIT=SOURCE puts it into that split",
     )
     add("--out", required=True, metavar="FOLDER", help="a new one")
@@ -153,6 +154,7 @@ def _add_prepare(parts: Any) -> None:
         "DataflowRunner; DirectRunner is this machine",
     )
     add("--beam-options", default="", metavar="OPTIONS", help="of Beam, in quotes")
+    add_columns(prepare)
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -138,8 +138,9 @@ def add_data(verb: argparse.ArgumentParser) -> None:
     """--data and what belongs to it, for `source_config`."""
     verb.add_argument(
         "--data",
-        help=f"annotations (JSON), tars, a TFDS name, or {EMBEDDED!r}, the embedded "
-        "data set; the run's validation data by default",
+        help="annotations (JSON, CSV), a folder with metadata.jsonl, tars, a TFDS "
+        f"name, or {EMBEDDED!r}, the embedded data set; the run's validation data by "
+        "default",
     )
     add_source(verb, "--data", SOURCE_KINDS)
     verb.add_argument("--seed", type=int, default=0, help="of --data=scenes, of edits")
@@ -154,6 +155,17 @@ def add_source(
     add("--kind", choices=[*kinds], help=f"of {argument}, if its name does not show it")
     add("--split", default="", help='of the data; several as "a+b"')
     add("--num-images", type=count, default=0, help="only the first ones")
+    add_columns(verb)
+
+
+def add_columns(verb: argparse.ArgumentParser) -> None:
+    """The columns of a table, for those kinds of sources that are one."""
+    group = verb.add_argument_group("columns of a table, if not by their usual names")
+    for name in ("image", "caption", "split", "id"):
+        group.add_argument(f"--{name}-column", default="", metavar="NAME")
+    group.add_argument(
+        "--delimiter", default="", help="of a table; by default by its ending"
+    )
 
 
 def source_config(options: argparse.Namespace) -> SourceConfig:

@@ -31,7 +31,10 @@ class SourceConfig:
 
     @classmethod
     def recognizes(cls, data: str) -> bool:
-        """Whether `data`, the value of --data, is of this kind by its name alone."""
+        """Whether `data`, the value of --data, is of this kind.
+
+        A file is by its name alone; a folder by the files in it.
+        """
         return data.endswith(cls.suffixes)
 
     def without_folders(self) -> "SourceConfig":
@@ -71,10 +74,57 @@ class JsonConfig(FileSourceConfig):
     images: str = ""  # a folder or a zip; "": the one that holds the annotations
 
     reader = "vilem_jax.data.sources.json_file:JsonSource"
-    suffixes = (".json",)
+    suffixes = (".json", ".jsonl")
 
     def without_folders(self) -> "JsonConfig":
         return replace(self, path=Path(self.path).name, images="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig(FileSourceConfig):
+    """What the kinds share whose rows have named columns; "": by its usual names."""
+
+    image_column: str = ""
+    caption_column: str = ""
+    split_column: str = ""
+    id_column: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CsvConfig(TableConfig):
+    """A table `path` with images in `images`: CSV, or TSV if its name ends so."""
+
+    kind: Literal["csv"] = "csv"
+    images: str = ""  # a folder or a zip; "": the one that holds the table
+    delimiter: str = ""  # between two fields; "": by the ending of `path`
+
+    reader = "vilem_jax.data.sources.csv_file:CsvSource"
+    suffixes = (".csv", ".tsv")
+
+    def without_folders(self) -> "CsvConfig":
+        return replace(self, path=Path(self.path).name, images="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolderConfig(TableConfig):
+    """A folder with images and metadata.jsonl or .csv, as Hugging Face's imagefolder.
+
+    `path` is the folder, or its metadata file. Its folders train, validation and test
+    are splits.
+    """
+
+    kind: Literal["imagefolder"] = "imagefolder"
+
+    reader = "vilem_jax.data.sources.imagefolder:ImageFolderSource"
+    suffixes = ("metadata.jsonl", "metadata.csv")  # of the file
+
+    @classmethod
+    def recognizes(cls, data: str) -> bool:
+        if Path(data).is_dir():
+            folders = ("", "*/")
+            files = (f"{below}{name}" for below in folders for name in cls.suffixes)
+            return any(any(Path(data).glob(pattern)) for pattern in files)
+        return Path(data).name in cls.suffixes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,5 +151,9 @@ class WebDatasetConfig(FileSourceConfig):
 
 
 SOURCE_KINDS: dict[str, type[SourceConfig]] = {
-    cls.kind: cls for cls in (JsonConfig, WebDatasetConfig, TfdsConfig, ScenesConfig)
+    cls.kind: cls
+    for cls in (
+        *(ImageFolderConfig, JsonConfig, CsvConfig),
+        *(WebDatasetConfig, TfdsConfig, ScenesConfig),
+    )
 }

@@ -9,9 +9,9 @@ The content decides the layout:
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from posixpath import normpath
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from vilem_jax.errors import UserError
 from vilem_jax.parsing import Records, read_json, records_of, whole_number
@@ -20,28 +20,50 @@ from vilem_jax.parsing import Records, read_json, records_of, whole_number
 _SPLITS = ("train", "restval", "val", "validation", "dev", "test")
 _ID = "a whole number or a text"
 Row = tuple[str, list[str], str | None]  # image, captions, split
+Annotations = tuple[dict[str, list[str]], tuple[str, ...]]  # captions by image, notes
 
 
-def read_annotations(
-    path: str, split: str = ""
-) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """Captions by image, in the file's order, and notes; rows of one image are merged.
+class Columns(NamedTuple):
+    """The keys of a row's values; "" if it has none."""
+
+    image: str = "image"
+    caption: str = "caption"
+    split: str = "split"
+    image_id: str = "image_id"
+
+
+_ALBEF = Columns()
+
+
+def read_annotations(path: str, split: str = "") -> Annotations:
+    """`take_split` of the rows of a JSON file.
 
     Args:
       path: a JSON file, or one inside a zip: "data.zip/captions.json".
-      split: splits to take, joined by "+"; "" takes all. "train" includes "restval"
-        if there is one: Karpathy's COCO training set is both.
 
     Raises:
       UserError: the file is missing, not JSON, empty, of another layout, or has no such
         split.
     """
-    content = read_json(path)
+    return take_split(path, _rows(path, read_json(path)), split)
+
+
+def take_split(path: object, rows: Iterable[Row], split: str) -> Annotations:
+    """Captions by image, in the order of `rows`, and notes; rows of one are merged.
+
+    Args:
+      path: for messages.
+      split: splits to take, joined by "+"; "" takes all. "train" includes "restval"
+        if there is one: Karpathy's COCO training set is both.
+
+    Raises:
+      UserError: there is no such split.
+    """
     wanted = set(split.split("+")) if split else set()
     taken = wanted | ({"restval"} if split == "train" else set())
     captions_of: dict[str, list[str]] = {}
     seen: Counter[str | None] = Counter()
-    for name, captions, row_split in _rows(path, content):
+    for name, captions, row_split in rows:
         seen[row_split or None] += 1
         if not wanted or row_split in taken:
             captions_of.setdefault(name, []).extend(captions)
@@ -81,7 +103,7 @@ def unread_splits(rows: Counter[str | None], taken: set[str]) -> tuple[str, ...]
 def _rows(path: str, content: object) -> Iterator[Row]:
     if (records := records_of(content, "image", "caption")) is not None:
         _filled(path, records)
-        return _plain_rows(path, records)
+        return plain_rows(path, records)
     if isinstance(content, dict) and isinstance(content.get("images"), list):
         images = _filled(path, content["images"], "'images'")
         if isinstance(content.get("annotations"), list):
@@ -100,20 +122,29 @@ def _filled(path: str, records: list, where: str = "the list") -> list:
     return records
 
 
-def _plain_rows(path: str, records: Records) -> Iterator[Row]:
+def plain_rows(
+    path: object, records: Records, columns: Columns = _ALBEF
+) -> Iterator[Row]:
+    """The rows of `records`, each an object with the keys `columns`.
+
+    Raises:
+      UserError: a value is missing or has another type; an id stands for two images.
+    """
     named: dict[str, str] = {}
     for i, record in enumerate(records):
         where = f"{path}: {records.where(i)}"
-        name = _text(record, "image", where)
-        _check_id(record, "image_id", name, named, where)
-        split = split_of(record, where)
-        captions = record.get("caption")
+        name = _text(record, columns.image, where)
+        if not name:
+            _refuse_field(record, columns.image, "the name of an image", where)
+        _check_id(record, columns.image_id, name, named, where)
+        split = split_of(record, where, columns.split)
+        captions = record.get(columns.caption)
         if isinstance(captions, str):
             yield name, [captions], split
         elif isinstance(captions, list) and all(isinstance(c, str) for c in captions):
             yield name, captions, split
         else:
-            _refuse_field(record, "caption", "a text or a list of texts", where)
+            _refuse_field(record, columns.caption, "a text or a list of texts", where)
 
 
 def _karpathy_rows(path: str, images: list) -> Iterator[Row]:
@@ -170,12 +201,14 @@ def id_of(value: object) -> str | None:
 def _check_id(
     record: dict, field: str, name: str, named: dict[str, str], where: str
 ) -> str | None:
-    """The image's id, which is optional (null is none), after adding it to `named`.
+    """The image's id, after adding it to `named`.
+
+    It is optional; null and an empty text are none.
 
     Raises:
       UserError: it is not an id, or belongs to another image.
     """
-    if record.get(field) is None:
+    if record.get(field) in (None, ""):
         return None
     image_id = id_of(record[field])
     if image_id is None:
@@ -195,15 +228,15 @@ def _text(record: object, field: str, where: str) -> str:
     return record[field]
 
 
-def split_of(record: dict, where: str) -> str | None:
-    """The record's "split", or None if it has none.
+def split_of(record: dict, where: str, field: str = "split") -> str | None:
+    """The record's split, or None if it has none.
 
     Raises:
       UserError: it is not a text.
     """
-    split = record.get("split")
+    split = record.get(field)
     if split is not None and not isinstance(split, str):
-        _refuse_field(record, "split", "a text", where)
+        _refuse_field(record, field, "a text", where)
     return split
 
 

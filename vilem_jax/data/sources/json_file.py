@@ -1,29 +1,34 @@
-"""JSON annotations with images in a folder or a zip, as a source."""
+"""Annotation files with images in a folder or a zip, as a source; JSON ones here."""
 
-from vilem_jax.config.sources import JsonConfig
-from vilem_jax.data.sources.annotations import read_annotations
+from pathlib import Path
+
+from vilem_jax.config.sources import FileSourceConfig, JsonConfig
+from vilem_jax.data.sources.annotations import Annotations, read_annotations
 from vilem_jax.data.sources.image_files import open_images
 from vilem_jax.data.sources.packed_text import PackedSource, pack_records
 from vilem_jax.parsing import split_zip_path
 
 
-class JsonSource(PackedSource):
-    """Captions of a JSON file (see `annotations`); images are read on demand.
+class FileSource(PackedSource):
+    """Captions of a file whose images are files beside it, and read on demand.
 
     Args:
-      config: `path` of the annotations; `images`, a folder or zip, by default the zip
-        or the folder that holds the annotations; `split`; `num_images`.
+      images: a folder or zip; "" for the zip or the folder that holds `config.path`.
+      annotations: of `config.path`.
 
     Raises:
-      UserError: as `read_annotations` and `open_images`; no image has a caption.
+      UserError: as `open_images`; no image has a caption.
     """
 
-    def __init__(self, config: JsonConfig):
+    def __init__(
+        self, config: FileSourceConfig, images: str | Path, annotations: Annotations
+    ):
+        captions_of, notes = annotations
         file, member = split_zip_path(config.path)
-        captions_of, notes = read_annotations(config.path, config.split)
         names, end = list(captions_of), config.num_images or None
-        images = config.images or (file if member else file.parent)
-        self._images = open_images(images, names[:end])
+        self._images = open_images(
+            images or (file if member else file.parent), names[:end]
+        )
         for name, first in self._images.first_spellings(names).items():
             captions_of[first] += captions_of.pop(name)
         parts = [pack_records(list(captions_of.items())[:end])]
@@ -39,3 +44,19 @@ class JsonSource(PackedSource):
 
     def read_image(self, index: int) -> bytes:
         return self._images.read(self.image_name(index))
+
+
+class JsonSource(FileSource):
+    """Captions of a JSON file (see `annotations`).
+
+    Args:
+      config: `path` of the annotations; `images`, a folder or zip, by default the zip
+        or the folder that holds the annotations; `split`; `num_images`.
+
+    Raises:
+      UserError: as `read_annotations` and `open_images`; no image has a caption.
+    """
+
+    def __init__(self, config: JsonConfig):
+        annotations = read_annotations(config.path, config.split)
+        super().__init__(config, config.images, annotations)

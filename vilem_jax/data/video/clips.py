@@ -7,8 +7,6 @@ Recognised by content:
   JSON        [{"video": "a.mp4", "caption": text or [text]}], one per pair or clip
 """
 
-import csv
-import io
 import itertools
 import os
 from collections import Counter
@@ -21,8 +19,7 @@ from vilem_jax.data.sources.annotations import count_splits, split_of, unread_sp
 from vilem_jax.data.sources.names import first_spellings, identity, loose, near_miss
 from vilem_jax.data.video.frames import VideoError, read_frames
 from vilem_jax.errors import UserError
-from vilem_jax.files import read_errors
-from vilem_jax.parsing import is_blank, parse_json, read_text, records_of
+from vilem_jax.parsing import is_blank, parse_csv, parse_json, read_text, records_of
 
 SUFFIXES = (
     *(".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v"),
@@ -169,39 +166,17 @@ def read_pairs(file: Path) -> list[Pair]:
 
 def _pairs(file: Path, text: str) -> Iterator[Pair]:
     if text.lstrip()[0] not in "[{":
-        with read_errors(file):
-            yield from _csv_pairs(file, text)
+        columns, rows = parse_csv(text, file)
+        if not {"video_id", "sentence"} <= set(columns):
+            raise UserError(f"{file} {_UNKNOWN}")
+        for line, row in rows:
+            yield from _record_pairs(row, f"{file}: row at line {line}")
         return
     records = records_of(parse_json(text, file), *_CLIP_KEYS, *_CAPTION_KEYS)
     if records is None:
         raise UserError(f"{file} {_UNKNOWN}")
     for number, record in enumerate(records):
         yield from _record_pairs(record, f"{file}: {records.where(number)}")
-
-
-def _csv_pairs(file: Path, text: str) -> Iterator[Pair]:
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        columns = next(filter(None, rows), [])
-        if not {"video_id", "sentence"} <= set(columns):
-            raise UserError(f"{file} {_UNKNOWN}")
-        if len(set(columns)) < len(columns):
-            raise UserError(f"{file} has two columns of one name: {', '.join(columns)}")
-        for row in rows:
-            if not any(map(str.strip, row)):
-                continue
-            where = f"{file}: row at line {rows.line_num}"
-            if len(row) != len(columns):
-                raise UserError(
-                    f"{where} has {len(row)} fields, the first line has "
-                    f"{len(columns)}: put a text with a comma in quotation marks"
-                )
-            yield from _record_pairs(dict(zip(columns, row, strict=True)), where)
-    except csv.Error as error:  # for example an open quotation mark
-        raise UserError(
-            f"{file} is not CSV at line {rows.line_num} ({error}): is a quotation mark "
-            "left open?"
-        ) from None
 
 
 def _record_pairs(record: object, where: str) -> Iterator[Pair]:
