@@ -122,6 +122,24 @@ def test_spellings_of_one_path_may_share_an_id(tmp_path):
         open_source(config)
 
 
+def test_names_that_differ_in_a_dropped_folder_are_not_one_image(tmp_path):
+    fill(tmp_path / "folder", "0.png", "1.png")
+    pack(tmp_path / "images.zip", "photos/0.png", "photos/1.png")
+    for path in (tmp_path / "folder", tmp_path / "images.zip"):
+        assert found(path, "train/0.png", "val/1.png") == ["0.png", "1.png"]
+        assert found(path, "a/0.png", "./a/0.png") == ["0.png", "0.png"]
+        with pytest.raises(UserError, match=r"train/0\.png and val/0\.png would both"):
+            open_images(path, ["train/0.png", "val/1.png", "val/0.png"])
+    with pytest.raises(UserError, match=r"train/0\.png and 0\.png would both"):
+        open_images(tmp_path / "folder", ["train/0.png", "val/1.png", "0.png"])
+
+
+def test_of_names_in_a_zip_for_a_folder_only_its_name_is_dropped(tmp_path):
+    pack(tmp_path / "X.zip", "1.png", "2.png")
+    assert found(tmp_path, "X/1.png", "X/2.png") == ["1.png", "2.png"]
+    assert found(tmp_path, "X/a/1.png", "X/b/1.png") == ["", ""]
+
+
 def test_links_and_two_files_stay_two_images(tmp_path):
     fill(tmp_path, "a.png", "A.png", "elsewhere/inner/x.png", "elsewhere/a.png")
     (tmp_path / "link.png").symlink_to("a.png")

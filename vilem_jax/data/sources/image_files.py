@@ -20,16 +20,17 @@ def open_images(path: str | os.PathLike, names: Sequence[str]) -> "ImageFiles":
     """The images `names` in the folder or zip `path`.
 
     Raises:
-      UserError: `path` does not exist, or is neither a folder nor a zip.
+      UserError: `path` does not exist, or is neither a folder nor a zip; two of the
+        names would be one of its files.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        return ImageFolder(path, names)
     if not path.exists():
         raise UserError(f"images: {path} does not exist; give a folder or a zip")
     if path.is_file() and not zipfile.is_zipfile(path):
         raise UserError(f"images: {path} is neither a folder nor an intact zip")
-    return ImageZip(path, names)
+    images = (ImageFolder if path.is_dir() else ImageZip)(path, names)
+    images.check_distinct(names)
+    return images
 
 
 class ImageFiles:
@@ -44,6 +45,7 @@ class ImageFiles:
     """
 
     top = ""  # the folder that contains all images and is not part of the names
+    max_dropped = 100  # leading folders
 
     def __init__(self, path: Path, names: Sequence[str]):
         self.path = path
@@ -53,9 +55,9 @@ class ImageFiles:
         tries = ((self._is_there, "/"), (self._spelled, "/"), (self._spelled, "\\"))
         for find, slash in tries:
             self._slash = slash
-            deepest = max((len(self._parts(name)) for name in sample), default=1)
             found = []
-            for self._num_dropped in range(deepest):
+            for dropped in range(self._num_droppable(sample)):
+                self._num_dropped = dropped
                 found.append(sum(bool(find(self._local(name))) for name in sample))
             self._num_dropped = found.index(max(found)) if found else 0
             if any(found):
@@ -87,17 +89,38 @@ class ImageFiles:
 
     def first_spellings(self, names: Sequence[str]) -> dict[str, str]:
         """The first spelling of each of `names` that repeats an earlier image."""
+        return first_spellings(names, self._loosely, self._identity)
+
+    def check_distinct(self, names: Sequence[str]) -> None:
+        """Raises UserError if two names are one image because folders are dropped."""
+        if not self._num_dropped:
+            return
+
+        def local(name: str) -> str:
+            return loose(self._local(name))
+
+        for name, first in first_spellings(names, local, self._identity).items():
+            if self._loosely(name) != self._loosely(first):
+                raise UserError(
+                    f"{first} and {name} would both be {self._find(name)} in "
+                    f"{self.path}, without the folders that it lacks: give the folder "
+                    "that holds them, or correct the names"
+                )
+
+    def _loosely(self, name: str) -> str:
+        """The same for all spellings of a path."""
         root = f"{self.path.absolute()}/"
-
-        def loosely(name: str) -> str:
-            home = os.path.expanduser(name) if name.startswith("~") else name
-            return loose(home[len(root) :] if home.startswith(root) else name)
-
-        return first_spellings(names, loosely, self._identity)
+        home = os.path.expanduser(name) if name.startswith("~") else name
+        return loose(home[len(root) :] if home.startswith(root) else name)
 
     def _find(self, name: str) -> str | None:
         local = self._local(name)
         return local if self._is_there(local) else self._spelled(local)
+
+    def _num_droppable(self, names: Sequence[str]) -> int:
+        """One more than the leading folders of `names` that may be dropped."""
+        deepest = max((len(self._parts(name)) for name in names), default=1)
+        return min(deepest, self.max_dropped + 1)
 
     def _parts(self, name: str) -> tuple[str, ...]:
         return PurePosixPath(name.replace(self._slash, "/")).parts or (name,)
@@ -201,7 +224,7 @@ class ImageFolder(ImageFiles):
         if first not in self._zips:
             file = self.path / f"{first}.zip"
             is_zip = file.is_file() and zipfile.is_zipfile(file)
-            self._zips[first] = ImageZip(file, [local]) if is_zip else None
+            self._zips[first] = _ImageZipOfFolder(file, [local]) if is_zip else None
         return self._zips[first]
 
 
@@ -226,7 +249,8 @@ class ImageZip(ImageFiles):
 
     def _drop_top(self, sample: Sequence[str]) -> None:
         """Sets `top` to the one folder below which images of `sample` are."""
-        for self._num_dropped in range(max(len(self._parts(n)) for n in sample)):
+        for dropped in range(self._num_droppable(sample)):
+            self._num_dropped = dropped
             ends = tuple({f"/{loose(self._local(name))}" for name in sample})
             tops = {
                 (names[0] if len(names[0]) == len(member) else member)[: -len(end)]
@@ -254,3 +278,9 @@ class ImageZip(ImageFiles):
 
     def _siblings(self, local: str) -> Iterator[str]:
         return (names[0] for names in self._by_loose.values())
+
+
+class _ImageZipOfFolder(ImageZip):
+    """X.zip as the folder X, of which only the name X may be dropped."""
+
+    max_dropped = 1  # with more, X/a/1.jpg and X/b/1.jpg could be one
