@@ -8,6 +8,7 @@ import pytest
 
 from vilem_jax.errors import UserError
 from vilem_jax.files import (
+    MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
     check_writable,
     read_input,
@@ -54,6 +55,17 @@ def test_a_text_with_a_hole_is_not_read(tmp_path):
         file.truncate(3 << 30)
     with pytest.raises(OSError, match="it has a hole at byte"):
         read_input(tmp_path / "captions.json", MAX_TEXT_BYTES)
+
+
+def test_an_image_that_is_nearly_all_hole_is_not_read(tmp_path):
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.write(b"\xff\xd8\xff")
+        file.truncate(200 << 20)
+    with pytest.raises(OSError, match="it has a hole at byte"):
+        read_input(tmp_path / "sparse.jpg", MAX_IMAGE_BYTES)
+    content = b"\xff\xd8\xff" + bytes(9 << 20)  # zeros that are on the disk
+    (tmp_path / "black.jpg").write_bytes(content)
+    assert read_input(tmp_path / "black.jpg", MAX_IMAGE_BYTES) == content
 
 
 def test_a_folder_in_the_way_is_a_sentence(tmp_path):

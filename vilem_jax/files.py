@@ -18,6 +18,7 @@ from vilem_jax.errors import UserError
 _STDOUT = 1  # a file descriptor
 MAX_IMAGE_BYTES = 256 << 20  # more than any image of 50 megapixels
 MAX_TEXT_BYTES = 8 << 30  # of annotations
+_ANY_HOLE = 8 << 20  # smaller files may have any hole: reading them costs little
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -55,7 +56,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def replace_file(path: Path, text: str) -> None:
     """Writes `text` as UTF-8 with `replacing`; raises an OSError if that fails."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))  # names of any bytes
 
 
 def create_file(path: Path, content: bytes) -> bool:
@@ -170,7 +171,10 @@ def _why_unfit(file: BinaryIO, status: os.stat_result, max_bytes: int) -> str:
     file.seek(0)
     if head and not head.strip(b"\0"):
         return "it begins with zeros: was it written completely?"
-    if size > MAX_IMAGE_BYTES:  # a text: no byte of it is zero
+    # No byte of a text is zero. An image may be black, and some disks store nothing for
+    # zeros: a large one is refused only if it takes far less of the disk than its size.
+    is_text, stored = size > MAX_IMAGE_BYTES, 512 * status.st_blocks
+    if is_text or size > max(_ANY_HOLE, 8 * stored):
         hole = os.lseek(file.fileno(), 0, os.SEEK_HOLE)
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         if hole < size:
