@@ -100,7 +100,7 @@ def test_a_lock_that_cannot_be_created_is_a_sentence(tmp_path):
 
 
 def test_an_index_has_one_writer(tmp_path):
-    model = SimpleNamespace(read_image=lambda _: pytest.fail("it is encoded twice"))
+    model = SimpleNamespace(encode_image=lambda _: pytest.fail("it is encoded twice"))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").touch()
     (tmp_path / "link").symlink_to(tmp_path / "index")

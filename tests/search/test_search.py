@@ -2,18 +2,17 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vilem_jax import files
-from vilem_jax.data.images import ImageError, decode, resize_square
+from vilem_jax.data.images import decode, resize_square
 from vilem_jax.errors import UserError
-from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.index import index, load_index
 from vilem_jax.search.query import search
-from vilem_jax.search.readable import encode_readable
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -25,17 +24,13 @@ class ColourModel:
 
     def __init__(self, fingerprint="one"):
         self.fingerprint = fingerprint
+        self.encoder = SimpleNamespace(image_size=4, encode_pixels=self.encode_pixels)
         self.num_encoded = 0
 
-    def read_image(self, path):
-        try:
-            return resize_square(decode(path.read_bytes()), 4)
-        except (OSError, ImageError) as error:
-            raise UserError(f"cannot read {path}") from error
+    def encode_image(self, path):
+        return self.encode_pixels([resize_square(decode(path.read_bytes()), 4)])
 
-    def encode_image(self, images):
-        if not hasattr(images, "__next__"):
-            images = iter([self.read_image(images)])
+    def encode_pixels(self, images):
         means = np.array([image.mean(axis=(0, 1)) for image in images])
         self.num_encoded += len(means)
         return self._unit(means)
@@ -108,7 +103,9 @@ def test_corrupt_images_are_reported_and_left_out(folder, tmp_path):
     assert report.images == 3
     names = [path for path, _ in report.corrupt]
     assert names == ["corrupt.jpg", "empty.png", "nowhere.png"]
-    assert all("cannot read" in reason for _, reason in report.corrupt)
+    reasons = [reason for _, reason in report.corrupt]
+    assert all(why.startswith("not an image of a known") for why in reasons[:2])
+    assert reasons[2] == "no such file or directory"
 
 
 def test_all_that_is_left_out_is_counted(folder, tmp_path):
@@ -134,21 +131,12 @@ def test_what_is_no_file_is_left_out_with_its_reason(folder, tmp_path):
     os.mkfifo(folder / "pipe.jpg")
     with open(folder / "sparse.jpg", "wb") as file:
         file.truncate(3 << 30)
-    assert [why for _, why in encode_readable_reasons(FolderImages(folder))] == [
-        "it is a device, not a file",
-        "it is a pipe, not a file",
-        "it is larger than 256 MiB",
-    ]
-
-
-def encode_readable_reasons(images: FolderImages) -> list[tuple[int, str]]:
-    def read(row: int) -> np.ndarray:
-        return resize_square(decode(images.read_image(row)), 4)
-
-    def encode(rows) -> np.ndarray:
-        return np.stack([row.mean((0, 1)) for row in rows])
-
-    return encode_readable(range(len(images)), read, encode, width=3).corrupt
+    report = index(folder, ColourModel(), tmp_path / "photos.npz")
+    assert report.corrupt == (
+        ("endless.png", "it is a device, not a file"),
+        ("pipe.jpg", "it is a pipe, not a file"),
+        ("sparse.jpg", "it is larger than 256 MiB"),
+    )
 
 
 def test_a_stop_leaves_the_index_before(folder, tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from vilem_jax import files, locks
 from vilem_jax.api import Model
-from vilem_jax.data.images import decode, resize_square
 from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
@@ -164,17 +163,12 @@ def _embed_rows(
     rows: Iterable[int], plan: vectors.Plan, source: Source | FolderImages, model: Model
 ) -> vectors.Shard:
     """The embeddings of one shard."""
-
-    def read(row: int) -> np.ndarray:
-        return resize_square(decode(source.read_image(row)), model.encoder.image_size)
-
-    encode = model.encoder.encode_pixels
-    encoded = encode_readable(rows, read, encode, width=plan.dimension)
+    encoded = encode_readable(source, rows, model)
     is_finite = np.isfinite(encoded.embedding).all(axis=1)
     if not is_finite.all():
-        name = source.image_name(encoded.items[int(np.argmin(is_finite))])
+        name = source.image_name(encoded.rows[int(np.argmin(is_finite))])
         raise UserError(f"the embedding of {name} is not finite: has the run diverged?")
-    names = PackedTexts([source.image_name(row) for row in encoded.items])
+    names = PackedTexts([source.image_name(row) for row in encoded.rows])
     corrupt = [(source.image_name(row), why) for row, why in encoded.corrupt]
     return vectors.Shard(encoded.embedding.astype(plan.dtype), names, corrupt)
 

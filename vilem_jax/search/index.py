@@ -76,18 +76,12 @@ def _index(
     rows: dict[Entry, np.ndarray] = {}
     if before and (before.folder, before.fingerprint) == (str(root), model.fingerprint):
         rows = dict(zip(before.entries, before.embedding, strict=True))
-    new = [entry for entry in entries if entry not in rows]
-    encoded = encode_readable(
-        tqdm(new, unit="image", disable=not show_progress),
-        lambda entry: model.read_image(root / entry.path),
-        model.encode_image,
-        width=model.embedding_width,
-    )
-    corrupt = tuple(
-        (entry.path, why.removeprefix(f"cannot read {root / entry.path}: "))
-        for entry, why in encoded.corrupt
-    )
-    rows |= zip(encoded.items, encoded.embedding, strict=True)
+    new = [row for row, entry in enumerate(entries) if entry not in rows]
+    bar = tqdm(new, unit="image", disable=not show_progress)
+    encoded = encode_readable(images, bar, model)
+    corrupt = tuple((entries[row].path, why) for row, why in encoded.corrupt)
+    found = (entries[row] for row in encoded.rows)
+    rows |= zip(found, encoded.embedding, strict=True)
     kept = tuple(entry for entry in entries if entry in rows)
     if not kept:
         path, why = corrupt[0]
@@ -98,7 +92,7 @@ def _index(
     save_index(Index(str(root), model.fingerprint, kept, embedding), out)
     paths = {entry.path for entry in kept}
     gone = {entry.path for entry in before.entries} - paths if before else ()
-    return IndexReport(len(kept), len(encoded.items), len(gone), corrupt, images.notes)
+    return IndexReport(len(kept), len(encoded.rows), len(gone), corrupt, images.notes)
 
 
 def save_index(index: Index, path: str | Path) -> None:

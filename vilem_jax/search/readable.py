@@ -1,62 +1,53 @@
 """Embeddings of those images that can be read, and why the others cannot."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from vilem_jax.data.images import ImageError
+from vilem_jax.api import Model
+from vilem_jax.data.images import ImageError, decode, resize_square
+from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import read_ahead
 from vilem_jax.files import reason
+from vilem_jax.search.folder import FolderImages
 
-Item = TypeVar("Item")
 
-
-class Encoded(NamedTuple, Generic[Item]):
-    """What `encode_readable` returns, in the order of the items."""
+class Encoded(NamedTuple):
+    """What `encode_readable` returns, in the order of the rows."""
 
     embedding: np.ndarray  # float32 [N, E]
-    items: list[Item]  # N
-    corrupt: list[tuple[Item, str]]  # the other items, and why
+    rows: list[int]  # N
+    corrupt: list[tuple[int, str]]  # the other rows, and why
 
 
 def encode_readable(
-    items: Iterable[Item],
-    read: Callable[[Item], np.ndarray],
-    encode: Callable[[Iterable[np.ndarray]], np.ndarray],
-    *,
-    width: int,
-) -> Encoded[Item]:
-    """Reads images by threads, ahead of the model.
+    source: Source | FolderImages, rows: Iterable[int], model: Model
+) -> Encoded:
+    """The embeddings of the images `rows`, read by threads, ahead of the model."""
+    size = model.encoder.image_size
+    good: list[int] = []
+    corrupt: list[tuple[int, str]] = []
 
-    Args:
-      items: one for each image.
-      read: the image of an item, uint8 [R, R, 3]; raises OSError, ImageError or
-        UserError if it cannot be read.
-      encode: images -> float32 [N, E].
-      width: E.
-    """
-    good: list[Item] = []
-    corrupt: list[tuple[Item, str]] = []
-
-    def attempt(item: Item) -> tuple[Item, np.ndarray | Exception]:
+    def read(row: int) -> tuple[int, np.ndarray | Exception]:
         try:
-            return item, read(item)
+            return row, resize_square(decode(source.read_image(row)), size)
         except (OSError, ImageError, UserError) as error:
-            return item, error
+            return row, error
 
     def images() -> Iterator[np.ndarray]:
-        for item, image in read_ahead(attempt, items):
+        for row, image in read_ahead(read, rows):
             if isinstance(image, Exception):
-                corrupt.append((item, reason(image)))
+                corrupt.append((row, reason(image)))
             else:
-                good.append(item)
+                good.append(row)
                 yield image
 
     readable = images()
     first = next(readable, None)
     if first is None:  # models refuse an empty set
-        return Encoded(np.zeros((0, width), np.float32), good, corrupt)
-    return Encoded(encode(itertools.chain([first], readable)), good, corrupt)
+        return Encoded(np.zeros((0, model.embedding_width), np.float32), good, corrupt)
+    embedding = model.encoder.encode_pixels(itertools.chain([first], readable))
+    return Encoded(embedding, good, corrupt)
