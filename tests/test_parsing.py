@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from tests.intact_files import PARSERS
 from vilem_jax.errors import UserError
 from vilem_jax.files import read_errors
 from vilem_jax.parsing import (
@@ -21,6 +22,11 @@ from vilem_jax.parsing import (
     whole_number,
 )
 
+MARKED = (
+    *("rows", "rows in lines", "coco", "clips in lines", "clips, csv", "winoground"),
+    *("sugarcrepe", "config.json", "vocab.txt", "tokenizer.json"),
+    *("tokenizer_config.json", "safetensors index"),
+)
 ROWS = [
     {"image": "é.png", "caption": "one\u2028two\u0085three\u2029 four\u000b"},
     {"image": "b.png", "caption": ["五", "🐕 \x1c"]},
@@ -38,6 +44,15 @@ def test_json_lines_are_the_list_in_any_encoding(tmp_path, encoding, end, indent
     assert read_json(file) == ROWS
     file.write_bytes((json.dumps(ROWS, ensure_ascii=False) + end).encode(encoding))
     assert read_json(file) == ROWS
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_byte_order_marks_change_nothing(tmp_path, name):
+    file = PARSERS[name].make(tmp_path)
+    text, expected = file.read_text(encoding="utf-8"), repr(PARSERS[name].read(file))
+    for encoding in ("utf-8-sig", "utf-16"):
+        file.write_bytes(text.encode(encoding))
+        assert repr(PARSERS[name].read(file)) == expected
 
 
 def test_big_endian_marks_are_read():

@@ -21,6 +21,7 @@ from vilem_jax.files import MAX_TEXT_BYTES, open_input, read_errors, read_input,
 
 # UTF-32 first: its mark starts with UTF-16's.
 _MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -58,8 +59,12 @@ def decode(content: bytes) -> str:
 
     Invalid bytes become U+FFFD: one corrupt caption must not refuse ten million.
     """
-    encodings = (name for mark, name in _MARKS if content.startswith(mark))
-    return content.decode(next(encodings, "utf-8-sig"), "replace")
+    return content.decode(encoding_by_mark(content) or "utf-8", "replace")
+
+
+def encoding_by_mark(content: bytes) -> str:
+    """The encoding that the byte-order mark of a text names; "" if it has none."""
+    return next((name for mark, name in _MARKS if content.startswith(mark)), "")
 
 
 def split_zip_path(path: str | Path) -> tuple[Path, str]:

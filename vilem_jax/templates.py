@@ -18,4 +18,6 @@ _ENVIRONMENT = jinja2.Environment(
 
 def render_template(name: str, **values: object) -> str:
     """The text of a template, given by its path in the package: "export/card.md.j2"."""
-    return _ENVIRONMENT.get_template(name).render(values)
+    text = _ENVIRONMENT.get_template(name).render(values)
+    # A byte of a file name that is not UTF-8 is escaped, so that any text is written.
+    return text.encode(errors="backslashreplace").decode()

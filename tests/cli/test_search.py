@@ -49,7 +49,7 @@ def test_embed_search_export(photos, tmp_path, capsys):
     assert run("search", out, "blue", "--model=run", "--top=1") == 0
     assert capsys.readouterr().out.endswith(f"  {photos / 'b.png'}\n")
     texts = tmp_path / "texts.txt"
-    texts.write_text("red\n\nblue\n")
+    texts.write_text("red\n\nblue\n", encoding="utf-8-sig")
     export = ["vectors", "export", out, "--to=faiss", f"--queries={texts}"]
     assert run(*export, "--model=run", f"--out={tmp_path / 'faiss'}") == 0
     assert "100.00 % of the exact top 3 for 2 texts" in capsys.readouterr().out
@@ -57,7 +57,7 @@ def test_embed_search_export(photos, tmp_path, capsys):
     assert "give the --model" in said
     texts.write_text("\n")
     said = refused(capsys, *export, "--model=run", f"--out={tmp_path / 'more'}")
-    assert "holds no text" in said
+    assert "texts.txt is empty" in said
 
 
 def test_mistakes_get_a_sentence(photos, tmp_path, capsys):

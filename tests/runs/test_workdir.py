@@ -1,6 +1,7 @@
 """The work directory: command lines and format versions."""
 
 import json
+import os
 
 import pytest
 
@@ -42,3 +43,21 @@ def test_another_format_version_is_refused(tmp_path, version):
     with pytest.raises(UserError, match="this release reads format_version 1") as error:
         check_workdir(tmp_path, Config())
     assert str(tmp_path) in str(error.value) and "--workdir" in str(error.value)
+
+
+def test_a_command_line_of_any_bytes_is_noted(tmp_path, monkeypatch):
+    name = os.fsdecode(b"--workdir=r\xe9sum\xe9")
+    monkeypatch.setattr("sys.argv", ["vilem", "train", name])
+    note_command(tmp_path)
+    note_command(tmp_path)
+    assert read_commands(tmp_path) == [f"vilem train '{name}'"]
+
+
+def test_settings_with_a_byte_order_mark_are_read(tmp_path):
+    claim_workdir(tmp_path, Config())
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
+    assert read_config(tmp_path) == Config()
+    (tmp_path / "config.json").write_bytes(b"\xff{")
+    with pytest.raises(UserError, match=r"config\.json is not JSON"):
+        read_config(tmp_path)

@@ -122,7 +122,7 @@ def _run_suite(options: argparse.Namespace) -> None:
         metrics["protocol"] = _weights_of(options) | metrics["protocol"]
         write_json(out / f"{name}.json", metrics)
     page = suite_page(suite, model=options.model, weights=options.weights)
-    write_bytes(out / "report.md", page.encode())
+    write_bytes(out / "report.md", page.encode(errors="backslashreplace"))
     print(page)
     print(f"vilem: wrote {out / 'report.md'}", file=sys.stderr)
     if suite.refused:

@@ -12,6 +12,7 @@ from vilem_jax.cli import options as shared
 from vilem_jax.config.sources import SOURCE_KINDS
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import count
+from vilem_jax.parsing import read_text
 
 if TYPE_CHECKING:
     from vilem_jax.data.sources.source import Source
@@ -234,10 +235,5 @@ def _read_texts(options: argparse.Namespace) -> list[str]:
     """The lines of --queries."""
     if not options.model:
         raise UserError("--queries are texts: give the --model of the vectors")
-    with files.read_errors(options.queries):
-        file = Path(options.queries).expanduser()
-        content = files.read_input(file, files.MAX_TEXT_BYTES, allow_pipe=True)
-    texts = [line for line in content.decode("utf-8", "replace").splitlines() if line]
-    if not texts:
-        raise UserError(f"{options.queries} holds no text to search for")
-    return texts
+    text = read_text(options.queries, "file of texts")
+    return [line for line in text.splitlines() if line.strip()]

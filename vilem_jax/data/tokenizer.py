@@ -11,8 +11,9 @@ import os
 import re
 import socket
 import string
+import tempfile
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,11 +23,13 @@ from urllib.request import getproxies
 import numpy as np
 
 from vilem_jax.errors import UserError
-from vilem_jax.files import reason, replace_file
+from vilem_jax.files import read_errors, read_input, reason, replace_file
+from vilem_jax.parsing import decode, encoding_by_mark
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as WordPiece
 
+MAX_VOCABULARY_BYTES = 1 << 30
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 Folder = str | os.PathLike
@@ -290,7 +293,8 @@ def _load_wordpiece(file: Path, pieces: Sequence[str]) -> "WordPiece":
     # Exported lazily; its module has another name in each major version.
     bert = transformers.BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        tokenizer = bert.from_pretrained(file.parent)
+        with _without_marks(file) as folder:
+            tokenizer = bert.from_pretrained(folder)
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # its parser raises plain Exception
@@ -307,9 +311,28 @@ def _load_wordpiece(file: Path, pieces: Sequence[str]) -> "WordPiece":
     return wordpiece
 
 
+@contextlib.contextmanager
+def _without_marks(vocabulary: Path) -> Iterator[Path]:
+    """The folder of the tokenizer; a copy if a file has a byte-order mark.
+
+    `transformers` would take the mark for a part of the first token, or refuse it.
+    """
+    files = [vocabulary, *vocabulary.parent.glob("*.json")]
+    contents = {file.name: file.read_bytes() for file in files if file.is_file()}
+    if not any(map(encoding_by_mark, contents.values())):
+        yield vocabulary.parent
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for name, content in contents.items():
+            Path(copy, name).write_bytes(decode(content).encode())
+        yield Path(copy)
+
+
 def _read_vocabulary(file: Path) -> tuple[str, ...]:
+    with read_errors(file):
+        content = read_input(file, MAX_VOCABULARY_BYTES)
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = content.decode(encoding_by_mark(content) or "utf-8").split("\n")
     except UnicodeDecodeError:
         raise UserError(f"{file} is not UTF-8 text") from None
     pieces = [line.rstrip("\r") for line in lines]

@@ -19,6 +19,7 @@ from vilem_jax.config.freeze import differences, freeze, to_dict
 from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_format_version, reason, replace_file, write_errors
+from vilem_jax.parsing import decode, parse_json
 
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1  # of all files of the folder
@@ -92,10 +93,10 @@ def note_command(workdir: str | os.PathLike) -> None:
 def read_commands(workdir: str | os.PathLike) -> list[str]:
     """The command lines that started and resumed a run; [] if there are none."""
     try:
-        text = (Path(workdir) / COMMAND_FILE).read_text(encoding="utf-8")
+        content = (Path(workdir) / COMMAND_FILE).read_bytes()
     except OSError:
         return []
-    return text.splitlines()
+    return content.decode("utf-8", "surrogateescape").splitlines()
 
 
 def read_config(workdir: str | os.PathLike) -> Config:
@@ -107,17 +108,14 @@ def read_config(workdir: str | os.PathLike) -> Config:
     """
     file = Path(workdir) / CONFIG_FILE
     try:
-        text = file.read_text(encoding="utf-8")
+        content = file.read_bytes()
     except OSError as error:
         raise UserError(
             f"{workdir} holds no run: {CONFIG_FILE} cannot be read there "
             f"({reason(error)}); give the --workdir of a `vilem train`, or the folder "
             "of a `vilem weights export --format=vilem`"
         ) from error
-    try:
-        settings = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error})") from error
+    settings = parse_json(decode(content), file)
     if not isinstance(settings, dict):
         raise UserError(f"{file} is not the settings of a run: it is not an object")
     version = settings.pop("format_version", None)
