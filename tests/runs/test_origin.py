@@ -25,7 +25,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.runs import origin
 from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.trained_model import open_tokenizer
-from vilem_jax.runs.workdir import claim_workdir, read_config
+from vilem_jax.runs.workdir import CONFIG_FILE, claim_workdir, read_config
 from vilem_jax.training import starting, tasks
 from vilem_jax.training.run import train
 from vilem_jax.training.state import init_params, init_state
@@ -90,6 +90,20 @@ def start_state(settings, workdir):
     task = tasks.make_task(config, layout, tokenizer, lambda step: 0.0, workdir)
     params = task.load_weights(task.init_params(jax.random.key(0)))
     return jax.device_get(task.init_state(*params)), config
+
+
+def test_normalization_comes_with_the_origin(pretraining, tmp_path):
+    """Mean and std of its images; those that the config sets stay."""
+    run = tmp_path / "run"
+    shutil.copytree(pretraining[0], run)
+    stored = json.loads((run / CONFIG_FILE).read_text())
+    stored["augment"] |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    (run / CONFIG_FILE).write_text(json.dumps(stored))
+    for given, mean in (({}, (0.1, 0.2, 0.3)), ({"mean": (0.5,) * 3}, (0.5,) * 3)):
+        settings = merged(tuning(pretraining, run), augment=given)
+        assert (
+            starting.complete(freeze(settings), tmp_path / "new").augment.mean == mean
+        )
 
 
 def test_everything_starts_from_the_origin(pretraining, tmp_path):

@@ -24,6 +24,7 @@ from vilem_jax.runs.origin import TOKENIZER_FOLDER
 from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
 from vilem_jax.runs.workdir import claim_workdir
 from vilem_jax.training import starting
+from vilem_jax.weights.formats.vision_names import VisionStart
 
 PIECES = [*SPECIAL_TOKENS, "a", "dog"]
 
@@ -64,17 +65,26 @@ def test_interrupted_save_leaves_no_vocabulary(config, tmp_path, monkeypatch):
 
 
 def test_resumed_run_keeps_the_stored_shapes(tmp_path, monkeypatch):
-    """Of a tower that another folder decides, the image's side stays the config's."""
+    """Of a tower that another folder decides, the image's side stays the config's.
+
+    Mean and std of the images come with the tower.
+    """
 
     def read(name, base, **_):
         return dataclasses.replace(base, width=24, num_heads=2)
 
+    def read_start(name, **_):
+        return VisionStart((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
     monkeypatch.setattr(starting.starts, "read_vision_config", read)
+    monkeypatch.setattr(starting.starts, "read_vision_start", read_start)
     vision = {"start_from": "gone", "image_size": 32, "patch_size": 16}
     settings = {"model": {"vision": vision}, "loss": CONTRAST_ALONE}
     began = starting.complete(freeze(settings), tmp_path)
+    assert began.augment.std == (0.4, 0.5, 0.6)
     claim_workdir(tmp_path, began)
     monkeypatch.delattr(starting.starts, "read_vision_config")
+    monkeypatch.delattr(starting.starts, "read_vision_start")
     assert starting.complete(freeze(settings), tmp_path) == began
     settings["model"]["vision"] = vision | {"image_size": 64}
     now = starting.complete(freeze(settings), tmp_path)

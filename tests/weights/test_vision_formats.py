@@ -117,8 +117,8 @@ def test_half_precision_in_a_pickle(timm, torch, tmp_path):
         (lambda s: s.pop("cls_token"), "lacks cls_token"),
         (lambda s: s.pop("patch_embed.proj.weight"), "names of no format"),
         (
-            lambda s: s.update({f"blocks.0.ls{n}.gamma": s["cls_token"] for n in "12"}),
-            r"holds blocks\.0\.ls1\.gamma, blocks\.0\.ls2\.gamma, which this model",
+            lambda s: s.update({f"blocks.0.ls{n}.gamma": s["norm.bias"] for n in "12"}),
+            r"lacks the tensor blocks\.1\.ls1\.gamma",
         ),
         (
             lambda s: s.update({"blocks.2.norm1.bias": s["cls_token"][0, 0, :3]}),

@@ -32,7 +32,7 @@ def _add_import(ways) -> None:
     add = ways.add_parser(
         "import",
         run=_import,
-        help="read weights of Hugging Face, timm, AugReg, ALBEF or BLIP",
+        help="read weights of Hugging Face, timm, AugReg, DINOv2, ALBEF or BLIP",
     ).add_argument
     add("source", help="a file, a folder, or a name on the hub")
     add("--out", required=True, metavar="FOLDER", help="folder to write")

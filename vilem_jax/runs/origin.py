@@ -83,9 +83,14 @@ def complete_model(model: ModelConfig, stored: ModelConfig | None) -> ModelConfi
     name = model.start_from
     if stored is not None and stored.start_from == name:
         return _fitted(model, stored, name)
+    return _fitted(model, read_origin_config(name).model, name)
+
+
+def read_origin_config(name: str) -> Config:
+    """The config of the run or model; errors as of `find_origin`."""
     folder = find_origin(name)
     read = read_config if _is_run(folder) else model_folder.read_config
-    return _fitted(model, read(folder).model, name)
+    return read(folder)
 
 
 def _fitted(

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vilem_jax.config.freeze import to_dict, validate
-from vilem_jax.config.schema import Config, ModelConfig
+from vilem_jax.config.schema import AugmentConfig, Config, ModelConfig
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.loading import check_edits, needs_edits
-from vilem_jax.runs.origin import complete_model
+from vilem_jax.runs.metrics import notify
+from vilem_jax.runs.origin import complete_model, read_origin_config
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import starts
 from vilem_jax.weights.tables import merge_into
@@ -26,10 +27,13 @@ def complete(config: Config, workdir: Path) -> Config:
         is missing, or whose digest is not the one in `config.editor`.
     """
     # Of a run that is resumed; its folders of origin may be gone.
-    stored = read_config(workdir).model if (workdir / CONFIG_FILE).exists() else None
-    model = in_shape(config.model, stored)
-    editor = check_edits(config) if needs_edits(config) else config.editor
-    config = dataclasses.replace(config, model=model, editor=editor)
+    stored = read_config(workdir) if (workdir / CONFIG_FILE).exists() else None
+    config = dataclasses.replace(
+        config,
+        model=in_shape(config.model, stored and stored.model),
+        augment=_as_learnt(config, stored),
+        editor=check_edits(config) if needs_edits(config) else config.editor,
+    )
     validate(config)
     return config
 
@@ -60,6 +64,34 @@ def in_shape(
     elif name and reads(name, "model.vision.start_from"):
         vision = starts.read_vision_config(name, vision, allow_pickle=pickle)
     return dataclasses.replace(model, text=text, vision=vision)
+
+
+def _as_learnt(config: Config, stored: Config | None) -> AugmentConfig:
+    """`config.augment`, with mean and std of what the image tower has learnt from.
+
+    They are the origin's if they are at their defaults; others stay.
+
+    Args:
+      stored: of the run that is resumed, whose origin may be gone.
+    """
+    augment, model, default = config.augment, config.model, AugmentConfig()
+    if (augment.mean, augment.std) != (default.mean, default.std):
+        return augment
+    start = None
+    if stored and _image_origin(stored.model) == _image_origin(model):
+        start = stored.augment
+    elif model.start_from:
+        start = read_origin_config(model.start_from).augment
+    elif config.task == "vilem" and model.vision.start_from:
+        name, allow_pickle = model.vision.start_from, model.allow_pickle
+        start = starts.read_vision_start(name, allow_pickle=allow_pickle)
+    if start is None:
+        return augment
+    return dataclasses.replace(augment, mean=start.mean, std=start.std)
+
+
+def _image_origin(model: ModelConfig) -> tuple[str, str]:
+    return model.start_from, model.vision.start_from
 
 
 def must_agree(
@@ -94,6 +126,9 @@ def pretrained(config: Config, params: dict) -> dict:
         origin = vision.start_from
         subtree = starts.load_vision(origin, vision, allow_pickle=allow_pickle)
         params = merge_into(params, subtree, at=("vision",), origin=origin)
+        start = starts.read_vision_start(origin, allow_pickle=allow_pickle)
+        if start and start.note:
+            notify(f"{origin}: {start.note}")
     return params
 
 

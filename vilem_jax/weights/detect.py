@@ -6,6 +6,7 @@ from vilem_jax.weights.formats import (
     albef,
     augreg,
     blip,
+    dinov2,
     huggingface_bert,
     huggingface_blip,
     huggingface_vit,
@@ -13,9 +14,12 @@ from vilem_jax.weights.formats import (
 )
 
 # Each module has `matches(names)`. One with an image tower has `read_vision_config` and
-# `load_vision`, one with a text tower `read_text_config` and `load_text`, and one with
-# projections too, of which a whole model can be made, `read_model`.
+# `load_vision`, and `read_start` if the normalization of images comes with it; one with
+# a text tower `read_text_config` and `load_text`, and one with projections too, of
+# which a whole model can be made, `read_model`.
 FORMATS = {
+    # First: its names are a ViT's, and LayerScale's.
+    "dinov2": dinov2,
     "huggingface-vit": huggingface_vit,
     "huggingface-bert": huggingface_bert,
     "huggingface-blip": huggingface_blip,

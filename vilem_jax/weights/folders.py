@@ -24,6 +24,7 @@ from vilem_jax.typing import JsonObject
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"  # of images
 VOCABULARY = "vocab.txt"
 TOKENIZER_FILES = (
     VOCABULARY,
@@ -225,8 +226,9 @@ def write_folder(
     tensors: Mapping[str, np.ndarray],
     *,
     tokenizer_folder: Path | None = None,
+    preprocessor: JsonObject | None = None,
 ) -> None:
-    """Writes config.json, model.safetensors and the tokenizer's files as one change.
+    """Writes config.json, model.safetensors and what is beside them as one change.
 
     A killed program leaves the old folder or the new one, see `whole_folder`.
 
@@ -237,17 +239,21 @@ def write_folder(
     if tokenizer_folder is not None and not (tokenizer_folder / VOCABULARY).is_file():
         raise UserError(f"{tokenizer_folder} has no {VOCABULARY}")
     ours = {"model_type": settings["model_type"], **_WRITER}
+    contents = {CONFIG: {**settings, **_WRITER}}
+    contents |= {PREPROCESSOR: preprocessor} if preprocessor else {}
 
     def is_earlier(old: Path) -> bool:
         if (old / CONFIG).exists():
             return ours.items() <= config_or_empty(old).items()
         return tokenizer_folder is not None and old.samefile(tokenizer_folder)
 
-    with whole_folder(folder, FILES, is_earlier=is_earlier) as new:
+    files = FILES.union(contents)
+    with whole_folder(folder, files, is_earlier=is_earlier) as new:
         # Hugging Face's loader refuses a file without this entry.
         safetensors.numpy.save_file(dict(tensors), new / WEIGHTS, {"format": "pt"})
-        text = json.dumps({**settings, **_WRITER}, indent=2, sort_keys=True)
-        (new / CONFIG).write_text(text + "\n", encoding="utf-8")
+        for name, values in contents.items():
+            text = json.dumps(values, indent=2, sort_keys=True)
+            (new / name).write_text(text + "\n", encoding="utf-8")
         if tokenizer_folder is None:
             return
         for name in TOKENIZER_FILES:
@@ -369,7 +375,7 @@ def _download(name: str, also: Sequence[str]) -> Path:
     import huggingface_hub  # slow, and only a hub name needs it
     from huggingface_hub import errors
 
-    wanted = [CONFIG, WEIGHTS, INDEX, "model-*.safetensors", *TOKENIZER_FILES, *also]
+    wanted = [*FILES, PREPROCESSOR, INDEX, "model-*.safetensors", *also]
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (errors.RepositoryNotFoundError, errors.HFValidationError):

@@ -19,8 +19,8 @@ from vilem_jax.weights import folders
 from vilem_jax.weights.detect import FORMATS, recognize
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import open_checkpoint
+from vilem_jax.weights.formats import dinov2, huggingface_vit
 from vilem_jax.weights.formats import huggingface_bert as bert
-from vilem_jax.weights.formats import huggingface_vit
 from vilem_jax.weights.formats.whole_models import WholeModel, resized
 from vilem_jax.weights.model_folder import write_model_folder
 
@@ -177,12 +177,19 @@ def _import_vision(
     # With image_size 0 the grid keeps its stored side.
     side = math.isqrt(len(params["position_embedding"]) - 1)
     config = replace(config, image_size=side * config.patch_size)
-    huggingface_vit.save_vision(out, params, config)
+    kind, note = "ViTModel", ""
+    if module is dinov2:
+        start = dinov2.read_start(opened)
+        kind, note = "Dinov2Model", start.note
+        dinov2.save_vision(out, params, config, start)
+    else:
+        huggingface_vit.save_vision(out, params, config)
     return Imported(
         key,
         f"an image tower of {config.num_layers} layers for images of "
-        f"{config.image_size} pixels, as Hugging Face's ViTModel: name it in "
+        f"{config.image_size} pixels, as Hugging Face's {kind}: name it in "
         "config.model.vision.start_from",
+        note,
     )
 
 

@@ -15,6 +15,7 @@ from vilem_jax.weights.detect import FORMATS, recognize
 from vilem_jax.weights.folders import Tensors
 from vilem_jax.weights.foreign import open_checkpoint
 from vilem_jax.weights.formats import huggingface_bert
+from vilem_jax.weights.formats.vision_names import VisionStart
 from vilem_jax.weights.model_folder import is_model_folder, read_model_folder
 
 
@@ -38,6 +39,19 @@ def read_vision_config(
         )
     source, module = _open(name, "vision", allow_pickle)
     return module.read_vision_config(source, base)
+
+
+def read_vision_start(name: str, *, allow_pickle: bool = False) -> VisionStart | None:
+    """The normalization of images that comes with the tower; None: the config decides.
+
+    Raises:
+      UserError: as of `read_vision_config`.
+    """
+    if _is_ours(name):
+        augment = read_model_folder(name).config.augment
+        return VisionStart(augment.mean, augment.std)
+    source, module = _open(name, "vision", allow_pickle)
+    return module.read_start(source) if hasattr(module, "read_start") else None
 
 
 def load_vision(name: str, config: VisionConfig, *, allow_pickle: bool = False) -> dict:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vilem_jax.config.schema import VisionConfig
+from vilem_jax.config.schema import RGB, VisionConfig
 from vilem_jax.errors import UserError
 from vilem_jax.models.vision import VisionTower
 from vilem_jax.weights import positions, tables
@@ -26,6 +26,14 @@ class VisionNames(NamedTuple):
     in_block: Mapping[str, str | tuple[str, ...]]
     dropped: Sequence[str]  # left out on purpose
     distillation: str = ""  # DeiT's token, whose position is the second
+
+
+class VisionStart(NamedTuple):
+    """What comes with an image tower besides its shape and parameters."""
+
+    mean: RGB  # of the images that it has learnt from, see `AugmentConfig`
+    std: RGB
+    note: str = ""  # for the user, a sentence without its subject
 
 
 def vision_table(
