@@ -49,7 +49,7 @@ def build():
     """
 
     def build_module(module, *configs, **compute):
-        compute = ComputeConfig(dtype="float32", **compute)
+        compute = ComputeConfig(**{"dtype": "float32", **compute})
         graph, state = nnx.split(
             nnx.eval_shape(lambda: module(*configs, compute, rngs=nnx.Rngs(0))),
             nnx.Param,

@@ -218,7 +218,9 @@ class ComputeConfig:
     """What changes speed and memory, and rounding at most."""
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    attention: Literal["xla", "cudnn"] = "xla"  # of the ViT
+    # Of the ViT. "auto" is replaced when a run starts: cuDNN's kernel on NVIDIA GPUs of
+    # capability 8.0 or more, in bfloat16, and XLA's own elsewhere.
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
     recompute: bool = False  # activations of each block in the backward pass
     scan_blocks: bool = False  # of the ViT: compiled once, run in a loop
     # What devices split among them; see distributed/mesh.py.

@@ -31,6 +31,11 @@ class Device:
     topology: str = ""  # of TPUs, in the compiler's spelling: "v5e:4x4"
 
     @property
+    def capability(self) -> float | None:
+        """The compute capability of an NVIDIA GPU; None for other devices."""
+        return _CAPABILITIES.get(self.kind)
+
+    @property
     def is_tpu(self) -> bool:
         return self.kind in _TPUS
 
@@ -52,6 +57,7 @@ _KINDS = {
     "v6e": (918e12, 1.64e12, 32 * GIB, _GOOGLE),
     "cpu": (None, None, None, "not known: no prediction"),
 }
+_CAPABILITIES = {"h200": 9.0, "h100": 9.0, "a100": 8.0}  # NVIDIA's list of GPUs
 # v6e computes 560 FLOP in the time of one byte, the most here: memory limits the step
 # before half of the peak.
 _GOALS = {"v6e": 0.35}

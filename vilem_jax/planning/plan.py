@@ -7,6 +7,7 @@ from vilem_jax.config.freeze import validate
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import check_batch
 from vilem_jax.editing.loading import needs_edits
+from vilem_jax.models.attention_kernel import resolve_for, with_attention
 from vilem_jax.planning import abstract, compiled, costs, hlo, memory
 from vilem_jax.planning.devices import Device
 from vilem_jax.training.starting import in_shape
@@ -58,6 +59,7 @@ def make_plan(
       UserError: the batch does not divide over the chips, or there is no compiler.
     """
     config, notes = with_shapes(config)
+    config = resolve_for(config, device.capability, device.name)
     train, chips = config.train, device.num_chips
     check_batch(train.batch_size, train.num_microbatches, chips)
     if abstract.uses_editor(config):
@@ -153,6 +155,8 @@ def predict(config: Config, device: Device, pairs: float | None) -> JsonObject:
 
 def _compile(config: Config, device: Device) -> JsonObject:
     devices = compiled.devices_of(device)
+    if devices[0].platform != "gpu":  # for GPUs this machine's processors stand in
+        config = with_attention(config, "xla")
     metrics: JsonObject = {"platform": device.topology or "cpu, this machine"}
     try:
         step = compiled.compile_ahead(config, devices)

@@ -9,6 +9,7 @@ from vilem_jax.config.schema import AugmentConfig, Config, ModelConfig
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.loading import check_edits, needs_edits
+from vilem_jax.models.attention_kernel import resolve_here, with_attention
 from vilem_jax.runs.metrics import notify
 from vilem_jax.runs.origin import complete_model, read_origin_config
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
@@ -19,12 +20,14 @@ from vilem_jax.weights.tables import merge_into
 def complete(config: Config, workdir: Path) -> Config:
     """`config` with what other files decide: shapes, and the digests of the editor.
 
-    A resumed run keeps the shapes that it stored, so the folders that it started from
-    need not exist any more. Settings that are no shapes come from `config`.
+    A resumed run keeps the shapes and the attention kernel that it stored, so the
+    folders that it started from need not exist any more. All other settings come from
+    `config`.
 
     Raises:
       UserError: a folder or hub name that cannot be read; an editor or edit table that
-        is missing, or whose digest is not the one in `config.editor`.
+        is missing, or whose digest is not the one in `config.editor`; a kernel that the
+        devices do not have.
     """
     # Of a run that is resumed; its folders of origin may be gone.
     stored = read_config(workdir) if (workdir / CONFIG_FILE).exists() else None
@@ -34,8 +37,11 @@ def complete(config: Config, workdir: Path) -> Config:
         augment=_as_learnt(config, stored),
         editor=check_edits(config) if needs_edits(config) else config.editor,
     )
+    if stored and config.compute.attention == "auto":
+        config = with_attention(config, stored.compute.attention)
     validate(config)
-    return config
+    # Before anything is compiled: the kernel itself would fail while tracing.
+    return resolve_here(config)
 
 
 def in_shape(

@@ -33,7 +33,6 @@ from vilem_jax.distributed.mesh import Layout, on_one_device
 from vilem_jax.editing.editor import FrozenEditor
 from vilem_jax.editing.loading import open_editor, token_tables
 from vilem_jax.editing.stored_edits import make_edits
-from vilem_jax.errors import UserError
 from vilem_jax.evaluation.encoding import Encoder, make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
@@ -65,13 +64,6 @@ class VilemTask:
     def __init__(
         self, config: Config, layout: Layout, tokenizer: Tokenizer, schedule: Callable
     ):
-        # Before anything is compiled: the kernel itself would fail while tracing.
-        platform = layout.mesh.devices.flat[0].platform
-        if config.compute.attention == "cudnn" and platform != "gpu":
-            raise UserError(
-                "config.compute.attention='cudnn' needs GPUs, and the devices of this "
-                f"run are of kind {platform!r}: set it to 'xla'"
-            )
         self.config, self.tokenizer = config, tokenizer
         self.image_size = config.model.vision.image_size
         # With an edit table, or without ViLEM's losses, no editor runs in the step.
