@@ -103,3 +103,13 @@ def test_json_lines_and_one_object_are_annotations(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(record) + '\n{"image": "y"}\n')
     with pytest.raises(UserError, match=r"a\.json: line 2 has no 'caption'"):
         read_annotations(str(tmp_path / "a.json"))
+
+
+def test_captions_in_another_encoding_are_counted(tmp_path):
+    rows = [{"image": f"{i}.png", "caption": text} for i, text in enumerate(("é", "e"))]
+    file = tmp_path / "a.json"
+    for encoding, count in (("utf-8", 0), ("utf-16", 0), ("cp1252", 1)):
+        file.write_bytes(json.dumps(rows, ensure_ascii=False).encode(encoding))
+        notes = read_annotations(str(file))[1]
+        assert len(notes) == count
+    assert "1 captions with bytes that are not UTF-8" in notes[0]

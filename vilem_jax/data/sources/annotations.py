@@ -10,6 +10,7 @@ The content decides the layout:
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from posixpath import normpath
 from typing import NamedTuple, NoReturn
 
@@ -70,7 +71,18 @@ def take_split(path: object, rows: Iterable[Row], split: str) -> Annotations:
     if missing := wanted - seen.keys():
         wanted = "+".join(sorted(missing))
         raise UserError(f"{path} has no split {wanted!r}; rows: {count_splits(seen)}")
-    return captions_of, unread_splits(seen, taken)
+    notes = unreadable_captions(chain.from_iterable(captions_of.values()))
+    return captions_of, (*unread_splits(seen, taken), *notes)
+
+
+def unreadable_captions(captions: Iterable[str]) -> tuple[str, ...]:
+    """A note on captions with U+FFFD, which stands for bytes that are not UTF-8."""
+    if not (count := sum("\ufffd" in caption for caption in captions)):
+        return ()
+    return (
+        f"{count:,} captions with bytes that are not UTF-8, read as spaces: save the "
+        "file as UTF-8",
+    )
 
 
 def count_splits(rows: Counter[str | None]) -> str:

@@ -15,7 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vilem_jax.data.sources.annotations import count_splits, split_of, unread_splits
+from vilem_jax.data.sources.annotations import (
+    count_splits,
+    split_of,
+    unread_splits,
+    unreadable_captions,
+)
 from vilem_jax.data.sources.names import first_spellings, identity, loose, near_miss
 from vilem_jax.data.video.frames import VideoError, read_frames
 from vilem_jax.errors import UserError
@@ -67,7 +72,10 @@ class VideoClips:
                 captions_of.setdefault(clip, []).append(caption)
         if not captions_of:
             raise UserError(f"{path}: all of its {len(taken)} captions are blank")
-        self.notes = unread_splits(rows, {split} - {""})
+        self.notes = (
+            *unread_splits(rows, {split} - {""}),
+            *unreadable_captions(caption for _, caption, _ in taken),
+        )
         if blank := sum(is_blank(caption) for _, caption, _ in taken):
             self.notes = (f"{blank} blank captions left out", *self.notes)
         self.folder = Path(folder).expanduser() if folder else file.parent
