@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from vilem_jax import __version__
 from vilem_jax.cli import data, evaluate, plan, proofread, search, train, weights
 from vilem_jax.cli.options import VerbParser, expand_home
+from vilem_jax.cli.signals import interrupting_signals
 from vilem_jax.cli.streams import lasting_streams
 from vilem_jax.config.files import Override
 from vilem_jax.distributed.launcher import find_membership
-from vilem_jax.errors import UserError
+from vilem_jax.errors import Interrupted, UserError
 from vilem_jax.files import reason
 
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # transformers, used for its tokenizer alone, would advise to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    with lasting_streams() as stdout:
+    with lasting_streams() as stdout, interrupting_signals():
         code = _exit_code(given)
         stdout.flush()
         if not stdout.error or code:
@@ -50,9 +51,9 @@ def _exit_code(given: list[str]) -> int:
             raise
         print(_too_large(error), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("vilem: interrupted", file=sys.stderr)
-        return 130
+        return error.code if isinstance(error, Interrupted) else 130
 
 
 def _too_large(error: Exception) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vilem_jax.cli.options import add_config, add_distributed, hours
 from vilem_jax.config.files import config_names, load_config
+from vilem_jax.errors import Interrupted
 from vilem_jax.locks import check_free
 
 
@@ -46,6 +47,17 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    try:
+        _run(options)
+    except KeyboardInterrupt:  # before the first step: there is nothing to save
+        if options.stop_code:
+            raise Interrupted(options.stop_code) from None
+        raise
+    if not options.dry_run:
+        _print_test(options.workdir)
+
+
+def _run(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
     from vilem_jax.runs.workdir import LOCK_FILE
 
@@ -60,8 +72,6 @@ def _train(options: argparse.Namespace) -> None:
         dry_run=options.dry_run,
         stop_code=options.stop_code,
     )
-    if not options.dry_run:
-        _print_test(options.workdir)
 
 
 def _print_test(workdir: str) -> None:

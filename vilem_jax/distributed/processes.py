@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from vilem_jax.distributed.launcher import Membership
-from vilem_jax.errors import UserError
+from vilem_jax.errors import Interrupted, UserError
 from vilem_jax.files import reason
 
 # A process without a heartbeat for this time is lost, and the others leave. Well below
@@ -118,7 +118,7 @@ def _leave(error: BaseException) -> NoReturn:
         if is_process_0() or not isinstance(error, AllProcessesError):
             _report(str(error))
     elif isinstance(error, KeyboardInterrupt):
-        code = 130
+        code = error.code if isinstance(error, Interrupted) else 130
         _report("interrupted")
     else:
         code = 1
