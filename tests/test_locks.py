@@ -99,6 +99,19 @@ def test_a_lock_that_cannot_be_created_is_a_sentence(tmp_path):
         pass
 
 
+def test_a_full_disk_leaves_no_lock_file(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(locks.socket, "gethostname", refuse)
+    with (
+        pytest.raises(UserError, match="lock: no space left"),
+        locks.only_writer(tmp_path / "lock", "it"),
+    ):
+        pass
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_index_has_one_writer(tmp_path):
     model = SimpleNamespace(encode_image=lambda _: pytest.fail("it is encoded twice"))
     (tmp_path / "photos").mkdir()

@@ -42,10 +42,10 @@ def locked(path: Path, *, wait: float = 0.0) -> Iterator[str]:
             if holder:
                 yield holder
                 return
-            file.truncate(0)
-            print(f"process {os.getpid()} on {socket.gethostname()}", file=file)
-            file.flush()
             try:
+                file.truncate(0)
+                print(f"process {os.getpid()} on {socket.gethostname()}", file=file)
+                file.flush()
                 yield ""
             finally:  # while it is held: nobody else's is removed
                 path.unlink(missing_ok=True)
