@@ -137,8 +137,37 @@ ENTRY %main (a: f32[8,4]) -> f32[64,4] {
   ROOT %h = f32[64,4]{1,0} all-gather-done(%g)
 }
 """
-    found = {one.kind: one.bytes for one in hlo.read(text).collectives}
-    assert found == {"all-reduce": 8 * 4 * 4, "all-gather": 64 * 4 * 4}
+    found = hlo.read(text).collectives
+    assert {one.kind: one.bytes for one in found} == {
+        "all-reduce": 8 * 4 * 4,
+        "all-gather": 64 * 4 * 4,
+    }
+    assert all(one.is_async for one in found)
+
+
+def test_attention_of_cudnn_counts_its_products():
+    """2 products of 2 B H L S D forward, 4 backward; other calls are listed alone."""
+    text = """HloModule by_hand
+
+ENTRY %main (q: bf16[2,6,3,8], k: bf16[2,4,3,8]) -> bf16[2,6,3,8] {
+  %q = bf16[2,6,3,8]{3,2,1,0} parameter(0)
+  %k = bf16[2,4,3,8]{3,2,1,0} parameter(1)
+  %f = (bf16[2,6,3,8]{3,2,1,0}, u8[0]{0}) custom-call(%q, %k, %k), \
+custom_call_target="__cudnn$fmhaSoftmax"
+  %o = bf16[2,6,3,8]{3,2,1,0} get-tuple-element(%f), index=0
+  %b = (bf16[2,6,3,8]{3,2,1,0}, u8[0]{0}) custom-call(%q, %k, %o), \
+custom_call_target="__cudnn$fmhaSoftmaxBackward"
+  ROOT %t = bf16[2,6,3,8]{3,2,1,0} custom-call(%o), custom_call_target="another"
+}
+"""
+    found = hlo.read(text)
+    assert found.flops == (2 + 4) * 2 * 2 * 3 * 6 * 4 * 8
+    assert found.num_products == 6
+    assert found.calls == {
+        "__cudnn$fmhaSoftmax": 1,
+        "__cudnn$fmhaSoftmaxBackward": 1,
+        "another": 1,
+    }
 
 
 def test_sizes_of_shapes():

@@ -9,8 +9,10 @@ import pytest
 from tests.tiny import tiny_config
 from vilem_jax.config.files import load_config
 from vilem_jax.errors import UserError
-from vilem_jax.planning import memory
+from vilem_jax.models.attention_kernel import with_attention
+from vilem_jax.planning import compiled, memory
 from vilem_jax.planning.devices import find_device
+from vilem_jax.planning.gpu_targets import TARGETS
 from vilem_jax.planning.plan import collectives, make_plan, predict
 from vilem_jax.training.state import abstract_state
 
@@ -102,6 +104,29 @@ def test_device_is_found_by_name(name, chips, topology):
 def test_unknown_device_is_refused(name, sentence):
     with pytest.raises(UserError, match=sentence):
         find_device(name)
+
+
+def test_attention_of_a_plan_is_the_devices():
+    """As a run there would choose it: 57 MB a pair less on an A100."""
+    sizes = {}
+    for name in ("a100-32", "v5e-16"):
+        found = make_plan(PAPER, find_device(name))
+        sizes[name] = found["bytes_a_chip"]["activations_a_pair_sum"]
+    assert sizes["v5e-16"] - sizes["a100-32"] == 11 * 12 * 257**2 * 6
+    forced = with_attention(PAPER, "cudnn")
+    with pytest.raises(UserError, match="NVIDIA GPUs, and the device"):
+        make_plan(forced, find_device("v5e-16"))
+
+
+def test_gpus_that_are_not_here_are_hosts_of_eight():
+    with pytest.raises(UserError, match=r"name up to 8 .* as a100-16"):
+        compiled._gpu_devices(find_device("a100-12"))
+    for kind, target in TARGETS.items():
+        device = find_device(kind)
+        assert device.capability == float("{}.{}".format(*target.capability))
+        assert f"device_memory_size: {target.memory}" in target.text()
+        # A data sheet's GB; the driver reports a little more or less.
+        assert target.memory == pytest.approx(device.memory, rel=0.08)
 
 
 @pytest.mark.parametrize(

@@ -77,11 +77,11 @@ def plan_tables(plan: JsonObject) -> str:
         head = ["between chips, a step", "what", "MB"]
         parts.append(format_table(head, rows, left=(0, 1)))
     parts.append(_prediction(plan))
-    if compiled and not compiled["fits"]:
+    if compiled and "error" in compiled:
         parts.append(f"compiled for {compiled['platform']}: {compiled['error']}")
     elif compiled:
         head = [f"compiled for {compiled['platform']}", ""]
-        parts.append(format_table(head, _compiled_rows(compiled)))
+        parts.append(format_table(head, _compiled_rows(compiled, held["memory"])))
         if moved := compiled["collectives"]:
             head = ["collectives, a step", "times", "MB", "largest"]
             rows = [_collective_row(row) for row in moved]
@@ -161,13 +161,16 @@ def _prediction(plan: JsonObject) -> str:
     )
 
 
-def _compiled_rows(found: JsonObject) -> list[list[str]]:
+def _compiled_rows(found: JsonObject, memory: float | None) -> list[list[str]]:
+    calls = found["custom_calls"].items()
+    room = "" if found["fits"] else f", MORE than {_gb(memory or 0.0)}"
     return [
         ["arguments, GB a chip", _gb(found["argument_bytes"])],
         ["temporaries, GB a chip", _gb(found["temporary_bytes"])],
-        ["together, GB a chip", _gb(found["peak_bytes"])],
+        [f"together, GB a chip{room}", _gb(found["peak_bytes"])],
         ["GFLOP a pair in matrix products", f"{found['gflop_a_pair']:.1f}"],
         ["  of the count above", f"{found['against_the_count']:.3f}"],
+        *[[f"calls of {name}", str(times)] for name, times in calls],
         ["seconds to trace", f"{found['lower_seconds']:.0f}"],
         ["seconds to compile", f"{found['compile_seconds']:.0f}"],
     ]
@@ -175,6 +178,7 @@ def _compiled_rows(found: JsonObject) -> list[list[str]]:
 
 def _collective_row(row: JsonObject) -> list[str]:
     kind = f"{row['kind']}{', in a loop' if row['in_loop'] else ''}"
+    kind += ", asynchronous" if row["is_async"] else ""
     return [kind, str(row["times"]), f"{row['bytes'] / 1e6:.1f}", row["largest"]]
 
 

@@ -20,6 +20,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.files import reason
 from vilem_jax.planning import abstract, hlo
 from vilem_jax.planning.devices import Device
+from vilem_jax.planning.gpu_targets import GPUS_A_HOST, TARGETS
 from vilem_jax.training.compile import compile_step
 from vilem_jax.training.editor_step import make_editor_step
 from vilem_jax.training.optimizer import make_schedule
@@ -38,9 +39,14 @@ _NO_TPU_HERE = {
 }
 
 
-_UNOPTIMIZED: dict[str, str | bool] = {
-    "xla_backend_optimization_level": "0",
-    "xla_llvm_disable_expensive_passes": True,
+_COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    # On a CPU the program is read, never run: its machine code may be slow.
+    "cpu": {
+        "xla_backend_optimization_level": "0",
+        "xla_llvm_disable_expensive_passes": True,
+    },
+    # Kernels are chosen by trying them out on a GPU, and there is none.
+    "gpu": {"xla_gpu_autotune_level": "0"},
 }
 
 
@@ -68,14 +74,16 @@ class CompiledStep:
 def devices_of(device: Device) -> list:
     """The JAX devices to compile for.
 
-    They are the chips of a TPU topology, which need not be here, or as many processors
-    of this machine as the device has chips.
+    They are TPUs or GPUs that need not be here, or as many processors of this machine
+    as the device has chips.
 
     Raises:
       UserError: there is no compiler for the device, or too few processors.
     """
     if device.topology:
         return _tpu_devices(device.topology)
+    if can_compile_for(device):
+        return _gpu_devices(device)
     if jax.default_backend() != "cpu" or jax.device_count() < device.num_chips:
         raise UserError(
             f"--compile for {device.name} compiles for this machine's processors, as "
@@ -102,6 +110,36 @@ def _tpu_devices(topology: str) -> list:
     return list(found.devices)
 
 
+def _gpu_devices(device: Device) -> list:
+    """GPUs of hosts of 8, as XLA describes them without a driver."""
+    from jax.experimental import topologies
+
+    hosts, rest = divmod(device.num_chips, GPUS_A_HOST)
+    if hosts and rest:
+        raise UserError(
+            f"{device.name}: GPUs are compiled for in hosts of {GPUS_A_HOST}: name up "
+            f"to {GPUS_A_HOST} of them, or a multiple, as {device.kind}-"
+            f"{GPUS_A_HOST * (hosts + 1)}"
+        )
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # there is no driver
+    found = topologies.get_topology_desc(
+        platform="cuda",
+        topology_name="",
+        topology=f"1x{hosts}x{GPUS_A_HOST}" if hosts else f"1x1x{rest}",
+        target_config=TARGETS[device.kind].text(),
+    )
+    return list(found.devices)
+
+
+def can_compile_for(device: Device) -> bool:
+    """Whether this is a GPU whose description is known, and JAX's plug-in is there.
+
+    The plug-in for CUDA 13 needs no GPU to compile.
+    """
+    has_plugin = importlib.util.find_spec("jax_cuda13_plugin") is not None
+    return device.kind in TARGETS and has_plugin
+
+
 def has_libtpu() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
@@ -121,10 +159,9 @@ def compile_ahead(config: Config, devices: Sequence) -> CompiledStep:
     start = time.monotonic()
     lowered = lower_step(config, layout)
     lowered_at = time.monotonic()
-    # On a CPU the program is read, never run: its machine code may be slow.
-    is_cpu = layout.mesh.devices.flat[0].platform == "cpu"
+    platform = layout.mesh.devices.flat[0].platform
     try:
-        compiled = lowered.compile(compiler_options=_UNOPTIMIZED if is_cpu else None)
+        compiled = lowered.compile(compiler_options=_COMPILER_OPTIONS.get(platform))
     except jax.errors.JaxRuntimeError as error:
         raise compiler_error(error) from error
     compiled_at = time.monotonic()
@@ -160,7 +197,10 @@ def lower_step(config: Config, layout: Layout) -> jax.stages.Lowered:
         state = abstract_state(config)
     key = jax.eval_shape(lambda: jax.random.key(0))
     compiled = compile_step(step, state, layout)
-    return compiled.lower(state, frozen, abstract.batch(config), key)
+    traced = compiled.trace(state, frozen, abstract.batch(config), key)
+    if layout.mesh.devices.flat[0].platform == "gpu":  # which may not be here
+        return traced.lower(lowering_platforms=("cuda",))
+    return traced.lower()
 
 
 def compiler_error(error: Exception) -> UserError:

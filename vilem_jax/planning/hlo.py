@@ -6,6 +6,7 @@ Here a body counts as often as it runs, and only matrix products are work.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -24,6 +25,10 @@ _LINE = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_TARGET = re.compile(r'custom_call_target="([^"]+)"')
+# cuDNN's attention: products of queries and keys, and of probabilities and values;
+# backward twice as many. That it computes the probabilities again is not counted.
+_ATTENTION_PRODUCTS = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 4}
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -47,6 +52,7 @@ class Collective:
     times: int  # runs per step
     in_loop: bool
     shape: str
+    is_async: bool = False  # the device goes on while the data move
 
 
 @dataclass
@@ -55,6 +61,7 @@ class Program:
 
     flops: float = 0.0  # of matrix products and convolutions
     num_products: int = 0  # instructions, not runs
+    calls: Counter[str] = field(default_factory=Counter)  # runs of custom calls
     collectives: list[Collective] = field(default_factory=list)
     # Loops with any of the above and without a known number of runs: counted once.
     unknown_loops: int = 0
@@ -120,9 +127,15 @@ def _count(
             program.flops += times * count_flops(one, instructions)
         elif kind in COLLECTIVES:
             size = _moved_bytes(one, kind, instructions)
+            shape, is_async = _short_shape(one.shape), one.opcode.endswith("-start")
             program.collectives.append(
-                Collective(kind, size, times, in_loop, _short_shape(one.shape))
+                Collective(kind, size, times, in_loop, shape, is_async)
             )
+        elif one.opcode == "custom-call" and (target := _TARGET.search(one.attributes)):
+            program.calls[target[1]] += times
+            if target[1] in _ATTENTION_PRODUCTS:
+                program.num_products += _ATTENTION_PRODUCTS[target[1]]
+                program.flops += times * _attention_flops(one, target[1], instructions)
         for called in _called(one):
             is_loop = one.opcode == "while"
             known = _TRIPS.search(one.attributes) if is_loop else None
@@ -191,6 +204,12 @@ def _dot_flops(one: Instruction, instructions: Computation) -> float:
     summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
     axes = _numbers(summed[1]) if summed else ()
     return 2.0 * math.prod(dims(one.shape)) * math.prod(left[axis] for axis in axes)
+
+
+def _attention_flops(one: Instruction, name: str, instructions: Computation) -> float:
+    """Queries [B, L, H, D], keys [B, S, H, D]: a product has 2 B H L S D."""
+    query, key = (dims(instructions[operand].shape) for operand in one.operands[:2])
+    return _ATTENTION_PRODUCTS[name] * 2.0 * math.prod(query) * key[1]
 
 
 def _convolution_flops(one: Instruction, instructions: Computation) -> float:

@@ -66,6 +66,11 @@ def make_plan(
         notes.append("the frozen editor is taken to have the text tower's shape")
     elif needs_edits(config):
         notes.append("captions come edited: no editor runs in the step")
+    if with_compiler and device.capability and not compiled.can_compile_for(device):
+        notes.append(
+            "compiled for this machine's processors; to compile for GPUs that are not "
+            "here: pip install 'vilem-jax[cuda]' (4.4 GB)"
+        )
     return {
         "device": dataclasses.asdict(device),
         "batch_size": train.batch_size,
@@ -157,7 +162,9 @@ def _compile(config: Config, device: Device) -> JsonObject:
     devices = compiled.devices_of(device)
     if devices[0].platform != "gpu":  # for GPUs this machine's processors stand in
         config = with_attention(config, "xla")
-    metrics: JsonObject = {"platform": device.topology or "cpu, this machine"}
+    is_cpu = devices[0].platform == "cpu"
+    platform = "cpu, this machine" if is_cpu else device.topology or device.name
+    metrics: JsonObject = {"platform": platform}
     try:
         step = compiled.compile_ahead(config, devices)
     except compiled.DoesNotFitError as error:
@@ -167,7 +174,9 @@ def _compile(config: Config, device: Device) -> JsonObject:
             "peak_bytes": error.used,
             "limit_bytes": error.limit,
         }
-    return metrics | {"fits": True} | describe(step, config)
+    # The compiler for TPUs refuses what does not fit; the one for GPUs does not.
+    fits = is_cpu or device.memory is None or step.peak_bytes <= device.memory
+    return metrics | {"fits": fits} | describe(step, config)
 
 
 def describe(step: compiled.CompiledStep, config: Config) -> JsonObject:
@@ -182,19 +191,24 @@ def describe(step: compiled.CompiledStep, config: Config) -> JsonObject:
         "against_the_count_without_savings": flops / plain,
         "matrix_products": program.num_products,
         "unknown_loops": program.unknown_loops,
+        "custom_calls": dict(program.calls.most_common()),
         "collectives": _by_kind(program.collectives),
     }
 
 
 def _by_kind(collectives: list[hlo.Collective]) -> list[JsonObject]:
-    """Collectives by kind, and by whether a loop repeats them; most bytes first."""
-    found: dict[tuple[str, bool], JsonObject] = {}
+    """Collectives by kind, whether a loop repeats them, and whether the device waits.
+
+    Most bytes first.
+    """
+    found: dict[tuple[str, bool, bool], JsonObject] = {}
     for one in sorted(collectives, key=lambda one: one.bytes, reverse=True):
         row = found.setdefault(
-            (one.kind, one.in_loop),
+            (one.kind, one.in_loop, one.is_async),
             {
                 "kind": one.kind,
                 "in_loop": one.in_loop,
+                "is_async": one.is_async,
                 "times": 0,
                 "bytes": 0.0,
                 "largest": one.shape,
