@@ -141,8 +141,8 @@ def test_overrides_reach_sources_that_a_file_gives_as_dicts(tmp_path, part):
         ("data.crop_scale", "(1,)", "config.data.crop_scale must have 2 values"),
         ("compute.dtype", "float16", "config.compute.dtype must be one of"),
         ("model", "x", "config.model is a section"),
-        ("train.num_microbatches", "3", "does not divide"),
-        ("model.num_proofread_layers", "7", "must be at most"),
+        ("train.num_microbatches", "3", "does not divide .*: use 255 pairs a step"),
+        ("model.num_proofread_layers", "7", "because Eq.* a level: use 3"),
         ("loss.queue_length", "8", "is shorter than config.train.batch_size"),
     ],
 )

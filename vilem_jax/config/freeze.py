@@ -217,7 +217,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     # A start decides the patch's side, and is checked when it is read.
     if not vision.start_from and vision.image_size % vision.patch_size:
         image, patch = show("model.vision.image_size"), show("model.vision.patch_size")
-        yield f"{image} is not a multiple of {patch}"
+        near = max(round(vision.image_size / vision.patch_size), 1) * vision.patch_size
+        yield f"{image} is not a multiple of {patch}: use {near}"
     for name, tower in (("vision", vision), ("text", text)):
         if tower.width % tower.num_heads:
             heads = show(f"model.{name}.num_heads")
@@ -226,7 +227,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield (
             f"{show('model.num_proofread_layers')} must be at most the number of "
             f"vision layers ({vision.num_layers}) and of text layers "
-            f"({text.num_layers}); otherwise Eq. (11) has no level left to choose"
+            f"({text.num_layers}), because Eq. (11) gives each of them a level: use "
+            f"{min(max(text.num_layers // 2, 1), vision.num_layers)}"
         )
     low, high = data.crop_scale
     if not 0 < low <= high <= 1:
@@ -236,7 +238,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         )
     batch = show("train.batch_size")
     if train.batch_size % train.num_microbatches:
-        yield f"{batch} does not divide into {show('train.num_microbatches')}"
+        whole = train.batch_size // train.num_microbatches * train.num_microbatches
+        yield (
+            f"{batch} does not divide into {show('train.num_microbatches')}: use "
+            f"{whole or train.num_microbatches} pairs a step"
+        )
     if config.task == "vilem" and 0 < loss.queue_length < train.batch_size:
         yield (
             f"{show('loss.queue_length')} is shorter than {batch}; make it 0 (no "

