@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from tests.tiny import (
     CLS,
@@ -238,3 +238,59 @@ def test_captions_with_left_or_right_are_not_flipped(spares):
         np.testing.assert_allclose(
             samples.pixels[row], (wanted / 255 - mean) / std, atol=1e-5
         )
+
+
+def test_operations_and_signs_are_drawn_evenly(monkeypatch):
+    """Each operation in each direction, and only at the configured rate."""
+    seen = []
+    monkeypatch.setattr(augment, "apply_operation", lambda *given: seen.append(given))
+    count, config = 4000, AugmentConfig(op_rate=0.8)
+    keys = jax.random.split(jax.random.key(0), count)
+    augment._random_operation(None, keys, config)
+    _, operation, sign, level = map(np.asarray, seen[0])
+    assert level == config.level and set(sign) == {-1, 1}
+    for number in range(1, len(augment.OPERATIONS)):
+        for direction in (-1, 1):
+            found = ((operation == number) & (sign == direction)).mean()
+            rate = 0.8 / len(augment.OPERATIONS) / 2
+            assert abs(found - rate) < 4.5 * np.sqrt(rate * (1 - rate) / count)
+
+
+def test_each_round_has_its_own_keys(monkeypatch):
+    seen = []
+
+    def record(images, keys, config):
+        seen.append(jax.random.key_data(keys))
+        return images
+
+    monkeypatch.setattr(augment, "_random_operation", record)
+    flip_keys, op_keys = jax.random.split(jax.random.key(0), (2, 3))
+    pixels, may_flip = np.zeros((3, 4, 4, 3), np.uint8), np.ones(3, bool)
+    augment.augment(pixels, flip_keys, op_keys, CONFIG, may_flip=may_flip)
+    assert len(seen) == CONFIG.num_ops
+    for number, found in enumerate(seen):
+        keys = [jax.random.fold_in(key, number) for key in op_keys]
+        np.testing.assert_array_equal(found, [jax.random.key_data(k) for k in keys])
+
+
+def test_smoothed_image_equals_pillow(images):
+    """Sharpness of 0 is Pillow's SMOOTH, rounded to the nearest level."""
+    theirs = by_pillow(images, lambda p: p.filter(ImageFilter.SMOOTH))
+    smooth = augment.sharpen(jnp.asarray(images, jnp.int32), 0)
+    np.testing.assert_array_equal(smooth, theirs)
+
+
+def test_bilinear_samples_are_rounded_to_the_nearest_level():
+    """Not down, which would darken every image."""
+    pixel = 2 * augment.ONE
+    image = jnp.broadcast_to(jnp.array([10, 20, 21, 50])[None, :, None], (4, 4, 3))
+    x = jnp.array([[pixel // 4, 3 * pixel // 2, 5 * pixel // 2 + pixel // 4]])
+    found = augment._sample(image, x, jnp.full(x.shape, pixel))
+    # 12.5, 20.5 and 42.75: halves go up.
+    np.testing.assert_array_equal(found[0, :, 0], [13, 21, 43])
+    # In weights of pixel / 2048, before and after a pixel.
+    unit = pixel >> augment.WEIGHT_BITS
+    near = jnp.array([unit - 1, unit // 2 - 1, -1, 3 * pixel + unit // 2])
+    before, weight = augment._split(near)
+    np.testing.assert_array_equal(before, [0, 0, 0, 3])
+    np.testing.assert_array_equal(weight, [1, 0, 0, 1])
