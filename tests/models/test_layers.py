@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from vilem_jax.config.schema import ComputeConfig, TextConfig
 from vilem_jax.models import layers
 
 
@@ -131,10 +133,6 @@ def test_at_positions_selects_rows():
 
 def test_statistics_are_float32_in_bfloat16():
     """A large mean would leave no digits of the variance in bfloat16."""
-    from flax import nnx
-
-    from vilem_jax.config.schema import ComputeConfig, TextConfig
-
     norm = layers.layer_norm(TextConfig(width=64), ComputeConfig(), nnx.Rngs(0))
     values = jax.random.normal(jax.random.key(0), (2, 64)) + 100
     rounded = np.float64(values.astype(jnp.bfloat16))
@@ -143,3 +141,64 @@ def test_statistics_are_float32_in_bfloat16():
     ours = norm(values.astype(jnp.bfloat16))
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float64(ours), wanted, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("std", [0.0, 0.05])
+def test_only_kernels_are_scaled_to_the_std(std):
+    """From 0.02; a std of 0 is 1 / sqrt(inputs). Cross-attention stays small."""
+    ones = {"kernel": jnp.ones((4, 16)), "bias": jnp.ones(16), "scale": jnp.ones(16)}
+    params = {
+        "mlp": {"expand": ones},
+        "cross_attention": {"query": ones},
+        "words": jnp.ones((4, 16)),
+    }
+    scaled = layers.with_init_std(params, std)
+    expected = jnp.full((4, 16), (std or 1 / math.sqrt(4)) / 0.02)
+    kernel = scaled["mlp"]["expand"].pop("kernel")
+    np.testing.assert_allclose(kernel, expected, rtol=1e-6)
+    for value in jax.tree.leaves(scaled):
+        np.testing.assert_array_equal(value, jnp.ones(value.shape))
+
+
+def test_parameters_are_float32_with_a_std_of_002():
+    """Also if the towers compute in bfloat16, in which small updates would vanish."""
+    config, compute = TextConfig(width=64), ComputeConfig()
+    linear = layers.linear(64, 64, compute, nnx.Rngs(0))
+    norm = layers.layer_norm(config, compute, nnx.Rngs(0))
+    for part in (linear.kernel, linear.bias, norm.scale, norm.bias):
+        assert part[...].dtype == jnp.float32
+    np.testing.assert_allclose(linear.kernel[...].std(), 0.02, rtol=0.05)
+    assert not linear.bias[...].any() and (norm.scale[...] == 1).all()
+    assert linear(jnp.ones((1, 64))).dtype == jnp.bfloat16
+
+
+def test_logits_are_float32_in_bfloat16():
+    """bfloat16 has no digits after the point for logits of hundreds."""
+    rng = np.random.default_rng(0)
+    query, key = (
+        jnp.asarray(16 * rng.normal(size=(1, 6, 1, 8)), jnp.bfloat16) for _ in range(2)
+    )
+    scores = np.float64(query)[0, :, 0] @ np.float64(key)[0, :, 0].T
+    wanted = scores / np.sqrt(8)
+    wanted = np.exp(wanted - wanted.max(axis=1, keepdims=True))
+    wanted /= wanted.sum(axis=1, keepdims=True)
+    ours = layers.masked_attention(
+        query, key, jnp.eye(6, dtype=jnp.bfloat16)[None, :, None]
+    )
+    np.testing.assert_allclose(np.float64(ours)[0, :, 0], wanted, atol=5e-3)
+    hidden, words = query[:, :, 0], jnp.float32(key[0, :, 0])
+    logits = layers.vocab_logits(hidden, words, jnp.ones(6))
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits[0], scores + 1, rtol=1e-5, atol=1e-2)
+
+
+def test_seeds_of_a_site_are_fixed():
+    """Other seeds would change the dropout of a resumed run."""
+    seeds = jnp.array([[1, 2], [3, 4]], jnp.uint32)
+    found = [np.asarray(layers.for_site(seeds, number)) for number in (0, 1)]
+    np.testing.assert_array_equal(
+        found[0], [[2527132011, 4137983873], [3984711379, 2861387037]]
+    )
+    np.testing.assert_array_equal(
+        found[1], [[314344336, 867435477], [746935934, 3792529128]]
+    )
