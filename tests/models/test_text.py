@@ -139,3 +139,22 @@ def test_too_long_text_is_refused(build, text_config):
     tower = build(TextTower, text_config)
     with pytest.raises(ValueError, match="11 tokens a text, but only 10 positions"):
         tower.embed(jnp.zeros((1, 11), jnp.int32))
+
+
+def test_each_layer_attends_to_its_own_level(build, text_config, tokens, assert_close):
+    """Self-attention, cross-attention, MLP: each adds to what came before it."""
+    crossing = partial(TextTower, num_cross_layers=3, image_width=8)
+    tower = build(crossing, text_config)
+    levels = list(jax.random.normal(jax.random.key(0), (3, 4, 5, 8)))
+    mask = tokens[1]
+
+    @jax.jit
+    def run(hidden):
+        whole = tower.run(hidden, mask, image_levels=levels)
+        for layer, patches in zip(tower.layers, levels, strict=True):
+            hidden = layer.attention(hidden, hidden, context_mask=mask)
+            hidden = layer.cross_attention(hidden, patches)
+            hidden = layer.norm(hidden + layer.mlp(hidden))
+        return whole, hidden
+
+    assert_close(*run(tower.embed(tokens[0])))
