@@ -209,3 +209,42 @@ def test_the_papers_network_traces():
     assert crosses == list(range(6))
     assert tree["vision"]["position_embedding"].shape == (257, 768)
     assert tree["text"]["embedding"]["words"].shape == (TextConfig().vocab_size, 768)
+
+
+def test_projections_read_the_normed_features(build, model_config, monkeypatch):
+    model = build(ViLEM, model_config)
+    normed, raw = jax.random.normal(jax.random.key(0), (2, 4, 8))
+    features = ImageFeatures(normed, raw, ())
+    monkeypatch.setattr(ViLEM, "image_features", lambda *_, **__: features)
+
+    def by_hand(projection, values):
+        kernel, bias = projection.kernel[...], projection.bias[...]
+        return np.float64(values) @ np.float64(kernel) + np.float64(bias)
+
+    image = by_hand(model.image_projection, normed)
+    text = by_hand(model.text_projection, normed)
+    np.testing.assert_allclose(model.map_image(raw), image, rtol=1e-5, atol=1e-6)
+    for found, expected in (
+        (model.encode_image(raw), image),
+        (model.project_text(normed), text),
+    ):
+        expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("branch", ["local", "global"])
+def test_branch_and_task_have_their_own_transform(build, model_config, branch):
+    model = build(ViLEM, model_config)
+    hidden = jax.random.normal(jax.random.key(0), (4, 7, 8))
+    found = getattr(model, f"{branch}_logits")(hidden, jnp.ones((4, 1), jnp.int32))
+    head = getattr(model, f"{branch}_head")
+    detect = head.detect(head.detect_transform(hidden))
+    words = model.text.embedding.words[...]
+    correct = head.correct_transform(hidden[:, 1:2]) @ words.T
+    np.testing.assert_allclose(found.detect, detect, rtol=1e-5, atol=1e-5)
+    correct = correct + head.correct_bias[...][None, None]
+    np.testing.assert_allclose(found.correct, correct, rtol=1e-5, atol=1e-5)
+
+
+def test_unit_rows_of_bfloat16_are_float32():
+    assert unit_rows(jnp.ones((1, 3), jnp.bfloat16)).dtype == jnp.float32
