@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from vilem_jax.models import layers
 from vilem_jax.models.editor import MaskedLanguageModel
 
 
@@ -38,3 +40,23 @@ def test_decoder_is_tied_to_the_embeddings(build, text_config, tokens):
     np.testing.assert_allclose(
         after[..., unused] - bias, 2 * (before[..., unused] - bias), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("at_positions", [True, False])
+def test_each_layer_has_its_own_dropout(
+    build, text_config, tokens, seeds, monkeypatch, at_positions
+):
+    seen = []
+
+    def record(values, seeds, rate):
+        seen.append(np.asarray(seeds))
+        return values
+
+    monkeypatch.setattr(layers, "dropout", record)
+    editor = build(MaskedLanguageModel, text_config, editor_at_positions=at_positions)
+    editor.logits_at(*tokens, jnp.ones((4, 1), jnp.int32), seeds=seeds)
+    # The embedding's, and of each layer attention's two and the MLP's.
+    assert len(seen) == 1 + 3 * 3
+    for number, found in enumerate(seen[3::3]):
+        expected = layers.for_site(layers.for_site(seeds, number), 2)
+        np.testing.assert_array_equal(found, expected)

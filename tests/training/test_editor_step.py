@@ -116,8 +116,10 @@ def test_chosen_tokens_are_masked_kept_or_changed(mask_rate):
     old, new = tokens[:, ::2].ravel(), hidden[:, ::2].ravel()
     changed = new[(new != MASK) & (new != old)]
     assert set(changed) <= set(words)
-    if mask_rate < 1.0:
+    if mask_rate == 0.8:
         assert len(set(changed)) > 0.8 * len(words)
+    if mask_rate == 0.0:
+        assert set(changed) == set(words)
     # "Any word" is now and then the same word.
     changed_rate = (1 - mask_rate) / 2 * (1 - 1 / len(words))
     for found, rate in (
@@ -186,3 +188,36 @@ def test_devices_change_nothing_with_dropout():
         assert step._cache_size() == 1
         found.append(losses)
     np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def test_step_masks_drops_and_learns_by_its_own_numbers(batch, monkeypatch):
+    """Keys of each purpose, dropout in the model, the rate of the state's step."""
+    seen = {}
+
+    class Stub:
+        def logits_at(self, tokens, attention_mask, positions, *, seeds):
+            seen["seeds"] = seeds
+            bias = params()["bias"][None, None]
+            return jnp.broadcast_to(bias, (*positions.shape, bias.shape[-1]))
+
+    def mask_tokens(keys, tokens, *_):
+        seen["mask"] = jax.random.key_data(keys)
+        return tokens
+
+    monkeypatch.setattr(editor_step, "mask_tokens", mask_tokens)
+    monkeypatch.setattr(editor_step.nnx, "merge", lambda *_: Stub())
+    step = editor_step.make_editor_step(CONFIG, lambda step: 0.1 * (step + 1))
+    state = dataclasses.replace(new_state(), step=jnp.asarray(4, jnp.int32))
+    tables = editor_step.masking_tables(token_tables())
+    _, metrics = step(state, tables, jax.tree.map(jnp.asarray, batch), KEY)
+    keys = sample_keys(KEY, jnp.asarray(4), batch["sample_id"])
+    for name, purpose in (("mask", Purpose.AUGMENT), ("seeds", Purpose.DROPOUT)):
+        expected = jax.random.key_data(fold_in(keys, purpose))
+        np.testing.assert_array_equal(seen[name], expected)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.5, rtol=1e-6)
+
+
+def test_new_kernels_have_the_configured_std():
+    """init_std=0 is 1 / sqrt(inputs)."""
+    kernel = params()["text"]["layers"][0]["mlp"]["contract"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), 64**-0.5, rtol=0.1)
