@@ -7,7 +7,7 @@ import pytest
 
 from tests.tiny import BATCH, LENGTH, tiny_config, tiny_samples, tiny_state
 from vilem_jax.training import length_buckets
-from vilem_jax.training.gradients import split, unsplit
+from vilem_jax.training.gradients import map_microbatches, split, unsplit
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.step import make_update
 
@@ -62,3 +62,14 @@ def test_step_branches_on_the_lengths(lengths, expected):
     update = make_update(config, make_schedule(config.optimizer, 10))
     traced = jax.make_jaxpr(update)(tiny_state(config), tiny_samples(0))
     assert str(traced).count("branches=(") == expected
+
+
+@pytest.mark.parametrize("num_parts", [1, 4])
+def test_results_come_in_the_order_of_the_rows(num_parts):
+    """Sorted by length on the way: else keys would belong to other samples."""
+    config = tiny_config(
+        train={"num_microbatches": num_parts}, compute={"text_lengths": (8,)}
+    )
+    samples = tiny_samples(0)._replace(image_id=jnp.arange(BATCH))
+    found = map_microbatches(lambda part: part.image_id, (samples,), config)
+    np.testing.assert_array_equal(found, np.arange(BATCH))
