@@ -215,12 +215,12 @@ def _check_id(
 ) -> str | None:
     """The image's id, after adding it to `named`.
 
-    It is optional; null and an empty text are none.
+    It is optional; null is none.
 
     Raises:
       UserError: it is not an id, or belongs to another image.
     """
-    if record.get(field) in (None, ""):
+    if record.get(field) is None:
         return None
     image_id = id_of(record[field])
     if image_id is None:

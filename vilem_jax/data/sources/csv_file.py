@@ -52,7 +52,8 @@ def csv_rows(path: str, config: TableConfig, delimiter: str = ",") -> Iterator[R
     lines, rows = [], []
     for line, row in found:
         lines.append(line)
-        rows.append(row)
+        # An empty cell is no id, though an empty text is one in JSON.
+        rows.append({n: c for n, c in row.items() if c or n != columns.image_id})
     if not rows:
         raise UserError(f"{path} holds no rows: there is only the line of columns")
     return plain_rows(path, Records(rows, lines), columns)
