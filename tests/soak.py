@@ -2,7 +2,7 @@
 
     JAX_PLATFORMS=cpu python tests/soak.py [PART ...] [--long] [--seed=0] [--out=FILE]
 
-PART is kills, disk, images, captions, parsers, steps or calls; all of them if none is
+PART is kills, signals, disk, images, captions, parsers, steps or calls; all if none is
 named. Short by default (minutes), with the numbers of the promise with --long (half an
 hour); --kills=50 and the like set one of them. Prints one Markdown table, and writes it
 to FILE. The exit code is 1 if a part failed.
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 import tests.conftest  # noqa: E402, F401  # XLA's flags, before JAX starts
 from tests import fuzz  # noqa: E402
 from tests.data.test_images import encode, rgb  # noqa: E402
-from tests.training import test_kill, tiny_runs  # noqa: E402
+from tests.training import test_kill, test_signals, tiny_runs  # noqa: E402
 from vilem_jax.config.freeze import freeze  # noqa: E402
 from vilem_jax.data.images import ImageError, decode  # noqa: E402
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary  # noqa: E402
@@ -42,6 +42,7 @@ from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary  # noqa: E402
 # Part: short and long number.
 NUMBERS = {
     "kills": (5, 50),
+    "signals": (1, 3),  # in each of five phases
     "disk": (3, 10),
     "images": (2_000, 10_000),
     "captions": (1_000, 5_000),
@@ -102,6 +103,25 @@ def kills(number: int, chance: random.Random) -> str:
         shutil.rmtree(workdir)
         num_runs += 1
     return f"{done} kills, {in_a_save} in a save, {num_runs} runs: bitwise equal"
+
+
+def signals(number: int, chance: random.Random) -> str:
+    """SIGTERM, SIGINT, SIGHUP in each phase of a run, resumed each time."""
+    folder = runs().folder / "signals"
+    folder.mkdir()
+    config = test_signals.settings_file(runs().folder / "editor" / "editor", folder)
+    whole = folder / "whole"
+    assert test_signals.vilem_train(config, whole) == 0
+    codes: dict[str, list[int]] = {}
+    for phase in test_signals.PHASES:
+        for signal_number in chance.sample(test_signals.SIGNALS, number):
+            workdir = folder / f"{phase}_{signal_number}"
+            code = test_signals.check_phase(
+                phase, signal_number, config, workdir, whole
+            )
+            codes.setdefault(phase, []).append(code)
+    ends = [f"{phase} {sorted(found)}" for phase, found in codes.items()]
+    return f"exit codes {', '.join(ends)}: resumed, bitwise equal"
 
 
 def disk(number: int, chance: random.Random) -> str:
@@ -272,6 +292,7 @@ def memory_growth(resident: list[float]) -> str:
 
 PARTS: dict[str, Callable[[int, random.Random], str]] = {
     "kills": kills,
+    "signals": signals,
     "disk": disk,
     "images": images,
     "captions": captions,
