@@ -2,9 +2,11 @@
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -66,6 +68,17 @@ def test_a_file_name_does_not_act_on_the_terminal(monkeypatch, capsys):
     assert main(["demo"]) == 0
     shown = r"a\x1b]0;title\x07\x9b2J\x0db.png" + "\n"
     assert capsys.readouterr() == (shown, shown.replace(r"\x0d", ""))
+
+
+def test_warnings_of_pillow_are_not_printed(monkeypatch, capsys):
+    def warn(*_, **__):
+        text, module = "Tag data larger than file", "PIL.TiffImagePlugin"
+        warnings.warn_explicit(text, UserWarning, "file.py", 773, module=module)
+        logging.getLogger(module).error("More samples per pixel than can be decoded")
+
+    monkeypatch.setattr("vilem_jax.report.demo.run_demo", warn)
+    assert main(["demo"]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_exit_code_and_sentence_of_the_program(tmp_path):

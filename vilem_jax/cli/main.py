@@ -8,6 +8,7 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from vilem_jax import __version__
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     # transformers, used for its tokenizer alone, would advise to install PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Pillow warns of each odd tag of a file, without the file's name.
+    warnings.filterwarnings("ignore", module="PIL")
     with lasting_streams() as stdout, interrupting_signals():
         code = _exit_code(given)
         stdout.flush()

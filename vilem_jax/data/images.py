@@ -1,6 +1,7 @@
 """Decode, crop and resize images on the host: bytes -> uint8 RGB."""
 
 import io
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ CROP_RATIO = (3 / 4, 4 / 3)  # width over height, as RandomResizedCrop
 # 255, on average, from those of the whole image.
 SHRINK_MARGIN = 2.5
 _ORIENTATION = 0x0112  # the EXIF tag
+# It would print each odd tag of a corrupt file; what matters is raised.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class ImageError(ValueError):
