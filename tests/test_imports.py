@@ -17,7 +17,7 @@ MAX_LINES = 400
 LEVELS = [
     {"errors", "keys", "masking", "typing"},
     {"config"},
-    {"files", "templates"},
+    {"files", "progress", "templates"},
     {"parsing", "locks", "integrity"},
     {"data", "models", "objectives", "distributed"},
     {"weights"},

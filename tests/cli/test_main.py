@@ -169,6 +169,7 @@ def test_train_passes_its_options_on(monkeypatch):
     assert main([*arguments, "--dry-run", "--config.seed=9"]) == 0
     ((config, workdir), options) = seen[0]
     assert (config.seed, workdir) == (9, "RUN")
+    assert options.pop("at_end")
     assert options == {"max_hours": 0.5, "dry_run": True, "stop_code": 0}
 
 

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -44,12 +46,25 @@ def test_a_second_call_changes_nothing(tiny, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert all(f"[{number}/5]" in printed for number in range(1, 6))
     assert "median rank" in printed and "Done in" in printed
+    assert_commands_are_complete(printed)
 
     demo.run_demo(tmp_path / "demo", quick=True)
     again = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert again == metrics
     with pytest.raises(UserError, match="seed"):
         demo.run_demo(tmp_path / "demo", quick=True, seed=1)
+
+
+def assert_commands_are_complete(printed):
+    """Every file in the commands is there, or is made by the one before."""
+    commands = [shlex.split(line) for line in printed.splitlines()[-3:]]
+    assert [words[1] for words in commands] == ["proofread", "index", "search"]
+    made = set()
+    for _, verb, path, *options in commands:
+        made |= {o.removeprefix("--out=") for o in options if o.startswith("--out=")}
+        assert (verb == "search" and path in made) or Path(path).exists(), path
+        (model,) = [o for o in options if o.startswith("--model=")]
+        assert (Path(model.removeprefix("--model=")) / "config.json").exists()
 
 
 def test_a_stopped_demo_says_how_to_resume(tiny, tmp_path, monkeypatch, capsys):

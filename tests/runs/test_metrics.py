@@ -11,13 +11,13 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
+from vilem_jax.progress import in_words
 from vilem_jax.runs import metrics as metrics_module
 from vilem_jax.runs.metrics import (
     Clock,
     MetricsLog,
     Progress,
     flat_record,
-    in_words,
     read_records,
 )
 from vilem_jax.runs.tensorboard import EventFile
@@ -167,7 +167,10 @@ def test_clock_separates_training_from_waiting_and_the_rest():
 
 def test_progress_prints_lines_without_a_terminal(capsys):
     with Progress(10, start_step=4, seconds_between_lines=0) as progress:
-        progress.advance(2)
+        for _ in range(2):
+            with progress.taking_step():
+                pass
+        capsys.readouterr()
         progress.show({"loss": 1.25, "pairs_per_second": 1234.5})
     line = capsys.readouterr().err
     assert line.startswith("train 6/10, loss 1.250, 1,234 pairs/s, ")

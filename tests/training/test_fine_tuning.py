@@ -21,10 +21,8 @@ from tests.training.tiny_runs import (
     run_settings,
     write_vocabulary,
 )
-from vilem_jax.cli.train import _print_test as print_test
 from vilem_jax.config.freeze import freeze
 from vilem_jax.errors import UserError
-from vilem_jax.evaluation.recall import retrieval_metrics
 from vilem_jax.runs.best import best_step
 from vilem_jax.runs.checkpoint_contents import flatten, read_fields
 from vilem_jax.runs.metrics import read_records
@@ -212,15 +210,8 @@ def test_dry_run_keeps_and_scores_nothing(settings, counting):
     assert not counting.scored and not counting.workdir.exists()
 
 
-def test_command_prints_the_scores(tmp_path, capsys):
-    rows = np.eye(4, 6, dtype=np.float32)
-    metrics = retrieval_metrics(rows, rows[[0, 1, 2, 0]], np.arange(4))
-    (tmp_path / "test.json").write_text(json.dumps({"test": {"mine": metrics}}))
-    print_test(str(tmp_path))
-    table = capsys.readouterr().out
-    assert "mine, the test split, scored once:" in table and "75.0" in table
-    print_test(str(tmp_path / "other"))
-    assert capsys.readouterr().out == ""
+def test_corrupt_scores_are_refused(tmp_path):
+    assert read_scores(tmp_path) == {}
     (tmp_path / "test.json").write_text("[]")
     with pytest.raises(UserError, match=r"test\.json is not a run's scores"):
         read_scores(tmp_path)

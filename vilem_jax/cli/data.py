@@ -13,6 +13,7 @@ from vilem_jax.config.files import load_config
 from vilem_jax.config.schema import Config
 from vilem_jax.config.sources import SOURCE_KINDS, SourceConfig
 from vilem_jax.errors import UserError
+from vilem_jax.progress import doing
 
 _NAMED = re.compile(r"([a-z][a-z0-9_]*)=(.+)")  # SPLIT=PATH
 
@@ -60,11 +61,12 @@ def _check(options: argparse.Namespace) -> int:
 
     if options.out:  # before long work
         check_writable(options.out)
-    sources = {
-        split: [open_source(source) for source in configs]
-        for split in ("train", "validation", "test")
-        if (configs := getattr(config.data, split))
-    }
+    with doing("reading the data"):
+        sources = {
+            split: [open_source(source) for source in configs]
+            for split in ("train", "validation", "test")
+            if (configs := getattr(config.data, split))
+        }
     cleaning, keeps_sep = config.data.cleaning, config.data.keeps_sep
     tokenizer = Tokenizer(
         _tokenizer_name(config), cleaning=cleaning, keeps_sep=keeps_sep

@@ -15,6 +15,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import count
 from vilem_jax.evaluation.suite import BENCHMARKS, find_suite, load_benchmark, run_suite
 from vilem_jax.files import check_writable, write_bytes, write_json
+from vilem_jax.progress import doing
 
 if TYPE_CHECKING:
     from vilem_jax.evaluation.encoding import Encoder
@@ -29,7 +30,9 @@ class BenchmarkParser(shared.VerbParser):
 
     def parse_known_args(self, *args: Any, **rest: Any) -> Any:
         if self.benchmark:
-            for option in load_benchmark(self.benchmark).options:
+            with doing("loading JAX"):
+                benchmark = load_benchmark(self.benchmark)
+            for option in benchmark.options:
                 if isinstance(option, str):
                     SHARED_OPTIONS[option](self)
                 else:
@@ -94,7 +97,8 @@ def _run_benchmark(name: str, options: argparse.Namespace) -> None:
     if "model" in benchmark.options:
         evaluate = functools.partial(evaluate, _open_encoder(options))
         protocol = _weights_of(options)
-    metrics = evaluate(*opened.data, **opened.settings)
+    with doing(f"measuring {name}"):
+        metrics = evaluate(*opened.data, **opened.settings)
     of_data = {**opened.protocol, **metrics.get("protocol", {})}
     metrics["protocol"] = protocol | of_data
     if not shared.is_process_0(options):
@@ -143,8 +147,7 @@ def _open_encoder(options: argparse.Namespace) -> "Encoder":
     length = getattr(options, "text_length", None) or encoder.text_length
     if not 3 <= length <= limit:
         raise UserError(f"--text-length={length} must lie between 3 and {limit}")
-    show = sys.stderr.isatty()
-    return dataclasses.replace(encoder, text_length=length, show_progress=show)
+    return dataclasses.replace(encoder, text_length=length, show_progress=True)
 
 
 def _weights_of(options: argparse.Namespace) -> dict:

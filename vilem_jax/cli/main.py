@@ -20,6 +20,7 @@ from vilem_jax.config.files import Override
 from vilem_jax.distributed.launcher import find_membership
 from vilem_jax.errors import Interrupted, UserError
 from vilem_jax.files import reason
+from vilem_jax.progress import doing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,8 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold any bytes
         sys.stdout.reconfigure(errors="backslashreplace")
-    # transformers, used for its tokenizer alone, would advise to install PyTorch.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # Pillow warns of each odd tag of a file, without the file's name.
     warnings.filterwarnings("ignore", module="PIL")
     with lasting_streams() as stdout, interrupting_signals():
@@ -78,13 +77,18 @@ def _run(given: list[str]) -> int:
     if overrides:
         options.overrides = overrides
     if "distributed" not in options:
-        return options.verb(options) or 0  # a verb may return an exit code
+        return _run_verb(options)
     from vilem_jax.distributed.processes import distributed
 
     names = ("coordinator", "num_processes", "process_id")
     named = {name: getattr(options, name) for name in names}
     with distributed(find_membership(options.distributed, os.environ, **named)):
-        return options.verb(options) or 0
+        return _run_verb(options)
+
+
+def _run_verb(options: argparse.Namespace) -> int:
+    with doing("working", is_named=True):  # where no other step is named
+        return options.verb(options) or 0  # a verb may return an exit code
 
 
 def split_overrides(given: Sequence[str]) -> tuple[list[str], list[Override]]:

@@ -12,6 +12,7 @@ from vilem_jax.config.sources import SOURCE_KINDS, ScenesConfig, SourceConfig
 from vilem_jax.distributed.launcher import SWITCHES
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import count
+from vilem_jax.progress import doing
 
 if TYPE_CHECKING:
     from vilem_jax.api import Model
@@ -101,14 +102,15 @@ def add_step(verb: argparse.ArgumentParser) -> None:
 
 
 def open_model(options: argparse.Namespace) -> "Model":
-    from vilem_jax import api
+    with doing(f"loading {options.model}"):
+        from vilem_jax import api
 
-    return api.load(
-        options.model,
-        weights=options.weights,
-        batch_size=options.batch_size,
-        step=options.step,
-    )
+        return api.load(
+            options.model,
+            weights=options.weights,
+            batch_size=options.batch_size,
+            step=options.step,
+        )
 
 
 def add_distributed(verb: argparse.ArgumentParser) -> None:

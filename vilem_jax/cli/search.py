@@ -44,8 +44,8 @@ def _add_index(verbs) -> None:
 def _index(options: argparse.Namespace) -> None:
     from vilem_jax.search.index import index
 
-    folder, out, show = options.folder, options.out, sys.stderr.isatty()
-    done = index(folder, shared.open_model(options), out, show_progress=show)
+    folder, out = options.folder, options.out
+    done = index(folder, shared.open_model(options), out, show_progress=True)
     for path, reason in done.corrupt:
         print(f"vilem: left out {path}: {reason}", file=sys.stderr)
     reasons = Counter(reason.partition(" (")[0] for _, reason in done.corrupt)
@@ -133,7 +133,7 @@ def _embed(options: argparse.Namespace) -> None:
         images_per_shard=options.images_per_shard,
         part=options.shard,
         model_name=options.model,
-        show_progress=sys.stderr.isatty(),
+        show_progress=True,
     )
     for note in getattr(source, "notes", ()):
         print(f"vilem: {options.source}: {note}", file=sys.stderr)

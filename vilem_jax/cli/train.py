@@ -7,6 +7,7 @@ from vilem_jax.cli.options import add_config, add_distributed, hours
 from vilem_jax.config.files import config_names, load_config
 from vilem_jax.errors import Interrupted
 from vilem_jax.locks import check_free
+from vilem_jax.progress import doing
 
 
 def add_verbs(verbs) -> None:
@@ -14,7 +15,7 @@ def add_verbs(verbs) -> None:
         "demo", run=_demo, help="everything on the embedded data set, with a report"
     )
     add = demo.add_argument
-    add("--out", default="vilem-demo", help="folder for all files")
+    add("--out", default="runs/demo", help="folder for all files")
     add("--seed", type=int, default=0, help="seed of the data")
     add("--quick", action="store_true", help="one minute, to see that it works")
 
@@ -41,7 +42,8 @@ def add_verbs(verbs) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from vilem_jax.report.demo import run_demo
+    with doing("loading JAX"):
+        from vilem_jax.report.demo import run_demo
 
     run_demo(options.out, seed=options.seed, quick=options.quick)
 
@@ -53,8 +55,6 @@ def _train(options: argparse.Namespace) -> None:
         if options.stop_code:
             raise Interrupted(options.stop_code) from None
         raise
-    if not options.dry_run:
-        _print_test(options.workdir)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -63,7 +63,9 @@ def _run(options: argparse.Namespace) -> None:
 
     if not options.dry_run:
         check_free(Path(options.workdir) / LOCK_FILE, options.workdir)
-    from vilem_jax.training.run import train
+    with doing("loading JAX"):
+        from vilem_jax.report.end_of_run import end_of_run
+        from vilem_jax.training.run import train
 
     train(
         config,
@@ -71,15 +73,5 @@ def _run(options: argparse.Namespace) -> None:
         max_hours=options.max_hours,
         dry_run=options.dry_run,
         stop_code=options.stop_code,
+        at_end=lambda: print(end_of_run(options.workdir)),
     )
-
-
-def _print_test(workdir: str) -> None:
-    """The scores of the test split, if the run has reached its end."""
-    from vilem_jax.evaluation.retrieval import retrieval_tables
-    from vilem_jax.report.tables import render
-    from vilem_jax.training.final_scores import read_scores
-
-    for name, metrics in read_scores(workdir).items():
-        print(f"{name}, the test split, scored once:")
-        print(render(retrieval_tables(metrics)))

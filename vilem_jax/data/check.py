@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
 from vilem_jax.data.images import ImageError, decode
 from vilem_jax.data.sources.annotations import short
 from vilem_jax.data.sources.source import Source, notes_of
 from vilem_jax.data.tokenizer import Tokenizer
+from vilem_jax.progress import counting
 from vilem_jax.typing import JsonObject
 
 NUM_EXAMPLES = 5  # listed of each problem
@@ -127,17 +127,15 @@ class _Tally:
         self.content_of: dict[int, str] = {}  # name, by hash of the content
         self._seen: set[int] = set()  # hashes of cleaned captions, to save memory
         self._lengths: list[np.ndarray] = []
-        bar = tqdm(
-            total=self.num_images, desc=split, unit=" images", disable=None, leave=False
-        )
-        with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        counted = counting(f"checking {split}", self.num_images)
+        with counted as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
             for source in sources:
                 step = max(1, len(source) // max_images) if max_images else 1
                 for start in range(0, len(source), _CHUNK):
                     chunk = range(start, min(start + _CHUNK, len(source)))
                     self._check_images(source, chunk, step, pool)
                     self._check_captions(source, chunk)
-                    bar.update(len(chunk))
+                    advance(len(chunk))
 
     def report(self) -> JsonObject:
         captions = sum(map(len, self._lengths))

@@ -29,6 +29,10 @@ from vilem_jax.parsing import decode, encoding_by_mark
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as WordPiece
 
+# transformers, used for its tokenizer alone, would advise to install PyTorch when it is
+# imported below.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 MAX_VOCABULARY_BYTES = 1 << 30
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

@@ -25,6 +25,7 @@ from jax.sharding import NamedSharding
 from vilem_jax.distributed.launcher import Membership
 from vilem_jax.errors import Interrupted, UserError
 from vilem_jax.files import reason
+from vilem_jax.progress import silence
 
 # A process without a heartbeat for this time is lost, and the others leave. Well below
 # a minute, but longer than the network usually stalls.
@@ -104,6 +105,7 @@ def _join(membership: Membership) -> None:
         ) from error
     if not is_process_0():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        silence()
     elif is_multi_process():
         _report(
             f"{num_processes()} processes with {jax.device_count()} devices "

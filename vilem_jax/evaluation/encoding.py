@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, Protocol
@@ -17,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from vilem_jax.config.schema import Config
 from vilem_jax.data.images import ImageError, decode, resize_square
@@ -29,6 +27,7 @@ from vilem_jax.masking import NEG_INF
 from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vilem import Params, model_graph
 from vilem_jax.models.vision import normalize
+from vilem_jax.progress import track
 
 Array = Any  # NumPy on the host, JAX on the device
 Branch = Literal["local", "global"]
@@ -78,7 +77,7 @@ class Encoder:
     programs: dict[str, Callable]
     parts: int = 1  # an embedding is that many of equal length side by side
     clock: Stopwatch | None = None
-    show_progress: bool = False  # a bar on stderr while images are read
+    show_progress: bool = False  # on stderr, while images are read
     # Programs and shapes that have run: a clock must not count their compilation.
     warm: set = dataclasses.field(default_factory=set)
 
@@ -132,9 +131,8 @@ class Encoder:
         return read_ahead(read, self.progress(indices, "image"))
 
     def progress(self, items: Sequence, unit: str) -> Iterable:
-        """`items`, with a bar of speed and time left on stderr if it is shown."""
-        hide = not (self.show_progress and processes.is_process_0())
-        return tqdm(items, unit=unit, file=sys.stderr, dynamic_ncols=True, disable=hide)
+        """`items`, counted on stderr if progress is shown, see `track`."""
+        return track(items, f"reading {unit}s", unit) if self.show_progress else items
 
     def encode_captions(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> float32 [N, E], unit rows; cut to `text_length` tokens."""

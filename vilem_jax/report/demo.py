@@ -5,17 +5,19 @@ BERT -> the test split -> report.html. A demo that was stopped resumes in its fo
 """
 
 import contextlib
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+from PIL import Image
 
 import vilem_jax
 from vilem_jax.api import load
 from vilem_jax.config.files import load_config
 from vilem_jax.config.schema import Config
-from vilem_jax.data.scenes.hard_pairs import hard_pairs
+from vilem_jax.data.scenes.hard_pairs import HardPair, hard_pairs
 from vilem_jax.data.scenes.source import ScenesSource
 from vilem_jax.data.sources.source import open_source
 from vilem_jax.data.tokenizer import Tokenizer, train_vocabulary
@@ -26,12 +28,15 @@ from vilem_jax.evaluation.proofread import proofread_tables
 from vilem_jax.evaluation.retrieval import retrieval_tables
 from vilem_jax.evaluation.timing import device_name
 from vilem_jax.files import write_json
+from vilem_jax.progress import doing, in_words
 from vilem_jax.report.collect import evaluate, make_report
 from vilem_jax.report.html import write_report
 from vilem_jax.report.tables import render
-from vilem_jax.runs.metrics import METRICS_FILE, in_words, read_records
+from vilem_jax.runs.metrics import METRICS_FILE, read_records
+from vilem_jax.runs.workdir import program
 from vilem_jax.training.run import train
 
+NUM_IMAGES = 50  # of the test split, left as files
 VOCABULARY_SIZE = 256  # at most: the captions of scenes need fewer tokens
 # A first look in a minute: every stage runs, nothing is learned well.
 QUICK = {"train.num_steps": "20", "optimizer.warmup_steps": "5", "log.every_steps": "5"}
@@ -48,8 +53,8 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
     """Trains, evaluates and writes the report; prints each stage and its time.
 
     Args:
-      folder: for all files: `vocabulary`, `editor`, `run`, `metrics.json`, `edits.npz`
-        and `report.html`.
+      folder: for all files: `vocabulary`, `editor`, `run`, `metrics.json`, `edits.npz`,
+        `images` and `report.html`.
       seed: of the data set and of all other random choices.
       quick: a first look in a minute.
 
@@ -89,7 +94,8 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
         test = ScenesSource("test", seed=seed, num_images=images.get("test", 0))
         edits = make_run_edits(model.config, model.tokenizer, test, seed=seed)
         save_edits(edits, folder / "edits.npz")
-        metrics, encoded = evaluate(model, test, edits=edits, pairs=hard_pairs(test))
+        pairs = hard_pairs(test)
+        metrics, encoded = evaluate(model, test, edits=edits, pairs=pairs)
         write_json(folder / "metrics.json", metrics)
         tables = [
             *retrieval_tables(metrics["retrieval"], metrics["chance"]),
@@ -112,10 +118,11 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
             seed=seed,
         )
         write_report(report, folder / "report.html")
-        print(f"      {folder / 'report.html'}")
+        _write_images(test, folder / "images")
+        print(f"      {_near(folder / 'report.html')}")
 
     print(f"\nDone in {in_words(time.monotonic() - start)}. Open the report, or run")
-    print(f'  vilem proofread --model={folder / "run"} PHOTO "a caption"')
+    print(_commands(_near(folder), pairs))
     return folder / "report.html"
 
 
@@ -124,8 +131,37 @@ def _stage(heading: str) -> Iterator[None]:
     """Prints the heading, then the time that the stage took."""
     print(f"\n{heading}", flush=True)
     start = time.monotonic()
-    yield
+    with doing(heading, is_named=True):
+        yield
     print(f"      {in_words(time.monotonic() - start)}", flush=True)
+
+
+def _write_images(source: ScenesSource, folder: Path) -> None:
+    """The first images of the test split, to proofread and to search."""
+    folder.mkdir(exist_ok=True)
+    for index in range(min(NUM_IMAGES, len(source))):
+        image = Image.fromarray(source.read_image(index))
+        image.save(folder / Path(source.image_name(index)).name)
+
+
+def _commands(folder: Path, pairs: Sequence[HardPair]) -> str:
+    """What to type next: an image with a caption that is wrong, then a search."""
+    pair = next(pair for pair in pairs if pair.image < NUM_IMAGES)
+    image = shlex.quote(str(folder / "images" / f"{pair.image:05d}.png"))
+    vilem, model = shlex.quote(program()), shlex.quote(f"--model={folder / 'run'}")
+    images = shlex.quote(str(folder / "images"))
+    index = shlex.quote(str(folder / "images.index"))
+    return (
+        f'  {vilem} proofread {image} "{pair.wrong_caption}" {model}\n'
+        f"  {vilem} index {images} {model} --out={index}\n"
+        f'  {vilem} search {index} "{pair.caption}" {model} --top=3'
+    )
+
+
+def _near(path: Path) -> Path:
+    """As seen from the current folder, if it is below that."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _make_vocabulary(folder: Path, seed: int, num_images: int) -> int:

@@ -21,9 +21,9 @@ from vilem_jax import integrity
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
 from vilem_jax.files import reason
+from vilem_jax.progress import notify
 from vilem_jax.runs import checkpoint_contents as contents
 from vilem_jax.runs.checkpoint_contents import CorruptError, finished_steps
-from vilem_jax.runs.metrics import notify
 from vilem_jax.runs.workdir import read_config
 from vilem_jax.typing import PyTree
 

@@ -12,12 +12,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+)
 from pathlib import Path
 from typing import Any
 
 from vilem_jax.distributed.processes import is_process_0
 from vilem_jax.files import reason, replace_file
+from vilem_jax.progress import doing, in_words, notify, write_line
 from vilem_jax.runs.tensorboard import EventFile
 from vilem_jax.typing import JsonObject
 
@@ -27,15 +33,6 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 Record = JsonObject  # plain Python values by flat names
 Hook = Callable[[int, Record], None]
-
-
-def notify(message: str) -> None:
-    """A sentence on stderr, above the progress bar where there is one; of several
-    processes the first one says it."""
-    from tqdm import tqdm
-
-    if is_process_0():
-        tqdm.write(f"vilem: {message}", file=sys.stderr)
 
 
 class MetricsLog(AbstractContextManager["MetricsLog"]):
@@ -274,15 +271,15 @@ class Progress(AbstractContextManager["Progress"]):
         num_steps: int,
         *,
         start_step: int = 0,
-        seconds_between_lines: float = 10.0,
+        seconds_between_lines: float = 5.0,
     ):
         from tqdm import tqdm
 
         self._num_steps, self._first, self._step = num_steps, start_step, start_step
-        self._pause = seconds_between_lines
+        self._pause, self._parts = seconds_between_lines, []
         self._start, self._last_line = time.monotonic(), -math.inf
-        self._bar = None
-        self._shows = is_process_0()
+        self._stack = ExitStack()
+        self._shows, self._bar = is_process_0(), None
         if self._shows and sys.stderr.isatty():
             self._bar = tqdm(
                 total=num_steps,
@@ -292,52 +289,56 @@ class Progress(AbstractContextManager["Progress"]):
                 dynamic_ncols=True,
                 smoothing=0.05,  # steps with an evaluation take longer
             )
+            self._stack.callback(self._bar.close)
+        # For steps longer than the pause between two lines.
+        step = lambda: f"training, step {self._step + 1} of {num_steps}"  # noqa: E731
+        self._stack.enter_context(doing(step, is_named=True))
 
-    def advance(self, num_steps: int = 1) -> None:
-        self._step += num_steps
+    @contextmanager
+    def taking_step(self) -> Iterator[None]:
+        """Around the call of the step, which compiles it when it comes first."""
+        is_first = self._step == self._first
+        with doing("compiling the training step") if is_first else nullcontext():
+            yield
+        self._step += 1
         if self._bar is not None:
-            self._bar.update(num_steps)
+            self._bar.update()
+        elif not is_first:
+            self._print(is_due=False)
 
     def show(self, metrics: Mapping[str, float]) -> None:
         """Shows `loss` and `pairs_per_second` of the newest record, if it has them."""
-        parts = []
+        self._parts = []
         if "loss" in metrics:
-            parts.append(f"loss {float(metrics['loss']):.3f}")
+            self._parts.append(f"loss {float(metrics['loss']):.3f}")
         if "pairs_per_second" in metrics:
-            parts.append(f"{float(metrics['pairs_per_second']):,.0f} pairs/s")
-        if not self._shows:
-            return
+            self._parts.append(f"{float(metrics['pairs_per_second']):,.0f} pairs/s")
         if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(parts))
-            return
-        is_last = self._step >= self._num_steps
+            self._bar.set_postfix_str(", ".join(self._parts))
+        else:
+            is_first = self._step == self._first + 1
+            self._print(is_due=is_first or self._step >= self._num_steps)
+
+    def _print(self, *, is_due: bool) -> None:
+        """A line, if one is due or the last one is `seconds_between_lines` ago."""
         now = time.monotonic()
-        if now - self._last_line < self._pause and not is_last:
-            return
-        self._last_line = now
-        progress = f"train {self._step}/{self._num_steps}"
-        line = ", ".join([progress, *parts, f"{self._time_left()} left"])
-        print(line, file=sys.stderr, flush=True)
+        if self._shows and (is_due or now - self._last_line >= self._pause):
+            self._last_line = now
+            progress = f"train {self._step}/{self._num_steps}"
+            write_line(", ".join([progress, *self._parts, f"{self._time_left()} left"]))
 
     def _time_left(self) -> str:
+        """Without the first step of this start, which was compiled."""
         done = self._step - self._first
-        if not done:
+        if done == 1:
+            self._start = time.monotonic()
+        if done < 2:
             return "unknown time"
         spent = time.monotonic() - self._start
-        return in_words(spent / done * (self._num_steps - self._step))
+        return in_words(spent / (done - 1) * (self._num_steps - self._step))
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._stack.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def in_words(seconds: float) -> str:
-    """3700 as "1 h 02 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -6,12 +6,14 @@ RUN/metrics.jsonl     one record per line (metrics.py)
 RUN/timing.jsonl      what depends on the wall clock (metrics.py)
 RUN/tensorboard/      both, as TensorBoard events (tensorboard.py)
 RUN/checkpoints/STEP  the state, written by Orbax (checkpoints.py)
+RUN/editor/           of an editor's run, at its end: what config.editor.path names
 RUN/.lock             while a process trains: which (locks.py)
 """
 
 import json
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,6 +27,7 @@ CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1  # of all files of the folder
 COMMAND_FILE = "command.txt"
 LOCK_FILE = ".lock"
+EDITOR_FOLDER = "editor"
 _LATER = ("metrics.jsonl", "checkpoints")  # written after CONFIG_FILE
 
 
@@ -88,6 +91,18 @@ def note_command(workdir: str | os.PathLike) -> None:
     file = Path(workdir) / COMMAND_FILE
     with write_errors(file):
         replace_file(file, "\n".join([*commands, now]) + "\n")
+
+
+def program() -> str:
+    """How to call this `vilem` again: its path, where the shell would not find it."""
+    called = Path(sys.argv[0])
+    if called.name != "vilem" or not called.is_file():
+        return "vilem"
+    found = shutil.which("vilem")
+    if found and Path(found).samefile(called):
+        return "vilem"
+    path = os.path.relpath(called)
+    return str(called.absolute()) if path.startswith("..") else path
 
 
 def read_commands(workdir: str | os.PathLike) -> list[str]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from vilem_jax import files, locks
 from vilem_jax.api import Model
 from vilem_jax.data.sources.packed_text import PackedTexts
 from vilem_jax.data.sources.source import Source
 from vilem_jax.errors import UserError
+from vilem_jax.progress import track
 from vilem_jax.search import vectors
 from vilem_jax.search.folder import FolderImages
 from vilem_jax.search.readable import encode_readable
@@ -61,7 +61,7 @@ def embed(
       dtype: of the embeddings on disk.
       part: (i, n) takes only the shards i, i + n, i + 2n, ...
       model_name: the model's name in the manifest.
-      show_progress: a bar on stderr.
+      show_progress: a bar on stderr, or lines.
 
     Raises:
       UserError: `out` was started with another model, other images or settings, holds
@@ -83,7 +83,6 @@ def embed(
     def is_done(file: Path) -> bool:
         return vectors.is_whole(file, plan, compare=file in unread)
 
-    bar = {"unit": "image", "leave": False, "disable": not show_progress}
     for number in range(plan.shards)[part[0] :: part[1]]:
         file, claim = paths[number], folder / CLAIMS / f"{number:05d}"
         if is_done(file):
@@ -95,7 +94,9 @@ def embed(
                 continue
             if file.exists():
                 replaced.append(file.name)
-            rows = tqdm(plan.rows(number), f"{file.stem} of {plan.shards}", **bar)
+            rows = plan.rows(number)
+            if show_progress:
+                rows = track(rows, f"{file.stem} of {plan.shards}")
             vectors.write_shard(file, plan, _embed_rows(rows, plan, source, model))
             unread.discard(file)
             written += 1

@@ -9,12 +9,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from vilem_jax import files, locks
 from vilem_jax.api import Model
 from vilem_jax.errors import UserError
 from vilem_jax.parsing import read_arrays
+from vilem_jax.progress import track
 from vilem_jax.search.folder import Entry, FolderImages
 from vilem_jax.search.readable import encode_readable
 
@@ -53,7 +53,7 @@ def index(
     Hidden files and folders are left out.
 
     Args:
-      show_progress: a bar on stderr.
+      show_progress: a bar on stderr, or lines.
 
     Raises:
       UserError: no such folder, no readable image in it, `out` is a file that is not
@@ -77,8 +77,8 @@ def _index(
     if before and (before.folder, before.fingerprint) == (str(root), model.fingerprint):
         rows = dict(zip(before.entries, before.embedding, strict=True))
     new = [row for row, entry in enumerate(entries) if entry not in rows]
-    bar = tqdm(new, unit="image", disable=not show_progress)
-    encoded = encode_readable(images, bar, model)
+    counted = track(new, "encoding images") if show_progress else new
+    encoded = encode_readable(images, counted, model)
     corrupt = tuple((entries[row].path, why) for row, why in encoded.corrupt)
     found = (entries[row] for row in encoded.rows)
     rows |= zip(found, encoded.embedding, strict=True)

@@ -30,9 +30,10 @@ from vilem_jax.distributed.mesh import (
     replicated,
 )
 from vilem_jax.editing.loading import open_edits
+from vilem_jax.progress import doing, notify
 from vilem_jax.runs.best import KeepBest, mean_recall
 from vilem_jax.runs.checkpoints import Checkpoints
-from vilem_jax.runs.metrics import Clock, MetricsLog, Progress, notify
+from vilem_jax.runs.metrics import Clock, MetricsLog, Progress
 from vilem_jax.runs.origin import TOKENIZER_FOLDER
 from vilem_jax.runs.trained_model import has_tokenizer, open_tokenizer
 from vilem_jax.runs.workdir import (
@@ -43,7 +44,7 @@ from vilem_jax.runs.workdir import (
 )
 from vilem_jax.training import starting
 from vilem_jax.training.compile import compile_step
-from vilem_jax.training.final_scores import score_test
+from vilem_jax.training.final_scores import last_validation, score_test, was_finished
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import state_sharding, with_shardings
 from vilem_jax.training.tasks import make_task
@@ -61,6 +62,7 @@ def train(
     stop_code: int = 0,
     num_devices: int | None = None,
     hooks: Sequence[Callable] = (),
+    at_end: Callable[[], object] = lambda: None,
 ) -> dict:
     """Trains until the config's last step, or resumes the run in `workdir`.
 
@@ -71,9 +73,11 @@ def train(
       dry_run: compile, take one step on the first batch, write nothing.
       num_devices: how many of the devices to use; None uses all.
       hooks: called with (step, record) for each record, see `MetricsLog`.
+      at_end: called by all processes if all steps are done, now or before.
 
     Returns:
-      the last evaluation's metrics, {} if none was due.
+      the last evaluation's metrics, {} if none was due; also of a run that is finished
+      already, which this leaves as it is.
 
     Raises:
       UserError: settings, data, weights or a work directory that do not fit.
@@ -82,16 +86,18 @@ def train(
     started = time.monotonic()
 
     # ---- settings and mesh ----
-    config = starting.complete(config, folder)
+    with doing("reading the settings"):
+        config = starting.complete(config, folder)
     layout = make_layout(config.compute, num_devices)
     mesh, batch_size = layout.mesh, config.train.batch_size
     check_batch(batch_size, config.train.num_microbatches, mesh.size)
 
     # ---- data ----
-    tokenizer = open_tokenizer(config, folder)
-    corpus = open_corpus(config.data)
-    _report_notes(corpus)
-    edits = open_edits(config, corpus, tokenizer)
+    with doing("reading the training data"):
+        tokenizer = open_tokenizer(config, folder)
+        corpus = open_corpus(config.data)
+        _report_notes(corpus)
+        edits = open_edits(config, corpus, tokenizer)
     num_steps, steps_per_epoch = _count_steps(config, corpus)
 
     # ---- model and state: pure functions, and how their arrays are sharded ----
@@ -99,8 +105,12 @@ def train(
     processes.check_same(starting.must_agree(config, corpus, tokenizer))
     if not dry_run:
         processes.on_process_0(lambda: check_workdir(folder, config))
+        if processes.broadcast(was_finished(config, folder, num_steps)):
+            at_end()
+            return last_validation(folder)
     schedule = make_schedule(config.optimizer, num_steps, steps_per_epoch)
-    task = make_task(config, layout, tokenizer, schedule, folder)
+    with doing("loading the models and the validation data"):
+        task = make_task(config, layout, tokenizer, schedule, folder)
     # One key for the whole run: the step folds in its number and each sample's id.
     key = put_replicated(jax.random.key(config.seed), mesh)
     frozen = put_replicated(task.frozen, mesh)
@@ -117,12 +127,16 @@ def train(
     # ---- batches: a pure function of the seed and the step ----
     rows = processes.local_rows(over_batch(mesh), batch_size)
     make_batch = BatchMaker(config, corpus, tokenizer, task.image_size, edits, rows)
+
+    def state_of_step_0() -> PyTree:
+        with doing("creating the model"):
+            return init_state(*task.load_weights(init_params(key)))
+
     if dry_run:
-        state = init_state(*task.load_weights(init_params(key)))
-        with Batches(make_batch) as reader:
+        with Batches(make_batch) as reader, doing("taking one step"):
             batch = put_batch(next(reader), mesh)
-        _, metrics = step_fn(state, frozen, batch, key)
-        return _report_dry_run(metrics, num_steps)
+            _, metrics = step_fn(state_of_step_0(), frozen, batch, key)
+            return _report_dry_run(metrics, num_steps)
 
     # ---- work directory: once everything is there that the run needs ----
     with contextlib.ExitStack() as stack:
@@ -134,9 +148,10 @@ def train(
         # ---- restore, or pretrained weights, or random ones ----
         checkpoints = enter(Checkpoints(folder, keep=config.checkpoint.keep))
         best = enter(KeepBest(folder)) if config.checkpoint.keep_best else None
-        restored = checkpoints.restore_latest(with_shardings(shapes, shardings))
+        with doing("restoring the newest checkpoint"):
+            restored = checkpoints.restore_latest(with_shardings(shapes, shardings))
         if restored is None:
-            state, first_step = init_state(*task.load_weights(init_params(key))), 0
+            state, first_step = state_of_step_0(), 0
         else:
             # Orbax's arrays may share memory with its reader; the state is donated.
             state, first_step = device_put(restored[0], shardings), restored[1]
@@ -157,11 +172,13 @@ def train(
         while step < num_steps and not (stopped or late or trouble):
             with clock.waiting():  # `input_wait` of the log
                 batch = next(reader)
-            state, metrics = step_fn(state, frozen, put_batch(batch, mesh), key)
+            with progress.taking_step():
+                state, metrics = step_fn(state, frozen, put_batch(batch, mesh), key)
             step += 1
             # Waits for the step before this one: the device is never idle.
             trouble = monitor.trouble_before(step, metrics)
-            progress.advance()
+            if step == first_step + 1:
+                progress.show(jax.device_get(metrics))
 
             if step % config.log.every_steps == 0 or step == num_steps:
                 record = jax.device_get(metrics)  # waits for this step
@@ -171,11 +188,11 @@ def train(
                 progress.show(record | lap)
                 last_logged = step
             if _is_due(step, num_steps, config.evaluation.every_steps):
-                with clock.apart():
+                with clock.apart(), doing("scoring validation"):
                     last_metrics = task.evaluate(state)
                     _log_validation(step, last_metrics, state, log, best)
             if _is_due(step, num_steps, config.checkpoint.every_steps):
-                with clock.apart():
+                with clock.apart(), doing("saving a checkpoint"):
                     checkpoints.save(step, state)
                     saved_step = step
             is_late = max_hours and time.monotonic() - started > 3600 * max_hours
@@ -184,9 +201,10 @@ def train(
         # ---- finish ----
         trouble = trouble or monitor.trouble_before(step + 1, {})
         # Also after trouble: the last finite state is worth keeping.
-        if step > saved_step:
-            checkpoints.save(step, state)
-        checkpoints.wait()
+        with doing("saving the last checkpoint"):
+            if step > saved_step:
+                checkpoints.save(step, state)
+            checkpoints.wait()
         if trouble:
             raise processes.AllProcessesError(trouble)
         if step < num_steps:
@@ -195,8 +213,11 @@ def train(
             if stop_code:
                 raise SystemExit(stop_code)
         else:
-            task.finish(state)
-            score_test(config, folder, task, state, step)
+            with doing("scoring the test split"):
+                task.finish(state)
+                score_test(config, folder, task, state, step)
+    if step >= num_steps:
+        at_end()
     return last_metrics
 
 

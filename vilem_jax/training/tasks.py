@@ -37,13 +37,13 @@ from vilem_jax.evaluation.encoding import Encoder, make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
 from vilem_jax.models.vilem import Params
+from vilem_jax.progress import doing
 from vilem_jax.runs.origin import TOKENIZER_FOLDER, load_origin
+from vilem_jax.runs.workdir import EDITOR_FOLDER
 from vilem_jax.training import editor_step, starting
 from vilem_jax.training.state import State, TrainState, init_params, init_state
 from vilem_jax.training.step import make_train_step
 from vilem_jax.weights.formats.huggingface_bert import save_masked_language_model
-
-EDITOR_FOLDER = "editor"  # in the work directory of an editor's run
 
 
 def make_task(
@@ -67,25 +67,27 @@ class VilemTask:
         self.config, self.tokenizer = config, tokenizer
         self.image_size = config.model.vision.image_size
         # With an edit table, or without ViLEM's losses, no editor runs in the step.
-        graph, self.frozen = open_editor(config, tokenizer)
+        with doing("loading the editor"):
+            graph, self.frozen = open_editor(config, tokenizer)
         self.step = make_train_step(config, schedule, graph, layout=layout)
         self._validation = _open_complete(config.data.validation, "validation")
         self._test = _open_complete(config.data.test, "test")
         # Without an editor, as with an edit table, validation has recalls alone.
         # Made once, so that every evaluation judges the same captions.
-        self._edits = [
-            make_edits(
-                config,
-                graph,
-                self.frozen,
-                tokenizer,
-                source,
-                seed=config.seed,
-                num_images=config.evaluation.num_proofread_images,
-            )
-            for source in self._validation
-            if graph is not None
-        ]
+        with doing("editing captions of validation, to be proofread"):
+            self._edits = [
+                make_edits(
+                    config,
+                    graph,
+                    self.frozen,
+                    tokenizer,
+                    source,
+                    seed=config.seed,
+                    num_images=config.evaluation.num_proofread_images,
+                )
+                for source in self._validation
+                if graph is not None
+            ]
         # Compiled once for all evaluations, which come with parameters of their own.
         self._encoder = make_encoder(config, {}, tokenizer)
 
