@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import vilem_jax
+from vilem_jax.api import Word, corrected_caption
 from vilem_jax.config.freeze import to_dict
 from vilem_jax.config.schema import (
     AugmentConfig,
@@ -97,38 +98,71 @@ def test_any_number_of_rows_needs_no_new_program(model, photo):
 
 
 def test_words_with_their_doubts_and_corrections(model, photo):
-    words = model.proofread(photo, "A red dogs, on the 7 sofa!")
+    caption = "A red dogs, on the 7 sofa!"
+    words = model.proofread(photo, caption, all_corrections=True)
     said = " ".join(word.word for word in words)
     assert said == "a red dogs on the [UNK] sofa"
+    whole = {piece for piece in PIECES if piece[0] not in "#["}
     for word in words:
         if word.word == "[UNK]":
             assert word.p_wrong == 0 and word.corrections == ()
             continue
         assert 0 < word.p_wrong < 1
-        # Of the vocabulary's two pieces one is left to correct the other.
-        assert len(word.corrections) == (1 if word.word == "dogs" else 3)
+        assert len(word.corrections) == 3  # "dogs" has two pieces
         probabilities = [p for _, p in word.corrections]
         assert probabilities == sorted(probabilities, reverse=True)
-        assert word.word not in [other for other, _ in word.corrections]
+        others = {other for other, _ in word.corrections}
+        assert others <= whole - {word.word}  # nothing is glued to a piece
 
 
-def test_a_word_of_pieces_is_as_wrong_as_its_worst(model, photo):
+def test_only_words_called_wrong_are_corrected(model, photo, monkeypatch):
+    caption = "a red dogs on the sofa"
+    every = model.proofread(photo, caption, all_corrections=True)
+    limit = sorted(word.p_wrong for word in every)[2]  # three of six are above it
+    monkeypatch.setattr("vilem_jax.api.P_WRONG", limit)
+    words = model.proofread(photo, caption)
+    assert [word.is_wrong for word in words].count(True) == 3
+    for word, with_all in zip(words, every, strict=True):
+        assert word.p_wrong == with_all.p_wrong
+        assert word.corrections == (with_all.corrections if word.is_wrong else ())
+
+
+def test_a_word_of_pieces_is_as_wrong_as_its_worst_and_replaced_whole(model, photo):
     tokens = model.tokenizer.encode(["dogsys"], 10)
     everywhere = np.arange(10)[None]
     judged = model.encoder.proofread(
         [model.read_image(photo)], tokens, everywhere, tokens, branches=("local",)
     )["local"]
-    (word,) = model.proofread(photo, "dogsys")
-    worst = 1 + int(np.argmax(judged.p_wrong[0, 1:5]))
-    assert word.p_wrong == pytest.approx(float(judged.p_wrong[0, worst]))
-    pieces = ["dog", "##s", "##y", "##s"]
-    can_be = judged.p_best[0, worst] > 0
-    others = [PIECES[token] for token in judged.best[0, worst][can_be]]
-    expected = []
-    for other in [other for other in others if other != pieces[worst - 1]][:3]:
-        corrected = [*pieces[: worst - 1], other, *pieces[worst:]]
-        expected.append("".join(piece.removeprefix("##") for piece in corrected))
-    assert [joined for joined, _ in word.corrections] == expected
+    (word,) = model.proofread(photo, "dogsys", all_corrections=True)
+    assert word.p_wrong == pytest.approx(float(judged.p_wrong[0, 1:5].max()))
+    can_be = judged.p_best[0, 1] > 0
+    others = [PIECES[token] for token in judged.best[0, 1][can_be]]
+    expected = [other for other in others if other != "dog"][:3]
+    assert [other for other, _ in word.corrections] == expected
+
+
+def test_the_caption_is_put_together_again():
+    def right(word):
+        return Word(word, 0.1, (("never", 0.9),))
+
+    wrong, mute = Word("red", 0.9, (("blue", 0.7), ("big", 0.2))), Word("x", 0.9, ())
+    words = [
+        right("a"),
+        wrong,
+        right("t"),
+        right("-"),
+        right("shirt"),
+        right(","),
+        mute,
+    ]
+    assert corrected_caption(words) == "a blue t-shirt, x"
+
+
+def test_a_model_is_three_lines(model):
+    lines = repr(model).splitlines()
+    assert len(lines) == 3 and all(len(line) <= 100 for line in lines)
+    assert lines[0].startswith("vilem_jax.Model, online weights: ")
+    assert "local (detect and correct)" in lines[2]
 
 
 def test_words_are_corrected_by_words_and_pieces_by_pieces(model, photo):

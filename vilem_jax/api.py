@@ -9,6 +9,7 @@ model.proofread("photo.jpg", "a red dog on a sofa")
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,7 @@ from vilem_jax.weights.model_folder import without_origins
 
 ImageInput = str | Path | Image.Image | np.ndarray
 NUM_CORRECTIONS = 3
+P_WRONG = 0.5  # above it a word is called wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +40,48 @@ class Word:
 
     word: str
     p_wrong: float  # 0..1, the largest over its pieces; 0 if it is not judged
-    corrections: tuple[tuple[str, float], ...]  # other words and p, the best first
+    corrections: tuple[tuple[str, float], ...]  # whole words and p, the best first
 
     @property
     def is_wrong(self) -> bool:
-        return self.p_wrong > 0.5
+        return self.p_wrong > P_WRONG
 
 
-@dataclasses.dataclass(frozen=True)
+def corrected_caption(words: Iterable[Word]) -> str:
+    """The caption again, with the best correction for each word that is wrong."""
+    rather = (
+        word.corrections[0][0] if word.is_wrong and word.corrections else word.word
+        for word in words
+    )
+    # The tokenizer splits at punctuation: most of it has no space before it, and
+    # hyphens and apostrophes none after it.
+    text = re.sub(r" ([.,;:!?%)\]])", r"\1", " ".join(rather))
+    return re.sub(r"([(\[]) | ?([-'/]) ?", r"\1\2", text)
+
+
+# `repr=False`: the weights of a model are thousands of lines.
+@dataclasses.dataclass(frozen=True, repr=False)
 class Model:
     """Trained towers and heads, ready to use. Made by `load`."""
 
     encoder: Encoder
     weights: str  # "online", "momentum" or "mixed"
+
+    def __repr__(self) -> str:
+        vision, text = self.config.model.vision, self.config.model.text
+        sizes = (value.size for value in jax.tree.leaves(self.encoder.params))
+        trained = (
+            f"{branch} ({' and '.join(tasks)})"
+            for branch, tasks in self.encoder.trained.items()
+        )
+        return (
+            f"vilem_jax.Model, {self.weights} weights: {sum(sizes) / 1e6:.1f} M "
+            f"parameters, embeddings of {self.embedding_width}\n"
+            f"  ViT {vision.num_layers} x {vision.width}, {vision.image_size} pixels; "
+            f"BERT {text.num_layers} x {text.width}, {self.encoder.text_length} tokens "
+            f"of {text.vocab_size:,}\n"
+            f"  proofreads: {', '.join(trained) or 'not trained'}"
+        )
 
     @property
     def config(self) -> Config:
@@ -90,19 +121,25 @@ class Model:
         return bool(self.tokenizer.vocabulary.is_editable[tokens].any())
 
     def proofread(
-        self, image: ImageInput, caption: str, *, branch: Branch = "local"
+        self,
+        image: ImageInput,
+        caption: str,
+        *,
+        branch: Branch = "local",
+        all_corrections: bool = False,
     ) -> list[Word]:
         """Which words of the caption does the image contradict, and what is right?
 
         Args:
           branch: "local" looks at the patches of several ViT levels, "global" at the
             image's one feature.
+          all_corrections: also for words that it does not call wrong.
 
         Returns:
           one `Word` for each word that fits the text length. [UNK] and punctuation are
-          not judged. Of a word of several pieces the most doubtful one is corrected, by
-          other pieces (by beginnings, if it is the first). A branch that was
-          not trained to correct gives no corrections.
+          not judged. A correction is a whole word of the vocabulary, in place of the
+          whole word, also of one that has several pieces. A branch that was not
+          trained to correct gives none. `corrected_caption` joins the words again.
 
         Raises:
           UserError: an image that cannot be read, a caption without a word, a branch
@@ -111,7 +148,9 @@ class Model:
         if not self.knows_a_word(caption):
             raise UserError(f"the caption {caption!r} has no word to proofread")
         tokens = self.encoder.tokenize([caption])
-        return self.proofread_tokens([image], tokens, branch=branch)[0]
+        return self.proofread_tokens(
+            [image], tokens, branch=branch, all_corrections=all_corrections
+        )[0]
 
     def proofread_tokens(
         self,
@@ -119,6 +158,7 @@ class Model:
         tokens: np.ndarray,
         *,
         branch: Branch = "local",
+        all_corrections: bool = False,
     ) -> list[list[Word]]:
         """`proofread` of captions that are tokens already: int32 [N, L], N images."""
         if self.encoder.trained.get(branch) == ("correct",):
@@ -134,9 +174,12 @@ class Model:
             tokens,
             branches=(branch,),
         )[branch]
-        has_corrections = "correct" in self.encoder.trained[branch]
+        # Above this probability of being wrong a word is corrected.
+        limit = -1.0 if all_corrections else P_WRONG
+        if "correct" not in self.encoder.trained[branch]:
+            limit = 1.0
         rows = zip(tokens, judged.p_wrong, judged.best, judged.p_best, strict=True)
-        return [self._words(*row, has_corrections=has_corrections) for row in rows]
+        return [self._words(*row, limit) for row in rows]
 
     def read_image(self, image: ImageInput) -> np.ndarray:
         """An image squashed to the model's square: uint8 [R, R, 3]."""
@@ -174,30 +217,29 @@ class Model:
         digest.update(repr((shape, text, self.tokenizer.pieces)).encode())
         return digest.hexdigest()
 
-    def _words(self, row, p_wrong, best, p_best, *, has_corrections) -> list[Word]:
+    def _words(self, row, p_wrong, best, p_best, limit) -> list[Word]:
         """The words of one caption; row int32 [L], best int32 [L, 4]."""
         is_judged = self.tokenizer.vocabulary.is_editable[row]
         p_wrong = np.where(is_judged, p_wrong, 0.0)
         words = []
         for word, start, stop in self.tokenizer.words(row):
-            position = start + int(np.argmax(p_wrong[start:stop]))
-            corrections = ()
-            if is_judged[position] and has_corrections:
-                likely = (best[position], p_best[position])
-                corrections = self._corrections(row, position, (start, stop), *likely)
-            words.append(Word(word, float(p_wrong[position]), corrections))
+            p, corrections = float(p_wrong[start:stop].max()), ()
+            if is_judged[start] and p > limit:
+                # What stands at the first piece of a word is a whole word, or begins
+                # one; the other pieces would be glued to it.
+                corrections = self._corrections(row[start], best[start], p_best[start])
+            words.append(Word(word, p, corrections))
         return words
 
-    def _corrections(self, row, position, span, best, p_best) -> tuple:
-        """The word at `span` with another token at the position, the best first."""
-        found = []
-        for token, probability in zip(best, p_best, strict=True):
-            if token == row[position] or not probability:  # no other can stand there
-                continue
-            pieces = [*row[span[0] : position], token, *row[position + 1 : span[1]]]
-            joined = "".join(word for word, _, _ in self.tokenizer.words(pieces))
-            found.append((joined, float(probability)))
-        return tuple(found[:NUM_CORRECTIONS])
+    def _corrections(self, token, best, p_best) -> tuple[tuple[str, float], ...]:
+        """Whole words other than `token`, the best first."""
+        pieces, is_piece = self.tokenizer.pieces, self.tokenizer.vocabulary.is_piece
+        found = (
+            (pieces[other], float(probability))
+            for other, probability in zip(best, p_best, strict=True)
+            if other != token and probability and not is_piece[other]
+        )
+        return tuple(found)[:NUM_CORRECTIONS]
 
 
 def load(
