@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-SOON = 0.5  # seconds after which a step is named
+SOON = 0.3  # seconds after which a step is named
 PAUSE = 8.0  # between two lines: a busy machine delays a thread, and 10 is the promise
 
 Item = TypeVar("Item")

@@ -355,6 +355,16 @@ def test_index_and_search(run, photo, tmp_path, capsys):
     assert "no word in '?!' that the model knows" in said
     assert main(["search", index, model, f"--image={photo}", "--top=1"]) == 0
     assert capsys.readouterr().out.startswith("1.000  ")
+    for out in (tmp_path / "hits.json", tmp_path / "hits.html"):
+        assert main(["search", index, "a red <circle>", model, f"--out={out}"]) == 0
+        assert str(photo) in capsys.readouterr().out
+    hits = json.loads((tmp_path / "hits.json").read_text())
+    assert hits["words"] == "a red <circle>" and hits["image"] is None
+    assert [hit["path"] for hit in hits["hits"]] == [str(photo)]
+    page = (tmp_path / "hits.html").read_text()
+    assert "a red &lt;circle&gt;" in page and page.count('src="data:image/') == 1
+    said = refused(capsys, "search", index, "red", model, "--out=hits.txt")
+    assert "must end with .json or .html" in said
     assert "one of the two" in refused(capsys, "search", index, model)
 
 

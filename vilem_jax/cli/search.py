@@ -13,6 +13,7 @@ from vilem_jax.config.sources import SOURCE_KINDS
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import count
 from vilem_jax.parsing import read_text
+from vilem_jax.progress import doing
 
 if TYPE_CHECKING:
     from vilem_jax.data.sources.source import Source
@@ -42,7 +43,8 @@ def _add_index(verbs) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from vilem_jax.search.index import index
+    with doing("loading JAX"):
+        from vilem_jax.search.index import index
 
     folder, out = options.folder, options.out
     done = index(folder, shared.open_model(options), out, show_progress=True)
@@ -69,20 +71,26 @@ def _add_search(verbs) -> None:
     add("words", nargs="*", default=[], help="what to look for")
     add("--image", metavar="FILE", help="instead of words")
     add("--top", type=count, default=10, help="how many images")
+    add("--out", metavar="FILE", help="also .json for programs, or .html: a page")
 
 
 def _search(options: argparse.Namespace) -> None:
     if options.image:  # before the model is loaded
         files.check_image_file(options.image)
-    from vilem_jax.search.query import search
+    with doing("loading JAX"):
+        from vilem_jax.report.search_page import check_format, write_hits
+        from vilem_jax.search.query import search
 
-    hits = search(
-        options.index,
-        shared.open_model(options),
-        words=" ".join(options.words) if options.words else None,
-        image=options.image,
-        top_k=options.top,
-    )
+    if options.out:
+        check_format(options.out)
+        files.check_writable(options.out)
+    words = " ".join(options.words) if options.words else None
+    asked = {"words": words, "image": options.image}
+    model = shared.open_model(options)
+    with doing("searching"):
+        hits = search(options.index, model, **asked, top_k=options.top)
+    if options.out:
+        write_hits(options.out, hits, index=options.index, **asked)
     for hit in hits:
         print(f"{hit.score:.3f}  {hit.path}")
 
@@ -120,8 +128,9 @@ def _add_embed(verbs) -> None:
 
 
 def _embed(options: argparse.Namespace) -> None:
-    from vilem_jax.search.embed import embed
-    from vilem_jax.search.vectors import PLAN
+    with doing("loading JAX"):
+        from vilem_jax.search.embed import embed
+        from vilem_jax.search.vectors import PLAN
 
     source = _open(options)
     files.check_writable(Path(options.out) / PLAN)
