@@ -30,6 +30,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 
+from vilem_jax import progress
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Tracing creates millions of objects that live on: Python's default frequency of
@@ -39,6 +41,9 @@ gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+progress.SOON = 600.0  # seconds: what is printed does not depend on the machine's speed
 
 
 @pytest.fixture(scope="session")

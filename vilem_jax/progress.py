@@ -86,14 +86,14 @@ def doing(what: str | Callable[[], str], *, is_named: bool = False) -> Iterator[
     try:
         yield
     finally:
+        _SPEAKER.steps.remove(step)
         done.set()
         thread.join()  # no line may follow the result
-        _SPEAKER.steps.remove(step)
 
 
 def _speak(step: _Step, done: threading.Event) -> None:
     while not done.wait(SOON):
-        if _SPEAKER.steps[-1] is not step:
+        if _SPEAKER.steps[-1:] != [step]:
             continue
         if not step.is_named:
             step.is_named = True

@@ -47,9 +47,21 @@ def test_given_pairs_set_the_hours(capsys):
     assert "all-reduce" in text and "4.2" in text  # MB of keys
 
 
-def test_without_a_peak_there_is_no_prediction(capsys):
-    _, text, _ = run(capsys, "--device=cpu")
-    assert "not known: no prediction" in text and "pairs/s" not in text
+def test_the_devices_of_this_machine_are_the_default(capsys, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    code = main(["plan", "--config=flickr8k_cpu"])
+    text = capsys.readouterr().out
+    assert code == 0 and "flickr8k_cpu on cpu: 1 chip" in text
+    assert "at 50 % of 1 x 0.384 TFLOP/s" in text  # 4 cores x 32 FLOP x 3 GHz
+    assert "the run, 1,000 steps: 37 min" in text
+
+
+def test_minutes_need_steps_or_pairs(capsys):
+    plan = ["plan", "--config=one_gpu_24gb", "--device=rtx4090"]
+    assert main(plan) == 0
+    assert "for the time of the run say --pairs=N" in capsys.readouterr().out
+    assert main([*plan, "--pairs=50000"]) == 0
+    assert "the run, 3,900 steps: " in capsys.readouterr().out
 
 
 def test_without_libtpu_a_note_names_the_package(capsys, monkeypatch):
@@ -64,7 +76,7 @@ def test_without_libtpu_a_note_names_the_package(capsys, monkeypatch):
 def test_unknown_device_is_refused_with_the_known_ones(capsys):
     code, out, err = run(capsys, "--device=h300")
     assert (code, out) == (2, "")
-    assert "there is no device 'h300'" in err and "known: h200" in err
+    assert "there is no device 'h300', the nearest known is h200; known: h200" in err
 
 
 @pytest.mark.parametrize("pairs", ["none", "0", "inf", "nan"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -11,7 +12,7 @@ from vilem_jax.config.files import load_config
 from vilem_jax.errors import UserError
 from vilem_jax.models.attention_kernel import with_attention
 from vilem_jax.planning import compiled, memory
-from vilem_jax.planning.devices import find_device
+from vilem_jax.planning.devices import device_here, find_device
 from vilem_jax.planning.gpu_targets import TARGETS
 from vilem_jax.planning.plan import collectives, make_plan, predict
 from vilem_jax.training.state import abstract_state
@@ -79,6 +80,9 @@ def test_largest_microbatch_just_fits():
         ("v5p-8", 4, "v5p:2x2x1"),  # TensorCores, two a chip
         ("v4-32", 16, "v4:2x2x4"),
         ("cpu", 1, ""),
+        ("RTX 4090", 1, ""),
+        ("rtx-3090-2", 2, ""),
+        ("l40s-8", 8, ""),
     ],
 )
 def test_device_is_found_by_name(name, chips, topology):
@@ -89,7 +93,8 @@ def test_device_is_found_by_name(name, chips, topology):
 @pytest.mark.parametrize(
     "name, sentence",
     [
-        ("h20", "there is no device 'h20'; did you mean h200.*known: h200, h100, a100"),
+        ("h20", "no device 'h20', the nearest known is h200; known: h200, h100, a100"),
+        ("rtx4080", "the nearest known is rtx4090"),
         ("tpu", "known: .*v5e-N"),
         ("a100-0", "there is no device"),
         ("a100:2x2", "there is no device"),
@@ -127,6 +132,31 @@ def test_gpus_that_are_not_here_are_hosts_of_eight():
         assert f"device_memory_size: {target.memory}" in target.text()
         # A data sheet's GB; the driver reports a little more or less.
         assert target.memory == pytest.approx(device.memory, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    "kind, count, name",
+    [
+        ("NVIDIA GeForce RTX 4090", 2, "rtx4090-2"),
+        ("NVIDIA L40S", 1, "l40s"),
+        ("NVIDIA L4", 1, "l4"),
+        ("Tesla T4", 1, "t4"),
+        ("NVIDIA H100 80GB HBM3", 8, "h100-8"),
+        ("NVIDIA A100-SXM4-80GB", 1, "a100"),
+        ("TPU v5 lite", 16, "v5e-16"),
+        ("TPU v4", 4, "v4-8"),
+        ("TPU v5", 4, "v5p-8"),
+    ],
+)
+def test_devices_of_this_machine_are_found(monkeypatch, kind, count, name):
+    platform = "tpu" if kind.startswith("TPU") else "gpu"
+    found = SimpleNamespace(device_kind=kind, platform=platform)
+    monkeypatch.setattr("jax.devices", lambda: [found])
+    monkeypatch.setattr("jax.device_count", lambda: count)
+    assert device_here() == find_device(name)
+    found.device_kind = "NVIDIA RTX A6000" if platform == "gpu" else "TPU v9"
+    with pytest.raises(UserError, match=r"the nearest known|no device 'v9"):
+        device_here()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import argparse
 
 from vilem_jax.cli.options import add_config
 from vilem_jax.config.files import load_config
+from vilem_jax.progress import doing, in_words
 from vilem_jax.typing import JsonObject
 
 
@@ -19,11 +20,11 @@ def add_verbs(verbs) -> None:
     add = plan.add_argument
     add(
         "--device",
-        required=True,
-        help="h200, h100, a100 (a100-32: 32 of them), v4-N, v5e-N, v5p-N, v6e-N as "
-        "Google names slices, a topology such as v5e:4x4, or cpu",
+        help="h200, h100, a100 (a100-32: 32 of them), rtx3090, rtx4090, rtx5090, l4, "
+        "l40s, t4, v4-N, v5e-N, v5p-N, v6e-N as Google names slices, a topology such "
+        "as v5e:4x4, or cpu; by default the devices of this machine",
     )
-    add("--pairs", type=_pairs, help="image-caption pairs to train on, for the hours")
+    add("--pairs", type=_pairs, help="image-caption pairs to train on, for the time")
     add(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -35,12 +36,13 @@ def add_verbs(verbs) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     # Here, because they import JAX, which no other verb should wait for.
-    from vilem_jax.files import check_writable, write_json
-    from vilem_jax.planning.compiled import has_libtpu
-    from vilem_jax.planning.devices import find_device
-    from vilem_jax.planning.plan import KNOWN_PAIRS, make_plan
+    with doing("loading JAX"):
+        from vilem_jax.files import check_writable, write_json
+        from vilem_jax.planning.compiled import has_libtpu
+        from vilem_jax.planning.devices import device_here, find_device
+        from vilem_jax.planning.plan import KNOWN_PAIRS, make_plan
 
-    device = find_device(options.device)
+    device = device_here() if options.device is None else find_device(options.device)
     config = load_config(options.config, options.overrides)
     if options.out:
         check_writable(options.out)
@@ -147,18 +149,25 @@ def _prediction(plan: JsonObject) -> str:
     device, found = plan["device"], plan["prediction"]
     if not found:
         return f"{device['name']}: {device['source']}"
+    speed = found["pairs_per_second"]
+    digits = ",.0f" if speed >= 10 else ".2g"
     sentence = (
-        f"prediction, not a measurement: {found['pairs_per_second']:,.0f} pairs/s, "
+        f"prediction, not a measurement: {speed:{digits}} pairs/s, "
         f"{found['seconds_a_step']:.2f} s a step, at {100 * found['goal']:.0f} % of "
-        f"{device['num_chips']} x {device['peak'] / 1e12:.0f} TFLOP/s\n"
+        f"{device['num_chips']} x {device['peak'] / 1e12:.3g} TFLOP/s\n"
         f"({device['source']})"
     )
-    if "hours" not in found:
-        return f"{sentence}\nfor the hours of 20 epochs say --pairs=N"
-    return (
-        f"{sentence}\n{found['epochs']} epochs of {found['pairs']:,.0f} pairs: "
-        f"{found['hours']:.1f} hours"
-    )
+    if "minutes" in found:
+        lasts = in_words(60 * found["minutes"])
+        sentence += f"\nthe run, {found['steps']:,} steps: {lasts}"
+    if "hours" in found:
+        sentence += (
+            f"\n{found['epochs']} epochs of {found['pairs']:,.0f} pairs: "
+            f"{found['hours']:.1f} hours"
+        )
+    if "minutes" not in found and "hours" not in found:
+        sentence += "\nfor the time of the run say --pairs=N"
+    return sentence
 
 
 def _compiled_rows(found: JsonObject, memory: float | None) -> list[list[str]]:

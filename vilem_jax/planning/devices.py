@@ -2,8 +2,11 @@
 
 import difflib
 import math
+import os
 import re
 from dataclasses import dataclass, replace
+
+import jax
 
 from vilem_jax.errors import UserError
 
@@ -41,6 +44,8 @@ class Device:
 
 
 _NVIDIA = "published: NVIDIA data sheet, dense, SXM"
+_NVIDIA_PCIE = "published: NVIDIA data sheet, dense"
+_WHITEPAPER = "published: NVIDIA whitepaper, dense, float32 sums"
 _GOOGLE = "published: Google Cloud TPU documentation"
 # Per kind: peak, bandwidth, memory and where they come from.
 _KINDS = {
@@ -51,19 +56,42 @@ _KINDS = {
     ),
     "h100": (989e12, 3.35e12, 80 * GB, _NVIDIA),
     "a100": (312e12, 2.04e12, 80 * GB, f"{_NVIDIA}, 80 GB"),
+    # GeForce: bfloat16 with float32 sums, dense. Appendix A of NVIDIA's whitepapers on
+    # the architectures GA102 (Ampere), Ada and RTX Blackwell.
+    "rtx3090": (71e12, 0.936e12, 24 * GB, _WHITEPAPER),
+    "rtx4090": (165.2e12, 1.008e12, 24 * GB, _WHITEPAPER),
+    "rtx5090": (209.5e12, 1.792e12, 32 * GB, _WHITEPAPER),
+    # The data sheet of the L4 has 242 TFLOP/s with sparsity, which is twice the dense.
+    "l4": (121e12, 0.3e12, 24 * GB, _NVIDIA_PCIE),
+    "l40s": (362.05e12, 0.864e12, 48 * GB, _NVIDIA_PCIE),
+    # Turing's matrix units have no bfloat16: XLA computes it in float32. Its 65 TFLOP/s
+    # are float16's.
+    "t4": (8.1e12, 0.32e12, 16 * GB, "published: NVIDIA data sheet, float32"),
     "v4": (275e12, 1.2e12, 32 * GIB, _GOOGLE),
     "v5e": (197e12, 0.82e12, 16 * GIB, _GOOGLE),
     "v5p": (459e12, 2.77e12, 95 * GIB, _GOOGLE),
     "v6e": (918e12, 1.64e12, 32 * GIB, _GOOGLE),
-    "cpu": (None, None, None, "not known: no prediction"),
+    "cpu": (None, None, None, "see `_cpu`"),
 }
-_CAPABILITIES = {"h200": 9.0, "h100": 9.0, "a100": 8.0}  # NVIDIA's list of GPUs
+_CAPABILITIES = {  # NVIDIA's list of GPUs
+    **{"h200": 9.0, "h100": 9.0, "a100": 8.0, "t4": 7.5, "l4": 8.9, "l40s": 8.9},
+    **{"rtx3090": 8.6, "rtx4090": 8.9, "rtx5090": 12.0},
+}
+# Of an x86 core since 2013 (Intel) and 2019 (AMD): two units for 8 float32
+# multiply-adds a cycle, by the vendors' optimization manuals; at 3 GHz. AVX-512 has up
+# to twice that.
+_CORE_PEAK = 2 * 8 * 2 * 3e9
 # v6e computes 560 FLOP in the time of one byte, the most here: memory limits the step
 # before half of the peak.
 _GOALS = {"v6e": 0.35}
 # Per kind of TPU: the axes of its topologies, and the units per chip. Google's slice
 # names count TensorCores for v4 and v5p, two per chip, and chips for v5e and v6e.
 _TPUS = {"v4": (3, 2), "v5e": (2, 1), "v5p": (3, 2), "v6e": (2, 1)}
+# What JAX calls them, after "TPU ".
+_TPU_NAMES = {
+    **{"v5 lite": "v5e", "v5": "v5p", "v6 lite": "v6e"},
+    **{kind: kind for kind in _TPUS},
+}
 _SLICES = {  # the shapes that Google rents, by the number of axes
     2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     3: (
@@ -79,19 +107,23 @@ def find_device(name: str) -> Device:
     Raises:
       UserError: the kind, or the slice of TPUs, is unknown.
     """
-    kind = re.split("[-:]", name.lower())[0]
-    size = name.lower().removeprefix(kind)  # "-16", ":4x4" or ""
+    short = re.sub(r"rtx[ _-]*(?=\d{4})", "rtx", name.lower())
+    kind = re.split("[-:]", short)[0]
+    size = short.removeprefix(kind)  # "-16", ":4x4" or ""
     known = (
         f"{', '.join(kind for kind in _KINDS if kind not in _TPUS)} (a100-8 is eight), "
         f"{', '.join(f'{kind}-N' for kind in _TPUS)} as Google names slices, and "
         "topologies such as v5e:4x4 or v5p:2x2x1"
     )
     if kind not in _KINDS:
-        near = difflib.get_close_matches(kind, _KINDS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"there is no device {name!r}; {hint}known: {known}")
+        (near,) = difflib.get_close_matches(kind, _KINDS, n=1, cutoff=0)
+        raise UserError(
+            f"there is no device {name!r}, the nearest known is {near}; known: {known}"
+        )
+    if kind == "cpu" and not size:
+        return _cpu()
     device = Device(
-        name.lower(),
+        short,
         kind,
         *_KINDS[kind],
         goal=_GOALS.get(kind, 0.5),
@@ -104,6 +136,37 @@ def find_device(name: str) -> Device:
     if kind == "cpu" or not re.fullmatch(r"-0*[1-9]\d*", size):
         raise UserError(f"there is no device {name!r}; known: {known}")
     return replace(device, num_chips=int(size[1:]))
+
+
+def device_here() -> Device:
+    """The devices that JAX finds on this machine.
+
+    Raises:
+      UserError: of a kind that is not known.
+    """
+    first, count = jax.devices()[0], jax.device_count()
+    if first.platform == "cpu":
+        return _cpu()
+    words = re.sub(r"rtx\s*(?=\d{4})", "rtx", first.device_kind.lower())
+    if first.platform == "tpu":
+        kind = _TPU_NAMES.get(words.removeprefix("tpu "), words)
+        return find_device(f"{kind}-{count * _TPUS.get(kind, (0, 1))[1]}")
+    named = [kind for kind in _KINDS if kind in re.split(r"[\s-]", words)]
+    if named:
+        return find_device(f"{named[0]}-{count}" if count > 1 else named[0])
+    (near,) = difflib.get_close_matches(words, _KINDS, n=1, cutoff=0)
+    raise UserError(
+        f"the plan does not know {first.device_kind!r}, the device of this machine; "
+        f"the nearest known is --device={near}"
+    )
+
+
+def _cpu() -> Device:
+    """This machine, whose cores compute one batch together."""
+    cores = os.cpu_count() or 1
+    memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    source = f"{cores} cores of 32 float32 FLOP a cycle (AVX2) at 3 GHz, published"
+    return Device("cpu", "cpu", cores * _CORE_PEAK, None, memory, source)
 
 
 def _slice(device: Device, size: str) -> Device:
