@@ -75,7 +75,7 @@ def test_items_are_counted(capsys):
     assert next(taken) == "a" and next(taken) == "b"
     lines = wait_for(2, capsys)
     assert list(taken) == ["c"]
-    assert lines[1].startswith("vilem: reading: 1 of 3 images, ")
+    assert lines[1].startswith("vilem: reading, 1 of 3, ")
     assert lines[1].endswith(" left")
 
 

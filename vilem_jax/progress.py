@@ -29,7 +29,7 @@ class _Step:
         self._what, self._start, self.is_named = what, time.monotonic(), is_named
 
     def starts(self) -> str:
-        return f"{self._what() if callable(self._what) else self._what} ..."
+        return self._what() if callable(self._what) else f"{self._what} ..."
 
     def still(self) -> str:
         if callable(self._what):  # its text says how far it is
@@ -106,9 +106,10 @@ def _refresh_bars() -> bool:
     """Whether there are bars on the terminal; then their clocks advance."""
     from tqdm import tqdm
 
-    bars = [bar for bar in list(getattr(tqdm, "_instances", ())) if not bar.disable]
-    for bar in bars:
-        bar.refresh()
+    with tqdm.get_lock():  # no other thread adds a bar meanwhile
+        bars = [bar for bar in getattr(tqdm, "_instances", ()) if not bar.disable]
+        for bar in bars:
+            bar.refresh()
     return bool(bars)
 
 
@@ -126,7 +127,7 @@ def counting(
         if done:
             rest = (time.monotonic() - start) / done * (total - done)
             left = f", {in_words(rest)} left"
-        return f"{what}: {done:,} of {total:,} {unit}s{left}"
+        return f"{what}, {done:,} of {total:,}{left}"
 
     def advance(number: int = 1) -> None:
         nonlocal done

@@ -128,10 +128,10 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
 
 @contextlib.contextmanager
 def _stage(heading: str) -> Iterator[None]:
-    """Prints the heading, then the time that the stage took."""
+    """Prints the heading, "[1/5] ...", then the time that the stage took."""
     print(f"\n{heading}", flush=True)
     start = time.monotonic()
-    with doing(heading, is_named=True):
+    with doing(f"in stage {heading[1:4]}", is_named=True):
         yield
     print(f"      {in_words(time.monotonic() - start)}", flush=True)
 

@@ -213,7 +213,7 @@ def train(
             if stop_code:
                 raise SystemExit(stop_code)
         else:
-            with doing("scoring the test split"):
+            with doing("finishing"):
                 task.finish(state)
                 score_test(config, folder, task, state, step)
     if step >= num_steps:

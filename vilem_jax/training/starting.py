@@ -10,7 +10,7 @@ from vilem_jax.data.corpus import Corpus
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.loading import check_edits, needs_edits
 from vilem_jax.models.attention_kernel import resolve_here, with_attention
-from vilem_jax.runs.metrics import notify
+from vilem_jax.progress import notify
 from vilem_jax.runs.origin import complete_model, read_origin_config
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
 from vilem_jax.weights import starts

@@ -37,7 +37,7 @@ from vilem_jax.evaluation.encoding import Encoder, make_encoder
 from vilem_jax.evaluation.proofread import evaluate_proofreading
 from vilem_jax.evaluation.retrieval import encode_source, evaluate_retrieval
 from vilem_jax.models.vilem import Params
-from vilem_jax.progress import doing
+from vilem_jax.progress import doing, track
 from vilem_jax.runs.origin import TOKENIZER_FOLDER, load_origin
 from vilem_jax.runs.workdir import EDITOR_FOLDER
 from vilem_jax.training import editor_step, starting
@@ -89,7 +89,8 @@ class VilemTask:
                 if graph is not None
             ]
         # Compiled once for all evaluations, which come with parameters of their own.
-        self._encoder = make_encoder(config, {}, tokenizer)
+        encoder = make_encoder(config, {}, tokenizer)
+        self._encoder = dataclasses.replace(encoder, show_progress=True)
 
     def init_params(self, key: jax.Array) -> Params:
         return init_params(self.config, key)
@@ -173,7 +174,8 @@ class EditorTask:
         tokens = np.concatenate([tokens, padding.repeat(-len(tokens) % size, 0)])
         editor = FrozenEditor(params, self._tables)
         hits = masked = 0
-        for start in range(0, len(tokens), size):
+        starts = range(0, len(tokens), size)
+        for start in track(starts, "scoring validation", "batch"):
             # The same masks at every evaluation.
             key = jax.random.fold_in(jax.random.key(config.seed), start)
             counts = self._accuracy(editor, tokens[start : start + size], key)
