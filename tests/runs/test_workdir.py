@@ -12,6 +12,7 @@ from vilem_jax.runs.workdir import (
     check_workdir,
     claim_workdir,
     note_command,
+    program,
     read_commands,
     read_config,
 )
@@ -61,3 +62,22 @@ def test_settings_with_a_byte_order_mark_are_read(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff{")
     with pytest.raises(UserError, match=r"config\.json is not JSON"):
         read_config(tmp_path)
+
+
+def test_program_is_named_so_that_the_shell_finds_it(tmp_path, monkeypatch):
+    called = tmp_path / "a b" / "bin" / "vilem"
+    called.parent.mkdir(parents=True)
+    called.touch(mode=0o755)
+    monkeypatch.setattr("sys.argv", [str(called), "demo"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program() == "a b/bin/vilem"
+    monkeypatch.chdir(called.parent.parent)
+    assert program() == "bin/vilem"
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert program() == str(called)
+    monkeypatch.setenv("PATH", str(called.parent))
+    assert program() == "vilem"
+    monkeypatch.setattr("sys.argv", ["-c"])
+    assert program() == "vilem"
