@@ -17,6 +17,7 @@ import platform
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -107,6 +108,7 @@ def kills(number: int, chance: random.Random) -> str:
 
 def signals(number: int, chance: random.Random) -> str:
     """SIGTERM, SIGINT, SIGHUP in each phase of a run, resumed each time."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # soak itself may run under nohup
     folder = runs().folder / "signals"
     folder.mkdir()
     config = test_signals.settings_file(runs().folder / "editor" / "editor", folder)
