@@ -1,8 +1,11 @@
 """R13: cleaning, WordPiece, which tokens are words."""
 
 import json
+import os
 import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -231,3 +234,24 @@ def test_vocabulary_is_learned_and_repeats(tmp_path):
 def test_vocabulary_without_room_for_words_is_refused(tmp_path):
     with pytest.raises(UserError, match="too small"):
         train_vocabulary(CAPTIONS, 40, tmp_path)
+
+
+def test_nothing_is_printed_about_pytorch(tmp_path):
+    """As where PyTorch is not installed, and without the command line."""
+    train_vocabulary(CAPTIONS, 120, tmp_path)
+    script = (
+        "import importlib.util as util, sys\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda n, *rest: n != 'torch' and find(n, *rest) or None\n"
+        "from vilem_jax.data.tokenizer import Tokenizer\n"
+        "Tokenizer(sys.argv[1])\n"
+    )
+    given = {k: v for k, v in os.environ.items() if "ADVISORY" not in k}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env=given,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

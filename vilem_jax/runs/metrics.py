@@ -291,8 +291,12 @@ class Progress(AbstractContextManager["Progress"]):
             )
             self._stack.callback(self._bar.close)
         # For steps longer than the pause between two lines.
-        step = lambda: f"training, step {self._step + 1} of {num_steps}"  # noqa: E731
-        self._stack.enter_context(doing(step, is_named=True))
+        self._stack.enter_context(doing(self._doing, is_named=True))
+
+    def _doing(self) -> str:
+        # After the last step is started, the host waits for it.
+        number = min(self._step + 1, self._num_steps)
+        return f"training, step {number} of {self._num_steps}"
 
     @contextmanager
     def taking_step(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ from vilem_jax.distributed.mesh import (
     replicated,
 )
 from vilem_jax.editing.loading import open_edits
-from vilem_jax.progress import doing, notify
+from vilem_jax.progress import doing, notify, silence
 from vilem_jax.runs.best import KeepBest, mean_recall
 from vilem_jax.runs.checkpoints import Checkpoints
 from vilem_jax.runs.metrics import Clock, MetricsLog, Progress
@@ -84,6 +84,8 @@ def train(
     """
     folder = Path(workdir)
     started = time.monotonic()
+    if not processes.is_process_0():
+        silence()
 
     # ---- settings and mesh ----
     with doing("reading the settings"):
