@@ -87,6 +87,24 @@ CASES = {
         "train": {"num_microbatches": 4},
     },
     "editor": {"task": "editor"},
+    "locked towers": {
+        "model": {
+            "vision": {"num_trained_layers": 0},
+            "text": {"num_trained_layers": 0},
+        },
+    },
+    "last layers train": {
+        "model": {
+            "vision": {
+                "width": 48,
+                "mlp_width": 96,
+                "num_layers": 4,
+                "num_trained_layers": 2,
+            },
+            "text": {"num_layers": 3, "num_trained_layers": 1},
+            "num_proofread_layers": 3,
+        },
+    },
     "contrast alone": {
         "loss": {**CONTRAST_ALONE, "soft_target_weight": 0.4},
     },

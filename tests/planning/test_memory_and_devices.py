@@ -33,6 +33,19 @@ def test_parameters_and_state_of_the_paper():
     assert held["copies in bfloat16"] == 2 * sum(count.values())
 
 
+def test_locked_parameters_have_neither_moments_nor_copies():
+    model = {"vision": {"num_trained_layers": 1}, "text": {"num_trained_layers": 0}}
+    config, plain = tiny_config(model=model), memory.parameters(tiny_config())
+    count, held = memory.parameters(config), memory.state_bytes(config)
+    assert count["trained"] + count["locked"] == plain["trained"]
+    assert count["momentum"] == count["trained"] and "locked" not in plain
+    leaves = jax.tree.leaves(abstract_state(config))
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    names = ("parameters", "momentum parameters", "optimizer's moments", "queues")
+    assert sum(held[name] for name in names) == whole - 5 * 4  # counters
+    assert held["gradients"] == 4 * count["trained"]
+
+
 def test_activations_of_the_paper():
     """105 MB a pair with fused attention; plain attention adds 57."""
     plain = memory.activation_bytes(PAPER)

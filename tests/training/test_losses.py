@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vilem_jax.config.schema import ComputeConfig, LossConfig
+from vilem_jax.config.schema import ComputeConfig, LossConfig, ModelConfig
 from vilem_jax.models.layers import for_site
 from vilem_jax.models.vilem import ProofreadLogits
 from vilem_jax.objectives import editing, proofreading
@@ -31,14 +31,15 @@ class Stub:
     arrays: dict
     temperature = jnp.full((), TEMPERATURE)
     compute = ComputeConfig()
+    config = ModelConfig()
 
-    def image_features(self, pixels, *, with_levels):
+    def image_features(self, pixels, *, with_levels, started):
         return StubFeatures(self.name)
 
     def project_image(self, features):
         return self.arrays["image"]
 
-    def encode_text(self, tokens, attention_mask, *, seeds=None):
+    def encode_text(self, tokens, attention_mask, *, seeds=None, started=None):
         return self.arrays["text"]
 
     def image_global(self, features):
@@ -250,10 +251,7 @@ def test_each_pass_of_the_text_tower_has_its_own_dropout(case, pairing, is_joint
     class Watched(Stub):
         compute = ComputeConfig(joint_text_pass=is_joint)
 
-        def encode_image(self, pixels):
-            return self.arrays["image"]
-
-        def encode_text(self, *_, seeds):
+        def encode_text(self, *_, seeds, started):
             seen.append(("clean", seeds))
             return self.arrays["text"]
 
@@ -273,7 +271,8 @@ def test_each_pass_of_the_text_tower_has_its_own_dropout(case, pairing, is_joint
     batch_loss(case, LossConfig(pairing=pairing), stub=Watched)
     used = {name: np.asarray(value) for name, value in seen}
     model = Watched("momentum", arrays)
-    losses.momentum_keys(samples, model=model, has_dropout=True)
+    with_dropout = LossConfig(momentum_dropout=True)
+    losses.momentum_keys(samples, model=model, config=with_dropout)
     used["momentum"] = np.asarray(seen[-1][1])
     for name, value in seen[:-1]:  # both pairings drop alike
         np.testing.assert_array_equal(value, used[name])

@@ -52,8 +52,8 @@ def embeddings():
     def of(params, momentum_params, samples):
         model = nnx.merge(graph, params)
         keys = losses.momentum_keys(
-            samples, model=nnx.merge(graph, momentum_params), has_dropout=False
-        )
+            samples, model=nnx.merge(graph, momentum_params), config=CONFIG.loss
+        )[:2]
         text = model.encode_text(samples.tokens, samples.attention_mask)
         return model.encode_image(samples.pixels), text, *keys
 

@@ -223,6 +223,9 @@ def _contradictions(config: Config) -> Iterator[str]:
         if tower.width % tower.num_heads:
             heads = show(f"model.{name}.num_heads")
             yield f"{show(f'model.{name}.width')} is not a multiple of {heads}"
+        if tower.num_trained_layers > tower.num_layers:
+            layers = show(f"model.{name}.num_layers")
+            yield f"{show(f'model.{name}.num_trained_layers')} is above {layers}"
     if config.model.num_proofread_layers > min(vision.num_layers, text.num_layers):
         yield (
             f"{show('model.num_proofread_layers')} must be at most the number of "
@@ -291,7 +294,8 @@ def _text_length_contradictions(config: Config) -> Iterator[str]:
 
 def _start_contradictions(config: Config) -> Iterator[str]:
     origin = config.model.start_from
-    for name, tower in (("vision", config.model.vision), ("text", config.model.text)):
+    vision, text = config.model.vision, config.model.text
+    for name, tower in (("vision", vision), ("text", text)):
         if origin and tower.start_from:
             yield (
                 f"config.model.start_from={origin} brings both towers, and "
@@ -302,6 +306,8 @@ def _start_contradictions(config: Config) -> Iterator[str]:
         return
     for key, value, rest in (
         ("model.start_from", origin, ""),
+        ("model.vision.num_trained_layers", vision.num_trained_layers, -1),
+        ("model.text.num_trained_layers", text.num_trained_layers, -1),
         ("checkpoint.keep_best", config.checkpoint.keep_best, False),
         ("compute.text_lengths", config.compute.text_lengths, ()),
         ("compute.sharding", config.compute.sharding, "replicated"),

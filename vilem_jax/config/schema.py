@@ -51,8 +51,28 @@ class AugmentConfig:
     std: PositiveRGB = (0.26862954, 0.26130258, 0.27577711)
 
 
+# -1: the whole tower trains. 0: it is locked. n: the last n layers train.
+NumTrainedLayers = Annotated[int, Range(ge=-1)]
+
+
+class Tower:
+    """What `num_trained_layers` means, for both towers; see `models/locked.py`."""
+
+    num_layers: int
+    num_trained_layers: int
+
+    @property
+    def has_locked(self) -> bool:
+        """Whether embeddings, and layers if any, keep their values."""
+        return self.num_trained_layers >= 0
+
+    @property
+    def num_locked_layers(self) -> int:
+        return self.num_layers - self.num_trained_layers if self.has_locked else 0
+
+
 @dataclass(frozen=True, kw_only=True)
-class VisionConfig:
+class VisionConfig(Tower):
     """The ViT; if `start_from` is set, the checkpoint decides the shape."""
 
     start_from: str = ""  # a file, folder or hub name of any format in docs/weights.md
@@ -64,6 +84,7 @@ class VisionConfig:
     mlp_width: PositiveInt = 3072
     layer_norm_eps: PositiveFloat = 1e-6
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    num_trained_layers: NumTrainedLayers = -1
 
     @property
     def num_patches(self) -> int:
@@ -71,8 +92,8 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The BERT; if `start_from` is set, the checkpoint decides all but dropout."""
+class TextConfig(Tower):
+    """The BERT; if `start_from` is set, the checkpoint decides its shape."""
 
     start_from: str = ""  # as the ViT's
     vocab_size: PositiveInt = 30522
@@ -85,6 +106,7 @@ class TextConfig:
     layer_norm_eps: PositiveFloat = 1e-12
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     dropout_rate: FractionBelowOne = 0.1  # of hidden states and attention
+    num_trained_layers: NumTrainedLayers = -1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from flax import nnx
 from vilem_jax.config.schema import ComputeConfig, ModelConfig
 from vilem_jax.models import layers
 from vilem_jax.models.text import TextTower
-from vilem_jax.models.vision import ImageFeatures, VisionTower
+from vilem_jax.models.vision import ImageFeatures, StartedImage, VisionTower
 from vilem_jax.typing import PyTree
 
 
@@ -81,11 +81,27 @@ class ViLEM(nnx.Module):
         self.config, self.compute = config, compute
 
     def image_features(
-        self, pixels: jax.Array, *, with_levels: bool = True
+        self,
+        pixels: jax.Array,
+        *,
+        with_levels: bool = True,
+        started: StartedImage | None = None,
     ) -> ImageFeatures:
-        """One ViT pass that serves all losses; pixels [B, R, R, 3], normalized."""
-        wanted = level_of_layer(self.config) if with_levels else ()
-        return self.vision(pixels, levels=wanted)
+        """One ViT pass that serves all losses; pixels [B, R, R, 3], normalized.
+
+        Args:
+          started: of `start_image`, which is then not repeated.
+        """
+        if started is None:
+            started = self.start_image(pixels, with_levels=with_levels)
+        return self.vision.finish(started, levels=self._levels(with_levels))
+
+    def start_image(self, pixels: jax.Array, *, with_levels: bool) -> StartedImage:
+        """What the locked layers of the ViT make of pixels [B, R, R, 3]."""
+        return self.vision.start(pixels, levels=self._levels(with_levels))
+
+    def _levels(self, with_levels: bool) -> tuple[int, ...]:
+        return level_of_layer(self.config) if with_levels else ()
 
     def project_image(self, features: ImageFeatures) -> jax.Array:
         """z^v: float32 [B, E], unit rows."""
@@ -107,9 +123,17 @@ class ViLEM(nnx.Module):
         features = self.image_features(pixels, with_levels=False)
         return self.image_projection(features.class_feature).astype(jnp.float32)
 
-    def encode_text(self, tokens, attention_mask, *, seeds=None) -> jax.Array:
-        """int32 [B, L], bool [B, L] -> float32 [B, E], unit rows."""
-        return self.project_text(self.text.encode(tokens, attention_mask, seeds=seeds))
+    def encode_text(
+        self, tokens, attention_mask, *, seeds=None, started: jax.Array | None = None
+    ) -> jax.Array:
+        """int32 [B, L], bool [B, L] -> float32 [B, E], unit rows.
+
+        Args:
+          started: of `TextTower.start`, which is then not repeated.
+        """
+        if started is None:
+            started = self.text.start(tokens, attention_mask, seeds=seeds)
+        return self.project_text(self.text.finish(started, attention_mask, seeds=seeds))
 
     def image_global(self, features: ImageFeatures) -> jax.Array:
         """h^v as it is added to token embeddings: [B, W] in the text tower's width."""

@@ -19,6 +19,13 @@ class ImageFeatures(NamedTuple):
     levels: tuple[jax.Array, ...]  # per level [B, P, W], patches without [CLS]
 
 
+class StartedImage(NamedTuple):
+    """The tower after its locked layers, or after the embedding if none are locked."""
+
+    hidden: jax.Array  # [B, L, W]; [B, 1, W], [CLS] alone, if all are locked
+    patches: dict[int, jax.Array]  # by the number of the block: [B, P, W]
+
+
 class VisionBlock(nnx.Module):
     """x + attention(LN(x)), then x + MLP(LN(x))."""
 
@@ -98,39 +105,63 @@ class VisionTower(nnx.Module):
         Raises:
           ValueError: the side of the pixels is not the config's.
         """
-        hidden = self._embed(pixels)
-        last = self.config.num_layers
-        # The losses read nothing but [CLS] of the last block, unless it is a level.
-        cls_only = self.compute.cls_only_last_layer and last not in levels
-        num_full = last - 1 if cls_only else last
-        run = self._scan if self.compute.scan_blocks else self._loop
+        return self.finish(self.start(pixels, levels=levels), levels=levels)
+
+    def start(self, pixels: jax.Array, *, levels: tuple[int, ...] = ()) -> StartedImage:
+        """The embedding and the locked blocks: what needs no gradient."""
+        hidden, stop = self._embed(pixels), self.config.num_locked_layers
         if self.num_padding:
             hidden = jnp.pad(hidden, ((0, 0), (0, self.num_padding), (0, 0)))
-        hidden, patches = run(hidden, num_full, levels)
+        hidden, patches = self._run(hidden, 0, stop, levels)
+        # `finish` reads nothing else then.
+        hidden = hidden[:, :1] if stop == self.config.num_layers else hidden
+        return StartedImage(hidden, patches)
+
+    def finish(
+        self, started: StartedImage, *, levels: tuple[int, ...] = ()
+    ) -> ImageFeatures:
+        """The other blocks, and the final LayerNorm; `start` had these levels, too."""
+        start, stop = self.config.num_locked_layers, self.config.num_layers
+        hidden, patches = self._run(started.hidden, start, stop, levels)
+        patches = started.patches | patches
+        raw = hidden[:, 0]  # [B, W]
+        # Levels are the blocks' outputs; the final LayerNorm is for [CLS] alone.
+        at_levels = tuple(patches[number] for number in levels)
+        return ImageFeatures(self.norm(raw), raw, at_levels)
+
+    def _run(self, hidden, start: int, stop: int, levels):
+        """Blocks start..stop (0-based, stop excluded): hidden, patches by number."""
+        if start == stop:
+            return hidden, {}
+        # The losses read nothing but [CLS] of the last block, unless it is a level.
+        last = self.config.num_layers
+        cls_only = self.compute.cls_only_last_layer and last not in levels
+        cls_only = cls_only and stop == last
+        run = self._scan if self.compute.scan_blocks else self._loop
+        hidden, patches = run(hidden, start, stop - cls_only, levels)
         if cls_only:
             hidden = hidden[:, : self.num_tokens]
             hidden = self._runner(self.blocks[-1], cls_only=True)(hidden)
-        raw = hidden[:, 0]  # [B, W]
-        # Levels are the blocks' outputs; the final LayerNorm is for [CLS] alone.
-        return ImageFeatures(self.norm(raw), raw, patches)
+        return hidden, patches
 
-    def _loop(self, hidden, num_blocks: int, levels):
-        """The first blocks one by one: hidden [B, L, W], patches of the levels."""
+    def _loop(self, hidden, start: int, stop: int, levels):
+        """The blocks one by one: hidden [B, L, W], patches of the levels."""
         patches = {}
-        for number, block in enumerate(list(self.blocks)[:num_blocks], start=1):
+        blocks = list(self.blocks)[start:stop]
+        for number, block in enumerate(blocks, start=start + 1):
             hidden = self._runner(block)(hidden)
             if number in levels:
                 patches[number] = hidden[:, 1 : self.num_tokens]
-        return hidden, tuple(patches[number] for number in levels)
+        return hidden, patches
 
-    def _scan(self, hidden, num_blocks: int, levels):
+    def _scan(self, hidden, start: int, stop: int, levels):
         """The same with one compiled block: less to compile, the parameters copied."""
-        if not num_blocks:
-            return hidden, ()
+        if start == stop:
+            return hidden, {}
         # All blocks have one graph; their parameters get a leading axis of blocks.
         graph, _ = nnx.split(self.blocks[0], nnx.Param)
         params = [nnx.state(block, nnx.Param) for block in self.blocks]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *params[:num_blocks])
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *params[start:stop])
 
         def step(hidden, block_params):
             hidden = self._runner(nnx.merge(graph, block_params))(hidden)
@@ -139,8 +170,9 @@ class VisionTower(nnx.Module):
 
         hidden, patches = jax.lax.scan(step, hidden, stacked)
         if patches is None:
-            return hidden, ()
-        return hidden, tuple(patches[number - 1] for number in levels)
+            return hidden, {}
+        numbers = [n for n in levels if start < n <= stop]
+        return hidden, {n: patches[n - 1 - start] for n in numbers}
 
     def _runner(self, block: VisionBlock, *, cls_only: bool = False):
         run = partial(block, cls_only=cls_only)

@@ -77,10 +77,14 @@ def step_costs(config: Config) -> list[Part]:
         work = _editor_pass(dataclasses.replace(config, editor=editor))
         return [Part("editor, forward and backward", work.forward, work.backward)]
     loss = config.loss
-    parts = [
-        _image_tower(config),
-        Part("momentum ViT, forward", _vit(config, with_levels=False).forward),
-    ]
+    # What locked layers compute once, for the online and the momentum model.
+    locked = {
+        "locked ViT layers, forward": _locked_vit(config),
+        "locked text layers, forward": _locked_text(config),
+    }
+    parts = [Part(name, work.forward) for name, work in locked.items() if work.linear]
+    momentum = _vit(config, with_levels=False)
+    parts += [_image_tower(config), Part("momentum ViT, forward", momentum.forward)]
     if _is_cross(config):
         momentum = _vit(config, with_levels=loss.has_local)
         parts.append(Part("momentum ViT, seen by the text", momentum.forward))
@@ -96,7 +100,10 @@ def step_costs(config: Config) -> list[Part]:
         width = config.model.text.width
         head = Work(config.data.text_length * (width**2 + 2 * width))
         work = head * (num_heads * (2 if _is_cross(config) else 1))
-        parts.append(Part("detection heads, all words", work.forward, work.backward))
+        backward = work.backward
+        if "detect" in loss.trained.get("global", ()) and _is_constant(config):
+            backward -= 2.0 * config.data.text_length * width**2
+        parts.append(Part("detection heads, all words", work.forward, backward))
     return parts
 
 
@@ -155,52 +162,96 @@ def _layer(tower: TextConfig | VisionConfig, length: int, num_queries: int) -> W
     return Work(linear, 2 * num_queries * length * width, unread)
 
 
+def _first_inputs(text: TextConfig, length: int, num_queries: int) -> float:
+    """FLOP of the gradient of a layer's input by queries, keys and values.
+
+    The first text layer that trains after locked ones does not need it.
+    """
+    return 2.0 * (num_queries + 2 * length) * text.width**2
+
+
 def _patch_embedding(config: Config) -> int:
     vision = config.model.vision
     return vision.num_patches * 3 * vision.patch_size**2 * vision.width
 
 
 def _vit(config: Config, *, with_levels: bool) -> Work:
-    """The ViT with its projection."""
+    """The ViT with its projection, without what is locked."""
     vision = config.model.vision
+    num = vision.num_layers - vision.num_locked_layers
     num_last = 1 if vit_stops_at_cls(config, with_levels=with_levels) else None
-    blocks = _layers(vision, vision.num_layers, vision.num_patches + 1, num_last)
+    blocks = _layers(vision, num, vision.num_patches + 1, num_last)
     projection = vision.width * config.model.embedding_width
-    return blocks + Work(_patch_embedding(config) + projection)
+    embedding = 0 if vision.has_locked else _patch_embedding(config)
+    return blocks + Work(embedding + projection)
+
+
+def _locked_vit(config: Config) -> Work:
+    """The locked embedding and blocks."""
+    vision = config.model.vision
+    if not vision.has_locked:
+        return Work()
+    is_whole = vision.num_trained_layers == 0
+    stops = is_whole and vit_stops_at_cls(config, with_levels=config.loss.has_local)
+    length, num_last = vision.num_patches + 1, 1 if stops else None
+    blocks = _layers(vision, vision.num_locked_layers, length, num_last)
+    return blocks + Work(_patch_embedding(config))
 
 
 def _image_tower(config: Config) -> Part:
+    vision, name = config.model.vision, "online ViT, forward and backward"
     work = _vit(config, with_levels=config.loss.has_local)
+    if vision.num_trained_layers == 0:  # its projection alone has a gradient
+        return Part(name, work.forward, work.forward)
+    if vision.has_locked:  # the first LayerNorm needs gradients all the same
+        return Part(name, work.forward, work.backward + work.recomputed(config))
     # Pixels need no gradient, only the kernel of the patch embedding does; and the
     # embedding is not recomputed.
     embedding = 2.0 * _patch_embedding(config)
     backward = work.backward - embedding
     if config.compute.recompute:
         backward += work.recomputed(config) - embedding
-    return Part("online ViT, forward and backward", work.forward, backward)
+    return Part(name, work.forward, backward)
 
 
 def _clean_pass(config: Config, *, may_stop: bool = True) -> Work:
-    """The clean caption through all layers, and its projection.
+    """The clean caption through all layers that train, and its projection.
 
     Args:
       may_stop: whether the last layer may compute [CLS] alone.
     """
     text = config.model.text
     num_last = 1 if may_stop and config.compute.cls_only_last_layer else None
-    layers = _layers(text, text.num_layers, config.data.text_length, num_last)
+    num = text.num_layers - text.num_locked_layers
+    layers = _layers(text, num, config.data.text_length, num_last)
     return layers + Work(text.width * config.model.embedding_width)
+
+
+def _locked_text(config: Config) -> Work:
+    """The clean caption through the layers that are locked."""
+    text = config.model.text
+    stops = config.compute.cls_only_last_layer and text.num_trained_layers == 0
+    num_last = 1 if stops else None
+    return _layers(text, text.num_locked_layers, config.data.text_length, num_last)
 
 
 def _clean_text(config: Config) -> Part:
     model, loss = config.model, config.loss
+    text, name = model.text, f"clean text, {model.text.num_layers} layers"
     is_joint = config.compute.joint_text_pass and loss.has_global
+    is_joint = is_joint and not text.has_locked
     # Layers that the global branch shares compute all positions.
     shares_all = model.num_proofread_layers == model.text.num_layers
     may_stop = not (is_joint and shares_all) or _is_cross(config)
     work = _clean_pass(config, may_stop=may_stop)
-    name = f"clean text, {model.text.num_layers} layers"
-    return Part(name, work.forward, work.backward + work.recomputed(config))
+    if text.num_trained_layers == 0:  # its projection alone has a gradient
+        return Part(name, work.forward, work.forward)
+    backward = work.backward + work.recomputed(config)
+    if text.has_locked:
+        length, stops = config.data.text_length, config.compute.cls_only_last_layer
+        num_queries = 1 if stops and text.num_trained_layers == 1 else length
+        backward -= _first_inputs(text, length, num_queries)
+    return Part(name, work.forward, backward)
 
 
 # ---- proofreading ----
@@ -216,34 +267,80 @@ def _branches(config: Config) -> list[Part]:
         keys = 2 * vision.num_patches * vision.width * text.width  # and values
         mixing = 2 * length * vision.num_patches * text.width
         cross = Work(2 * length * text.width**2 + keys, mixing)
+        work = layers + cross * num
+        # Patches of locked blocks need no gradient.
+        constant = [b for b in level_of_layer(model) if b <= vision.num_locked_layers]
+        saved = _saved_by_locked_text(config, has_cross=True)
+        saved += 2.0 * keys * len(constant)
         name = f"local branch: {num} layers, cross-attention, word head"
-        parts.append(_branch(config, "local", name, layers + cross * num, keys * num))
+        parts.append(_branch(config, "local", name, work, saved, keys * num))
     if config.loss.has_global:
+        saved = _saved_by_locked_text(config, has_cross=False)
         if vision.width != text.width:
-            layers += Work(vision.width * text.width)  # h^v into the text's width
+            into_text = Work(vision.width * text.width)  # h^v into the text's width
+            layers += into_text
+            saved += into_text.forward if vision.num_trained_layers == 0 else 0.0
         name = f"global branch: {num} layers, word head"
-        parts.append(_branch(config, "global", name, layers, 0.0))
+        parts.append(_branch(config, "global", name, layers, saved, 0.0))
     return parts
 
 
-def _branch(config: Config, branch: str, name: str, work: Work, keys: float) -> Part:
+def _saved_by_locked_text(config: Config, *, has_cross: bool) -> float:
+    """FLOP of a branch's backward pass that locked layers of the text do not need."""
+    text, length = config.model.text, config.data.text_length
+    num_locked = min(text.num_locked_layers, config.model.num_proofread_layers)
+    layer = _layer(text, length, length)
+    saved = num_locked * (layer.backward - layer.backward_frozen)
+    first = _first_inputs(text, length, length)
+    if has_cross and num_locked:
+        # Before the first cross-attention nothing has a gradient, nor has its input.
+        attention = Work(4 * length * text.width**2, layer.mixing)
+        return saved + attention.backward_frozen + 2.0 * length * text.width**2
+    if has_cross:
+        return first if text.has_locked else 0.0
+    if text.has_locked and not _feels_image(config):
+        saved += num_locked * layer.backward_frozen
+        saved += 0.0 if _is_constant(config) else first
+    return saved
+
+
+def _feels_image(config: Config) -> bool:
+    """Whether h^v, which the global branch adds to tokens, has a gradient."""
+    vision, text = config.model.vision, config.model.text
+    return vision.num_trained_layers != 0 or vision.width != text.width
+
+
+def _is_constant(config: Config) -> bool:
+    """Whether nothing below the heads of the global branch trains."""
+    all_locked = (
+        config.model.text.num_locked_layers >= config.model.num_proofread_layers
+    )
+    return all_locked and not _feels_image(config)
+
+
+def _branch(
+    config: Config, branch: str, name: str, work: Work, saved: float, keys: float
+) -> Part:
     """A branch with its vocabulary head; with pairing="cross" it runs twice.
 
     Args:
+      saved: FLOP of the backward pass that locked parameters do not need.
       keys: multiply-adds of the keys and values that are made from image patches.
     """
-    head, frozen_decoder = Work(), 0.0
+    head, text = Work(), config.model.text
     if "correct" in config.loss.trained[branch]:
-        head = _vocab_head(config, config.editor.max_edits)
-        if not config.model.decoder_trains_embeddings:
-            size = config.model.text.width * config.model.text.vocab_size
-            frozen_decoder = 2.0 * config.editor.max_edits * size
+        num_edits = config.editor.max_edits
+        head = _vocab_head(config, num_edits)
+        if text.has_locked or not config.model.decoder_trains_embeddings:
+            saved += 2.0 * num_edits * text.width * text.vocab_size
+        if branch == "global" and _is_constant(config):
+            saved += 2.0 * num_edits * text.width**2
     forward, again = work.forward + head.forward, work.recomputed(config)
-    backward = work.backward + head.backward + again - frozen_decoder
+    backward = work.backward + head.backward + again - saved
     if not _is_cross(config):
         return Part(name, forward, backward)
     # One pass needs no gradient of the image, the other none of the text's parameters.
-    backward += work.backward_frozen + head.backward + again - frozen_decoder
+    backward += work.backward_frozen + head.backward + again - saved
     return Part(f"{name}, twice", 2.0 * forward, backward - 2.0 * keys)
 
 

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from vilem_jax.config.schema import Config, OptimizerConfig, TextConfig, VisionConfig
-from vilem_jax.models.vilem import Params
+from vilem_jax.models.locked import split_params
+from vilem_jax.models.vilem import Params, level_of_layer
 from vilem_jax.planning import abstract
 from vilem_jax.planning.costs import vit_stops_at_cls
 from vilem_jax.training.optimizer import make_optimizer
@@ -25,29 +26,34 @@ _FLOAT32 = 4
 
 
 def parameters(config: Config) -> dict[str, int]:
-    """How many parameters train, are momentum copies, or are the frozen editor's."""
+    """How many parameters train, are locked, momentum copies, or the frozen editor's.
+
+    "locked" is missing if none are.
+    """
     # Of the model alone, so that it is traced once for every batch and device.
     model = Config(model=config.model, task=config.task)
-    trained = _size(_trained(model))
+    trained, locked = map(_size, _parts(model))
     if config.task == "editor":
         return {"trained": trained}
     editor = dataclasses.replace(model, task="editor")
-    num_frozen = _size(_trained(editor)) if abstract.uses_editor(config) else 0
-    return {"trained": trained, "momentum": trained, "frozen editor": num_frozen}
+    num_frozen = _size(_parts(editor)[0]) if abstract.uses_editor(config) else 0
+    count = {"trained": trained, "momentum": trained, "frozen editor": num_frozen}
+    return count | ({"locked": locked} if locked else {})
 
 
 @cache
-def _trained(model: Config) -> Params:
-    """Shapes of the parameters that train in `model.task`."""
+def _parts(model: Config) -> tuple[Params, Params]:
+    """Shapes of the parameters that train in `model.task`, and of those locked."""
     if model.task == "editor":
-        return abstract.editor_params(model)
-    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+        return abstract.editor_params(model), {}
+    params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    return split_params(params, model.model)
 
 
 @cache
 def _num_moments(model: Config, optimizer: OptimizerConfig) -> int:
     """Values in the optimizer's state: AdamW keeps two a parameter, Muon one."""
-    state = jax.eval_shape(make_optimizer(optimizer).init, _trained(model))
+    state = jax.eval_shape(make_optimizer(optimizer).init, _parts(model)[0])
     # What is not float32 is a counter.
     return _size([m for m in jax.tree.leaves(state) if m.dtype == jnp.float32])
 
@@ -60,7 +66,7 @@ def state_bytes(config: Config, num_chips: int = 1) -> dict[str, int]:
     """
     count = parameters(config)
     trained, momentum = count["trained"], count.get("momentum", 0)
-    editor = count.get("frozen editor", 0)
+    editor, locked = count.get("frozen editor", 0), count.get("locked", 0)
     is_vilem = config.task == "vilem"
     sharding = config.compute.sharding if is_vilem else "replicated"
     group = config.compute.fsdp_devices or num_chips
@@ -71,9 +77,9 @@ def state_bytes(config: Config, num_chips: int = 1) -> dict[str, int]:
     # A microbatch's gradients stand beside the sum of the earlier ones.
     num_gradients = 2 if config.train.num_microbatches > 1 else 1
     is_copied = _bytes_a_value(config) < _FLOAT32
-    copied = (trained + momentum + editor) * _bytes_a_value(config)
+    copied = (trained + locked + momentum + editor) * _bytes_a_value(config)
     held = {
-        "parameters": _FLOAT32 * trained // params_split,
+        "parameters": _FLOAT32 * (trained + locked) // params_split,
         "momentum parameters": _FLOAT32 * momentum // params_split,
         "optimizer's moments": _FLOAT32 * moments // moments_split,
         "frozen editor": _FLOAT32 * editor,
@@ -81,7 +87,7 @@ def state_bytes(config: Config, num_chips: int = 1) -> dict[str, int]:
         f"copies in {config.compute.dtype}": copied if is_copied else 0,
     }
     if sharding == "fsdp":
-        held["gathered towers"] = _FLOAT32 * (trained + momentum)
+        held["gathered towers"] = _FLOAT32 * (trained + locked + momentum)
     if is_vilem:
         width = config.model.embedding_width
         held["queues"] = 2 * _FLOAT32 * config.loss.queue_length * width
@@ -89,17 +95,36 @@ def state_bytes(config: Config, num_chips: int = 1) -> dict[str, int]:
 
 
 def batch_bytes(config: Config) -> int:
-    """Bytes per pair of the whole batch: pixels as uint8, and normalised as float32."""
+    """Bytes per pair of the whole batch, in all its microbatches.
+
+    They are pixels as uint8, and normalised as float32, and what locked layers make of
+    image and caption, which the losses read after all keys are there.
+    """
     if config.task == "editor":
         return 0
-    return 3 * config.model.vision.image_size**2 * (1 + _FLOAT32)
+    vision, text = config.model.vision, config.model.text
+    kept = _started(config, vision) + _started(config, text)
+    levels = set(level_of_layer(config.model)) if config.loss.has_local else set()
+    num_levels = sum(level <= vision.num_locked_layers for level in levels)
+    kept += num_levels * vision.num_patches * vision.width
+    pixels = 3 * vision.image_size**2 * (1 + _FLOAT32)
+    return pixels + kept * _bytes_a_value(config)
+
+
+def _started(config: Config, tower: VisionConfig | TextConfig) -> int:
+    """Values that leave the locked layers: [CLS] alone if nothing follows."""
+    if not tower.has_locked:
+        return 0
+    length = 1 if tower.num_trained_layers == 0 else _length(config, tower)
+    return length * tower.width
 
 
 def activation_bytes(config: Config) -> dict[str, float]:
     """Bytes per pair of a microbatch that are kept for the backward pass, by part."""
     model, loss, text = config.model, config.loss, config.model.text
     num, layer = model.num_proofread_layers, layer_bytes(config, text)
-    clean = _kept(config, [layer] * text.num_layers, text)
+    num_trained = text.num_layers - text.num_locked_layers
+    clean = _kept(config, [layer] * num_trained, text)
     # Logits over the vocabulary at the edited positions, and their softmax.
     logits = 2 * _FLOAT32 * config.editor.max_edits * text.vocab_size
     if config.task == "editor":
@@ -149,6 +174,8 @@ def _vit(config: Config) -> float:
     cls_only = vit_stops_at_cls(config, with_levels=config.loss.has_local)
     layers = [layer_bytes(config, vision)] * (vision.num_layers - 1)
     layers.append(layer_bytes(config, vision, cls_only=cls_only))
+    if vision.has_locked:
+        return _kept(config, layers[vision.num_locked_layers :], vision)
     patches = 3 * vision.patch_size**2 * vision.num_patches * _bytes_a_value(config)
     return patches + _kept(config, layers, vision)
 
@@ -192,7 +219,7 @@ def _kept(
     config: Config, layers: list[float], tower: VisionConfig | TextConfig
 ) -> float:
     """All of the layers; with `recompute` their inputs, and all of one layer."""
-    if not config.compute.recompute:
+    if not config.compute.recompute or not layers:
         return sum(layers)
     inputs = len(layers) * _length(config, tower) * tower.width
     return inputs * _bytes_a_value(config) + max(layers)

@@ -117,6 +117,7 @@ def collectives(config: Config, num_chips: int) -> list[JsonObject]:
         return []
     count = memory.parameters(config)  # all of them float32
     trained, momentum = 4 * count["trained"], 4 * count.get("momentum", 0)
+    locked = 4 * count.get("locked", 0)
     is_vilem = config.task == "vilem"
     moved = {
         "replicated": [("all-reduce", "gradients", trained)],
@@ -126,7 +127,11 @@ def collectives(config: Config, num_chips: int) -> list[JsonObject]:
         ],
         "fsdp": [
             ("reduce-scatter", "gradients", trained),
-            ("all-gather", "parameters and momentum copies", trained + momentum),
+            (
+                "all-gather",
+                "parameters and momentum copies",
+                trained + locked + momentum,
+            ),
         ],
     }[config.compute.sharding if is_vilem else "replicated"]
     if is_vilem:  # float32 keys of images and texts

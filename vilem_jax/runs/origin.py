@@ -12,6 +12,7 @@ import numpy as np
 
 from vilem_jax.config.schema import Config, ModelConfig, TextConfig, VisionConfig
 from vilem_jax.errors import UserError
+from vilem_jax.models.locked import join_params
 from vilem_jax.runs.checkpoint_contents import check_same, describe_shapes, flatten
 from vilem_jax.runs.checkpoints import CHECKPOINTS_FOLDER, restore_fields
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
@@ -27,6 +28,7 @@ _OWN = (
     "start_from",
     "image_size",
     "dropout_rate",
+    "num_trained_layers",
     "decoder_trains_embeddings",
     "initial_temperature",
     "init_std",
@@ -130,7 +132,9 @@ def load_origin(config: Config) -> tuple[dict, dict]:
     if _is_run(folder):
         names = ("params", "momentum_params")
         found, _ = restore_fields(folder, dict.fromkeys(names))
-        params, momentum_params = (found[name] for name in names)
+        params = found["params"]
+        # It has no locked parameters of its own.
+        momentum_params = join_params(params, found["momentum_params"])
     else:
         found = model_folder.read_model_folder(folder)
         params, momentum_params = found.params, found.momentum_params

@@ -12,6 +12,7 @@ from vilem_jax.config.schema import Config
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.editing.loading import check_same_vocabulary, check_vocabulary
 from vilem_jax.errors import UserError
+from vilem_jax.models.locked import has_locked, join_params, split_params
 from vilem_jax.models.vilem import Params
 from vilem_jax.runs.checkpoint_contents import FIELDS
 from vilem_jax.runs.checkpoints import restore_fields
@@ -89,10 +90,14 @@ def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Sto
             f"{run} holds the run of an editor, which edits captions but "
             "cannot search or proofread: give the run of a ViLEM"
         )
-    shapes = model_tree(config.model)
-    fields = {FIELDS[weights]: shapes}
-    if for_training:
-        fields[FIELDS["momentum"]] = shapes
+    shapes, model = model_tree(config.model), config.model
+    has_momentum = for_training or weights == "momentum"
+    fields = {}
+    # The momentum parameters lack those that are locked.
+    if weights == "online" or has_locked(model):
+        fields["params"] = shapes
+    if has_momentum:
+        fields["momentum_params"], _ = split_params(shapes, model)
     if for_training and step == "last":
         queue = (config.loss.queue_length, config.model.embedding_width)
         fields |= dict.fromkeys(QUEUE_NAMES, jax.ShapeDtypeStruct(queue, jnp.float32))
@@ -100,11 +105,14 @@ def _read_run(run: Path, weights: Weights, step: str, for_training: bool) -> Sto
     found, number = restore_fields(run, fields, step=step)
     # A queue fills up from its first row; the rows after `queue_count` are zeros.
     count = int(found.get("queue_count", 0))
+    if has_momentum and has_locked(model):
+        momentum = join_params(found["params"], found["momentum_params"])
+        found["momentum_params"] = momentum
     return Stored(
         config,
         found[FIELDS[weights]],
         open_tokenizer(config, run),
-        found[FIELDS["momentum"]] if for_training else None,
+        found["momentum_params"] if for_training else None,
         {name: found[name][:count] for name in QUEUE_NAMES} if count else {},
         number,
         run,

@@ -43,7 +43,7 @@ def init_editor_params(config: Config, key: jax.Array) -> Params:
 
 
 def init_editor_state(config: Config, params: Params) -> State:
-    return State(**initial_fields(config, params))
+    return State(**initial_fields(config, params, params))
 
 
 def make_editor_step(

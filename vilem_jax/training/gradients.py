@@ -15,7 +15,8 @@ from flax import nnx
 
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import Layout, gather_rows, sum_over_devices
-from vilem_jax.models.vilem import Params, model_graph
+from vilem_jax.models.locked import join_params
+from vilem_jax.models.vilem import Params, ViLEM, model_graph
 from vilem_jax.training import length_buckets, losses
 from vilem_jax.training.losses import Keys, LossSums, Samples, Shared
 from vilem_jax.typing import PyTree
@@ -24,6 +25,7 @@ from vilem_jax.typing import PyTree
 def device_gradients(
     params: Params,
     momentum_params: Params,
+    locked_params: Params,
     shared: Shared,
     samples: Samples,
     row: jax.Array,
@@ -31,12 +33,15 @@ def device_gradients(
     config: Config,
     layout: Layout,
     param_specs: PyTree,
+    locked_specs: PyTree,
     grad_specs: PyTree,
 ) -> tuple[Params, tuple[jax.Array, LossSums], Keys]:
     """Runs on each device, inside `layout.on_each_device`.
 
     Args:
-      params, momentum_params: this device's shards, as `param_specs` says.
+      params, momentum_params: what trains, and its momentum copy: this device's
+        shards, as `param_specs` says.
+      locked_params: the other parameters, of both models, as `locked_specs` says.
       samples: this device's rows of the batch.
       row: int32 [b], which rows of the global batch these are.
 
@@ -47,15 +52,17 @@ def device_gradients(
     # No-ops unless compute.sharding="fsdp".
     params = layout.gather_params(params, param_specs)
     momentum_params = layout.gather_params(momentum_params, param_specs)
-    build = partial(nnx.merge, model_graph(config.model, config.compute))
+    locked_params = layout.gather_params(locked_params, locked_specs)
+    graph = model_graph(config.model, config.compute)
+
+    def build(trained: Params) -> ViLEM:
+        return nnx.merge(graph, join_params(trained, locked_params))
+
     momentum_model = build(momentum_params)
 
     # All keys of the global batch before any loss: every sample is contrasted with all.
-    has_dropout = config.loss.momentum_dropout
-    encode = partial(
-        losses.momentum_keys, model=momentum_model, has_dropout=has_dropout
-    )
-    image_keys, text_keys = map_microbatches(encode, (samples,), config)
+    encode = partial(losses.momentum_keys, model=momentum_model, config=config.loss)
+    image_keys, text_keys, locked = map_microbatches(encode, (samples,), config)
     image_ids = samples.image_id if config.loss.positives == "image" else None
     if config.loss.positives == "image" and image_ids is None:
         raise ValueError("config.loss.positives='image' needs Samples.image_id")
@@ -73,7 +80,7 @@ def device_gradients(
     )
     gradient = partial(jax.value_and_grad(loss, has_aux=True), params)
     loss_and_sums, grads = map_microbatches(
-        gradient, (samples, row), config, is_summed=True
+        gradient, (samples, row, locked), config, is_summed=True
     )
     grads = layout.sum_gradients(grads, grad_specs)
     return grads, sum_over_devices(loss_and_sums), keys

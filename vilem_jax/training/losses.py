@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vilem_jax.config.schema import LossConfig
 from vilem_jax.models.layers import for_site
 from vilem_jax.models.vilem import Params, ProofreadLogits, ViLEM
-from vilem_jax.models.vision import ImageFeatures
+from vilem_jax.models.vision import ImageFeatures, StartedImage
 from vilem_jax.objectives import contrastive, editing, proofreading
 
 CLEAN, LOCAL, GLOBAL, MOMENTUM = range(4)  # dropout streams of the text tower
@@ -30,6 +30,19 @@ class Samples(NamedTuple):
     edits: editing.Edits | None  # None if no proofreading loss is on
     dropout_seeds: jax.Array | None  # uint32 [B, 2]; None turns dropout off
     image_id: jax.Array | None = None  # int32 [B], needed with positives="image"
+
+
+class LockedPass(NamedTuple):
+    """What locked layers make of the samples, once for the online and momentum model.
+
+    None for a tower without locked layers.
+    """
+
+    image: StartedImage | None = None
+    text: jax.Array | None = None  # [B, L, W] or [B, 1, W], of the clean captions
+
+
+NOTHING_LOCKED = LockedPass()
 
 
 class Keys(NamedTuple):
@@ -100,6 +113,7 @@ def batch_loss(
     params: Params,
     samples: Samples,
     row: jax.Array,
+    locked: LockedPass = NOTHING_LOCKED,
     *,
     build: Callable[[Params], ViLEM],
     momentum_model: ViLEM,
@@ -114,6 +128,7 @@ def batch_loss(
       params: what gets gradients.
       samples: b rows of the batch.
       row: int32 [b], their rows in the global batch.
+      locked: of `momentum_keys` of these samples.
       build: makes the model of `params`.
       momentum_model: read by pairing="cross" alone.
       num_groups: see `contrastive.info_nce`.
@@ -124,10 +139,12 @@ def batch_loss(
     # Modules exist inside the traced function alone; what is differentiated is a dict.
     model = build(params)
     # One ViT pass serves all losses.
-    features = model.image_features(samples.pixels, with_levels=config.has_local)
+    features = model.image_features(
+        samples.pixels, with_levels=config.has_local, started=locked.image
+    )
     image_embedding = model.project_image(features)
     text_embedding, logits = _text_passes(
-        model, momentum_model, samples, features, config
+        model, momentum_model, samples, features, locked, config
     )
     i2t, t2i = _contrastive_sums(
         image_embedding, text_embedding, model, row, keys, shared, config, num_groups
@@ -191,6 +208,7 @@ def _text_passes(
     momentum_model: ViLEM,
     samples: Samples,
     features: ImageFeatures,
+    locked: LockedPass,
     config: LossConfig,
 ) -> tuple[jax.Array, dict[str, list[ProofreadLogits]]]:
     """Every use of the text tower.
@@ -204,18 +222,21 @@ def _text_passes(
         for_site(samples.dropout_seeds, stream) for stream in (CLEAN, LOCAL, GLOBAL)
     )
     if edits is None:
-        return model.encode_text(tokens, mask, seeds=clean), {}
+        encode = model.encode_text
+        return encode(tokens, mask, seeds=clean, started=locked.text), {}
     # Which text tower reads the features of which image tower. The heads are always
     # those of `model`.
     pairs = [(model, features)]
     if config.pairing == "cross":
         # Each text tower reads the features of the other model's image tower.
         theirs = momentum_model.image_features(
-            samples.pixels, with_levels=config.has_local
+            samples.pixels, with_levels=config.has_local, started=locked.image
         )
         pairs = [(model, jax.lax.stop_gradient(theirs)), (momentum_model, features)]
     logits = {}
     is_joint = config.pairing == "online" and model.compute.joint_text_pass
+    # The clean pass of locked layers needs no gradient, the global branch does.
+    is_joint = is_joint and not model.config.text.has_locked
     if config.has_global and is_joint:
         # The clean text and the global branch share layers without cross-attention.
         feature = model.image_global(features)
@@ -224,7 +245,9 @@ def _text_passes(
         )
         logits["global"] = [model.global_logits(hidden, edits.positions)]
     else:
-        text_embedding = model.encode_text(tokens, mask, seeds=clean)
+        text_embedding = model.encode_text(
+            tokens, mask, seeds=clean, started=locked.text
+        )
     if config.has_local:
         logits["local"] = []
         for tower, seen in pairs:
@@ -275,16 +298,36 @@ def _proofread_sums(
 
 
 def momentum_keys(
-    samples: Samples, *, model: ViLEM, has_dropout: bool
-) -> tuple[jax.Array, jax.Array]:
+    samples: Samples, *, model: ViLEM, config: LossConfig
+) -> tuple[jax.Array, jax.Array, LockedPass]:
     """z^v^ and z^t^ of these samples: [b, E] twice, no gradient.
 
     Args:
       model: the momentum model.
-      has_dropout: ALBEF leaves dropout on here.
+
+    Returns:
+      with them what its locked layers computed, which are the online model's, too.
     """
+    tokens, mask = samples.tokens, samples.attention_mask
+    # ALBEF leaves dropout on here.
+    has_dropout = config.momentum_dropout
     seeds = for_site(samples.dropout_seeds, MOMENTUM) if has_dropout else None
-    image_keys = model.encode_image(samples.pixels)
-    text_keys = model.encode_text(samples.tokens, samples.attention_mask, seeds=seeds)
+    image = text = None
+    if model.config.vision.has_locked:
+        image = model.start_image(samples.pixels, with_levels=config.has_local)
+    if _keeps_text(model):
+        text = model.text.start(tokens, mask)
+    features = model.image_features(samples.pixels, with_levels=False, started=image)
+    image_keys = model.project_image(features)
+    text_keys = model.encode_text(tokens, mask, seeds=seeds, started=text)
     # [b, E] each; the optimizer never sees the momentum model.
-    return jax.lax.stop_gradient((image_keys, text_keys))
+    keys = jax.lax.stop_gradient((image_keys, text_keys))
+    return *keys, LockedPass(image, text)
+
+
+def _keeps_text(model: ViLEM) -> bool:
+    """Whether the pass of locked text layers is kept for the losses."""
+    text = model.config.text
+    # Microbatches of other text lengths would have other shapes, but for [CLS] alone.
+    is_whole = text.num_trained_layers == 0
+    return text.has_locked and (is_whole or not model.compute.text_lengths)

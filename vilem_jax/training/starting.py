@@ -61,12 +61,20 @@ def in_shape(
     text, vision, pickle = model.text, model.vision, model.allow_pickle
     name = text.start_from
     if name and stored and stored.text.start_from == name:
-        text = dataclasses.replace(stored.text, dropout_rate=text.dropout_rate)
+        text = dataclasses.replace(
+            stored.text,
+            dropout_rate=text.dropout_rate,
+            num_trained_layers=text.num_trained_layers,
+        )
     elif name and reads(name, "model.text.start_from"):
         text = starts.read_text_config(name, text, allow_pickle=pickle)
     name = vision.start_from
     if name and stored and stored.vision.start_from == name:
-        vision = dataclasses.replace(stored.vision, image_size=vision.image_size)
+        vision = dataclasses.replace(
+            stored.vision,
+            image_size=vision.image_size,
+            num_trained_layers=vision.num_trained_layers,
+        )
     elif name and reads(name, "model.vision.start_from"):
         vision = starts.read_vision_config(name, vision, allow_pickle=pickle)
     return dataclasses.replace(model, text=text, vision=vision)
@@ -122,6 +130,10 @@ def pretrained(config: Config, params: dict) -> dict:
     """
     text, vision = config.model.text, config.model.vision
     allow_pickle = config.model.allow_pickle
+    for name, tower in (("text", text), ("vision", vision)):
+        if tower.has_locked and not tower.start_from:
+            key = f"config.model.{name}.num_trained_layers={tower.num_trained_layers}"
+            notify(f"{key} locks random weights: config.model.{name}.start_from is ''")
     if text.start_from:
         origin = text.start_from
         subtree, head = starts.load_text(origin, text, allow_pickle=allow_pickle)

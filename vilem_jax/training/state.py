@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed.mesh import WHOLE, Layout, on_mesh
+from vilem_jax.models.locked import split_params
 from vilem_jax.models.vilem import Params, new_params
 from vilem_jax.training.optimizer import make_optimizer
 from vilem_jax.typing import PyTree
@@ -31,7 +32,7 @@ class State:
 class TrainState(State):
     """The state of a ViLEM: the momentum model and the queues besides."""
 
-    momentum_params: Params  # the tree of `params`
+    momentum_params: Params  # the tree of what trains of `params`: models/locked.py
     image_queue: jax.Array  # [Q, E], newest first
     text_queue: jax.Array  # [Q, E]
     queue_count: jax.Array  # int32, valid rows of both queues
@@ -47,13 +48,19 @@ def init_params(config: Config, key: jax.Array) -> Params:
     return new_params(config.model, config.compute, key)
 
 
-def initial_fields(config: Config, params: Params) -> dict[str, PyTree]:
-    """Step 0 of what every state has, by the names of `State`."""
+def initial_fields(
+    config: Config, params: Params, trained: Params
+) -> dict[str, PyTree]:
+    """Step 0 of what every state has, by the names of `State`.
+
+    Args:
+      trained: the part of `params` that the optimizer updates.
+    """
     zero = jnp.zeros((), jnp.int32)
     return dict(
         step=zero,
         params=params,
-        opt_state=make_optimizer(config.optimizer).init(params),
+        opt_state=make_optimizer(config.optimizer).init(trained),
         skipped_total=zero,
         skipped_in_a_row=zero,
     )
@@ -62,13 +69,19 @@ def initial_fields(config: Config, params: Params) -> dict[str, PyTree]:
 def init_state(
     config: Config, params: Params, momentum_params: Params | None = None
 ) -> TrainState:
-    """Step 0: empty queues; the momentum parameters equal `params` if not given."""
+    """Step 0: empty queues; the momentum parameters equal `params` if not given.
+
+    Args:
+      momentum_params: the tree of `params`; only its trained part is kept.
+    """
     queue_shape = (config.loss.queue_length, config.model.embedding_width)
     has_ids = config.loss.positives == "image"
+    trained, _ = split_params(params, config.model)
     if momentum_params is None:
-        momentum_params = params
+        momentum_params = trained
+    momentum_params, _ = split_params(momentum_params, config.model)
     return TrainState(
-        **initial_fields(config, params),
+        **initial_fields(config, params, trained),
         # A copy: a donated state may not hold one buffer twice.
         momentum_params=jax.tree.map(jnp.copy, momentum_params),
         image_queue=jnp.zeros(queue_shape),

@@ -18,6 +18,7 @@ from vilem_jax.distributed.mesh import ROWS, WHOLE, Layout, one_device
 from vilem_jax.editing.editor import FrozenEditor, edit_captions
 from vilem_jax.keys import Purpose, fold_in, sample_keys
 from vilem_jax.models.layers import dropout_seeds
+from vilem_jax.models.locked import join_params, split_params
 from vilem_jax.models.text import make_attention_mask
 from vilem_jax.models.vilem import Params
 from vilem_jax.models.vision import normalize
@@ -138,14 +139,16 @@ def make_update(
         temperature = state.params["temperature"]
         # Clamped here, not by a constraint in the optimizer, as in ALBEF.
         clamped = jnp.clip(temperature, loss.min_temperature, loss.max_temperature)
-        params = {**state.params, "temperature": clamped}
+        # The differentiated argument; the locked part is the same in both models.
+        before, locked = split_params(state.params, config.model)
+        params = {**before, "temperature": clamped}
         # Eqs. (1), (2) before the keys: they come from the updated momentum model.
         momentum_params = contrastive.momentum_update(
             state.momentum_params, params, loss.momentum
         )
 
         # Plain `jit` would all-reduce the gradients of every microbatch.
-        param_specs = layout.param_specs(params)
+        param_specs, locked_specs = map(layout.param_specs, (params, locked))
         grad_specs = layout.moment_specs(params)
         gradients = layout.on_each_device(
             partial(
@@ -153,18 +156,24 @@ def make_update(
                 config=config,
                 layout=layout,
                 param_specs=param_specs,
+                locked_specs=locked_specs,
                 grad_specs=grad_specs,
             ),
-            in_specs=(param_specs, param_specs, WHOLE, ROWS, ROWS),
+            in_specs=(param_specs, param_specs, locked_specs, WHOLE, ROWS, ROWS),
             out_specs=(grad_specs, WHOLE, WHOLE),
         )
         row = jnp.arange(samples.tokens.shape[0])  # sharded like the samples
         grads, (total, sums), keys = gradients(
-            params, momentum_params, _shared(config, state, samples), samples, row
+            params,
+            momentum_params,
+            locked,
+            _shared(config, state, samples),
+            samples,
+            row,
         )
 
         new_state, metrics = apply_gradients(
-            state,
+            dataclasses.replace(state, params=before),
             params,
             grads,
             # An infinite temperature shows nowhere else: it was clamped.
@@ -174,10 +183,12 @@ def make_update(
             momentum_params=momentum_params,
             **next_queues(state, keys),
         )
-        return new_state, metrics | step_metrics(total, sums, samples) | {
+        whole = join_params(new_state.params, locked)
+        return dataclasses.replace(new_state, params=whole), metrics | {
+            **step_metrics(total, sums, samples),
             "temperature": clamped,
             "queue_fill": new_state.queue_count / max(loss.queue_length, 1),
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(join_params(params, locked)),
         }
 
     return update

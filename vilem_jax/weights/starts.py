@@ -35,7 +35,10 @@ def read_vision_config(
         stored = read_model_folder(name).config.model.vision
         positions.check_divides(base.image_size, stored.patch_size, name)
         return dataclasses.replace(
-            stored, start_from=base.start_from, image_size=base.image_size
+            stored,
+            start_from=base.start_from,
+            image_size=base.image_size,
+            num_trained_layers=base.num_trained_layers,
         )
     source, module = _open(name, "vision", allow_pickle)
     return module.read_vision_config(source, base)
@@ -78,7 +81,10 @@ def read_text_config(
     if _is_ours(name):
         stored = read_model_folder(name).config.model.text
         return dataclasses.replace(
-            stored, start_from=base.start_from, dropout_rate=base.dropout_rate
+            stored,
+            start_from=base.start_from,
+            dropout_rate=base.dropout_rate,
+            num_trained_layers=base.num_trained_layers,
         )
     source, module = _open(name, "text", allow_pickle)
     return module.read_text_config(source, base)
