@@ -16,6 +16,7 @@ from tests.data.make_files import img2dataset_members, make_image, write_tar
 from vilem_jax.config.schema import EditorConfig, TextConfig
 from vilem_jax.config.sources import (
     CsvConfig,
+    HuggingFaceConfig,
     ImageFolderConfig,
     JsonConfig,
     TfdsConfig,
@@ -211,6 +212,34 @@ def _imagefolder(file: Path) -> list[Any]:
     return _used(open_source(ImageFolderConfig(path=str(file.parent))))
 
 
+def _parquet(folder: Path) -> Path:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    images = [{"bytes": make_image(i), "path": f"{i}.png"} for i in range(6)]
+    table = pa.table({"image": images, "text": CAPTIONS})
+    parquet.write_table(table, folder / "a.parquet", row_group_size=3)
+    return folder / "a.parquet"
+
+
+def _saved(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        import pyarrow as pa
+
+        from tests.data.sources.test_huggingface import save_to_disk
+
+        images = [{"bytes": make_image(i), "path": f"{i}.png"} for i in range(6)]
+        table = pa.table({"image": images, "text": CAPTIONS})
+        return save_to_disk(folder / "saved", table) / name
+
+    return make
+
+
+def _huggingface(file: Path) -> list[Any]:
+    path = file if file.suffix == ".parquet" else file.parent
+    return _used(open_source(HuggingFaceConfig(path=str(path))))
+
+
 def _clips(file: Path) -> list[Any]:
     clips = VideoClips(file, None)
     return [clips.file(index) for index in range(len(clips))]
@@ -327,6 +356,9 @@ PARSERS = {
         _text("metadata.jsonl", METADATA, in_lines=True), _imagefolder
     ),
     "metadata.csv": Parser(_text("metadata.csv", METADATA_CSV), _imagefolder),
+    "parquet": Parser(_parquet, _huggingface),
+    "arrow": Parser(_saved("data-00000-of-00001.arrow"), _huggingface),
+    "state.json": Parser(_saved("state.json"), _huggingface),
     "zip": Parser(_zipped, lambda file: _captions(file, "captions.json")[0][1:], True),
     "tar": Parser(_tar, _tar_source),
     "dataset_info.json": Parser(_tfds("dataset_info.json"), _tfds_source),

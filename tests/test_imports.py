@@ -41,6 +41,7 @@ ONLY_IN = {
     "jax2onnx": {"export/onnx_graph.py"},
     "lancedb": {"search/handover.py"},
     "onnxruntime": {"export/onnx_graph.py"},
+    "pyarrow": {"data/sources/arrow_files.py", "search/handover.py"},
     "tensorflow": set(),
     "torch": {"weights/pickles.py"},
 }
@@ -53,6 +54,7 @@ LATE = {
     "jax2onnx",
     "lancedb",
     "onnxruntime",
+    "pyarrow",
     "tensorflow_datasets",
     "torch",
     "transformers",

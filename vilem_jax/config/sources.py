@@ -128,6 +128,23 @@ class ImageFolderConfig(TableConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HuggingFaceConfig(TableConfig):
+    """A folder that `datasets` saved, or Parquet: a file, a glob, or a folder."""
+
+    kind: Literal["huggingface"] = "huggingface"
+
+    reader = "vilem_jax.data.sources.huggingface:HuggingFaceSource"
+    suffixes = (".parquet",)
+
+    @classmethod
+    def recognizes(cls, data: str) -> bool:
+        if Path(data).is_dir():
+            files = ("state.json", "dataset_dict.json", "*.parquet", "*/*.parquet")
+            return any(any(Path(data).glob(pattern)) for pattern in files)
+        return super().recognizes(data)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TfdsConfig(FileSourceConfig):
     """A TFDS data set `path`, such as "coco_captions/2014", prepared in `images`."""
 
@@ -153,7 +170,7 @@ class WebDatasetConfig(FileSourceConfig):
 SOURCE_KINDS: dict[str, type[SourceConfig]] = {
     cls.kind: cls
     for cls in (
-        *(ImageFolderConfig, JsonConfig, CsvConfig),
+        *(ImageFolderConfig, HuggingFaceConfig, JsonConfig, CsvConfig),
         *(WebDatasetConfig, TfdsConfig, ScenesConfig),
     )
 }
