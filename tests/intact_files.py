@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from tests.data.make_files import img2dataset_members, make_image, write_tar
+from tests.data.make_files import (
+    image_table,
+    img2dataset_members,
+    make_image,
+    save_to_disk,
+    write_tar,
+)
 from vilem_jax.config.schema import EditorConfig, TextConfig
 from vilem_jax.config.sources import (
     CsvConfig,
     HuggingFaceConfig,
     ImageFolderConfig,
     JsonConfig,
+    SourceConfig,
     TfdsConfig,
     WebDatasetConfig,
 )
@@ -204,40 +211,22 @@ def _captions(file: Path, member: str = "", split: str = "") -> list[Any]:
     return _used(open_source(JsonConfig(path=path, split=split)))
 
 
-def _csv_source(file: Path) -> list[Any]:
-    return _used(open_source(CsvConfig(path=str(file), split="test")))
-
-
-def _imagefolder(file: Path) -> list[Any]:
-    return _used(open_source(ImageFolderConfig(path=str(file.parent))))
-
-
 def _parquet(folder: Path) -> Path:
-    import pyarrow as pa
     from pyarrow import parquet
 
-    images = [{"bytes": make_image(i), "path": f"{i}.png"} for i in range(6)]
-    table = pa.table({"image": images, "text": CAPTIONS})
-    parquet.write_table(table, folder / "a.parquet", row_group_size=3)
+    parquet.write_table(image_table(CAPTIONS), folder / "a.parquet", row_group_size=3)
     return folder / "a.parquet"
 
 
 def _saved(name: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        import pyarrow as pa
-
-        from tests.data.sources.test_huggingface import save_to_disk
-
-        images = [{"bytes": make_image(i), "path": f"{i}.png"} for i in range(6)]
-        table = pa.table({"image": images, "text": CAPTIONS})
-        return save_to_disk(folder / "saved", table) / name
-
-    return make
+    return lambda folder: save_to_disk(folder / "a", image_table(CAPTIONS)) / name
 
 
-def _huggingface(file: Path) -> list[Any]:
-    path = file if file.suffix == ".parquet" else file.parent
-    return _used(open_source(HuggingFaceConfig(path=str(path))))
+def _table(cls: type[SourceConfig], *, of_folder: bool = False) -> Callable:
+    def read(file: Path) -> list[Any]:
+        return _used(open_source(cls(path=str(file.parent if of_folder else file))))
+
+    return read
 
 
 def _clips(file: Path) -> list[Any]:
@@ -300,9 +289,7 @@ TABLE = "image,caption,split,image_id\n" + "".join(
     f'{i}.png,"{text}",test,{i}\n' for i, text in enumerate(CAPTIONS)
 )
 METADATA = [{"file_name": f"{i}.png", "text": t} for i, t in enumerate(CAPTIONS)]
-METADATA_CSV = "file_name,text\n" + "".join(
-    f'{i}.png,"{text}"\n' for i, text in enumerate(CAPTIONS)
-)
+METADATA_CSV = TABLE.replace("image,caption", "file_name,text")
 SUGARCREPE = {
     str(i): {"filename": f"{i}.png", "caption": text, "negative_caption": "no"}
     for i, text in enumerate(CAPTIONS)
@@ -342,6 +329,7 @@ def _pairs(file: Path) -> Any:
     return [images.read_image(pair.image) for pair in pairs]
 
 
+SAVED = _table(HuggingFaceConfig, of_folder=True)
 PARSERS = {
     "rows": Parser(_text("a.json", ROWS), _captions),
     "rows, a split": Parser(
@@ -350,15 +338,17 @@ PARSERS = {
     "rows in lines": Parser(_text("a.json", ROWS, in_lines=True), _captions),
     "karpathy": Parser(_text("a.json", KARPATHY), _captions),
     "coco": Parser(_text("a.json", COCO), _captions),
-    "csv": Parser(_text("a.csv", TABLE), _csv_source),
-    "tsv": Parser(_text("a.tsv", TABLE.replace(",", "\t")), _csv_source),
+    "csv": Parser(_text("a.csv", TABLE), _table(CsvConfig)),
+    "tsv": Parser(_text("a.tsv", TABLE.replace(",", "\t")), _table(CsvConfig)),
     "metadata.jsonl": Parser(
-        _text("metadata.jsonl", METADATA, in_lines=True), _imagefolder
+        _text("metadata.jsonl", METADATA, in_lines=True), _table(ImageFolderConfig)
     ),
-    "metadata.csv": Parser(_text("metadata.csv", METADATA_CSV), _imagefolder),
-    "parquet": Parser(_parquet, _huggingface),
-    "arrow": Parser(_saved("data-00000-of-00001.arrow"), _huggingface),
-    "state.json": Parser(_saved("state.json"), _huggingface),
+    "metadata.csv": Parser(
+        _text("metadata.csv", METADATA_CSV), _table(ImageFolderConfig)
+    ),
+    "parquet": Parser(_parquet, _table(HuggingFaceConfig)),
+    "arrow": Parser(_saved("data-00000-of-00001.arrow"), SAVED),
+    "state.json": Parser(_saved("state.json"), SAVED),
     "zip": Parser(_zipped, lambda file: _captions(file, "captions.json")[0][1:], True),
     "tar": Parser(_tar, _tar_source),
     "dataset_info.json": Parser(_tfds("dataset_info.json"), _tfds_source),

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 
@@ -68,3 +69,21 @@ def img2dataset_members(keys) -> list[tuple[str, bytes]]:
             (f"{key:09d}.txt", f"caption {key}".encode()),
         ]
     return members
+
+
+def save_to_disk(folder, content, rows_each=2):
+    """The files of `datasets`, which is not installed for the tests."""
+    folder.mkdir(parents=True)
+    file = folder / "data-00000-of-00001.arrow"
+    with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, content.schema) as w:
+        w.write_table(content, max_chunksize=rows_each)
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
+def image_table(captions: list[str]) -> pa.Table:
+    """A row for each caption, as `datasets` stores images."""
+    numbers = range(len(captions))
+    images = [{"bytes": make_image(i), "path": f"{i}.png"} for i in numbers]
+    return pa.table({"image": images, "text": captions})

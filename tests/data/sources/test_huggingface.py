@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.data.make_files import make_image
+from tests.data.make_files import make_image, save_to_disk
 from vilem_jax.cli.options import kind_of
 from vilem_jax.config.sources import HuggingFaceConfig
 from vilem_jax.data.sources.source import Source, open_source
@@ -26,17 +26,6 @@ def write(file, content, **settings):
     file.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(content, file, **settings)
     return file
-
-
-def save_to_disk(folder, content, rows_each=2):
-    """The files of `datasets`, which is not installed for the tests."""
-    folder.mkdir(parents=True)
-    file = folder / "data-00000-of-00001.arrow"
-    with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, content.schema) as w:
-        w.write_table(content, max_chunksize=rows_each)
-    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}
-    (folder / "state.json").write_text(json.dumps(state))
-    return folder
 
 
 def opened(path, **settings):

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests.data.make_files import make_image
-from tests.data.sources.test_huggingface import save_to_disk
+from tests.data.make_files import make_image, save_to_disk
 from vilem_jax.config.schema import Config, DataConfig, TrainConfig
 from vilem_jax.config.sources import (
     CsvConfig,
