@@ -12,7 +12,17 @@ import warnings
 from collections.abc import Sequence
 
 from vilem_jax import __version__
-from vilem_jax.cli import data, evaluate, plan, proofread, search, train, weights
+from vilem_jax.cli import (
+    completion,
+    data,
+    doctor,
+    evaluate,
+    plan,
+    proofread,
+    search,
+    train,
+    weights,
+)
 from vilem_jax.cli.options import VerbParser, expand_home
 from vilem_jax.cli.signals import interrupting_signals
 from vilem_jax.cli.streams import lasting_streams
@@ -118,18 +128,30 @@ def split_overrides(given: Sequence[str]) -> tuple[list[str], list[Override]]:
     return rest, overrides
 
 
+_QUESTIONS = """\
+which GPU do I need?           vilem plan --config=CONFIG --device=NAME
+is my data all right?          vilem data check --config=CONFIG
+why did it stop?               vilem doctor --run=RUN
+how good is it?                vilem evaluate retrieval --model=RUN
+how do I use it elsewhere?     vilem weights export RUN --format=vilem --out=FOLDER
+"""
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vilem",
         description="ViLEM: retrieval of images by words, and words by images, "
         "that looks at every word.",
+        epilog=_QUESTIONS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vilem {__version__}")
     verbs = parser.add_subparsers(
         metavar="VERB", required=True, parser_class=VerbParser
     )
-    for module in (train, evaluate, proofread, search, data, weights, plan):
+    using = (train, evaluate, proofread, search)
+    for module in (*using, data, weights, plan, doctor, completion):
         module.add_verbs(verbs)
     return parser
 

@@ -1,6 +1,7 @@
 """`vilem train`, and `vilem demo`, which trains on the embedded data."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from vilem_jax.cli.options import add_config, add_distributed, hours
@@ -59,7 +60,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     config = load_config(options.config, options.overrides)
-    from vilem_jax.runs.workdir import LOCK_FILE
+    from vilem_jax.runs.workdir import LOCK_FILE, noting_errors
 
     if not options.dry_run:
         check_free(Path(options.workdir) / LOCK_FILE, options.workdir)
@@ -67,11 +68,13 @@ def _run(options: argparse.Namespace) -> None:
         from vilem_jax.report.end_of_run import end_of_run
         from vilem_jax.training.run import train
 
-    train(
-        config,
-        options.workdir,
-        max_hours=options.max_hours,
-        dry_run=options.dry_run,
-        stop_code=options.stop_code,
-        at_end=lambda: print(end_of_run(options.workdir)),
-    )
+    no_note = contextlib.nullcontext()
+    with no_note if options.dry_run else noting_errors(options.workdir):
+        train(
+            config,
+            options.workdir,
+            max_hours=options.max_hours,
+            dry_run=options.dry_run,
+            stop_code=options.stop_code,
+            at_end=lambda: print(end_of_run(options.workdir)),
+        )

@@ -2,6 +2,7 @@
 
 RUN/config.json       format_version, and the frozen config; written when the run starts
 RUN/command.txt       the command lines that started it, one per line
+RUN/error.txt         the error that ended the last start, if one did
 RUN/metrics.jsonl     one record per line (metrics.py)
 RUN/timing.jsonl      what depends on the wall clock (metrics.py)
 RUN/tensorboard/      both, as TensorBoard events (tensorboard.py)
@@ -10,11 +11,13 @@ RUN/editor/           of an editor's run, at its end: what config.editor.path na
 RUN/.lock             while a process trains: which (locks.py)
 """
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from vilem_jax.config.freeze import differences, freeze, to_dict
@@ -26,6 +29,7 @@ from vilem_jax.parsing import decode, parse_json
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1  # of all files of the folder
 COMMAND_FILE = "command.txt"
+ERROR_FILE = "error.txt"
 LOCK_FILE = ".lock"
 EDITOR_FOLDER = "editor"
 _LATER = ("metrics.jsonl", "checkpoints")  # written after CONFIG_FILE
@@ -112,6 +116,28 @@ def read_commands(workdir: str | os.PathLike) -> list[str]:
     except OSError:
         return []
     return content.decode("utf-8", "surrogateescape").splitlines()
+
+
+@contextlib.contextmanager
+def noting_errors(workdir: str | os.PathLike) -> Iterator[None]:
+    """Stores the error that ends the block, a start of the run, for `read_error`."""
+    file = Path(workdir) / ERROR_FILE
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        if (Path(workdir) / CONFIG_FILE).exists():
+            with contextlib.suppress(OSError):  # of a full disk, perhaps
+                replace_file(file, f"{type(error).__name__}: {reason(error)}\n")
+        raise
+
+
+def read_error(workdir: str | os.PathLike) -> str:
+    """The error that ended the last start of a run; "" if none did."""
+    with contextlib.suppress(OSError):
+        return (Path(workdir) / ERROR_FILE).read_text(encoding="utf-8").strip()
+    return ""
 
 
 def read_config(workdir: str | os.PathLike) -> Config:
