@@ -61,3 +61,6 @@ BERT = {
     **{"layer_norm_eps": 1e-12, "vocab_size": 30, "max_position_embeddings": 16},
     **{"type_vocab_size": 2, "position_embedding_type": "absolute"},
 }
+OWN_PAIRS = "image,caption,wrong_caption\n" + "".join(
+    f'{i}.png,"{text}",no\n' for i, text in enumerate(CAPTIONS)
+)

@@ -231,3 +231,27 @@ def test_json_lines_are_entries(tmp_path):
         read_pairs(tmp_path / "odd.json")
     write(tmp_path / "odd.json", f"{lines[0]}\n{lines[0]}\n")
     assert len(read_pairs(tmp_path / "odd.json")[0]) == 2
+
+
+def test_own_pairs_as_json_or_a_table(tmp_path):
+    row = {"image": "a.jpg", "caption": "a dog, brown", "wrong_caption": "a cat"}
+    write(tmp_path / "mine.json", [row, row | {"kind": "animal"}])
+    text = 'image,caption,wrong_caption,kind\na.jpg,"a dog, brown",a cat,{}\n'
+    write(tmp_path / "mine.csv", text.format("") + 'a.jpg,"a dog, brown",a cat,animal')
+    expected = tuple(
+        CaptionPair("a.jpg", "a dog, brown", "a cat", kind)
+        for kind in ("mine", "animal")
+    )
+    for name in ("mine.json", "mine.csv"):
+        pairs, protocol = read_pairs(tmp_path / name)
+        assert pairs == expected and protocol["layouts"] == ["own"]
+    write(tmp_path / "a.tsv", "image\tcaption\twrong_caption\na.jpg\ta dog\ta cat\n")
+    assert read_pairs(tmp_path / "a.tsv")[0][0].wrong_caption == "a cat"
+    for rows, words in (
+        ("", "holds no caption pairs"),
+        ("a.jpg,a dog,,\n", "entry 'line 2': no text in 'wrong_caption'"),
+        ("a.jpg,a dog\n", "row at line 2 has 2 fields"),
+    ):
+        write(tmp_path / "b.csv", "image,caption,wrong_caption,kind\n" + rows)
+        with pytest.raises(UserError, match=words):
+            read_pairs(tmp_path / "b.csv")

@@ -1,7 +1,8 @@
 """Files of true and wrong captions, in the layouts of their authors.
 
-The fields of an entry show its layout:
+The fields of an entry show its layout; your own may also be a CSV or TSV file:
 
+  own             {"image", "caption", "wrong_caption", and optionally "kind"}
   SugarCrepe      {"filename", "caption", "negative_caption"}
   ARO, relation   {"image_path", "true_caption", "false_caption", "relation_name",
                    "bbox_x", "bbox_y", "bbox_w", "bbox_h"}: the box is what is looked at
@@ -23,13 +24,22 @@ from vilem_jax.data.images import decode
 from vilem_jax.data.sources.annotations import short
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.named_images import NamedImages
-from vilem_jax.parsing import Records, is_blank, is_number, read_json, whole_number
+from vilem_jax.parsing import (
+    Records,
+    is_blank,
+    is_number,
+    parse_csv,
+    read_json,
+    read_text,
+    whole_number,
+)
 from vilem_jax.typing import JsonObject
 
 LAYOUT = (
-    "an entry of SugarCrepe has 'filename', 'caption' and 'negative_caption', one of "
-    "ARO 'image_path', 'true_caption' and 'false_caption' or 'image' and "
-    "'caption_options', one of VALSE 'image_file', 'caption', 'foil' and 'mturk'"
+    "an entry of your own has 'image', 'caption' and 'wrong_caption', one of "
+    "SugarCrepe 'filename', 'caption' and 'negative_caption', one of ARO 'image_path', "
+    "'true_caption' and 'false_caption' or 'image' and 'caption_options', one of VALSE "
+    "'image_file', 'caption', 'foil' and 'mturk'"
 )
 MIN_VOTES = 2  # of VALSE's three annotators: "valid foils"
 _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
@@ -54,11 +64,11 @@ class Boxed(NamedTuple):
 
 
 def read_pairs(*paths: str | Path) -> tuple[tuple[CaptionPair, ...], JsonObject]:
-    """Pairs from JSON files in any of the layouts, or from folders of such files.
+    """Pairs from files in any of the layouts, or from folders of JSON files.
 
-    The type of a pair is its file's name without `.json`. Entries of VALSE whose foil
-    fewer than two of three annotators distinguished from the caption are left out and
-    counted; those without votes are taken.
+    The type of a pair is its "kind", or its file's name without ending. Entries of
+    VALSE whose foil fewer than two of three annotators distinguished from the caption
+    are left out and counted; those without votes are taken.
 
     Returns:
       the pairs, and their protocol: "layouts" are those that were met, "notes" say what
@@ -128,6 +138,13 @@ def _cut(pixels: np.ndarray, image: Boxed) -> np.ndarray:
 
 
 def _entries(file: Path) -> JsonObject:
+    if file.suffix in (".csv", ".tsv"):
+        text = read_text(file, "file of caption pairs")
+        _, rows = parse_csv(text, file, "\t" if file.suffix == ".tsv" else ",")
+        entries = {f"line {line}": row for line, row in rows}
+        if not entries:
+            raise UserError(f"{file} holds no caption pairs; {LAYOUT}")
+        return entries
     entries = read_json(file, "file of caption pairs")
     if isinstance(entries, Records):
         entries = {entries.where(i): entry for i, entry in enumerate(entries)}
@@ -147,6 +164,9 @@ def _read_entry(where: str, entry: Any, kind: str) -> tuple[str, CaptionPair | N
         return "ARO", _read_order(where, entry, kind)
     if entry.keys() & {"foil", "image_file"}:
         return "VALSE", _read_foil(where, entry, kind)
+    if entry.keys() & {"wrong_caption"}:
+        image, *texts = _texts(where, entry, "image", "caption", "wrong_caption")
+        return "own", CaptionPair(image, *texts, str(entry.get("kind") or kind))
     names = ("filename", "caption", "negative_caption")
     image, caption, wrong = _texts(where, entry, *names)
     return "SugarCrepe", CaptionPair(image, caption, wrong, kind)
