@@ -165,8 +165,10 @@ def _read_entry(where: str, entry: Any, kind: str) -> tuple[str, CaptionPair | N
     if entry.keys() & {"foil", "image_file"}:
         return "VALSE", _read_foil(where, entry, kind)
     if entry.keys() & {"wrong_caption"}:
-        image, *texts = _texts(where, entry, "image", "caption", "wrong_caption")
-        return "own", CaptionPair(image, *texts, str(entry.get("kind") or kind))
+        names = ("image", "caption", "wrong_caption")
+        image, caption, wrong = _texts(where, entry, *names)
+        kind = str(entry.get("kind") or kind)
+        return "own", CaptionPair(image, caption, wrong, kind)
     names = ("filename", "caption", "negative_caption")
     image, caption, wrong = _texts(where, entry, *names)
     return "SugarCrepe", CaptionPair(image, caption, wrong, kind)
