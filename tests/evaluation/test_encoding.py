@@ -1,6 +1,8 @@
 """Encoders: any number of rows, two programs, the model's own numbers."""
 
 import dataclasses
+import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -114,13 +116,17 @@ def test_each_caption_needs_an_image(encoder, tokenizer, num_images):
         encoder.proofread(images(num_images), tokens, tokens[:, :2], tokens[:, :2])
 
 
-def test_images_come_in_order_and_square(encoder, source, capsys):
+def test_images_come_in_order_and_square(encoder, source, capsys, monkeypatch):
     found = list(encoder.read_images(source, [2, 0, 2]))
     assert [image.shape for image in found] == [(16, 16, 3)] * 3
     np.testing.assert_array_equal(found[0], found[2])
-    shown = dataclasses.replace(encoder, show_progress=True).read_images(source, [1])
-    assert [image.shape for image in shown] == [(16, 16, 3)]
-    assert "1/1" in capsys.readouterr().err
+    monkeypatch.setattr("vilem_jax.progress.SOON", 0.01)
+    rows = [1] * 1000  # more than are read ahead
+    shown = dataclasses.replace(encoder, show_progress=True).read_images(source, rows)
+    assert next(shown).shape == (16, 16, 3)
+    time.sleep(0.1)
+    assert re.search(r"reading images, [\d,]+ of 1,000", capsys.readouterr().err)
+    assert len(list(shown)) == 999
     assert list(read_ahead(lambda n: n * n, range(100))) == [n * n for n in range(100)]
 
 
