@@ -81,3 +81,21 @@ def test_program_is_named_so_that_the_shell_finds_it(tmp_path, monkeypatch):
     assert program() == "vilem"
     monkeypatch.setattr("sys.argv", ["-c"])
     assert program() == "vilem"
+
+
+def test_data_that_has_changed_is_named(tmp_path):
+    from vilem_jax.config.sources import ScenesConfig
+    from vilem_jax.data.corpus import Corpus
+    from vilem_jax.data.fingerprint import fingerprints
+    from vilem_jax.data.sources.source import open_source
+    from vilem_jax.runs.workdir import note_data, read_data
+
+    def data(number):
+        config = ScenesConfig(name="scenes", split="train", num_images=number)
+        return fingerprints(Corpus([open_source(config)]))
+
+    assert read_data(tmp_path) == {}
+    assert note_data(tmp_path, data(4)) == note_data(tmp_path, data(4)) == []
+    assert read_data(tmp_path)["scenes"]["images"] == 4
+    assert note_data(tmp_path, data(5)) == ["scenes"]
+    assert len({data(n)["scenes"]["names_sha256"] for n in (4, 4, 5)}) == 2

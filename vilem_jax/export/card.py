@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vilem_jax.runs.metrics import METRICS_FILE, read_records
 from vilem_jax.runs.trained_model import Stored, Weights, is_run
-from vilem_jax.runs.workdir import read_commands
+from vilem_jax.runs.workdir import read_commands, read_data
 from vilem_jax.templates import render_template
 from vilem_jax.typing import JsonObject
 
@@ -62,6 +62,7 @@ def model_card(
         weights=weights,
         step=stored.step,
         commands=read_commands(stored.folder) if is_run(name) else [],
+        data=read_data(stored.folder) if is_run(name) else {},
         made_by=made_by,
         scores=_scores(metrics),
         scored_step=metrics.get("step"),

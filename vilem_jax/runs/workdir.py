@@ -2,6 +2,7 @@
 
 RUN/config.json       format_version, and the frozen config; written when the run starts
 RUN/command.txt       the command lines that started it, one per line
+RUN/data.json         which training data it reads (data/fingerprint.py)
 RUN/error.txt         the error that ended the last start, if one did
 RUN/metrics.jsonl     one record per line (metrics.py)
 RUN/timing.jsonl      what depends on the wall clock (metrics.py)
@@ -25,10 +26,12 @@ from vilem_jax.config.schema import Config
 from vilem_jax.errors import UserError
 from vilem_jax.files import check_format_version, reason, replace_file, write_errors
 from vilem_jax.parsing import decode, parse_json
+from vilem_jax.typing import JsonObject
 
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1  # of all files of the folder
 COMMAND_FILE = "command.txt"
+DATA_FILE = "data.json"
 ERROR_FILE = "error.txt"
 LOCK_FILE = ".lock"
 EDITOR_FOLDER = "editor"
@@ -107,6 +110,27 @@ def program() -> str:
         return "vilem"
     path = os.path.relpath(called)
     return str(called.absolute()) if path.startswith("..") else path
+
+
+def note_data(workdir: str | os.PathLike, data: JsonObject) -> list[str]:
+    """Stores the fingerprints of the training data; returns the sources that changed.
+
+    Raises:
+      UserError: if they cannot be written.
+    """
+    before, file = read_data(workdir), Path(workdir) / DATA_FILE
+    with write_errors(file):
+        replace_file(file, json.dumps(data, indent=2, ensure_ascii=True) + "\n")
+    return [name for name in data if before.get(name, data[name]) != data[name]]
+
+
+def read_data(workdir: str | os.PathLike) -> JsonObject:
+    """{source: fingerprint} of a run's training data; {} if there is none."""
+    try:
+        found = json.loads((Path(workdir) / DATA_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_commands(workdir: str | os.PathLike) -> list[str]:

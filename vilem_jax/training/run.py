@@ -17,6 +17,7 @@ from vilem_jax import locks
 from vilem_jax.config.schema import Config
 from vilem_jax.data.batches import Batches, BatchMaker, open_corpus
 from vilem_jax.data.corpus import Corpus
+from vilem_jax.data.fingerprint import fingerprints
 from vilem_jax.data.sources.source import notes_of
 from vilem_jax.data.tokenizer import Tokenizer
 from vilem_jax.distributed import processes
@@ -41,6 +42,7 @@ from vilem_jax.runs.workdir import (
     check_workdir,
     claim_workdir,
     note_command,
+    note_data,
 )
 from vilem_jax.training import starting
 from vilem_jax.training.compile import compile_step
@@ -144,7 +146,7 @@ def train(
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         stop = enter(_stop_signal())
-        processes.on_process_0(lambda: _claim(enter, folder, config, tokenizer))
+        processes.on_process_0(lambda: _claim(enter, folder, config, tokenizer, corpus))
         processes.check_shared(folder)
 
         # ---- restore, or pretrained weights, or random ones ----
@@ -255,11 +257,15 @@ def _log_validation(
         best.update(step, processes.broadcast(mean_recall(metrics)), state)
 
 
-def _claim(enter: Callable, folder: Path, config: Config, tokenizer: Tokenizer) -> None:
+def _claim(
+    enter: Callable, folder: Path, config: Config, tokenizer: Tokenizer, corpus: Corpus
+) -> None:
     """On process 0; it is the only writer as long as what it has entered is open."""
     enter(locks.only_writer(folder / LOCK_FILE, folder))
     claim_workdir(folder, config)
     note_command(folder)
+    for name in note_data(folder, fingerprints(corpus)):
+        notify(f"the data of {name} has changed since this run began")
     if not has_tokenizer(folder):  # another program may be reading it
         tokenizer.save(folder / TOKENIZER_FOLDER)
 
