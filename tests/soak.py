@@ -108,7 +108,9 @@ def kills(number: int, chance: random.Random) -> str:
 
 def signals(number: int, chance: random.Random) -> str:
     """SIGTERM, SIGINT, SIGHUP in each phase of a run, resumed each time."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # soak itself may run under nohup
+    # Both are ignored in what a shell starts in the background, or under nohup.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = runs().folder / "signals"
     folder.mkdir()
     config = test_signals.settings_file(runs().folder / "editor" / "editor", folder)
