@@ -52,7 +52,7 @@ class Collective:
     times: int  # runs per step
     in_loop: bool
     shape: str
-    is_async: bool = False  # the device goes on while the data move
+    is_async: bool = False  # the device computes while the data move
 
 
 @dataclass
