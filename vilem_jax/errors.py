@@ -5,6 +5,10 @@ class UserError(ValueError):
     """A user can cause and fix this: one sentence, printed without a traceback."""
 
 
+class MissingSplitError(UserError):
+    """The data has no split of that name."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal that ends the program with an exit code."""
 

@@ -8,8 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vilem_jax.cli.options import EMBEDDED, add_columns, add_config, count, named_source
-from vilem_jax.config.files import load_config
+from vilem_jax.cli.options import (
+    EMBEDDED,
+    add_columns,
+    add_config,
+    count,
+    named_source,
+    read_config_options,
+)
 from vilem_jax.config.schema import Config
 from vilem_jax.config.sources import SOURCE_KINDS, SourceConfig
 from vilem_jax.errors import UserError
@@ -53,7 +59,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    config = load_config(options.config, options.overrides)
+    config = read_config_options(options)
     from vilem_jax.data.check import check, format_report, num_faults
     from vilem_jax.data.sources.source import open_source
     from vilem_jax.data.tokenizer import Tokenizer
@@ -88,7 +94,7 @@ def _tokenizer_name(config: Config) -> str:
 
 
 def _show(options: argparse.Namespace) -> None:
-    config = load_config(options.config, options.overrides)
+    config = read_config_options(options)
     from vilem_jax.report.batch_page import write_batch_page
 
     write_batch_page(config, options.out, num_pairs=options.num_pairs)
@@ -96,7 +102,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _edit(options: argparse.Namespace) -> None:
-    config = load_config(options.config, options.overrides)
+    config = read_config_options(options)
     from vilem_jax.training.edit_corpus import edit_corpus
 
     edits = edit_corpus(config, options.out, num_variants=options.variants)

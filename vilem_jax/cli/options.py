@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vilem_jax.config.sources import SOURCE_KINDS, ScenesConfig, SourceConfig
+from vilem_jax.config.files import load_config
+from vilem_jax.config.schema import Config
+from vilem_jax.config.sources import SOURCE_KINDS, ScenesConfig, SourceConfig, kind_of
+from vilem_jax.config.towers import IMAGE_TOWERS, TEXT_TOWERS
 from vilem_jax.distributed.launcher import SWITCHES
 from vilem_jax.errors import UserError
 from vilem_jax.evaluation.benchmark import count
@@ -74,6 +77,29 @@ def add_config(verb: argparse.ArgumentParser) -> None:
         help="a packaged config or a file of your own; --config.a.b=VALUE overrides",
     )
     verb.set_defaults(overrides=[])
+    own = verb.add_argument_group("with --config=own_data")
+    own.add_argument(
+        "--data", help="captions: JSON, tars, a TFDS name; splits are read"
+    )
+    own.add_argument("--images", help="folder or zip of the images")
+    own.add_argument("--kind", choices=[*SOURCE_KINDS], help="of --data")
+    for kind, known in (("image", IMAGE_TOWERS), ("text", TEXT_TOWERS)):
+        own.add_argument(
+            f"--{kind}-tower", metavar="NAME", help=f"one of {', '.join(known)}"
+        )
+        own.add_argument(
+            f"--{kind}-weights",
+            metavar="FOLDER",
+            help="a file, a folder or a hub name; or 'hub', the default, or 'scratch'",
+        )
+
+
+def read_config_options(options: argparse.Namespace) -> Config:
+    """The config that --config names, with the options and overrides beside it."""
+    names = ("data", "images", "kind", "image_tower", "image_weights")
+    names += ("text_tower", "text_weights")
+    given = {n: value for n in names if (value := getattr(options, n)) is not None}
+    return load_config(options.config, options.overrides, given)
 
 
 def add_model(verb: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -215,19 +241,6 @@ def refuse_options(options: argparse.Namespace, names: Sequence[str], why: str) 
     for name in names:
         if value := getattr(options, name):
             raise UserError(f"--{name.replace('_', '-')}={value} {why}")
-
-
-def kind_of(data: str) -> str:
-    """The kind that recognizes the name `data`.
-
-    Raises:
-      UserError: none does.
-    """
-    for kind, cls in SOURCE_KINDS.items():
-        if cls.recognizes(data):
-            return kind
-    kinds = " or ".join(SOURCE_KINDS)
-    raise UserError(f"cannot recognise the kind of data of {data}; give --kind={kinds}")
 
 
 def _validation_of(model: str) -> SourceConfig:

@@ -2,8 +2,7 @@
 
 import argparse
 
-from vilem_jax.cli.options import add_config
-from vilem_jax.config.files import load_config
+from vilem_jax.cli.options import add_config, read_config_options
 from vilem_jax.progress import doing, in_words
 from vilem_jax.typing import JsonObject
 
@@ -43,7 +42,7 @@ def _plan(options: argparse.Namespace) -> None:
         from vilem_jax.planning.plan import KNOWN_PAIRS, make_plan
 
     device = device_here() if options.device is None else find_device(options.device)
-    config = load_config(options.config, options.overrides)
+    config = read_config_options(options)
     if options.out:
         check_writable(options.out)
     can_compile = device.is_tpu and has_libtpu()

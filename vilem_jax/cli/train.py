@@ -4,8 +4,13 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from vilem_jax.cli.options import add_config, add_distributed, hours
-from vilem_jax.config.files import config_names, load_config
+from vilem_jax.cli.options import (
+    add_config,
+    add_distributed,
+    hours,
+    read_config_options,
+)
+from vilem_jax.config.files import config_names
 from vilem_jax.errors import Interrupted
 from vilem_jax.locks import check_free
 from vilem_jax.progress import doing
@@ -59,18 +64,18 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = load_config(options.config, options.overrides)
+    config = read_config_options(options)
     from vilem_jax.runs.workdir import LOCK_FILE, noting_errors
 
     if not options.dry_run:
         check_free(Path(options.workdir) / LOCK_FILE, options.workdir)
     with doing("loading JAX"):
         from vilem_jax.report.end_of_run import end_of_run
-        from vilem_jax.training.run import train
+        from vilem_jax.training.with_editor import train_with_editor
 
     no_note = contextlib.nullcontext()
     with no_note if options.dry_run else noting_errors(options.workdir):
-        train(
+        train_with_editor(
             config,
             options.workdir,
             max_hours=options.max_hours,

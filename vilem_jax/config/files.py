@@ -5,6 +5,7 @@ A config file is Python with a `get_config()` that returns a ConfigDict, usually
 """
 
 import ast
+import inspect
 import os
 import runpy
 import traceback
@@ -28,9 +29,13 @@ def default_config() -> Any:
     return ConfigDict(to_dict(Config()))
 
 
-def packaged_config(name: str) -> Any:
-    """The ConfigDict of a packaged config, for config files that build on another."""
-    return _run_get_config(_find(name))
+def packaged_config(name: str, **options: str) -> Any:
+    """The ConfigDict of a packaged config, for config files that build on another.
+
+    Args:
+      options: parameters of its `get_config`: packaged_config("own_data", data=...).
+    """
+    return _run_get_config(_find(name), options)
 
 
 def source(**settings: object) -> Any:
@@ -44,7 +49,11 @@ def source(**settings: object) -> Any:
     return ConfigDict(_source_defaults(settings, "source") | settings)
 
 
-def load_config(name_or_file: str, overrides: Iterable[Override] = ()) -> Config:
+def load_config(
+    name_or_file: str,
+    overrides: Iterable[Override] = (),
+    options: Mapping[str, str] | None = None,
+) -> Config:
     """The frozen config of a run.
 
     Args:
@@ -52,15 +61,18 @@ def load_config(name_or_file: str, overrides: Iterable[Override] = ()) -> Config
         ends in .py or contains a folder).
       overrides: (dotted key, text) pairs; the text is parsed as the type of the value
         that it replaces.
+      options: parameters of its `get_config`, as `--data` and `--images` give them.
 
     Raises:
       UserError: no such config, an error in the file, an unknown key (with the nearest
         known one), a value of another type, or settings that contradict each other.
     """
-    settings = _complete(_run_get_config(_find(name_or_file)))
+    settings = _complete(_run_get_config(_find(name_or_file), options or {}))
     # The kind of a source comes first: it decides which other keys the source has.
     for key, text in sorted(overrides, key=lambda o: not o[0].endswith(".kind")):
         _override(settings, key, text)
+        keys = {key, "train.num_steps"} if key == "train.num_epochs" else {key}
+        settings["fitted"] = [k for k in settings["fitted"] if k not in keys]
     return freeze(settings)
 
 
@@ -92,13 +104,19 @@ def _find(name_or_file: str) -> Path:
     return _packaged_folder() / f"{name_or_file}.py"
 
 
-def _run_get_config(file: Path) -> Mapping[str, object]:
+def _run_get_config(file: Path, options: Mapping[str, str]) -> Mapping[str, object]:
     try:
         # An import would leave a __pycache__ beside the user's file.
         get_config = runpy.run_path(str(file)).get("get_config")
         if get_config is None:
             raise UserError(f"{file} has no get_config()")
-        settings = get_config()
+        if unknown := options.keys() - inspect.signature(get_config).parameters:
+            raise UserError(
+                f"--{min(unknown).replace('_', '-')} is an option of the config "
+                f"own_data: get_config() in {file} has no parameter {min(unknown)}; "
+                "change its settings by --config.KEY=VALUE"
+            )
+        settings = get_config(**options)
     except UserError:
         raise
     except Exception as error:
@@ -122,7 +140,12 @@ def _describe(file: Path, error: Exception) -> str:
 
 def _complete(settings: Mapping[str, object]) -> JsonObject:
     """A plain dict that holds every key, so that each override knows its type."""
-    complete = _merge(to_dict(Config()), settings)
+    defaults = to_dict(Config())
+    complete = _merge(defaults, settings)
+    complete["fitted"] = [*complete["fitted"], *_fill(complete, defaults)]
+    if "model.vision.image_size" in complete["fitted"]:  # any that fits the patches
+        vision = complete["model"]["vision"]
+        vision["image_size"] = 16 * vision["patch_size"]
     data = complete["data"] if isinstance(complete["data"], dict) else {}
     for part in ("train", "validation", "test"):
         sources = data.get(part)
@@ -143,6 +166,19 @@ def _merge(base: JsonObject, settings: Any) -> Any:
         inner = base.get(key)
         merged[key] = _merge(inner if isinstance(inner, dict) else {}, value)
     return merged
+
+
+def _fill(settings: JsonObject, defaults: JsonObject, prefix: str = "") -> list[str]:
+    """Puts the default in place of each None, and returns their keys, for `fit`."""
+    keys = []
+    for key, default in defaults.items():
+        value = settings.get(key)
+        if value is None:
+            settings[key] = default
+            keys.append(prefix + key)
+        elif isinstance(value, dict) and isinstance(default, dict):
+            keys += _fill(value, default, f"{prefix}{key}.")
+    return keys
 
 
 def _source_defaults(settings: Any, where: str) -> JsonObject:

@@ -15,6 +15,7 @@ from vilem_jax.typing import JsonObject
 
 # A resumed run may differ from its start in these keys and no others.
 MAY_DIFFER_ON_RESUME = (
+    "editor.path",  # its SHA-256 may not
     "data.num_workers",
     "data.prefetch",
     "data.max_corrupt_fraction",

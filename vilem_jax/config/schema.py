@@ -136,6 +136,9 @@ class EditorConfig:
 
     path: str = ""  # folder or hub name of a BertForMaskedLM
     sha256: str = ""  # of its weights; filled in when a run starts
+    # If not 0 and `path` is empty: the run first trains its editor for so many steps,
+    # from the BERT of the text tower, in the folder `editor` of its work directory.
+    train_steps: NonNegativeInt = 0
     # File of a `vilem data edit`: edits come from there, and training needs no `path`;
     # with one the editor still makes the edits of validation.
     edit_table: str = ""
@@ -154,7 +157,8 @@ class EditorConfig:
     @property
     def manner(self) -> dict[str, object]:
         """What decides the edits of a caption, besides the weights and the seed."""
-        other = ("path", "sha256", "edit_table", "edit_table_sha256", "mask_rate")
+        other = ("path", "sha256", "edit_table", "edit_table_sha256")
+        other += ("train_steps", "mask_rate")
         return {k: v for k, v in asdict(self).items() if k not in other}
 
 
@@ -284,6 +288,9 @@ class Config:
 
     task: Literal["vilem", "editor"] = "vilem"
     seed: Annotated[int, Range(ge=0, lt=2**31)] = 0
+    # Keys whose values follow from the data and the machine at the start: fit.py.
+    # Empty once they have them, as in the config that the run stores.
+    fitted: tuple[str, ...] = ()
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from vilem_jax.config.bounds import NonNegativeFloat, NonNegativeInt
+from vilem_jax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class SourceConfig:
     split: str = ""  # Karpathy's or TFDS's name, several joined by "+"; "" takes all
     weight: NonNegativeFloat = 0.0  # share in a mixture; 0: the number of pairs
     num_images: NonNegativeInt = 0  # only the first ones; 0: all
+    # Of data without splits, by a hash of the images' names: data/sources/part.py.
+    part: Literal["", "train", "val", "test", "train+test"] = ""
 
     # "module:function" from this config to a `Source`; imported when a source opens.
     reader: ClassVar[str]
@@ -174,3 +177,16 @@ SOURCE_KINDS: dict[str, type[SourceConfig]] = {
         *(WebDatasetConfig, TfdsConfig, ScenesConfig),
     )
 }
+
+
+def kind_of(data: str) -> str:
+    """The kind that recognizes the name `data`.
+
+    Raises:
+      UserError: none does.
+    """
+    for kind, cls in SOURCE_KINDS.items():
+        if cls.recognizes(data):
+            return kind
+    kinds = " or ".join(SOURCE_KINDS)
+    raise UserError(f"cannot recognise the kind of data of {data}; give --kind={kinds}")

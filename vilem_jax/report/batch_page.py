@@ -37,7 +37,10 @@ def write_batch_page(config: Config, path: str | Path, *, num_pairs: int = 24) -
     if not (config.editor.path or config.editor.edit_table):
         without = dataclasses.replace(config.loss, **dict.fromkeys(_SWITCHES, False))
         config = dataclasses.replace(config, loss=without)
-    config = starting.complete(config, _NO_RUN)
+    # Images are shown as they enter the tower, of which only the image size is needed.
+    vision = dataclasses.replace(config.model.vision, start_from="")
+    model = dataclasses.replace(config.model, vision=vision)
+    config = starting.complete(dataclasses.replace(config, model=model), _NO_RUN)
     page = render_template(
         "report/batch.html.j2",
         title="What the model will see",

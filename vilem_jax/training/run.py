@@ -47,6 +47,7 @@ from vilem_jax.runs.workdir import (
 from vilem_jax.training import starting
 from vilem_jax.training.compile import compile_step
 from vilem_jax.training.final_scores import last_validation, score_test, was_finished
+from vilem_jax.training.fitting import check_against_data
 from vilem_jax.training.optimizer import make_schedule
 from vilem_jax.training.state import state_sharding, with_shardings
 from vilem_jax.training.tasks import make_task
@@ -236,12 +237,7 @@ def _count_steps(config: Config, corpus: Corpus) -> tuple[int, int]:
     steps_per_epoch = max(corpus.epoch_length // config.train.batch_size, 1)
     of_epochs = round(config.train.num_epochs * steps_per_epoch)
     num_steps = config.train.num_steps or max(of_epochs, 1)
-    warmup_steps = config.optimizer.warmup_steps
-    if warmup_steps >= num_steps:
-        notify(
-            f"config.optimizer.warmup_steps={warmup_steps} is not below the run's "
-            f"{num_steps} steps: the learning rate rises to the end and never falls"
-        )
+    check_against_data(config, corpus, num_steps)
     return num_steps, steps_per_epoch
 
 

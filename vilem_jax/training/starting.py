@@ -13,6 +13,7 @@ from vilem_jax.models.attention_kernel import resolve_here, with_attention
 from vilem_jax.progress import notify
 from vilem_jax.runs.origin import complete_model, read_origin_config
 from vilem_jax.runs.workdir import CONFIG_FILE, read_config
+from vilem_jax.training.fitting import fit_to_data
 from vilem_jax.weights import starts
 from vilem_jax.weights.tables import merge_into
 
@@ -31,6 +32,7 @@ def complete(config: Config, workdir: Path) -> Config:
     """
     # Of a run that is resumed; its folders of origin may be gone.
     stored = read_config(workdir) if (workdir / CONFIG_FILE).exists() else None
+    config = fit_to_data(config, stored)
     config = dataclasses.replace(
         config,
         model=in_shape(config.model, stored and stored.model),

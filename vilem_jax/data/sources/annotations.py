@@ -14,7 +14,7 @@ from itertools import chain
 from posixpath import normpath
 from typing import NamedTuple, NoReturn
 
-from vilem_jax.errors import UserError
+from vilem_jax.errors import MissingSplitError, UserError
 from vilem_jax.parsing import Records, read_json, records_of, whole_number
 
 # Usual names of splits; "restval" is the rest of COCO's validation set.
@@ -70,7 +70,10 @@ def take_split(path: object, rows: Iterable[Row], split: str) -> Annotations:
             captions_of.setdefault(name, []).extend(captions)
     if missing := wanted - seen.keys():
         wanted = "+".join(sorted(missing))
-        raise UserError(f"{path} has no split {wanted!r}; rows: {count_splits(seen)}")
+        raise MissingSplitError(
+            f"{path} has no split {wanted!r}; rows: {count_splits(seen)}; name one of "
+            "these as the source's split, or '' for all rows"
+        )
     notes = unreadable_captions(chain.from_iterable(captions_of.values()))
     return captions_of, (*unread_splits(seen, taken), *notes)
 

@@ -61,7 +61,8 @@ def open_source(config: SourceConfig) -> Source:
             "in its place, write config.data.train = {'mine': source(...)} in a config "
             "file, and the same for data.validation"
         )
-    return resolve_name(config.reader)(config)
+    reader = "vilem_jax.data.sources.part:open_part" if config.part else config.reader
+    return resolve_name(reader)(config)
 
 
 def notes_of(sources: Iterable[Source]) -> list[str]:

@@ -15,7 +15,7 @@ from vilem_jax.data.sources.handles import PerProcess
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedSource, pack_records
 from vilem_jax.data.sources.tfds_files import open_records, read_info
-from vilem_jax.errors import UserError
+from vilem_jax.errors import MissingSplitError, UserError
 from vilem_jax.files import read_errors
 
 # Names of the feature with the captions, also inside a structure; the likeliest first.
@@ -123,7 +123,7 @@ def _choose_split(config: TfdsConfig, splits: Sequence[str]) -> str:
         return "+".join(splits)
     for name in config.split.split("+"):
         if name.partition("[")[0] not in splits:
-            raise UserError(
+            raise MissingSplitError(
                 f"source {config.name!r}: no split {name!r} in {config.path}; its "
                 f"splits are {', '.join(splits)}"
             )

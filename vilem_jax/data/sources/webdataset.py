@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vilem_jax.config.sources import WebDatasetConfig
 from vilem_jax.data.sources.index_files import fingerprint, load_or_build
 from vilem_jax.data.sources.packed_text import PackedSource, pack_records
-from vilem_jax.errors import UserError
+from vilem_jax.errors import MissingSplitError, UserError
 from vilem_jax.files import MAX_IMAGE_BYTES, open_input, read_errors
 from vilem_jax.parsing import decode
 
@@ -40,7 +40,7 @@ class WebDatasetSource(PackedSource):
 
     def __init__(self, config: WebDatasetConfig):
         if config.split:
-            raise UserError(
+            raise MissingSplitError(
                 f"source {config.name!r}: tars have no split {config.split!r}; choose "
                 "the tars by `path`"
             )
