@@ -1,4 +1,4 @@
-"""ViLEM on Flickr8k at 128 pixels: a small ViT from scratch, a MiniLM text tower.
+"""For Flickr8k; your own images: `own_data`. A small ViT from scratch, 128 pixels.
 
 First an editor, with `--config=editor` (see there), then
 

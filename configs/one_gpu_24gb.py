@@ -1,4 +1,4 @@
-"""Pre-training on one GPU with 24 GB, on your own captions.
+"""For 100,000 pairs and more on one GPU of 24 GB; fewer, or elsewhere: `own_data`.
 
     vilem train --config=one_gpu_24gb --workdir=runs/mine \\
         --config.data.train.mine.path=captions.json \\
