@@ -2,8 +2,10 @@
 
 import dataclasses
 import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from vilem_jax.config.freeze import freeze, to_dict
 from vilem_jax.config.schema import Config
@@ -19,37 +21,45 @@ EDITOR_BATCH, EDITOR_RATE = 48, 2e-4  # as `configs/editor.py`
 
 
 def train_with_editor(
-    config: Config, workdir: str | Path, *, dry_run: bool = False, **options: Any
+    config: Config,
+    workdir: str | Path,
+    *,
+    max_hours: float | None = None,
+    dry_run: bool = False,
+    stop_code: int = 0,
+    at_end: Callable[[], object] = lambda: None,
 ) -> bool:
     """`train`, after the run of an editor if `config.editor.train_steps` is not 0.
 
     Returns:
       whether the run itself was reached: a signal or `max_hours` may end the editor's.
     """
-    folder = Path(workdir)
+    folder, started = Path(workdir), time.monotonic()
     stored = read_config(folder) if (folder / CONFIG_FILE).exists() else None
     config = fit_to_data(config, stored)
+    run = partial(train, max_hours=max_hours, stop_code=stop_code)
     trains_editor = needs_edits(config) and config.editor.train_steps
     if not trains_editor or config.editor.path or config.editor.edit_table:
-        train(config, folder, dry_run=dry_run, **options)
+        run(config, folder, dry_run=dry_run, at_end=at_end)
         return True
-    for_editor = options | {"at_end": lambda: None}
     if dry_run:
         with tempfile.TemporaryDirectory() as home:
             one = dataclasses.replace(config.editor, train_steps=1)
             first = editor_config(dataclasses.replace(config, editor=one))
-            train(first, home, **for_editor)
-            train(_edited_by(config, Path(home)), folder, dry_run=True, **options)
+            run(first, home)
+            run(_edited_by(config, Path(home)), folder, dry_run=True)
         return True
     home = folder / EDITOR_RUN
     if not processes.broadcast((home / EDITOR_FOLDER).is_dir()):
         is_begun = (home / CONFIG_FILE).exists()
         first = read_config(home) if is_begun else editor_config(config)
         notify(f"first the editor, {first.train.num_steps} steps in {home}")
-        train(first, home, **for_editor)
+        run(first, home)
         if not processes.broadcast((home / EDITOR_FOLDER).is_dir()):
             return False
-    train(_edited_by(config, home), folder, **options)
+    if max_hours:  # together
+        max_hours = max(max_hours - (time.monotonic() - started) / 3600, 1e-3)
+    run(_edited_by(config, home), folder, max_hours=max_hours, at_end=at_end)
     return True
 
 
