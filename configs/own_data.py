@@ -39,6 +39,7 @@ FITTED = (
     "log.every_steps",
     "editor.train_steps",
     "model.vision.image_size",
+    "model.vision.num_trained_layers",
     "compute.dtype",
     "data.num_workers",
 )

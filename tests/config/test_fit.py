@@ -35,6 +35,7 @@ def test_all_sizes_get_settings_that_fit_each_other(num_pairs, machine):
     queue, span = config.loss.queue_length, 1 / (1 - config.loss.momentum)
     assert queue == 0 or batch <= queue <= num_pairs // 4
     assert queue / batch <= max(span / 20, 1)
+    assert config.model.vision.has_locked == (num_pairs < 100_000)
     assert 7 <= steps / config.evaluation.every_steps < 9
     assert 0 < config.log.every_steps <= config.evaluation.every_steps
     if machine.platform == "cpu":  # an hour or so
