@@ -17,7 +17,7 @@ The towers are DINOv2-S/14 and MiniLM, from the Hugging Face hub. --image-weight
 has no masked-language head, so the same command first trains the editor, in
 runs/mine/editor.
 
-Hardware: any; on a CPU about half an hour a core is planned, not less data.
+Hardware: any; on a CPU the number of steps follows from the cores.
 Expected result: depends on your data; docs/training.md.
 """
 

@@ -14,10 +14,11 @@ from vilem_jax.config.towers import CPU_PATCHES_A_SIDE, PATCHES_A_SIDE
 from vilem_jax.errors import UserError
 from vilem_jax.typing import JsonObject
 
-# Pairs that one CPU core trains on in about half an hour, MiniLM and a locked ViT-S.
+# Pairs that a run trains on for each CPU core. Meant to be about an hour: MiniLM and a
+# locked ViT-S at 126 pixels. Not measured on a machine that did nothing else.
 PAIRS_A_CORE = 12_000
-# A pretrained image tower is locked below so many pairs. Not measured yet: an assumption,
-# after which a run on 1,000 images does not train 21 million parameters of a tower.
+# A pretrained image tower is locked below so many pairs. An assumption, not measured:
+# a thousand images are too few for its 21 million parameters.
 LOCK_BELOW_PAIRS = 100_000
 # Pairs of a microbatch for each GB of an accelerator's memory; not measured.
 PAIRS_A_GB = 64 / 24
@@ -46,7 +47,7 @@ def fit(config: Config, num_pairs: int, num_images: int, machine: Machine) -> Co
                  enough for a schedule. A power of two, times the devices.
       steps      40 epochs for up to 1,000 pairs, falling with P^0.4 to 10: a small set
                  is seen more often; the best weights are kept. On a CPU at most
-                 `PAIRS_A_CORE` pairs a core, about an hour.
+                 `PAIRS_A_CORE` pairs a core.
       warm-up    a tenth of the steps, at most the paper's 2,000.
       rate       2e-4 * sqrt(B / 64): towers start from weights, so it is small; AdamW's
                  rate grows with the root of the batch. A tower from scratch: 5e-4, as
