@@ -89,6 +89,7 @@ def make_bert(folder: Path, captions: list[str]) -> Path:
     return path
 
 
+@pytest.mark.slow  # of compilation alone
 def test_the_path_of_the_readme_runs_as_printed(home, capsys):
     found = commands()
     assert len(found) == 9

@@ -245,27 +245,6 @@ def test_three_skipped_steps_in_a_row_stop_the_run(
         assert checkpoints.steps()[-1] == stops_at
 
 
-def test_what_does_not_fit_the_data_is_refused_with_a_value(
-    settings, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(program, "make_task", lambda *_: CountingTask())
-    train(changed(settings, optimizer={"warmup_steps": NUM_STEPS - 1}), tmp_path / "a")
-    for section, sentence in (
-        ({"optimizer": {"warmup_steps": NUM_STEPS}}, f"below the run's {NUM_STEPS} st"),
-        ({"loss": {"queue_length": 1000}}, r"more than the \d+ pairs .* use \d+"),
-        (
-            {"train": {"batch_size": 512, "num_steps": 4}, "loss": {"queue_length": 0}},
-            r"batch_size=512 is more than the \d+ pairs .* use \d+",
-        ),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            train(changed(settings, **section), tmp_path / "b")
-    # Old keys of the same image are positives: a line, and the run continues.
-    loss = {"queue_length": 1000, "positives": "image"}
-    train(changed(settings, loss=loss), tmp_path / "c")
-    assert "queue_length=1000 is more than the" in capsys.readouterr().err
-
-
 def test_corrupt_images_are_counted_in_the_log(settings, tmp_path, monkeypatch):
     """The next image replaces a corrupt one; the log counts them."""
     Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
