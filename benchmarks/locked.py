@@ -1,7 +1,7 @@
 """The step with locked towers beside the step that trains all: time, FLOPs, bytes.
 
     python benchmarks/locked.py [--shape=small --batch=16 --rounds=5] [--device=cuda]
-        [--out=FOLDER]
+        [--cases="image tower,both towers"] [--out=FOLDER]
 
 One process, one batch of noise. In each round every case takes as many steps as the
 others, one case after the other, so that a ratio compares measurements close in time.
@@ -30,21 +30,23 @@ def main() -> None:
     parser = reporting.arguments(__doc__)
     shapes.add_options(parser, batch=16)
     parser.add_argument("--steps", type=int, default=2, help="of a case in a round")
+    first, *others = CASES
+    parser.add_argument("--cases", default=",".join(others), help="beside the first")
     options = parser.parse_args()
+    chosen = [first, *options.cases.split(",")]
     shapes.use_device(options.device)
     import jax
 
     from vilem_jax.planning import costs
 
     plain = shapes.make_config(options)
-    configs = {name: locking(plain, *numbers) for name, numbers in CASES.items()}
+    configs = {name: locking(plain, *CASES[name]) for name in chosen}
     systems = {name: System(config) for name, config in configs.items()}
     rounds = []
     for _ in range(options.rounds + 1):  # the first one compiles
         rounds.append(
             {n: system.seconds(options.steps) for n, system in systems.items()}
         )
-    first = next(iter(CASES))
     cases = {
         name: {
             "ratio": reporting.spread([one[name] / one[first] for one in rounds[1:]]),
