@@ -224,6 +224,7 @@ def test_fine_tuning_end_to_end(settings, tmp_path, monkeypatch, capsys):
     bit, whose best weights are those of that step's checkpoint."""
     settings = dict(settings)
     before = merged(settings, train={"num_steps": 2}, checkpoint={"keep_best": False})
+    before["optimizer"] = {**before["optimizer"], "warmup_steps": 1}
     before["data"] = {**before["data"], "test": {}}
     home, aside = tmp_path / "origin", tmp_path / "aside"
     train(freeze(before), home, num_devices=1)

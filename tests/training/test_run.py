@@ -249,7 +249,8 @@ def test_corrupt_images_are_counted_in_the_log(settings, tmp_path, monkeypatch):
     """The next image replaces a corrupt one; the log counts them."""
     Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
     (tmp_path / "corrupt.png").write_bytes(b"no image")
-    pairs = [{"image": f"{n}.png", "caption": "a red dog"} for n in ("good", "corrupt")]
+    captions = ["a red dog"] * 16
+    pairs = [{"image": f"{n}.png", "caption": captions} for n in ("good", "corrupt")]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     task = CountingTask(image_size=16)
     monkeypatch.setattr(program, "make_task", lambda *_: task)
@@ -369,7 +370,10 @@ def test_missing_validation_images_are_refused(settings, tmp_path, part):
 def test_validation_with_one_image_has_no_shuffled_metrics(settings, tmp_path):
     """There is no other to exchange it for, and nothing else is missing."""
     evaluation = {"num_proofread_images": 1, "every_steps": 1}
-    config = changed(settings, evaluation=evaluation, train={"num_steps": 1})
+    train_one, optimizer = {"num_steps": 1}, {"warmup_steps": 0}
+    config = changed(
+        settings, evaluation=evaluation, train=train_one, optimizer=optimizer
+    )
     metrics = train(config, tmp_path / "run", num_devices=1)
     proofread = metrics["held_out"]["proofread"]
     assert set(proofread["local"]) == {"detect", "correct"}
