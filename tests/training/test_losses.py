@@ -283,6 +283,57 @@ def test_each_pass_of_the_text_tower_has_its_own_dropout(case, pairing, is_joint
         np.testing.assert_array_equal(used[name], for_site(seeds, stream))
 
 
+@pytest.mark.parametrize("pairing", ["online", "cross"])
+@pytest.mark.parametrize("is_joint", [True, False])
+def test_each_branch_reads_the_edited_text(case, pairing, is_joint):
+    """And the heads its edited positions; the contrast the clean text."""
+    _, samples, *_ = case
+    edits, seen = samples.edits, {"clean": [], "edited": [], "positions": []}
+
+    class Watched(Stub):
+        compute = ComputeConfig(joint_text_pass=is_joint)
+
+        def encode_text(self, tokens, *others, seeds):
+            seen["clean"].append(tokens)
+            return super().encode_text(tokens, *others)
+
+        def proofread_local(self, tokens, *others, seeds):
+            seen["edited"].append(tokens)
+            return super().proofread_local(tokens, *others)
+
+        def proofread_global(self, tokens, *others, seeds):
+            seen["edited"].append(tokens)
+            return super().proofread_global(tokens, *others)
+
+        def encode_and_proofread_global(self, tokens, edited, *others, seeds):
+            seen["clean"].append(tokens)
+            seen["edited"].append(edited)
+            return super().encode_and_proofread_global(
+                tokens, edited, *others, seeds=seeds
+            )
+
+        def local_logits(self, hidden, positions):
+            seen["positions"].append(positions)
+            return super().local_logits(hidden, positions)
+
+        def global_logits(self, hidden, positions):
+            seen["positions"].append(positions)
+            return super().global_logits(hidden, positions)
+
+    batch_loss(case, LossConfig(pairing=pairing), stub=Watched)
+    expected = {
+        "clean": samples.tokens,
+        "edited": edits.tokens,
+        "positions": edits.positions,
+    }
+    assert (samples.tokens != edits.tokens).any()
+    num_passes = 2 if pairing == "online" else 4
+    assert len(seen["edited"]) == len(seen["positions"]) == num_passes
+    for name, found in seen.items():
+        for array in found:
+            np.testing.assert_array_equal(array, expected[name])
+
+
 @pytest.mark.parametrize("reduction", ["sum", "per_edit", "mean"])
 @pytest.mark.parametrize("pairing", ["online", "cross"])
 def test_losses_of_microbatches_add_up(case, reduction, pairing):
