@@ -104,6 +104,8 @@ def test_contrast_is_with_the_new_momentum_keys_and_the_old_queues(steps, embedd
             total = np.log(np.exp(logits).sum(axis=1))
             loss = np.mean(total - np.diag(logits[:, :BATCH]))
             np.testing.assert_allclose(metrics[name], loss, rtol=1e-5)
+        spread = image.std(axis=0).mean()
+        np.testing.assert_allclose(metrics["embedding_std"], spread, rtol=1e-4)
 
 
 def test_queues_take_the_keys_of_the_step_newest_first(steps, embeddings):
@@ -130,6 +132,8 @@ def test_parameters_move_by_adam_at_the_scheduled_rate(steps):
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     rate = make_schedule(CONFIG.optimizer, NUM_STEPS)(0)
     assert metrics["learning_rate"] == rate
+    size = np.sqrt(sum(np.sum(old**2) for old in leaves(before.params).values()))
+    np.testing.assert_allclose(metrics["param_norm"], size, rtol=1e-5)
     shapes = jax.tree_util.tree_leaves_with_path(before.params)
     for (path, old), found in zip(shapes, leaves(after.params).values(), strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
