@@ -175,9 +175,9 @@ def test_parameters_are_float32_with_a_std_of_002():
 def test_logits_are_float32_in_bfloat16():
     """bfloat16 has no digits after the point for logits of hundreds."""
     rng = np.random.default_rng(0)
-    query, key = (
-        jnp.asarray(16 * rng.normal(size=(1, 6, 1, 8)), jnp.bfloat16) for _ in range(2)
-    )
+    query, key = rng.normal(size=(2, 1, 6, 1, 8))
+    query[..., 0], key[..., 0] = 32, 64  # the same in all logits
+    query, key = jnp.asarray(query, jnp.bfloat16), jnp.asarray(key, jnp.bfloat16)
     scores = np.float64(query)[0, :, 0] @ np.float64(key)[0, :, 0].T
     wanted = scores / np.sqrt(8)
     wanted = np.exp(wanted - wanted.max(axis=1, keepdims=True))
@@ -202,3 +202,24 @@ def test_seeds_of_a_site_are_fixed():
     np.testing.assert_array_equal(
         found[1], [[314344336, 867435477], [746935934, 3792529128]]
     )
+
+
+def test_variance_is_exact_beside_a_large_mean():
+    """The mean of squares minus the squared mean would have no digits here."""
+    compute = ComputeConfig(dtype="float32")
+    norm = layers.layer_norm(TextConfig(width=64), compute, nnx.Rngs(0))
+    values = jax.random.normal(jax.random.key(0), (2, 64)) + 3000
+    wanted = np.float64(values) - np.float64(values).mean(-1, keepdims=True)
+    wanted /= wanted.std(-1, keepdims=True)
+    np.testing.assert_allclose(norm(values), wanted, atol=1e-3)
+
+
+def test_mask_of_seeds_is_fixed():
+    """64 bits of seed: with 32, two of 100,000 samples would share a mask."""
+    seeds = jnp.array([[1, 2], [3, 4]], jnp.uint32)
+    is_kept = layers.dropout(jnp.ones((2, 2, 8)), seeds, 0.5) > 0
+    expected = [
+        [[0, 0, 1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 1, 0, 1]],
+        [[0, 1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 1, 1, 0, 0]],
+    ]
+    np.testing.assert_array_equal(is_kept, expected)
