@@ -8,6 +8,7 @@ from flax import nnx
 
 from vilem_jax.models import layers
 from vilem_jax.models.editor import MaskedLanguageModel
+from vilem_jax.models.text import EMBEDDING_SITE
 
 
 def test_logits_at_positions_equal_those_of_all_positions(
@@ -57,6 +58,7 @@ def test_each_layer_has_its_own_dropout(
     editor.logits_at(*tokens, jnp.ones((4, 1), jnp.int32), seeds=seeds)
     # The embedding's, and of each layer attention's two and the MLP's.
     assert len(seen) == 1 + 3 * 3
+    np.testing.assert_array_equal(seen[0], layers.for_site(seeds, EMBEDDING_SITE))
     for number, found in enumerate(seen[3::3]):
         expected = layers.for_site(layers.for_site(seeds, number), 2)
         np.testing.assert_array_equal(found, expected)
