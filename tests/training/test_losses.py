@@ -293,7 +293,7 @@ def test_each_branch_reads_the_edited_text(case, pairing, is_joint):
     class Watched(Stub):
         compute = ComputeConfig(joint_text_pass=is_joint)
 
-        def encode_text(self, tokens, *others, seeds):
+        def encode_text(self, tokens, *others, seeds, started):
             seen["clean"].append(tokens)
             return super().encode_text(tokens, *others)
 
