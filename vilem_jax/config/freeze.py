@@ -220,13 +220,13 @@ def _contradictions(config: Config) -> Iterator[str]:
         image, patch = show("model.vision.image_size"), show("model.vision.patch_size")
         near = max(round(vision.image_size / vision.patch_size), 1) * vision.patch_size
         yield f"{image} is not a multiple of {patch}: use {near}"
-    for name, tower in (("vision", vision), ("text", text)):
+    for name, tower in (("model.vision", vision), ("model.text", text)):
         if tower.width % tower.num_heads:
-            heads = show(f"model.{name}.num_heads")
-            yield f"{show(f'model.{name}.width')} is not a multiple of {heads}"
+            heads = show(f"{name}.num_heads")
+            yield f"{show(f'{name}.width')} is not a multiple of {heads}"
         if tower.num_trained_layers > tower.num_layers:
-            layers = show(f"model.{name}.num_layers")
-            yield f"{show(f'model.{name}.num_trained_layers')} is above {layers}"
+            trained = show(f"{name}.num_trained_layers")
+            yield f"{trained} is above {show(f'{name}.num_layers')}"
     if config.model.num_proofread_layers > min(vision.num_layers, text.num_layers):
         yield (
             f"{show('model.num_proofread_layers')} must be at most the number of "
@@ -252,16 +252,22 @@ def _contradictions(config: Config) -> Iterator[str]:
             f"{show('loss.queue_length')} is shorter than {batch}; make it 0 (no "
             "queue) or at least the batch"
         )
-    if loss.min_temperature > loss.max_temperature:
-        yield f"{show('loss.min_temperature')} is above {show('loss.max_temperature')}"
-    if config.editor.min_edits > config.editor.max_edits:
-        yield f"{show('editor.min_edits')} is above {show('editor.max_edits')}"
+    for least, most in (
+        ("loss.min_temperature", "loss.max_temperature"),
+        ("editor.min_edits", "editor.max_edits"),
+    ):
+        if flat[least] > flat[most]:
+            yield f"{show(least)} is above {show(most)}"
     if compute.attention == "cudnn" and compute.dtype != "bfloat16":
         yield (
             f"config.compute.attention='cudnn' cannot compute in {compute.dtype}: set "
             "config.compute.dtype='bfloat16', or attention='xla'"
         )
-    if config.checkpoint.keep_best and not data.validation:
+    yield from _validation_contradictions(config)
+
+
+def _validation_contradictions(config: Config) -> Iterator[str]:
+    if config.checkpoint.keep_best and not config.data.validation:
         yield (
             "config.checkpoint.keep_best needs data to judge by: name a source in "
             "config.data.validation, or set it to False"

@@ -97,12 +97,9 @@ def run_demo(folder: str | Path, *, seed: int = 0, quick: bool = False) -> Path 
         pairs = hard_pairs(test)
         metrics, encoded = evaluate(model, test, edits=edits, pairs=pairs)
         write_json(folder / "metrics.json", metrics)
-        tables = [
-            *retrieval_tables(metrics["retrieval"], metrics["chance"]),
-            *proofread_tables(metrics["proofread"]),
-            *pairs_tables(metrics["pairs"]),
-        ]
-        print(f"\n{render(tables)}\n")
+        tables = retrieval_tables(metrics["retrieval"], metrics["chance"])
+        tables += proofread_tables(metrics["proofread"])
+        print(f"\n{render(tables + pairs_tables(metrics['pairs']))}\n")
 
     with _stage("[5/5] the report"):
         report = make_report(

@@ -163,13 +163,9 @@ def make_update(
             out_specs=(grad_specs, WHOLE, WHOLE),
         )
         row = jnp.arange(samples.tokens.shape[0])  # sharded like the samples
+        shared = _shared(config, state, samples)
         grads, (total, sums), keys = gradients(
-            params,
-            momentum_params,
-            locked,
-            _shared(config, state, samples),
-            samples,
-            row,
+            params, momentum_params, locked, shared, samples, row
         )
 
         new_state, metrics = apply_gradients(
