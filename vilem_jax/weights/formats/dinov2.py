@@ -18,7 +18,7 @@ from vilem_jax.errors import UserError
 from vilem_jax.parsing import is_number, read_json
 from vilem_jax.weights import folders, positions, tables
 from vilem_jax.weights.folders import PREPROCESSOR, Stored, Tensors
-from vilem_jax.weights.formats import timm_vit, vision_names
+from vilem_jax.weights.formats import huggingface_vit, timm_vit, vision_names
 from vilem_jax.weights.formats.vision_names import VisionNames, VisionStart
 from vilem_jax.weights.settings import Settings, layer_settings
 
@@ -32,12 +32,7 @@ class Spelling(NamedTuple):
 
 # Both have the mask token of masked-image training, and may have a classifier.
 HUGGING_FACE = Spelling(
-    VisionNames(
-        class_token="embeddings.cls_token",
-        positions="embeddings.position_embeddings",
-        patches="embeddings.patch_embeddings.projection",
-        norm="layernorm",
-        block="encoder.layer.",
+    huggingface_vit.NAMES._replace(
         in_block={
             "norm1": "attention_norm",
             "attention.attention.query": "query",
@@ -49,6 +44,7 @@ HUGGING_FACE = Spelling(
             "mlp.fc2": "mlp.contract",
         },
         dropped=("embeddings.mask_token", "classifier."),
+        distillation="",
     ),
     {
         "layer_scale1.lambda1": "attention.output.dense",
