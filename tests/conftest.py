@@ -83,8 +83,10 @@ def editor_folder(editor_run):
 
 
 @pytest.fixture
-def default_hangup():
-    """SIGHUP as a terminal sets it, also if the tests run under `nohup`."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def default_signals():
+    """As a terminal sets them: `nohup` ignores SIGHUP, a background job SIGINT."""
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, hangup)
+    signal.signal(signal.SIGINT, interrupt)

@@ -162,7 +162,7 @@ def test_overrides_in_all_their_spellings():
 def test_train_passes_its_options_on(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "vilem_jax.training.run.train",
+        "vilem_jax.training.with_editor.train_with_editor",
         lambda *args, **options: seen.append((args, options)),
     )
     arguments = ["train", "--config=scenes", "--workdir=RUN", "--max-hours=0.5"]

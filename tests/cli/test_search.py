@@ -66,7 +66,7 @@ def test_mistakes_get_a_sentence(photos, tmp_path, capsys):
     assert "no folder" in refused(capsys, "embed", tmp_path / "none", *common)
     said = refused(capsys, "embed", photos, "--split=test", *common)
     assert "--split=test has no meaning for a folder" in said
-    said = refused(capsys, "embed", tmp_path / "images.parquet", *common)
+    said = refused(capsys, "embed", tmp_path / "images.lmdb", *common)
     assert "cannot recognise the kind of data" in said
     said = refused(capsys, "vectors", "export", photos, "--to=lancedb", out)
     assert "no embeddings" in said or "not installed" in said

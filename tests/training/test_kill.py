@@ -126,7 +126,7 @@ def test_run_killed_repeatedly_equals_an_uninterrupted_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("default_hangup")
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_terminated_process_saves_and_exits_with_0(editor_folder, tmp_path, number):
     """R2, with worker processes that hear the signal too: it goes to the group."""

@@ -124,7 +124,7 @@ def test_same_seed_gives_the_same_run(whole, settings, tmp_path):
     assert_same_run(tmp_path, whole[0])
 
 
-@pytest.mark.usefixtures("default_hangup")
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_saves_and_the_same_command_resumes(whole, settings, tmp_path, number):
     def stop_at_7(step, record):

@@ -95,7 +95,7 @@ def whole(config):
 
 # Each signal; `check_phase` takes all pairs. "step" is in test_run.py.
 @pytest.mark.slow
-@pytest.mark.usefixtures("default_hangup")
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize(
     ("phase", "number"),
     list(zip([p for p in PHASES if p != "step"], (*SIGNALS, *SIGNALS), strict=False)),
@@ -110,7 +110,7 @@ def test_a_signal_in_any_phase(phase, number, config, whole, tmp_path, capsys):
     assert len(ends) == 1, errors
 
 
-@pytest.mark.usefixtures("default_hangup")
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_while_reading_ends_with_the_code_for_schedulers(
     number, config, tmp_path, capsys

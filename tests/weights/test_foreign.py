@@ -111,7 +111,7 @@ def test_a_format_is_recognized_by_names(arrays, name, tmp_path):
     other = "blip" if name != "blip" else "albef"
     with pytest.raises(UserError, match=f"not in the format {other}: .* in {name}$"):
         recognize(source, other)
-    with pytest.raises(UserError, match=r"no format 'tim': huggingface-vit, .*timm"):
+    with pytest.raises(UserError, match=r"no format 'tim': dinov2, .*timm"):
         recognize(source, "tim")
 
 
@@ -121,7 +121,7 @@ def test_names_of_no_format(tmp_path):
     pattern = r"no format that is known .*: roberta\.layer\.0, .* and 2 more$"
     with pytest.raises(UserError, match=pattern):
         recognize(source)
-    assert len(FORMATS) == 7
+    assert len(FORMATS) == 8
 
 
 def test_a_tower_that_is_not_in_it(tmp_path):
