@@ -28,6 +28,8 @@ class LastingStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        if self._stream.closed:  # Python flushes a stream that it collects
+            return
         with self._lost():
             self._stream.flush()
 
