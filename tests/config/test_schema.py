@@ -90,7 +90,7 @@ def test_an_unknown_key_is_refused_by_name(settings, words):
         ({"data": {"train": {"a": "coco.json"}}}, ["config.data.train.a", "section"]),
         (
             {"data": {"train": {"a": {"kind": "jsn"}}}},
-            ["config.data.train.a.kind", "'webdataset'", "'jsn'"],
+            ["config.data.train.a.kind", "'json', 'csv', 'webdataset'", "'jsn'"],
         ),
         ({"data": {"tokenizer": None}}, ["config.data.tokenizer", "text"]),
         (
