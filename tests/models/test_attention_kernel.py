@@ -60,10 +60,13 @@ def test_padding_changes_no_value_and_no_gradient(
             assert np.abs(mine - other).max() <= 1e-12 * largest
 
 
-def test_padding_in_float32(build, vision_config, pixels):
+@pytest.mark.parametrize("num_trained", [-1, 0, 1])
+def test_padding_in_float32(build, vision_config, pixels, num_trained):
+    """Also if the pass is in two parts, of blocks that are locked and the others."""
+    config = dataclasses.replace(vision_config, num_trained_layers=num_trained)
     found = []
     for attention in ("xla", "cudnn"):
-        tower = build(VisionTower, vision_config, attention=attention)
+        tower = build(VisionTower, config, attention=attention)
         tower = padded(tower) if attention == "cudnn" else tower
         run, params = value_and_gradients(tower, pixels, (1, 2))
         found.append(run(params))
