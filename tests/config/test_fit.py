@@ -25,7 +25,7 @@ def own_data(*overrides):
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
 @pytest.mark.parametrize("num_pairs", [200, 1000, 5000, 30_000, 200_000])
 def test_all_sizes_get_settings_that_fit_each_other(num_pairs, machine):
-    config = fit(own_data(), num_pairs, num_pairs // 5, machine)
+    config = fit(own_data(), num_pairs, machine)
     batch, steps = config.train.batch_size, config.train.num_steps
     assert not config.fitted and freeze(to_dict(config)) == config
     assert batch <= num_pairs // 8 and batch % machine.num_devices == 0
@@ -49,11 +49,11 @@ def test_all_sizes_get_settings_that_fit_each_other(num_pairs, machine):
 def test_overrides_win_and_others_follow_from_them():
     machine = Machine("gpu", 1, 8, 24)
     config = own_data(("train.batch_size", "128"), ("loss.momentum", "0.5"))
-    fitted = fit(config, 30_000, 6000, machine)
+    fitted = fit(config, 30_000, machine)
     assert (fitted.train.batch_size, fitted.loss.momentum) == (128, 0.5)
     assert fitted.optimizer.learning_rate == pytest.approx(2e-4 * 2**0.5)
     assert fitted.loss.queue_length % 128 == 0
-    epochs = fit(own_data(("train.num_epochs", "3")), 30_000, 6000, machine)
+    epochs = fit(own_data(("train.num_epochs", "3")), 30_000, machine)
     assert epochs.train.num_steps == 0
     assert epochs.optimizer.warmup_steps == round(3 * 30_000 / 256) // 10
 
@@ -67,13 +67,13 @@ def test_a_file_that_builds_on_it_wins(tmp_path):
         "    config.loss.queue_length = 0\n"
         "    return config\n"
     )
-    config = fit(load_config(str(file)), 1000, 200, MACHINES[0])
+    config = fit(load_config(str(file)), 1000, MACHINES[0])
     assert config.loss.queue_length == 0
     assert config.model.vision.width == 192 and config.model.vision.image_size == 128
 
 
 def test_a_resumed_run_keeps_what_was_chosen():
-    stored = fit(own_data(), 5000, 1000, MACHINES[0])
+    stored = fit(own_data(), 5000, MACHINES[0])
     assert keep(own_data(), stored) == stored
     changed = keep(own_data(("loss.momentum", "0.5")), stored)
     assert changed == dataclasses.replace(
@@ -85,7 +85,7 @@ def test_none_elsewhere_is_refused(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def get_config():\n    return {'loss': {'local_weight': None}}\n")
     with pytest.raises(UserError, match=r"config.loss.local_weight is None, but only"):
-        fit(load_config(str(file)), 1000, 200, MACHINES[0])
+        fit(load_config(str(file)), 1000, MACHINES[0])
 
 
 def test_options_of_own_data_are_refused_elsewhere():

@@ -6,7 +6,7 @@ until they have values; the run stores the values, and a resumed run keeps them.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vilem_jax.config.freeze import flatten, freeze, to_dict
 from vilem_jax.config.schema import Config
@@ -38,7 +38,7 @@ class Machine:
         return f"{self.num_devices} x {self.platform.upper()}{memory}"
 
 
-def fit(config: Config, num_pairs: int, num_images: int, machine: Machine) -> Config:
+def fit(config: Config, num_pairs: int, machine: Machine) -> Config:
     """`config` with a value for each of its `fitted` keys; all others stay as they are.
 
     Let P be the number of pairs, B the batch, S the steps.
@@ -79,7 +79,7 @@ def keep(config: Config, stored: Config) -> Config:
 def describe(config: Config, num_pairs: int, num_images: int, machine: Machine) -> str:
     """What `fit` chose, in one line."""
     train, optimizer, loss = config.train, config.optimizer, config.loss
-    steps = _num_steps(config, num_pairs)
+    steps = train.steps_of(num_pairs)
     epochs = steps * train.batch_size / num_pairs
     chosen = [
         f"{steps:,} steps of {train.batch_size} pairs ({epochs:.3g} epochs)",
@@ -112,7 +112,8 @@ def _choose(config: Config, num_pairs: int, machine: Machine) -> JsonObject:
     batch = value("train.batch_size", _batch_size(num_pairs, machine))
     value("train.num_microbatches", _num_microbatches(batch, machine))
     steps = value("train.num_steps", _most_steps(num_pairs, batch, machine))
-    steps = steps or max(round(config.train.num_epochs * num_pairs / batch), 1)
+    train = replace(config.train, batch_size=batch, num_steps=steps)
+    steps = train.steps_of(num_pairs)
     span = min(max(steps // 20, 10), 200)
     queue = min(max(span // 25, 1) * batch, num_pairs // 4, 65536)
     is_locked = bool(config.model.vision.start_from) and num_pairs < LOCK_BELOW_PAIRS
@@ -164,12 +165,6 @@ def _most_steps(num_pairs: int, batch: int, machine: Machine) -> int:
     if machine.platform == "cpu":
         pairs = min(pairs, PAIRS_A_CORE * machine.num_cores)
     return max(round(pairs / batch), 20)
-
-
-def _num_steps(config: Config, num_pairs: int) -> int:
-    train = config.train
-    of_epochs = round(train.num_epochs * num_pairs / train.batch_size)
-    return train.num_steps or max(of_epochs, 1)
 
 
 def _with(config: Config, values: JsonObject) -> Config:

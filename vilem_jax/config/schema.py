@@ -238,6 +238,11 @@ class TrainConfig:
     num_steps: NonNegativeInt = 0
     max_skipped_in_a_row: PositiveInt = 3  # non-finite steps before the run stops
 
+    def steps_of(self, epoch_length: int) -> int:
+        """The steps of a run whose epochs have that many pairs."""
+        steps_per_epoch = max(epoch_length // self.batch_size, 1)
+        return self.num_steps or max(round(self.num_epochs * steps_per_epoch), 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:

@@ -160,18 +160,11 @@ def predict(config: Config, device: Device, pairs: float | None) -> JsonObject:
     if pairs:
         hours = pairs * PAPER_EPOCHS / speed / 3600
         metrics |= {"pairs": pairs, "epochs": PAPER_EPOCHS, "hours": hours}
-    if steps := _num_steps(config, pairs):
+    if config.train.num_steps or pairs:
+        steps = config.train.steps_of(int(pairs or 0))
         minutes = steps * config.train.batch_size / speed / 60
         metrics |= {"steps": steps, "minutes": minutes}
     return metrics
-
-
-def _num_steps(config: Config, pairs: float | None) -> int:
-    """Of the run that the config describes; 0 if that needs the number of pairs."""
-    if config.train.num_steps or not pairs:
-        return config.train.num_steps
-    of_epoch = max(pairs // config.train.batch_size, 1)
-    return max(round(config.train.num_epochs * of_epoch), 1)
 
 
 def _compile(config: Config, device: Device) -> JsonObject:

@@ -13,7 +13,7 @@ from vilem_jax.data.batches import open_corpus
 from vilem_jax.data.corpus import Corpus
 from vilem_jax.distributed import processes
 from vilem_jax.errors import UserError
-from vilem_jax.runs.metrics import notify
+from vilem_jax.progress import notify
 
 
 def fit_to_data(config: Config, stored: Config | None = None) -> Config:
@@ -35,7 +35,7 @@ def fit_to_data(config: Config, stored: Config | None = None) -> Config:
         )
     corpus = open_corpus(config.data)
     counts, machine = (corpus.num_pairs, corpus.num_images), this_machine()
-    config = fit(config, *counts, machine)
+    config = fit(config, corpus.num_pairs, machine)
     # Process 0's cores and memory count for all.
     config = freeze(processes.broadcast(to_dict(config)))
     notify(describe(config, *counts, machine))

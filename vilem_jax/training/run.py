@@ -235,8 +235,7 @@ def _report_notes(corpus: Corpus) -> None:
 def _count_steps(config: Config, corpus: Corpus) -> tuple[int, int]:
     """The steps of the run, and of an epoch."""
     steps_per_epoch = max(corpus.epoch_length // config.train.batch_size, 1)
-    of_epochs = round(config.train.num_epochs * steps_per_epoch)
-    num_steps = config.train.num_steps or max(of_epochs, 1)
+    num_steps = config.train.steps_of(corpus.epoch_length)
     check_against_data(config, corpus, num_steps)
     return num_steps, steps_per_epoch
 

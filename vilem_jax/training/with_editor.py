@@ -11,7 +11,7 @@ from vilem_jax.config.freeze import freeze, to_dict
 from vilem_jax.config.schema import Config
 from vilem_jax.distributed import processes
 from vilem_jax.editing.loading import needs_edits
-from vilem_jax.runs.metrics import notify
+from vilem_jax.progress import notify
 from vilem_jax.runs.workdir import CONFIG_FILE, EDITOR_FOLDER, read_config
 from vilem_jax.training.fitting import fit_to_data
 from vilem_jax.training.run import train
